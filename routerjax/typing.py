@@ -1,0 +1,53 @@
+"""Types that every part shares."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from typing import Any, NamedTuple, TypeAlias
+
+import jax
+
+Array: TypeAlias = jax.Array
+PyTree: TypeAlias = Any
+
+Query: TypeAlias = Mapping[str, Array]
+"""What a router looks at, leading axis = batch: ``embedding [batch, embed]``, or ``token_ids`` and ``attention_mask``
+``[batch, length]``, and optionally ``prompt_id [batch, 2]`` (uint32, see :func:`routerjax.prompts.prompt_ids`)."""
+
+Variables: TypeAlias = Mapping[str, PyTree]
+"""``{"params": trained, "memory": stored but never optimised}``; ``memory`` may be absent."""
+
+
+class PreferenceBatch(NamedTuple):
+    """Battles over unique queries; a whole data set and a mini-batch have the same form.
+
+    Attributes:
+        query: unique queries, each leaf ``[prompts, ...]``.
+        query_index: int32 ``[battles]``, which query a battle was fought on.
+        model_a: int32 ``[battles]``, column of the first model.
+        model_b: int32 ``[battles]``, column of the second model.
+        outcome: float32 ``[battles, 3]``, P(a wins), P(tie), P(b wins); rows sum to 1.
+        weight: float32 ``[battles]``, non-negative; 0 marks padding.
+    """
+
+    query: Query
+    query_index: Array
+    model_a: Array
+    model_b: Array
+    outcome: Array
+    weight: Array
+
+    @property
+    def label(self) -> Array:
+        """P(a is better), a tie counting half: float32 ``[battles]``."""
+        return self.outcome[:, 0] + 0.5 * self.outcome[:, 1]
+
+
+ScoreFn: TypeAlias = Callable[[Variables, Query], Array]
+"""Pure ``(variables, query) -> win_prob [batch]``."""
+
+PreferenceLoss: TypeAlias = Callable[[Array, PreferenceBatch], Array]
+"""Pure ``(scores [prompts, models], batch) -> loss [battles]`` in nats."""
+
+Readout: TypeAlias = Callable[[Array, int, int], Array]
+"""Pure ``(scores [batch, models], strong, weak) -> win_prob [batch]``."""

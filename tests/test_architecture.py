@@ -1,0 +1,125 @@
+"""The import direction of the design, no cycles, and files that stay small, read off the source itself."""
+
+import ast
+from pathlib import Path
+
+import pytest
+
+PACKAGE = Path(__file__).resolve().parents[1] / "routerjax"
+ROOT = PACKAGE.parent
+
+# What each part may import from routerjax. A part is a package below routerjax/ or a module in it.
+GROUND = {
+    "atomic",
+    "bradley_terry",
+    "config",
+    "errors",
+    "losses",
+    "metrics",
+    "prompts",
+    "routing",
+    "scoring",
+    "typing",
+}
+ALLOWED = {
+    **{part: GROUND for part in GROUND},
+    "data": GROUND,
+    "pretrained": GROUND,
+    "models": GROUND,
+    "features": GROUND | {"models", "pretrained"},
+    "training": GROUND,
+    "router": GROUND | {"features", "models", "pretrained"},
+    "evaluation": GROUND | {"router", "features", "models", "pretrained", "data"},
+    "export": GROUND | {"router", "features", "models", "pretrained"},
+}
+TOP = {"cli", "demo", "pipeline", "__init__"}  # may import anything; only one another import them
+
+
+def sources() -> list[Path]:
+    return sorted(PACKAGE.rglob("*.py"))
+
+
+def module_name(path: Path) -> str:
+    parts = path.relative_to(PACKAGE.parent).with_suffix("").parts
+    return ".".join(parts[:-1] if parts[-1] == "__init__" else parts)
+
+
+def part_of(module: str) -> str:
+    parts = module.split(".")
+    return parts[1] if len(parts) > 1 else "__init__"
+
+
+def imports(path: Path) -> set[str]:
+    """Modules of routerjax that a file imports, anywhere in it; `from package import module` counts as the module."""
+    known = {module_name(source) for source in sources()}
+    found = set()
+    for node in ast.walk(ast.parse(path.read_text())):
+        if isinstance(node, ast.Import):
+            found |= {alias.name for alias in node.names}
+        elif isinstance(node, ast.ImportFrom) and node.module:
+            assert node.level == 0, f"{path}: relative imports hide the direction"
+            members = {f"{node.module}.{alias.name}" for alias in node.names}
+            found |= (members & known) | ({node.module} if members - known else set())
+    return {name for name in found if name.split(".")[0] == "routerjax"} - {"routerjax"}
+
+
+def top_level_libraries(path: Path) -> set[str]:
+    names = set()
+    for node in ast.walk(ast.parse(path.read_text())):
+        if isinstance(node, ast.Import):
+            names |= {alias.name.split(".")[0] for alias in node.names}
+        elif isinstance(node, ast.ImportFrom) and node.module:
+            names.add(node.module.split(".")[0])
+    return names
+
+
+@pytest.mark.parametrize("path", sources(), ids=lambda path: str(path.relative_to(ROOT)))
+def test_imports_go_down_only(path: Path) -> None:
+    part = part_of(module_name(path))
+    used = {part_of(name) for name in imports(path)} - {part}
+    if part in TOP:
+        return
+    assert part in ALLOWED, f"{part} is not in the design: give it a place in ALLOWED"
+    assert used <= ALLOWED[part], f"{part} may not import {sorted(used - ALLOWED[part])}"
+
+
+def test_no_cycles() -> None:
+    graph = {module_name(path): imports(path) for path in sources()}
+    graph.pop("routerjax")
+    done: set[str] = set()
+
+    def visit(module: str, trail: tuple[str, ...]) -> None:
+        assert module not in trail, " -> ".join((*trail, module))
+        if module not in done:
+            for target in graph.get(module, ()):
+                # A package's __init__ re-exports its own modules; they do not import it back.
+                visit(target, (*trail, module))
+            done.add(module)
+
+    for module in graph:
+        visit(module, ())
+
+
+def test_families_never_import_each_other() -> None:
+    models = PACKAGE / "models"
+    for path in models.glob("*.py"):
+        if path.name != "__init__.py":
+            assert imports(path) & {module_name(p) for p in models.glob("*.py")} <= {"routerjax.models.layers"}, path
+
+
+def test_models_and_training_know_no_outside_formats() -> None:
+    for path in [*(PACKAGE / "models").glob("*.py"), *(PACKAGE / "training").glob("*.py")]:
+        assert not top_level_libraries(path) & {"transformers", "tokenizers", "safetensors", "datasets", "pyarrow"}, (
+            path
+        )
+
+
+def test_torch_is_never_used_at_run_time() -> None:
+    for path in sources():
+        assert not top_level_libraries(path) & {"torch", "pandas", "sklearn"}, path
+
+
+def test_files_stay_small() -> None:
+    python = [*sources(), *(ROOT / "tests").rglob("*.py"), *(ROOT / "experiments").rglob("*.py")]
+    lengths = {str(path.relative_to(ROOT)): len(path.read_text().splitlines()) for path in python}
+    assert {path: lines for path, lines in lengths.items() if lines > 400} == {}

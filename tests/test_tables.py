@@ -1,0 +1,83 @@
+import io
+import json
+import os
+from pathlib import Path
+
+import pyarrow as pa
+import pyarrow.parquet
+import pytest
+
+from routerjax.errors import InputError
+from routerjax.tables import read_prompt_table, read_table, write_table
+
+ROWS = {"prompt": ["one\nline, two", "1", "nan"], "win_prob": [0.5, 0.25, 1.0]}
+
+
+@pytest.mark.parametrize("ending", ["parquet", "csv", "jsonl"])
+def test_every_format_gives_back_what_was_written(tmp_path: Path, ending: str) -> None:
+    path = str(tmp_path / f"scores.{ending}")
+    write_table(pa.table(ROWS), path)
+    assert read_table(path).to_pydict() == ROWS
+    assert read_table(path, columns=["win_prob"]).to_pydict() == {"win_prob": ROWS["win_prob"]}
+    with pytest.raises(
+        InputError, match="lacks the column 'promt' \\(did you mean 'prompt'\\?\\); it has prompt, win_prob"
+    ):
+        read_table(path, columns=["promt"])
+    with pytest.raises(InputError, match="exists already"):
+        write_table(pa.table(ROWS), path)
+    assert os.listdir(tmp_path) == [f"scores.{ending}"]
+
+
+@pytest.mark.parametrize(
+    ("name", "content", "message"),
+    [
+        ("a.csv", "", "is empty"),
+        ("a.csv", "prompt,win_prob\n", "has no rows"),
+        ("a.csv", "prompt,win_prob\nhello\n", "not a readable csv"),
+        ("a.jsonl", "", "has no rows"),
+        ("a.jsonl", '{"prompt": "x"}\n{"prompt": ', "line 2 is not JSON"),
+        ("a.jsonl", "[1]\n", "must be a JSON object, got list"),
+        ("a.jsonl", '{"prompt": "x"}\n{"prompt": 3}\n', "mixes kinds"),
+        ("a.parquet", "PAR1 and no more", "not a complete parquet"),
+        ("a.xlsx", "x", "must end in .parquet, .csv, .jsonl, got '.xlsx'"),
+    ],
+)
+def test_what_cannot_be_read_is_said_in_one_line(tmp_path: Path, name: str, content: str, message: str) -> None:
+    (tmp_path / name).write_text(content)
+    with pytest.raises(InputError, match=message):
+        read_table(tmp_path / name)
+
+
+def test_truncated_parquet_is_refused(tmp_path: Path) -> None:
+    path = tmp_path / "a.parquet"
+    pyarrow.parquet.write_table(pa.table(ROWS), path)
+    path.write_bytes(path.read_bytes()[:-20])
+    with pytest.raises(InputError, match="not a complete parquet"):
+        read_table(path)
+
+
+@pytest.mark.parametrize("text", ["plain prompt\n\nanother\n", '{"prompt": "plain prompt"}\n{"prompt": "another"}'])
+def test_standard_input_takes_text_or_json(monkeypatch: pytest.MonkeyPatch, text: str) -> None:
+    monkeypatch.setattr("sys.stdin", io.StringIO(text))
+    assert read_prompt_table("-").to_pydict() == {"prompt": ["plain prompt", "another"]}
+
+
+def test_standard_input_refusals(monkeypatch: pytest.MonkeyPatch) -> None:
+    for text, message in [
+        ("", "is empty"),
+        ('{"prompt": 3}', "must be text, got 3"),
+        ('{"p": "x"}', "lacks the column"),
+    ]:
+        monkeypatch.setattr("sys.stdin", io.StringIO(text))
+        with pytest.raises(InputError, match=message):
+            read_prompt_table("-")
+
+
+def test_standard_output_is_json_lines(capsys: pytest.CaptureFixture[str]) -> None:
+    write_table(pa.table(ROWS), "-")
+    assert [json.loads(line)["prompt"] for line in capsys.readouterr().out.splitlines()] == ROWS["prompt"]
+
+
+def test_half_an_emoji_is_replaced(tmp_path: Path) -> None:
+    (tmp_path / "a.jsonl").write_text('{"prompt": "half \\ud83d emoji \\ud83d\\ude00"}')
+    assert read_table(tmp_path / "a.jsonl").column("prompt").to_pylist() == ["half \ufffd emoji 😀"]
