@@ -1,0 +1,189 @@
+"""Bradley-Terry ratings from win counts, and the tiers that they fall into. Ratings are in nats."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from jaxtyping import Array, Float, Int
+
+from routerjax.errors import InputError
+
+# Newton converges quadratically: a step this long leaves an error of its square, below what float32 resolves.
+LAST_STEP = 1e-4
+
+
+def fit(
+    wins: Float[Array, "models models"] | Float[np.ndarray, "models models"],
+    *,
+    prior: float = 1e-4,
+    num_steps: int = 64,
+) -> Float[Array, "models"]:
+    """Maximum-likelihood ratings, by damped Newton steps.
+
+    ``ratings = argmin_r -sum_ij wins_ij * log sigmoid(r_i - r_j)`` subject to ``sum_i r_i = 0``
+
+    ``wins`` is first joined by ``prior`` times the mean weight of a pair as a tie between every two models, so that a
+    model that won all its battles, or never met some others, still has a finite rating. Ratings therefore do not change
+    when all of ``wins`` is scaled. The bias is of the order of ``prior``; two models of which one always won end
+    ``log(2 / prior + 1)``, 9.9 nats, apart. Battles of a model with itself (the diagonal) count nothing.
+
+    It jits and vmaps, and is differentiated at the solution (implicitly), in both modes, whatever the number of steps.
+
+    Args:
+        wins: ``wins[i, j]`` = weighted wins of i over j, non-negative; a tie is half a win to each. float32 inside.
+        prior: at least 0; 0 needs battles that connect all models in both directions.
+        num_steps: at most so many Newton steps; it stops earlier where they have become short.
+
+    Returns:
+        Ratings in nats, float32, of mean zero; a positive difference favours the first. All zero where there are no
+        battles.
+
+    Raises:
+        InputError: ``wins`` is not square or empty, ``prior`` is negative; for numpy arrays also values that are
+            negative or not finite (a jax array may be traced, so its values are not looked at).
+
+    Example:
+        >>> ratings = fit(np.array([[0.0, 3.0], [1.0, 0.0]]), prior=0.0)
+        >>> float(win_prob(ratings[0], ratings[1])).__round__(4)
+        0.75
+
+    Reference:
+        Bradley and Terry, Biometrika 1952; RouteLLM (arXiv 2406.18665), section 4.1. The damping is that of Sun and
+        Tran-Dinh (arXiv 1703.04599) for generalised self-concordant functions, under which no step increases the loss.
+    """
+    if wins.ndim != 2 or wins.shape[0] != wins.shape[1] or wins.shape[0] == 0:
+        raise InputError(f"wins must be a square matrix [models, models]; got shape {wins.shape}")
+    if prior < 0:
+        raise InputError(f"prior must be at least 0; got {prior}")
+    if isinstance(wins, np.ndarray) and not (np.isfinite(wins) & (wins >= 0)).all():
+        row, column = np.argwhere(~(np.isfinite(wins) & (wins >= 0)))[0]
+        raise InputError(f"wins must be finite and at least 0; wins[{row}, {column}] is {wins[row, column]}")
+    if wins.shape[0] == 1:
+        return jnp.zeros(1)
+    return _fit(jnp.asarray(wins, jnp.float32), jnp.float32(prior), jnp.int32(num_steps))
+
+
+@jax.jit
+def _fit(
+    wins: Float[Array, "models models"], prior: Float[Array, ""], num_steps: Int[Array, ""]
+) -> Float[Array, "models"]:
+    num_models = wins.shape[0]
+    others = 1.0 - jnp.eye(num_models)
+    wins = wins * others
+    pair_weight = jnp.sum(wins) / (num_models * (num_models - 1) / 2)
+    # In units of a pair's mean weight, every quantity below is of order one.
+    wins = wins / jnp.where(pair_weight > 0.0, pair_weight, 1.0)
+    wins = wins + others * jnp.where(pair_weight > 0.0, prior / 2.0, 1.0)
+
+    # The first rating is held at zero, which leaves a positive definite problem in the others.
+    def ratings_of(free: Float[Array, "free"]) -> Float[Array, "models"]:
+        return jnp.pad(free, (1, 0))
+
+    def gradient(free: Float[Array, "free"]) -> Float[Array, "free"]:
+        lost = wins * jax.nn.sigmoid(_differences(ratings_of(free)).T)
+        return (jnp.sum(lost, axis=0) - jnp.sum(lost, axis=1))[1:]
+
+    def hessian(free: Float[Array, "free"]) -> Float[Array, "free free"]:
+        margin = _differences(ratings_of(free))
+        curvature = (wins + wins.T) * jax.nn.sigmoid(margin) * jax.nn.sigmoid(-margin)
+        return (jnp.diag(jnp.sum(curvature, axis=1)) - curvature)[1:, 1:]
+
+    def newton(_: object, start: Float[Array, "free"]) -> Float[Array, "free"]:
+        def unfinished(state: tuple[Float[Array, "free"], Float[Array, ""], Int[Array, ""]]) -> Array:
+            return (state[1] > LAST_STEP) & (state[2] < num_steps)
+
+        def step(
+            state: tuple[Float[Array, "free"], Float[Array, ""], Int[Array, ""]],
+        ) -> tuple[Float[Array, "free"], Float[Array, ""], Int[Array, ""]]:
+            free, _, count = state
+            full = _solve(hessian(free), -gradient(free))
+            # The largest change of any margin.
+            length = jnp.max(ratings_of(full)) - jnp.min(ratings_of(full))
+            damping = jnp.where(length > 0.0, jnp.log1p(length) / jnp.where(length > 0.0, length, 1.0), 1.0)
+            return free + damping * full, length, count + 1
+
+        return jax.lax.while_loop(unfinished, step, (start, jnp.float32(jnp.inf), jnp.int32(0)))[0]
+
+    # linear is the derivative of the gradient at the solution: the Hessian, as a function.
+    def tangent_solve(
+        linear: Callable[[Float[Array, "free"]], Float[Array, "free"]], target: Float[Array, "free"]
+    ) -> Float[Array, "free"]:
+        return _solve(jax.jacobian(linear)(target), target)
+
+    free = jax.lax.custom_root(gradient, jnp.zeros(num_models - 1), newton, tangent_solve)
+    ratings = ratings_of(free)
+    return ratings - jnp.mean(ratings)
+
+
+def win_prob(ratings_a: Float[Array, "*batch"], ratings_b: Float[Array, "*batch"]) -> Float[Array, "*batch"]:
+    """P(a beats b) = sigmoid(rating of a - rating of b), ratings in nats; element-wise.
+
+    Example:
+        >>> float(win_prob(jnp.float32(0.3), jnp.float32(0.3)))
+        0.5
+    """
+    return jax.nn.sigmoid(ratings_a - ratings_b)
+
+
+def tiers(ratings: Float[np.ndarray, "models"] | Float[Array, "models"], num_tiers: int) -> Int[np.ndarray, "models"]:
+    """Split models into contiguous tiers that minimise the sum of squared deviations from their tiers' means.
+
+    Exact, by dynamic programming over the sorted ratings: O(models^2 * num_tiers).
+
+    Args:
+        ratings: in any unit.
+        num_tiers: tiers, none of them empty.
+
+    Returns:
+        int32 tier of each model, 0 = strongest. Where several splits are equally good, one that ends the stronger
+        tiers early.
+
+    Raises:
+        InputError: ratings that are not a vector or not finite, or ``num_tiers`` outside 1..models.
+
+    Example:
+        >>> tiers(np.array([0.0, 2.1, 2.0, -0.1]), 2).tolist()
+        [1, 0, 0, 1]
+
+    Reference:
+        RouteLLM (arXiv 2406.18665), section 4.1 and appendix A.
+    """
+    ratings = np.asarray(ratings, np.float64)
+    if ratings.ndim != 1 or not np.isfinite(ratings).all():
+        raise InputError(f"ratings must be a vector of finite numbers; got {ratings.tolist()}")
+    if not 1 <= num_tiers <= ratings.size:
+        raise InputError(f"num_tiers must lie in 1..{ratings.size}, the number of models; got {num_tiers}")
+    order = np.argsort(-ratings, kind="stable")
+    # Centred: a variance from sums loses digits to a large mean.
+    ordered = ratings[order] - ratings.mean()
+    total = np.concatenate([[0.0], np.cumsum(ordered)])
+    squares = np.concatenate([[0.0], np.cumsum(ordered**2)])
+    num_models = ratings.size
+    start, end = np.ogrid[: num_models + 1, : num_models + 1]
+    size = np.maximum(end - start, 1)
+    deviation = squares[None, :] - squares[:, None] - (total[None, :] - total[:, None]) ** 2 / size
+    deviation = np.where(end > start, np.maximum(deviation, 0.0), np.inf)
+    # best[e]: the least cost of the first e models in so many tiers; cut[k][e]: where the last of k + 1 tiers starts.
+    best, cuts = deviation[0], []
+    for _ in range(num_tiers - 1):
+        cost = best[:, None] + deviation
+        cuts.append(np.argmin(cost, axis=0))
+        best = np.min(cost, axis=0)
+    tier = np.zeros(num_models, np.int32)
+    stop = num_models
+    for index in range(num_tiers - 1, 0, -1):
+        begin = int(cuts[index - 1][stop])
+        tier[order[begin:stop]] = index
+        stop = begin
+    return tier
+
+
+def _differences(ratings: Float[Array, "models"]) -> Float[Array, "models models"]:
+    return ratings[:, None] - ratings[None, :]
+
+
+def _solve(matrix: Float[Array, "free free"], target: Float[Array, "free"]) -> Float[Array, "free"]:
+    return jax.scipy.linalg.cho_solve(jax.scipy.linalg.cho_factor(matrix), target)

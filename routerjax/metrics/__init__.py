@@ -1,0 +1,23 @@
+"""How good a router is: cost-quality curves, calibration, and how far a figure can be trusted.
+
+Every function takes and returns float64 numpy; the resampling behind the intervals is one jitted program.
+"""
+
+from routerjax.metrics.bootstrap import BootstrapSamples as BootstrapSamples
+from routerjax.metrics.bootstrap import Interval as Interval
+from routerjax.metrics.bootstrap import Ranking as Ranking
+from routerjax.metrics.bootstrap import bootstrap as bootstrap
+from routerjax.metrics.bootstrap import percentile_interval as percentile_interval
+from routerjax.metrics.bootstrap import prompt_counts as prompt_counts
+from routerjax.metrics.bootstrap import rank_prompts as rank_prompts
+from routerjax.metrics.bootstrap import weighted_apgr_and_cpt as weighted_apgr_and_cpt
+from routerjax.metrics.calibration import brier as brier
+from routerjax.metrics.calibration import expected_calibration_error as expected_calibration_error
+from routerjax.metrics.calibration import log_loss as log_loss
+from routerjax.metrics.curve import Curve as Curve
+from routerjax.metrics.curve import aiq as aiq
+from routerjax.metrics.curve import apgr as apgr
+from routerjax.metrics.curve import apgr_binned as apgr_binned
+from routerjax.metrics.curve import cost_quality_curve as cost_quality_curve
+from routerjax.metrics.curve import cost_saving as cost_saving
+from routerjax.metrics.curve import cpt as cpt

@@ -1,0 +1,90 @@
+"""Whether win probabilities mean what they say. Labels may be soft: a tie is 0.5."""
+
+from __future__ import annotations
+
+import numpy as np
+from jaxtyping import Float
+
+from routerjax.errors import InputError
+from routerjax.metrics.columns import Column, check_columns, check_probabilities
+
+# A float32 sigmoid saturates at 0 and 1 for margins beyond about 16 nats, where its float64 twin does not.
+SMALLEST_PROB = float(np.finfo(np.float32).eps)
+
+
+def log_loss(win_prob: Column, label: Column) -> float:
+    """Mean negative log-likelihood in nats: ``mean(-label * log p - (1 - label) * log(1 - p))``.
+
+    ``win_prob`` is clipped to ``[e, 1 - e]`` with e the resolution of float32, 1.2e-7, so that a saturated sigmoid on
+    the wrong side costs 16 nats rather than infinity.
+
+    Args:
+        win_prob: ``[prompts]``, P(strong, or model_a, is better), in [0, 1].
+        label: ``[prompts]``, in [0, 1]: 1 for a win, 0.5 for a tie, or a mixture.
+
+    Raises:
+        InputError: columns of different lengths, empty, not finite or outside [0, 1].
+
+    Example:
+        >>> log_loss(np.array([0.5, 0.5]), np.array([1.0, 0.5])).__round__(4)
+        0.6931
+    """
+    win_prob, label = _checked(win_prob, label)
+    win_prob = np.clip(win_prob, SMALLEST_PROB, 1.0 - SMALLEST_PROB)
+    return float(-np.mean(label * np.log(win_prob) + (1.0 - label) * np.log1p(-win_prob)))
+
+
+def brier(win_prob: Column, label: Column) -> float:
+    """Mean squared error of the probability: ``mean((p - label) ** 2)``; 0 is perfect, a constant 0.5 has at most 0.25.
+
+    Args:
+        win_prob: ``[prompts]``, in [0, 1].
+        label: ``[prompts]``, in [0, 1].
+
+    Raises:
+        InputError: as :func:`log_loss`.
+
+    Example:
+        >>> brier(np.array([0.5, 1.0]), np.array([1.0, 1.0]))
+        0.125
+
+    Reference:
+        Brier, "Verification of forecasts expressed in terms of probability", 1950.
+    """
+    win_prob, label = _checked(win_prob, label)
+    return float(np.mean((win_prob - label) ** 2))
+
+
+def expected_calibration_error(win_prob: Column, label: Column, *, num_bins: int = 15) -> float:
+    """Weighted mean gap between confidence and outcome: ``sum_b n_b / n * |mean label_b - mean p_b|``.
+
+    The bins are of equal width, (i / num_bins, (i + 1) / num_bins], the first one closed; empty ones count nothing.
+
+    Args:
+        win_prob: ``[prompts]``, in [0, 1].
+        label: ``[prompts]``, in [0, 1].
+        num_bins: at least 1.
+
+    Raises:
+        InputError: as :func:`log_loss`, or ``num_bins`` below 1.
+
+    Example:
+        >>> expected_calibration_error(np.array([0.8, 0.8]), np.array([1.0, 0.0])).__round__(4)
+        0.3
+
+    Reference:
+        Guo et al., "On Calibration of Modern Neural Networks" (arXiv 1706.04599), equation 3.
+    """
+    if num_bins < 1:
+        raise InputError(f"num_bins must be at least 1; got {num_bins}")
+    win_prob, label = _checked(win_prob, label)
+    edges = np.arange(1, num_bins) / num_bins
+    gap = np.bincount(np.searchsorted(edges, win_prob, side="left"), weights=label - win_prob, minlength=num_bins)
+    return float(np.abs(gap).sum() / len(win_prob))
+
+
+def _checked(win_prob: Column, label: Column) -> tuple[Float[np.ndarray, "prompts"], Float[np.ndarray, "prompts"]]:
+    win_prob, label = check_columns({"win_prob": win_prob, "label": label})
+    check_probabilities("win_prob", win_prob)
+    check_probabilities("label", label)
+    return win_prob, label

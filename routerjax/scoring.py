@@ -1,0 +1,49 @@
+"""The one function that evaluation, serving and export see: ``(variables, query) -> win_prob``."""
+
+from __future__ import annotations
+
+import flax.linen as nn
+import jax.numpy as jnp
+from jaxtyping import Array, Float
+
+from routerjax.errors import InputError
+from routerjax.losses import bradley_terry_readout
+from routerjax.typing import Query, Readout, ScoreFn, Variables
+
+
+def make_score_fn(module: nn.Module, *, strong: int, weak: int, readout: Readout = bradley_terry_readout) -> ScoreFn:
+    """Make the pure scoring function of a router for one pair of models.
+
+    ``win_prob = readout(module.apply(variables, query), strong, weak)``: it jits, differentiates, and exports.
+
+    Args:
+        module: a router family, ``(query, *, deterministic) -> scores [batch, models]``.
+        strong: column of the strong model.
+        weak: column of the weak model.
+        readout: from scores to win probability; Bradley-Terry unless the family's head says otherwise.
+
+    Returns:
+        ``(variables, query) -> win_prob``, float32 ``[batch]``, P(the strong model is better).
+
+    Raises:
+        InputError: the columns are equal, negative, or not below the module's ``num_models``, where it has that.
+
+    Example:
+        >>> from routerjax.models import ConstantScores
+        >>> score = make_score_fn(ConstantScores(num_models=2), strong=0, weak=1)
+        >>> score({}, {"embedding": jnp.zeros((3, 8))}).tolist()
+        [0.5, 0.5, 0.5]
+    """
+    num_models = getattr(module, "num_models", None)
+    for role, column in (("strong", strong), ("weak", weak)):
+        if column < 0 or (num_models is not None and column >= num_models):
+            known = "0 or above" if num_models is None else f"in 0..{num_models - 1}, the router's {num_models} models"
+            raise InputError(f"the {role} model's column must be {known}; got {column}")
+    if strong == weak:
+        raise InputError(f"the strong and the weak model must differ; both are column {strong}")
+
+    def score(variables: Variables, query: Query) -> Float[Array, "batch"]:
+        scores = jnp.asarray(module.apply(variables, query, deterministic=True))
+        return readout(scores, strong, weak).astype(jnp.float32)
+
+    return score

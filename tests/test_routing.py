@@ -1,0 +1,134 @@
+"""Decisions and their calibration, against brute force over all thresholds."""
+
+import math
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from routerjax import routing
+from routerjax.errors import InputError
+
+SHARES = st.floats(0.0, 1.0)
+
+
+@st.composite
+def win_probs(draw):
+    """At most 12 probabilities, often tied, some at the ends of the range, in float32 or float64."""
+    value = st.one_of(st.integers(0, 4).map(lambda number: number / 4.0), st.floats(0.0, 1.0))
+    dtype = draw(st.sampled_from([np.float32, np.float64]))
+    return np.array(draw(st.lists(value, min_size=1, max_size=12)), dtype)
+
+
+class TestThresholdForShare:
+    @given(win_probs(), SHARES)
+    def test_largest_attainable_share_by_brute_force(self, win_prob, strong_share):
+        threshold, attained = routing.threshold_for_share(win_prob, strong_share)
+        attainable = [0.0, *((win_prob >= value).mean() for value in win_prob)]
+        assert attained == max(share for share in attainable if share <= strong_share)
+        assert 0.0 <= threshold <= 1.0 or (threshold == math.inf and win_prob.max() == 1.0)
+        # The same decisions in the type it was calibrated in, in float64, by numpy's promotion, and by JAX.
+        for decided in (
+            routing.route(win_prob, threshold),
+            routing.route(win_prob.astype(np.float64), threshold),
+            win_prob >= threshold,
+        ):
+            assert decided.mean() == attained
+        if win_prob.dtype == np.float32:
+            assert jnp.asarray(win_prob >= threshold).mean() == pytest.approx(attained)
+            assert float(np.mean(np.asarray(jnp.asarray(win_prob) >= threshold))) == attained
+
+    def test_hand_values(self):
+        win_prob = np.array([0.1, 0.4, 0.4, 0.9])
+        expected = {1.0: (0.1, 1.0), 0.99: (0.4, 0.75), 0.75: (0.4, 0.75), 0.74: (0.9, 0.25), 0.25: (0.9, 0.25)}
+        assert {share: routing.threshold_for_share(win_prob, share) for share in expected} == expected
+
+    def test_nothing_to_the_strong_model(self):
+        just_above = routing.threshold_for_share(np.array([0.5, 0.5]), 0.4)
+        assert just_above == (np.nextafter(0.5, 1.0), 0.0)
+        in_float32 = routing.threshold_for_share(np.array([0.5, 0.5], np.float32), 0.0)
+        assert in_float32.threshold == np.nextafter(np.float32(0.5), np.float32(1.0))
+        assert routing.threshold_for_share(np.array([0.5, 1.0]), 0.0) == (math.inf, 0.0)
+        assert not routing.route(np.array([0.5, 1.0]), math.inf).any()
+
+    def test_above_zero_is_above_zero_on_an_accelerator_too(self):
+        threshold, attained = routing.threshold_for_share(np.zeros(3, np.float32), 0.5)
+        assert attained == 0.0
+        assert not (jnp.zeros(3) >= threshold).any()
+        assert threshold >= np.finfo(np.float32).tiny
+
+    def test_a_share_of_many_thirds_is_attained(self):
+        # 1/3 computed by the caller and by a division of counts is the same number.
+        assert routing.threshold_for_share(np.array([0.1, 0.2, 0.3]), 1 / 3).strong_share == 1 / 3
+
+    @pytest.mark.parametrize(
+        ("win_prob", "share", "message"),
+        [
+            ([0.5], 1.5, r"strong share must lie in \[0, 1\], such as 0.5; got 1.5"),
+            ([0.5], math.nan, "strong share must lie in"),
+            ([0.5, math.nan], 0.5, "row 1 is nan"),
+            ([1.5, 0.5], 0.5, "row 0 is 1.5"),
+            ([], 0.5, "non-empty vector"),
+        ],
+    )
+    def test_bad_input(self, win_prob, share, message):
+        with pytest.raises(InputError, match=message):
+            routing.threshold_for_share(np.array(win_prob), share)
+
+
+class TestRoute:
+    def test_the_threshold_itself_goes_to_the_strong_model(self):
+        assert routing.route(jnp.array([0.25, 0.5, 0.75]), 0.5).tolist() == [False, True, True]
+        assert routing.route(np.array([0.0, 1.0]), 0.0).tolist() == [True, True]
+        assert routing.route(np.array([0.999, 1.0]), 1.0).tolist() == [False, True]
+
+    def test_a_float32_probability_is_not_rounded_up_to_the_threshold(self):
+        win_prob = np.array([0.1], np.float32)
+        above = float(np.nextafter(float(win_prob[0]), 1.0))
+        # numpy alone rounds this threshold to float32, where the two are equal.
+        assert (win_prob >= above).tolist() == [True]
+        assert routing.route(win_prob, above).tolist() == [False]
+
+    @pytest.mark.parametrize("threshold", [-0.1, 1.1, math.nan, -math.inf])
+    def test_bad_threshold(self, threshold):
+        with pytest.raises(InputError, match=r"threshold must lie in \[0, 1\]"):
+            routing.route(np.array([0.5]), threshold)
+
+    def test_bad_win_prob(self):
+        with pytest.raises(InputError, match=r"finite and lie in \[0, 1\]; row 1 is -0.5"):
+            routing.route(np.array([0.5, -0.5]), 0.5)
+
+
+class TestRouteByCost:
+    scores = jnp.array([[2.0, 1.0, 0.0], [5.0, 1.0, 0.0], [0.0, 0.0, 0.0]])
+
+    @pytest.mark.parametrize(
+        ("cost_weight", "chosen"), [(0.0, [0, 0, 0]), (0.2, [1, 0, 2]), (0.9, [2, 2, 2]), (100.0, [2, 2, 2])]
+    )
+    def test_hand_values(self, cost_weight, chosen):
+        cost = jnp.array([10.0, 3.0, 0.0])
+        decided = routing.route_by_cost(self.scores, cost, cost_weight)
+        assert decided.dtype == jnp.int32
+        assert decided.tolist() == chosen
+        assert jax.jit(routing.route_by_cost)(self.scores, cost, cost_weight).tolist() == chosen
+
+    def test_cost_of_each_prompt(self):
+        cost = jnp.array([[9.0, 0.0, 9.0], [0.0, 9.0, 9.0], [9.0, 9.0, 0.0]])
+        assert routing.route_by_cost(self.scores, cost, 1.0).tolist() == [1, 0, 2]
+
+    @given(st.integers(0, 10_000))
+    def test_a_threshold_is_the_case_of_two_models(self, seed):
+        rng = np.random.default_rng(seed)
+        scores, cost = rng.normal(size=(6, 2)), rng.random(2)
+        margin = scores[:, 0] - scores[:, 1]
+        expected = np.where(margin >= 0.5 * (cost[0] - cost[1]), 0, 1)
+        assert routing.route_by_cost(jnp.asarray(scores), jnp.asarray(cost), 0.5).tolist() == expected.tolist()
+
+    def test_bad_shapes(self):
+        with pytest.raises(InputError, match=r"got scores \(3, 3\) and cost \(2,\)"):
+            routing.route_by_cost(self.scores, jnp.zeros(2), 1.0)
+        with pytest.raises(InputError, match=r"got scores \(3,\) and cost \(3,\)"):
+            routing.route_by_cost(self.scores[0], jnp.zeros(3), 1.0)
