@@ -29,7 +29,8 @@ def bradley_terry(margin: Float[Array, "*battles"], label: Float[Array, "*battle
         0.6931
 
     Reference:
-        Bradley and Terry, "Rank analysis of incomplete block designs", Biometrika 1952; RouteLLM (arXiv 2406.18665), equation 1.
+        Bradley and Terry, "Rank analysis of incomplete block designs", Biometrika 1952;
+        RouteLLM (arXiv 2406.18665), equation 1.
     """
     margin = margin.astype(jnp.float32)
     label = label.astype(jnp.float32)

@@ -32,3 +32,15 @@ def prompt_ids(prompts: Sequence[str]) -> UInt32[np.ndarray, "prompts 2"]:
     """
     digests = b"".join(prompt_sha256(prompt)[:8] for prompt in prompts)
     return np.frombuffer(digests, dtype=">u4").reshape(-1, 2).astype(np.uint32)
+
+
+def valid_text(text: str) -> str:
+    """The text with lone surrogates (half a broken emoji, as scraped JSON has them) as U+FFFD.
+
+    What tokenizers and Arrow take is valid Unicode alone.
+
+    Example:
+        >>> valid_text("half \\ud83d") == "half \\ufffd"
+        True
+    """
+    return text.encode("utf-16", "surrogatepass").decode("utf-16", "replace")

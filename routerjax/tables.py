@@ -15,6 +15,7 @@ import pyarrow.parquet
 
 from routerjax.atomic import atomic_file, refuse_existing
 from routerjax.errors import InputError, nearest
+from routerjax.prompts import valid_text
 
 ENDINGS = (".parquet", ".csv", ".jsonl")
 
@@ -181,8 +182,7 @@ def _from_rows(rows: list[dict[str, object]], columns: Sequence[str] | None, whe
 
 
 def _encodable(value: object) -> object:
-    """Lone surrogates (half an emoji, as scraped JSON has them) become U+FFFD: Arrow holds valid UTF-8 alone."""
-    return value.encode("utf-16", "surrogatepass").decode("utf-16", "replace") if isinstance(value, str) else value
+    return valid_text(value) if isinstance(value, str) else value
 
 
 def _write_json_lines(table: pa.Table, stream: TextIO) -> None:

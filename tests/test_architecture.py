@@ -19,6 +19,7 @@ GROUND = {
     "prompts",
     "routing",
     "scoring",
+    "tables",
     "typing",
 }
 ALLOWED = {
@@ -30,7 +31,7 @@ ALLOWED = {
     "training": GROUND,
     "router": GROUND | {"features", "models", "pretrained"},
     "evaluation": GROUND | {"router", "features", "models", "pretrained", "data"},
-    "export": GROUND | {"router", "features", "models", "pretrained"},
+    "export": GROUND | {"router", "features", "models", "pretrained", "data"},
 }
 TOP = {"cli", "demo", "pipeline", "__init__"}  # may import anything; only one another import them
 

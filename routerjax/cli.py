@@ -1,0 +1,211 @@
+"""The ``routerjax`` command: parses, calls the library, prints.
+
+Nothing heavy is imported before a subcommand runs, so that ``--help`` answers at once.
+"""
+
+from __future__ import annotations
+
+import argparse
+import logging
+import os
+import sys
+from collections.abc import Sequence
+from pathlib import Path
+
+from routerjax.errors import InputError
+
+logger = logging.getLogger(__name__)
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Run the command line; return the exit status: 0 done, 2 bad input, 1 the machine refused (disk, permissions)."""
+    logging.basicConfig(stream=sys.stderr, format="%(message)s")
+    logging.getLogger("routerjax").setLevel(logging.INFO)
+    arguments = _parser().parse_args(argv)
+    try:
+        arguments.run(arguments)
+    except InputError as error:
+        return _fail(str(error), 2)
+    except BrokenPipeError:  # `routerjax score ... | head` is not an error
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        return 0
+    except OSError as error:
+        return _fail(str(error), 1)
+    except KeyboardInterrupt:
+        return _fail("interrupted; what was written before stays valid (train: go on with --resume)", 130)
+    return 0
+
+
+def _fail(message: str, status: int) -> int:
+    print(f"routerjax: error: {' '.join(message.split())}", file=sys.stderr)
+    return status
+
+
+def _parser() -> argparse.ArgumentParser:
+    parser = argparse.ArgumentParser(
+        prog="routerjax",
+        description="Learn LLM routers from preference data: train, evaluate with intervals, export with proof.",
+    )
+    commands = parser.add_subparsers(required=True, metavar="COMMAND")
+
+    demo = commands.add_parser("demo", help="the whole path on a simulated arena, in a few minutes, offline")
+    demo.add_argument("--output", type=Path, default=Path("demo_output"), metavar="DIR", help="default: %(default)s")
+    demo.add_argument("--seed", type=int, default=0, help="of the simulated arena; default: %(default)s")
+    demo.set_defaults(run=_demo)
+
+    train = commands.add_parser("train", help="train the router that a configuration describes")
+    train.add_argument("config", type=Path, metavar="CONFIG.py", help="a Python file that defines get_config()")
+    train.add_argument("--set", nargs="+", default=[], metavar="NAME=VALUE", help="optimizer.learning_rate=1e-4 ...")
+    train.add_argument("--output", type=Path, required=True, metavar="DIR", help="a new folder for the run")
+    train.add_argument("--resume", action="store_true", help="go on from the last checkpoint in --output")
+    train.set_defaults(run=_train)
+
+    evaluate = commands.add_parser("evaluate", help="cost-quality curves with controls and 95%% intervals")
+    evaluate.add_argument("routers", nargs="*", type=Path, metavar="ROUTER", help="router folders, or runs of train")
+    evaluate.add_argument(
+        "--benchmark",
+        nargs="+",
+        required=True,
+        metavar="NAME",
+        help="mmlu, gsm8k, mt_bench; or a table of scores (.parquet, .csv, .jsonl)",
+    )
+    evaluate.add_argument("--data-root", type=Path, default=Path("."), metavar="DIR", help="RouteLLM's evals folder")
+    evaluate.add_argument("--scores", nargs="+", type=Path, default=[], metavar="FILE", help="columns prompt, win_prob")
+    evaluate.add_argument("--strong", help="the strong model of a benchmark table")
+    evaluate.add_argument("--weak", help="the weak model of a benchmark table")
+    evaluate.add_argument(
+        "--exclude-smallest",
+        type=int,
+        default=0,
+        metavar="N",
+        help="leave out the N prompts with the smallest SHA-256 (those that a golden source of N prompts trained on)",
+    )
+    evaluate.add_argument("--samples", type=int, default=1000, help="bootstrap resamples; default: %(default)s")
+    evaluate.add_argument("--seed", type=int, default=0, help="of the bootstrap; default: %(default)s")
+    evaluate.add_argument("--output", type=Path, required=True, metavar="DIR", help="a new folder for the results")
+    evaluate.set_defaults(run=_evaluate)
+
+    calibrate = commands.add_parser("calibrate", help="the threshold that sends a wanted share to the strong model")
+    calibrate.add_argument("router", type=Path, metavar="ROUTER")
+    calibrate.add_argument("--prompts", required=True, metavar="FILE", help="a table with a column prompt, or -")
+    calibrate.add_argument("--strong-share", type=float, required=True, metavar="P", help="in [0, 1]")
+    calibrate.add_argument("--output", type=Path, metavar="DIR", help="write the router with this threshold stored")
+    calibrate.set_defaults(run=_calibrate)
+
+    score = commands.add_parser("score", help="win probabilities of prompts, and the model each is routed to")
+    score.add_argument("router", type=Path, metavar="ROUTER")
+    score.add_argument(
+        "--input",
+        required=True,
+        metavar="FILE",
+        help=".jsonl, .csv or .parquet with a column prompt; - reads one prompt (or JSON object) a line",
+    )
+    score.add_argument("--output", default="-", metavar="FILE", help="by its ending; - (default) prints JSON lines")
+    score.add_argument("--threshold", type=float, help="in [0, 1]; default: the router's own, if calibrated")
+    score.set_defaults(run=_score)
+
+    export = commands.add_parser("export", help="write a serving bundle, verified before it counts as written")
+    export.add_argument("router", type=Path, metavar="ROUTER")
+    export.add_argument("--format", required=True, choices=["stablehlo"])
+    export.add_argument("--output", type=Path, required=True, metavar="DIR", help="a new folder for the bundle")
+    export.set_defaults(run=_export)
+    for command in (evaluate, calibrate, score, export):
+        command.add_argument(
+            "--encoder", metavar="DIR", help="where the routers' sentence encoder is, if elsewhere now"
+        )
+    for command in (score, export):
+        command.add_argument("--strong", help="another strong model of the router's vocabulary")
+        command.add_argument("--weak", help="another weak model of the router's vocabulary")
+    return parser
+
+
+def _demo(arguments: argparse.Namespace) -> None:
+    from routerjax.demo import run_demo
+
+    run_demo(arguments.output, seed=arguments.seed)
+
+
+def _train(arguments: argparse.Namespace) -> None:
+    from routerjax.config import override
+    from routerjax.pipeline import load_config, train_router
+
+    config = override(load_config(arguments.config), arguments.set)
+    train_router(config, arguments.output, resume=arguments.resume)
+    print(f"router written to {arguments.output / 'router'}")
+
+
+def _evaluate(arguments: argparse.Namespace) -> None:
+    from rich.console import Console
+
+    from routerjax.evaluation import evaluate_routers, terminal_table
+
+    results = evaluate_routers(
+        arguments.routers,
+        benchmarks=arguments.benchmark,
+        data_root=arguments.data_root,
+        score_files=arguments.scores,
+        strong=arguments.strong,
+        weak=arguments.weak,
+        exclude_smallest=arguments.exclude_smallest,
+        num_samples=arguments.samples,
+        seed=arguments.seed,
+        encoder=arguments.encoder,
+        output=arguments.output,
+    )
+    console = Console(highlight=False)
+    for result in results:
+        console.print(terminal_table(result))
+    print(f"95 % intervals over prompts in brackets; results.json, results.md and curves.png are in {arguments.output}")
+
+
+def _calibrate(arguments: argparse.Namespace) -> None:
+    import dataclasses
+
+    from routerjax.features import EmbeddingCache
+    from routerjax.router import load_router, router_folder, save_router
+    from routerjax.routing import threshold_for_share
+    from routerjax.tables import read_prompt_table
+
+    router = load_router(router_folder(arguments.router), encoder=arguments.encoder)
+    prompts = read_prompt_table(arguments.prompts).column("prompt").to_pylist()
+    with EmbeddingCache() as cache:
+        win_prob = router.win_prob(prompts, cache=cache, progress=True)
+    threshold, attained = threshold_for_share(win_prob, arguments.strong_share)
+    print(f"threshold {threshold!r} sends {attained:.4f} of these {len(prompts)} prompts to {router.strong}")
+    if arguments.output is not None:
+        save_router(dataclasses.replace(router, threshold=threshold), arguments.output)
+        print(f"router with this threshold written to {arguments.output}")
+
+
+def _score(arguments: argparse.Namespace) -> None:
+    import pyarrow as pa
+
+    from routerjax.router import load_router, router_folder
+    from routerjax.routing import route
+    from routerjax.tables import read_prompt_table, write_table
+
+    router = load_router(router_folder(arguments.router), encoder=arguments.encoder)
+    strong, weak = arguments.strong or router.strong, arguments.weak or router.weak
+    table = read_prompt_table(arguments.input)
+    win_prob = router.win_prob(table.column("prompt").to_pylist(), strong, weak, progress=True)
+    table = table.append_column("win_prob", pa.array(win_prob))
+    threshold = router.threshold if arguments.threshold is None else arguments.threshold
+    if threshold is not None:
+        chosen = [strong if is_strong else weak for is_strong in route(win_prob, threshold)]
+        table = table.append_column("model", pa.array(chosen, pa.string()))
+    write_table(table, arguments.output)
+
+
+def _export(arguments: argparse.Namespace) -> None:
+    from routerjax.export import export_stablehlo
+    from routerjax.router import load_router, router_folder
+
+    router = load_router(router_folder(arguments.router), encoder=arguments.encoder)
+    differences = export_stablehlo(router, arguments.output, strong=arguments.strong, weak=arguments.weak)
+    for name, difference in differences.items():
+        print(f"{name}: win probabilities differ from the router's by at most {difference:.1e}")
+    print(f'verified bundle written to {arguments.output}; try: python {arguments.output / "load.py"} "A prompt"')
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,45 @@
+"""Preference data and benchmarks: from public formats to columns, and from columns to what training takes."""
+
+from routerjax.data.batch import to_batch
+from routerjax.data.benchmarks import (
+    ROUTELLM_STRONG,
+    ROUTELLM_WEAK,
+    Benchmark,
+    golden_preferences,
+    load_benchmark,
+    read_benchmark_table,
+    smallest_by_hash,
+    write_benchmark_table,
+)
+from routerjax.data.preferences import (
+    Preferences,
+    concatenate,
+    model_index,
+    require_both_outcomes,
+    split_by_prompt,
+    swap_sides,
+)
+from routerjax.data.readers import read_preferences, write_preferences
+from routerjax.data.simulation import SimulatedArena, simulate_arena
+
+__all__ = [
+    "ROUTELLM_STRONG",
+    "ROUTELLM_WEAK",
+    "Benchmark",
+    "Preferences",
+    "SimulatedArena",
+    "concatenate",
+    "golden_preferences",
+    "load_benchmark",
+    "model_index",
+    "read_benchmark_table",
+    "read_preferences",
+    "require_both_outcomes",
+    "simulate_arena",
+    "smallest_by_hash",
+    "split_by_prompt",
+    "swap_sides",
+    "to_batch",
+    "write_benchmark_table",
+    "write_preferences",
+]

@@ -1,0 +1,46 @@
+"""From battles and embeddings to what a training step takes."""
+
+from __future__ import annotations
+
+import jax.numpy as jnp
+import numpy as np
+from jaxtyping import Float
+
+from routerjax.data.preferences import Preferences
+from routerjax.errors import InputError
+from routerjax.prompts import prompt_ids
+from routerjax.typing import PreferenceBatch
+
+
+def to_batch(battles: Preferences, embedding: Float[np.ndarray, "prompts embed"]) -> PreferenceBatch:
+    """Battles on the device, each unique prompt's query once.
+
+    Args:
+        battles: any battles.
+        embedding: one row for each of ``battles.unique_prompts``, in that order.
+
+    Returns:
+        A batch whose query has ``embedding`` and ``prompt_id``.
+
+    Raises:
+        InputError: another number of rows, or a row that is not finite.
+    """
+    expected = len(battles.unique_prompts)
+    if embedding.ndim != 2 or len(embedding) != expected:
+        raise InputError(
+            f"embeddings must have one row for each of the {expected} different prompts, got shape {embedding.shape}"
+        )
+    bad = np.flatnonzero(~np.isfinite(embedding).all(axis=1))
+    if bad.size:
+        raise InputError(f"the embedding of prompt {bad[0]} is not finite ({bad.size} such rows)")
+    return PreferenceBatch(
+        query={
+            "embedding": jnp.asarray(embedding, jnp.float32),
+            "prompt_id": jnp.asarray(prompt_ids(battles.unique_prompts)),
+        },
+        query_index=jnp.asarray(battles.prompt_index),
+        model_a=jnp.asarray(battles.model_a),
+        model_b=jnp.asarray(battles.model_b),
+        outcome=jnp.asarray(battles.outcome),
+        weight=jnp.asarray(battles.weight),
+    )

@@ -1,0 +1,28 @@
+"""Routers on benchmarks: curves, figures with intervals, and the controls that every router is compared with."""
+
+from routerjax.evaluation.controls import control_win_probs
+from routerjax.evaluation.evaluate import (
+    BenchmarkResult,
+    Figure,
+    RouterResult,
+    evaluate,
+    preference_label,
+)
+from routerjax.evaluation.plots import plot_curves
+from routerjax.evaluation.report import markdown_table, results_json, terminal_table
+from routerjax.evaluation.run import evaluate_routers, read_scores
+
+__all__ = [
+    "BenchmarkResult",
+    "Figure",
+    "RouterResult",
+    "control_win_probs",
+    "evaluate",
+    "evaluate_routers",
+    "markdown_table",
+    "plot_curves",
+    "preference_label",
+    "read_scores",
+    "results_json",
+    "terminal_table",
+]

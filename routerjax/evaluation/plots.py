@@ -1,0 +1,43 @@
+"""Cost-quality curves as a picture."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from pathlib import Path
+
+import numpy as np
+from matplotlib.backends.backend_agg import FigureCanvasAgg
+from matplotlib.figure import Figure
+
+from routerjax.atomic import atomic_file
+from routerjax.evaluation.evaluate import BenchmarkResult
+
+PANEL_INCHES = (5.2, 4.2)
+# A curve of 14,037 prompts has 14,037 points; the picture shows no more than this many.
+MOST_POINTS = 1000
+CONTROL_STYLES = {"random": ":", "constant": "-.", "oracle": "--"}
+
+
+def plot_curves(results: Sequence[BenchmarkResult], path: Path) -> None:
+    """Quality over the share of strong calls, a panel for each benchmark, to a .png file."""
+    figure = Figure(figsize=(PANEL_INCHES[0] * len(results), PANEL_INCHES[1]), layout="constrained")
+    FigureCanvasAgg(figure)
+    for axes, result in zip(figure.subplots(1, len(results), squeeze=False)[0], results, strict=True):
+        for name, router in result.routers.items():
+            curve = router.curve
+            points = np.unique(np.linspace(0, len(curve.strong_share) - 1, MOST_POINTS).round().astype(int))
+            axes.plot(
+                100 * curve.strong_share[points],
+                curve.quality[points],
+                label=f"{name} (APGR {router.apgr.value:.3f})",
+                linestyle=CONTROL_STYLES.get(name, "-"),
+                color="0.4" if name in CONTROL_STYLES else None,
+                linewidth=1.2 if name in CONTROL_STYLES else 2.0,
+            )
+        axes.set_title(f"{result.benchmark}: {result.num_prompts} prompts")
+        axes.set_xlabel(f"calls to {result.strong} (%)")
+        axes.set_ylabel("mean quality")
+        axes.legend(fontsize="small")
+        axes.grid(alpha=0.3)
+    with atomic_file(path) as temporary:
+        figure.savefig(temporary, format="png", dpi=150)

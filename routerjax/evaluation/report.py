@@ -1,0 +1,115 @@
+"""Results for people and for programs: a table on the terminal, the same in Markdown, and JSON."""
+
+from __future__ import annotations
+
+import dataclasses
+import importlib.metadata
+import math
+from collections.abc import Callable, Iterator, Sequence
+
+import rich.box
+from rich.table import Table
+
+from routerjax.evaluation.evaluate import TARGETS, BenchmarkResult, Figure, RouterResult
+
+Cell = Callable[[BenchmarkResult, str, RouterResult], str]
+
+
+def _number(figure: Figure) -> str:
+    return f"{figure.value:.3f} [{figure.low:.3f}, {figure.high:.3f}]"
+
+
+def _share(figure: Figure) -> str:
+    def percent(share: float) -> str:
+        return "never" if math.isinf(share) else f"{100 * share:.1f}"
+
+    value = "not reached" if figure.value is None else percent(figure.value)
+    return f"{value} [{percent(figure.low)}, {percent(figure.high)}]"
+
+
+def _against_random(result: BenchmarkResult, name: str, _: RouterResult) -> str:
+    difference = result.difference.get((name, "random"))
+    return "" if difference is None else _number(difference)
+
+
+def _of_oracle(_: BenchmarkResult, __: str, router: RouterResult) -> str:
+    return "" if router.of_oracle is None else f"{100 * router.of_oracle:.0f} %"
+
+
+COLUMNS: dict[str, Cell] = {
+    "router": lambda _, name, __: name,
+    "APGR": lambda _, __, router: _number(router.apgr),
+    "of oracle": _of_oracle,
+    "CPT(50 %)": lambda _, __, router: _share(router.cpt[TARGETS[0]]),
+    "CPT(80 %)": lambda _, __, router: _share(router.cpt[TARGETS[1]]),
+    "APGR - random": _against_random,
+    "APGR, 10 bins": lambda _, __, router: f"{router.apgr_binned:.3f}",
+    "log-loss": lambda _, __, router: f"{router.log_loss:.3f}",
+}
+# What fits into 80 columns.
+TERMINAL_COLUMNS = ("router", "APGR", "of oracle", "CPT(50 %)", "CPT(80 %)")
+
+
+def _rows(result: BenchmarkResult, columns: Sequence[str]) -> Iterator[list[str]]:
+    """A row for each router, the best APGR on top."""
+    by_apgr = sorted(result.routers.items(), key=lambda item: -(item[1].apgr.value or 0.0))
+    for name, router in by_apgr:
+        yield [COLUMNS[column](result, name, router) for column in columns]
+
+
+def _headline(result: BenchmarkResult) -> str:
+    return (
+        f"{result.benchmark}: {result.num_prompts} prompts; {result.strong} {result.quality_strong:.4f}, "
+        f"{result.weak} {result.quality_weak:.4f}"
+    )
+
+
+def terminal_table(result: BenchmarkResult) -> Table:
+    """A table for a rich console: figures with their 95 % intervals, best router first."""
+    table = Table(title=_headline(result), title_justify="left", title_style="bold", box=rich.box.SIMPLE_HEAD)
+    for name in TERMINAL_COLUMNS:
+        table.add_column(name, justify="left" if name == "router" else "right")
+    for row in _rows(result, TERMINAL_COLUMNS):
+        table.add_row(*row)
+    return table
+
+
+def markdown_table(results: Sequence[BenchmarkResult]) -> str:
+    """The same in Markdown, for every benchmark."""
+    lines = []
+    for result in results:
+        lines += [f"**{_headline(result)}**", ""]
+        lines += ["| " + " | ".join(COLUMNS) + " |", "|" + "---|" * len(COLUMNS)]
+        lines += ["| " + " | ".join(row) + " |" for row in _rows(result, list(COLUMNS))]
+        lines.append("")
+    lines.append(
+        f"Brackets: 95 % bootstrap intervals over prompts ({results[0].num_samples} resamples, the same for all "
+        "routers). CPT: % of calls to the strong model that recover 50 % or 80 % of the quality gap. Random: one draw."
+    )
+    return "\n".join(lines) + "\n"
+
+
+def results_json(results: Sequence[BenchmarkResult]) -> dict[str, object]:
+    """Everything but the curves, as JSON without infinities: what is not reached is null."""
+    versions = {name: importlib.metadata.version(name) for name in ("routerjax", "jax", "numpy")}
+    return {"versions": versions, "benchmarks": [_benchmark_json(result) for result in results]}
+
+
+def _benchmark_json(result: BenchmarkResult) -> dict[str, object]:
+    routers = {}
+    for name, router in result.routers.items():
+        fields = {f.name: getattr(router, f.name) for f in dataclasses.fields(router) if f.name != "curve"}
+        routers[name] = {key: _plain(value) for key, value in fields.items()}
+    plain = {f.name: getattr(result, f.name) for f in dataclasses.fields(result)}
+    difference = [
+        {"router": one, "minus": other, "apgr": _plain(figure)} for (one, other), figure in result.difference.items()
+    ]
+    return {**plain, "routers": routers, "difference": difference}
+
+
+def _plain(value: object) -> object:
+    if isinstance(value, Figure):
+        return {name: _plain(part) for name, part in dataclasses.asdict(value).items()}
+    if isinstance(value, dict):
+        return {str(key): _plain(part) for key, part in value.items()}
+    return None if isinstance(value, float) and not math.isfinite(value) else value

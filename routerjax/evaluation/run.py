@@ -1,0 +1,159 @@
+"""From router folders and score files to a folder of results."""
+
+from __future__ import annotations
+
+import json
+import logging
+import os
+from collections.abc import Sequence
+from pathlib import Path
+
+import numpy as np
+import pyarrow as pa
+from jaxtyping import Float64
+
+from routerjax.atomic import new_directory, refuse_existing
+from routerjax.data import Benchmark, load_benchmark, read_benchmark_table, smallest_by_hash
+from routerjax.errors import InputError
+from routerjax.evaluation.controls import control_win_probs
+from routerjax.evaluation.evaluate import BenchmarkResult, evaluate
+from routerjax.evaluation.plots import plot_curves
+from routerjax.evaluation.report import markdown_table, results_json
+from routerjax.features import EmbeddingCache
+from routerjax.router import Router, load_router, router_folder
+from routerjax.tables import ENDINGS, read_table
+
+logger = logging.getLogger(__name__)
+
+
+def evaluate_routers(
+    routers: Sequence[str | os.PathLike[str]],
+    *,
+    benchmarks: Sequence[str],
+    data_root: str | os.PathLike[str] = ".",
+    score_files: Sequence[str | os.PathLike[str]] = (),
+    strong: str | None = None,
+    weak: str | None = None,
+    exclude_smallest: int = 0,
+    num_samples: int = 1000,
+    seed: int = 0,
+    encoder: str | None = None,
+    output: str | os.PathLike[str],
+) -> list[BenchmarkResult]:
+    """Evaluate routers and outside scores beside the controls.
+
+    ``output`` then holds ``results.json``, ``results.md`` and ``curves.png``. A run of
+    :func:`routerjax.pipeline.train_router` brings its nearest-neighbour control along (its folder ``knn``).
+
+    Args:
+        routers: router folders, or runs.
+        benchmarks: ``mmlu``, ``gsm8k``, ``mt_bench``, or paths of benchmark tables.
+        data_root: RouteLLM's ``evals`` folder, for the three names.
+        score_files: tables with columns ``prompt`` and ``win_prob`` that hold every prompt of every benchmark.
+        strong: the expensive model, for benchmark tables.
+        weak: the cheap model, likewise.
+        exclude_smallest: leave out the prompts with the smallest SHA-256, as many as this.
+        num_samples: bootstrap resamples.
+        seed: of the resamples and of the random control.
+        encoder: where to look for the encoder, if not where the routers say.
+        output: a new folder.
+
+    Raises:
+        InputError: whatever cannot be used; nothing is written then.
+    """
+    refuse_existing(Path(output))
+    if num_samples < 1:
+        raise InputError(f"the number of bootstrap resamples must be positive, got {num_samples}")
+    if not routers and not score_files:
+        raise InputError("nothing to evaluate: name at least one router folder, or a file of scores (--scores)")
+    loaded = _load(routers, encoder)
+    named_scores = _named({Path(path).stem: path for path in score_files}, score_files)
+    taken = {*loaded, *named_scores}
+    if len(taken) < len(loaded) + len(named_scores) or taken & {"random", "constant", "oracle"}:
+        raise InputError(
+            f"routers and score files must have different names, other than the controls': {sorted(taken)}"
+        )
+    sets = []
+    for name in benchmarks:
+        benchmark = _open_benchmark(name, data_root, strong, weak)
+        sets.append(smallest_by_hash(benchmark, exclude_smallest)[1] if exclude_smallest else benchmark)
+    results = []
+    with EmbeddingCache() as cache:
+        for benchmark in sets:
+            logger.info("%s: scoring %d prompts", benchmark.name, len(benchmark))
+            win_prob = {
+                name: router.win_prob(benchmark.prompts, cache=cache, progress=True).astype(np.float64)
+                for name, router in loaded.items()
+            }
+            win_prob |= {name: read_scores(path, benchmark) for name, path in named_scores.items()}
+            pair = (strong or benchmark.strong, weak or benchmark.weak)
+            if pair[0] is None or pair[1] is None:
+                raise InputError(f"{benchmark.name} has no usual pair of models: name them with --strong and --weak")
+            win_prob |= control_win_probs(benchmark, strong=pair[0], weak=pair[1], seed=seed)
+            results.append(
+                evaluate(win_prob, benchmark, strong=pair[0], weak=pair[1], num_samples=num_samples, seed=seed)
+            )
+    pairs = {name: {"strong": router.strong, "weak": router.weak} for name, router in loaded.items()}
+    with new_directory(output) as folder:
+        described = {**results_json(results), "router_pairs": pairs, "excluded_smallest_sha256": exclude_smallest}
+        text = json.dumps(described, indent=2, ensure_ascii=False, allow_nan=False)
+        (folder / "results.json").write_text(text + "\n", encoding="utf-8")
+        (folder / "results.md").write_text(markdown_table(results), encoding="utf-8")
+        plot_curves(results, folder / "curves.png")
+    return results
+
+
+def read_scores(path: str | os.PathLike[str], benchmark: Benchmark) -> Float64[np.ndarray, "prompts"]:
+    """Win probabilities of an outside router, in the order of a benchmark's prompts.
+
+    Args:
+        path: a table with columns ``prompt`` and ``win_prob`` (in [0, 1]); other prompts in it do not matter.
+        benchmark: whose prompts are looked up by their exact text.
+
+    Raises:
+        InputError: columns missing, values outside [0, 1], two values for one prompt, or prompts missing.
+    """
+    table = read_table(path, columns=["prompt", "win_prob"])
+    try:
+        values = table.column("win_prob").cast(pa.float64()).to_numpy()
+    except pa.ArrowInvalid as error:
+        raise InputError(f"{path}: column win_prob must be numbers: {error}") from error
+    bad = np.flatnonzero(~((values >= 0) & (values <= 1)))
+    if bad.size:
+        raise InputError(f"{path}: row {bad[0]}: column win_prob must be in [0, 1], got {values[bad[0]]}")
+    known: dict[str, float] = {}
+    for row, (prompt, value) in enumerate(zip(table.column("prompt").to_pylist(), values.tolist(), strict=True)):
+        if known.setdefault(prompt, value) != value:
+            raise InputError(f"{path}: row {row}: a second, different win_prob for the prompt {prompt[:60]!r}")
+    missing = [prompt for prompt in benchmark.prompts if prompt not in known]
+    if missing:
+        raise InputError(
+            f"{path}: no win_prob for {len(missing)} of the {len(benchmark)} prompts of {benchmark.name}, "
+            f"the first {missing[0][:60]!r}"
+        )
+    return np.asarray([known[prompt] for prompt in benchmark.prompts])
+
+
+def _load(paths: Sequence[str | os.PathLike[str]], encoder: str | None) -> dict[str, Router]:
+    """Routers by the name of their folder; each run's nearest-neighbour control once."""
+    runs = _named({Path(path).resolve().name: path for path in paths}, paths)
+    loaded = {name: load_router(router_folder(path), encoder=encoder) for name, path in runs.items()}
+    controls = {
+        name: Path(path) / "knn" for name, path in runs.items() if (Path(path) / "knn" / "router.json").exists()
+    }
+    for name, folder in controls.items():
+        loaded["knn" if len(controls) == 1 else f"knn of {name}"] = load_router(folder, encoder=encoder)
+    return loaded
+
+
+def _named(
+    by_name: dict[str, str | os.PathLike[str]], paths: Sequence[str | os.PathLike[str]]
+) -> dict[str, str | os.PathLike[str]]:
+    """By short names where these tell the paths apart, else by the paths themselves."""
+    return by_name if len(by_name) == len(paths) else {os.fspath(path): path for path in paths}
+
+
+def _open_benchmark(name: str, data_root: str | os.PathLike[str], strong: str | None, weak: str | None) -> Benchmark:
+    if Path(name).suffix in ENDINGS:
+        return read_benchmark_table(name, strong=strong, weak=weak)
+    return load_benchmark(name, data_root)

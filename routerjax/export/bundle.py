@@ -1,0 +1,133 @@
+"""Serving bundles: what is in the folder, and the proof that it works."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import math
+import os
+import subprocess
+import sys
+from collections.abc import Sequence
+from pathlib import Path
+
+import jax
+import numpy as np
+import safetensors.numpy
+
+from routerjax.atomic import new_directory, refuse_existing
+from routerjax.data import simulate_arena
+from routerjax.errors import InputError
+from routerjax.export.stablehlo import PLATFORMS, export_from_embedding, export_from_token_ids, flatten
+from routerjax.features import Embeddings
+from routerjax.router import Router
+
+FORMAT = "routerjax-stablehlo-1"
+TOLERANCE = {"from_embedding": 1e-6, "from_token_ids": 1e-5, "from_text": 1e-5}
+"""Largest differences of win probability between the bundle and the router that are accepted."""
+LOADER = Path(__file__).with_name("load_bundle.py")
+NUM_GOLDEN = 48
+
+
+class VerificationError(RuntimeError):
+    """A written bundle did not give the router's win probabilities."""
+
+
+def golden_prompts() -> tuple[str, ...]:
+    """The prompts that bundles are compared on: of the simulated arena, and one longer than any encoder takes."""
+    prompts = simulate_arena(num_prompts=NUM_GOLDEN, num_test_prompts=1, seed=0).preferences.unique_prompts
+    return (*prompts, " ".join(prompts))
+
+
+def export_stablehlo(
+    router: Router,
+    path: str | os.PathLike[str],
+    *,
+    strong: str | None = None,
+    weak: str | None = None,
+    prompts: Sequence[str] | None = None,
+) -> dict[str, float]:
+    """Write a bundle that runs wherever jax does, without routerjax.
+
+    The folder holds the scoring function from embeddings and, for routers of text, from token ids (encoder and router
+    as one function), as StableHLO for cpu, cuda and tpu with symbolic batch and length; the weights; the tokenizer;
+    golden prompts with their win probabilities; and ``load.py``. A fresh process that imports jax and not routerjax
+    loads it and compares, before the folder gets its name.
+
+    Args:
+        router: what to export.
+        path: a new folder.
+        strong: a model of the router's vocabulary; default its own.
+        weak: likewise.
+        prompts: golden prompts, default :func:`golden_prompts`.
+
+    Returns:
+        The largest difference of win probability found, for each way in.
+
+    Raises:
+        InputError: the folder exists, a model is unknown, or the router's encoder is not the one it was trained with.
+        VerificationError: the bundle gives other win probabilities; it is kept beside ``path``, named in the message.
+    """
+    path = Path(path)
+    refuse_existing(path)
+    strong, weak = strong or router.strong, weak or router.weak
+    reads_text = router.features.kind == "encoder"
+    if not reads_text and prompts is not None:
+        raise InputError("golden prompts were given, but this router takes embeddings, not text")
+    prompts = (list(prompts) if prompts is not None else list(golden_prompts())) if reads_text else []
+    files: dict[str, bytes] = {
+        "router.safetensors": _tensor_bytes(flatten(router.variables)),
+        "from_embedding.stablehlo": bytes(export_from_embedding(router, strong=strong, weak=weak).serialize()),
+    }
+    if reads_text:
+        encoder = router.encoder
+        golden = encoder.tokenize(prompts)
+        embedding = encoder.encode(prompts)
+        files["encoder.safetensors"] = _tensor_bytes(flatten(encoder.variables))
+        files["tokenizer.json"] = encoder.tokenizer_json
+        exported = export_from_token_ids(router, encoder, strong=strong, weak=weak)
+        files["from_token_ids.stablehlo"] = bytes(exported.serialize())
+    else:
+        golden = {}
+        embedding = np.random.default_rng(0).standard_normal((NUM_GOLDEN, router.features.width)).astype(np.float32)
+        embedding /= np.linalg.norm(embedding, axis=1, keepdims=True)
+    win_prob = router.win_prob(Embeddings(embedding, router.features.fingerprint), strong, weak)
+    files["golden.safetensors"] = _tensor_bytes({**golden, "embedding": embedding, "win_prob": win_prob})
+    files["load.py"] = LOADER.read_bytes()
+    description = {
+        "format": FORMAT,
+        "jax_version": jax.__version__,
+        "platforms": list(PLATFORMS),
+        "family": router.family,
+        "strong": strong,
+        "weak": weak,
+        "threshold": "inf" if router.threshold == math.inf else router.threshold,
+        "features": router.features.to_dict(),
+        "max_length": router.features.max_length if reads_text else None,
+        "golden_prompts": prompts,
+        "tolerance": TOLERANCE,
+        "sha256": {name: hashlib.sha256(content).hexdigest() for name, content in files.items()},
+        "provenance": dict(router.provenance),
+    }
+    with new_directory(path) as folder:
+        for name, content in files.items():
+            (folder / name).write_bytes(content)
+        text = json.dumps(description, indent=2, ensure_ascii=False)
+        (folder / "bundle.json").write_text(text + "\n", encoding="utf-8")
+        return _verify(folder, path)
+
+
+def _tensor_bytes(weights: dict[str, jax.Array] | dict[str, np.ndarray]) -> bytes:
+    return safetensors.numpy.save({name: np.ascontiguousarray(leaf) for name, leaf in weights.items()})
+
+
+def _verify(folder: Path, path: Path) -> dict[str, float]:
+    """Load and compare in a fresh process, isolated from this one's path and modules."""
+    command = [sys.executable, "-I", str(folder / "load.py"), "--verify"]
+    finished = subprocess.run(command, capture_output=True, text=True, check=False)
+    if finished.returncode != 0:
+        kept = path.with_name(f"{path.name}.rejected")
+        folder.rename(kept)
+        reason = (finished.stderr.strip().splitlines() or ["no message"])[-1]
+        raise VerificationError(f"the bundle does not do what the router does: {reason}; it is kept as {kept}")
+    return json.loads(finished.stdout)["largest_difference"]

@@ -1,0 +1,141 @@
+"""Score prompts with an exported router. Needs jax, numpy and safetensors (and tokenizers for text); not routerjax.
+
+    python load.py --verify             compare with the scores that the bundle was written with
+    python load.py "A prompt" ...       print win probabilities
+
+From code::
+
+    bundle = Bundle("path/of/bundle")
+    bundle.win_prob(["A prompt"])               # text
+    bundle.win_prob_from_embedding(embedding)   # float32 [batch, embed]
+"""
+
+import argparse
+import hashlib
+import json
+import sys
+from pathlib import Path
+
+import jax
+import jax.export
+import numpy as np
+from safetensors.numpy import load_file
+
+# Requests of any size are padded to a few sizes, each of which compiles once.
+SMALLEST_BATCH, LARGEST_BATCH, LENGTH_STEP = 8, 64, 32
+
+
+class Bundle:
+    """An exported router: ``description`` is bundle.json."""
+
+    def __init__(self, folder):
+        self.folder = Path(folder)
+        self.description = json.loads((self.folder / "bundle.json").read_text(encoding="utf-8"))
+        needed, got = self.description["jax_version"], jax.__version__
+        if _version(got) < _version(needed):
+            raise SystemExit(
+                f"this bundle was written by jax {needed} and needs that or newer, got jax {got}: "
+                f"pip install 'jax>={needed}'"
+            )
+        for name, expected in self.description["sha256"].items():
+            if hashlib.sha256((self.folder / name).read_bytes()).hexdigest() != expected:
+                raise SystemExit(f"{self.folder / name} is damaged: its sha256 is not that in bundle.json")
+        self.router = load_file(self.folder / "router.safetensors")
+        self._from_embedding = self._function("from_embedding.stablehlo")
+        self.max_length = self.description["max_length"]
+        if self.max_length is not None:
+            self.encoder = load_file(self.folder / "encoder.safetensors")
+            self._from_token_ids = self._function("from_token_ids.stablehlo")
+
+    def _function(self, name):
+        return jax.jit(jax.export.deserialize(bytearray((self.folder / name).read_bytes())).call)
+
+    def win_prob_from_embedding(self, embedding):
+        """P(strong is better than weak), float32 [batch], from embeddings float32 [batch, embed]."""
+        return _in_batches(lambda part: self._from_embedding(self.router, part), np.asarray(embedding, np.float32))
+
+    def win_prob_from_token_ids(self, token_ids, attention_mask):
+        """The same from int32 [batch, length]; any length up to ``max_length``."""
+        return _in_batches(
+            lambda ids, mask: self._from_token_ids(self.router, self.encoder, ids, mask),
+            np.asarray(token_ids, np.int32),
+            np.asarray(attention_mask, np.int32),
+        )
+
+    def win_prob(self, prompts):
+        """The same from texts."""
+        from tokenizers import Tokenizer
+
+        tokenizer = Tokenizer.from_file(str(self.folder / "tokenizer.json"))
+        tokenizer.enable_truncation(self.max_length)
+        tokenizer.enable_padding(pad_to_multiple_of=LENGTH_STEP)
+        # Half of a broken emoji is no text that a tokenizer takes.
+        texts = [prompt.encode("utf-16", "surrogatepass").decode("utf-16", "replace") for prompt in prompts]
+        encoded = tokenizer.encode_batch(texts)
+        ids, mask = ([getattr(one, name) for one in encoded] for name in ("ids", "attention_mask"))
+        return self.win_prob_from_token_ids(ids, mask)
+
+    def verify(self):
+        """Largest differences from the scores the bundle was written with; stops the program if one is too large."""
+        golden = load_file(self.folder / "golden.safetensors")
+        largest = {}
+        # One prompt alone, a few, and all: batch sizes that the functions were not traced with.
+        for rows in (slice(0, 1), slice(0, 5), slice(None)):
+            found = {"from_embedding": self.win_prob_from_embedding(golden["embedding"][rows])}
+            if self.max_length is not None:
+                ids, mask = golden["token_ids"][rows], golden["attention_mask"][rows]
+                length = int(mask.sum(axis=1).max())  # and lengths, without the padding of longer prompts
+                found["from_token_ids"] = self.win_prob_from_token_ids(ids[:, :length], mask[:, :length])
+                found["from_text"] = self.win_prob(self.description["golden_prompts"][rows])
+            for name, win_prob in found.items():
+                difference = float(np.abs(win_prob - golden["win_prob"][rows]).max())
+                largest[name] = max(difference, largest.get(name, 0.0))
+                if not difference <= self.description["tolerance"][name]:
+                    raise SystemExit(
+                        f"{name} differs from the golden scores by {difference:.2e}, "
+                        f"more than {self.description['tolerance'][name]:.0e}"
+                    )
+        return largest
+
+
+def _version(text):
+    return tuple(int(part) for part in text.split(".")[:2])
+
+
+def _in_batches(function, *columns):
+    if len(columns[0]) == 0:
+        return np.zeros(0, np.float32)
+    parts = []
+    for start in range(0, len(columns[0]), LARGEST_BATCH):
+        part = [column[start : start + LARGEST_BATCH] for column in columns]
+        count = len(part[0])
+        size = SMALLEST_BATCH
+        while size < count:
+            size *= 2
+        padded = [column[np.minimum(np.arange(size), count - 1)] for column in part]
+        parts.append(np.asarray(function(*padded))[:count])
+    return np.concatenate(parts)
+
+
+def main():
+    """Verify the bundle in this file's folder, or score the prompts on the command line."""
+    parser = argparse.ArgumentParser(description="Score prompts with an exported router.")
+    parser.add_argument("prompts", nargs="*")
+    parser.add_argument("--verify", action="store_true", help="compare with the scores the bundle was written with")
+    arguments = parser.parse_args()
+    bundle = Bundle(Path(__file__).resolve().parent)
+    if arguments.verify or not arguments.prompts:
+        print(json.dumps({"largest_difference": bundle.verify()}))
+        return
+    if bundle.max_length is None:
+        sys.exit("this router takes embeddings, not text: use Bundle.win_prob_from_embedding")
+    threshold = bundle.description["threshold"]
+    for prompt, win_prob in zip(arguments.prompts, bundle.win_prob(arguments.prompts).tolist(), strict=True):
+        row = {"prompt": prompt, "win_prob": win_prob}
+        if threshold is not None:
+            row["model"] = bundle.description["strong" if win_prob >= float(threshold) else "weak"]
+        print(json.dumps(row, ensure_ascii=False))
+
+
+if __name__ == "__main__":
+    main()

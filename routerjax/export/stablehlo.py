@@ -1,0 +1,69 @@
+"""The scoring function as StableHLO: symbolic batch and length, for cpu, cuda and tpu, weights as arguments."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from typing import cast
+
+import flax.traverse_util
+import jax
+import jax.export
+import jax.numpy as jnp
+
+from routerjax.features import SentenceEncoder
+from routerjax.router import Router
+from routerjax.typing import Array, PyTree
+
+PLATFORMS = ("cpu", "cuda", "tpu")
+
+FlatWeights = dict[str, Array]
+
+
+def flatten(tree: PyTree) -> FlatWeights:
+    """Weights by path, ``params/classifier``: what a safetensors file holds."""
+    return cast(FlatWeights, flax.traverse_util.flatten_dict(dict(tree), sep="/"))
+
+
+def _unflatten(weights: Mapping[str, Array]) -> PyTree:
+    return flax.traverse_util.unflatten_dict(dict(weights), sep="/")
+
+
+def export_from_embedding(router: Router, *, strong: str, weak: str) -> jax.export.Exported:
+    """``(router weights, embedding float32 [batch, embed]) -> win_prob float32 [batch]``."""
+    score = router.score_fn(strong=strong, weak=weak)
+
+    def win_prob(weights: FlatWeights, embedding: Array) -> Array:
+        return score(_unflatten(weights), {"embedding": embedding})
+
+    (batch,) = jax.export.symbolic_shape("batch")
+    embedding = jax.ShapeDtypeStruct((batch, router.features.width), jnp.float32)
+    return _export(win_prob, _shapes(flatten(router.variables)), embedding)
+
+
+def export_from_token_ids(router: Router, encoder: SentenceEncoder, *, strong: str, weak: str) -> jax.export.Exported:
+    """``(router weights, encoder weights, token_ids, attention_mask int32 [batch, length]) -> win_prob [batch]``.
+
+    Encoder and router are one function. The length may be any up to the encoder's ``max_length``.
+    """
+    score = router.score_fn(strong=strong, weak=weak)
+
+    def win_prob(weights: FlatWeights, encoder_weights: FlatWeights, token_ids: Array, attention_mask: Array) -> Array:
+        query = {"token_ids": token_ids, "attention_mask": attention_mask}
+        embedding = cast(Array, encoder.module.apply(_unflatten(encoder_weights), query))
+        return score(_unflatten(weights), {"embedding": embedding})
+
+    # The position table is sliced to the length, which export accepts only where it knows the bound.
+    shape = jax.export.symbolic_shape("batch, length", constraints=(f"length <= {encoder.spec.max_length}",))
+    tokens = jax.ShapeDtypeStruct(shape, jnp.int32)
+    weights, encoder_weights = flatten(router.variables), flatten(encoder.variables)
+    return _export(win_prob, _shapes(weights), _shapes(encoder_weights), tokens, tokens)
+
+
+def _shapes(weights: FlatWeights) -> PyTree:
+    return jax.tree.map(lambda leaf: jax.ShapeDtypeStruct(leaf.shape, leaf.dtype), weights)
+
+
+def _export(function: Callable[..., Array], *arguments: PyTree) -> jax.export.Exported:
+    # Accelerators multiply in lower precision unless told otherwise; the bundle promises the same figures everywhere.
+    with jax.default_matmul_precision("highest"):
+        return jax.export.export(jax.jit(function), platforms=PLATFORMS)(*arguments)

@@ -1,0 +1,99 @@
+"""Embeddings that were made elsewhere, with a fingerprint that says how."""
+
+from __future__ import annotations
+
+import json
+import os
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+import pyarrow as pa
+from jaxtyping import Float32
+
+from routerjax.errors import InputError
+from routerjax.features.spec import FeatureSpec
+from routerjax.tables import read_table
+
+
+@dataclass(frozen=True, eq=False)
+class Embeddings:
+    """Embeddings of some prompts.
+
+    Attributes:
+        embedding: float32 ``[prompts, embed]``, finite.
+        fingerprint: names the way they were made; embeddings of different fingerprints are never compared.
+
+    Raises:
+        InputError: no rows, not two-dimensional, not finite, or an empty fingerprint.
+    """
+
+    embedding: Float32[np.ndarray, "prompts embed"]
+    fingerprint: str
+
+    def __post_init__(self) -> None:
+        if not self.fingerprint:
+            raise InputError("embeddings need a fingerprint: any text that names the model that made them")
+        embedding = np.asarray(self.embedding)
+        if embedding.ndim != 2 or 0 in embedding.shape or embedding.dtype.kind != "f":
+            raise InputError(
+                f"embeddings must be floats of shape [prompts, embed], got {embedding.dtype} {embedding.shape}"
+            )
+        bad = np.flatnonzero(~np.isfinite(embedding).all(axis=1))
+        if bad.size:
+            raise InputError(f"row {bad[0]}: the embedding is not finite ({bad.size} such rows)")
+        object.__setattr__(self, "embedding", embedding.astype(np.float32))
+
+    def spec(self, source: str) -> FeatureSpec:
+        """What a router that is trained on them keeps."""
+        return FeatureSpec(kind="given", source=source, width=self.embedding.shape[1], fingerprint=self.fingerprint)
+
+
+def read_embeddings(path: str | os.PathLike[str]) -> Embeddings:
+    """Read embeddings from a file.
+
+    Args:
+        path: a .npy file ``[prompts, embed]``, or a table (.parquet, .jsonl) with a column ``embedding`` of lists of
+            one length. Beside it ``PATH.json`` declares how they were made: ``{"fingerprint": "MODEL AND VERSION"}``.
+
+    Raises:
+        InputError: no such file, no fingerprint, or no embeddings in it.
+    """
+    path = Path(path)
+    if not path.is_file():
+        raise InputError(f"no file {path}")
+    declared = path.with_name(f"{path.name}.json")
+    if not declared.is_file():
+        raise InputError(
+            f'{path} has no declared fingerprint: write {{"fingerprint": "MODEL AND VERSION"}} to {declared}'
+        )
+    try:
+        fingerprint = json.loads(declared.read_text(encoding="utf-8"))["fingerprint"]
+    except (ValueError, KeyError, TypeError) as error:
+        raise InputError(f'{declared} must hold {{"fingerprint": "MODEL AND VERSION"}}') from error
+    if not isinstance(fingerprint, str):
+        raise InputError(f"{declared}: fingerprint must be text, got {fingerprint!r}")
+    try:
+        return Embeddings(_npy(path) if path.suffix == ".npy" else _column(path), fingerprint)
+    except InputError as error:
+        raise InputError(f"{path}: {error}") from error
+
+
+def _npy(path: Path) -> np.ndarray:
+    try:
+        return np.load(path, allow_pickle=False)
+    except (ValueError, EOFError, OSError) as error:
+        raise InputError(f"not a complete .npy file: {error}") from error
+
+
+def _column(path: Path) -> np.ndarray:
+    column = read_table(path, columns=["embedding"]).column("embedding").combine_chunks()
+    if not (pa.types.is_list(column.type) or pa.types.is_fixed_size_list(column.type)) or column.null_count:
+        raise InputError(f"column embedding must hold a list of numbers in every row, got {column.type}")
+    lengths = {len(row) for row in column}
+    if len(lengths) != 1:
+        raise InputError(f"column embedding must hold lists of one length, got {min(lengths)} to {max(lengths)}")
+    try:
+        return column.flatten().cast(pa.float32()).to_numpy(zero_copy_only=False).reshape(len(column), -1)
+    except pa.ArrowInvalid as error:
+        raise InputError(f"column embedding must hold numbers: {error}") from error

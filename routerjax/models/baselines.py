@@ -1,0 +1,161 @@
+"""The controls that every learned router is compared with, on the interface of the learned ones."""
+
+from __future__ import annotations
+
+import flax.linen as nn
+import jax
+import jax.numpy as jnp
+from jaxtyping import Array, Float, UInt32
+
+from routerjax.typing import PreferenceBatch, Query, Variables
+
+# Cosine similarity lies in [-1, 1]: a query's own entry, marked with this, is never among its neighbours.
+EXCLUDED = -2.0
+
+
+class RandomScores(nn.Module):
+    """Independent standard Gumbel scores, a pure function of (seed, prompt).
+
+    The difference of two standard Gumbel variables is standard logistic, so for EVERY pair of models
+    ``sigmoid(margin)`` is uniform on (0, 1): the random router of the paper, for any number of models.
+
+    Attributes:
+        num_models: columns of the scores.
+        seed: another seed is another random router.
+    """
+
+    num_models: int
+    seed: int = 0
+
+    @nn.compact
+    def __call__(self, query: Query, *, deterministic: bool = True) -> Float[Array, "batch models"]:
+        """Score by ``query["prompt_id"]`` alone, uint32 ``[batch, 2]``."""
+        key = jax.random.key(self.seed)
+
+        def draw(prompt_id: UInt32[Array, "2"]) -> Float[Array, "models"]:
+            own = jax.random.fold_in(jax.random.fold_in(key, prompt_id[0]), prompt_id[1])
+            return jax.random.gumbel(own, (self.num_models,))
+
+        return jax.vmap(draw)(query["prompt_id"])
+
+
+class ConstantScores(nn.Module):
+    """The same scores for every prompt: always one model. Its cost-quality curve has two points and APGR 0.5."""
+
+    num_models: int
+
+    @nn.compact
+    def __call__(self, query: Query, *, deterministic: bool = True) -> Float[Array, "batch models"]:
+        """Return zeros, one row for each query."""
+        return jnp.zeros((jax.tree.leaves(dict(query))[0].shape[0], self.num_models))
+
+
+class NearestNeighbors(nn.Module):
+    """The mean label of each model over the k nearest training prompts.
+
+    ``score_m = log((sum_m + smoothing * prior_m) / (count_m + smoothing))``, where the sum and the count run over the
+    battles of m on the k prompts of highest cosine similarity and prior_m is m's mean label over all battles. With the
+    battles of one pair, one a prompt, ``sigmoid(score_a - score_b)`` is, as smoothing goes to 0, exactly the mean label
+    of the k nearest prompts.
+
+    ``memory``, built by :func:`nearest_neighbors_memory`: ``embedding [prompts, embed]`` (unit length), ``prompt_id
+    [prompts, 2]``, ``label_sum`` and ``battle_count`` ``[prompts, models]``, ``prior [models]``.
+
+    Attributes:
+        num_models: columns of the scores.
+        k: neighbours; at most the number of prompts in memory.
+        smoothing: battles that the prior counts for.
+        query_chunk: queries compared with the memory at a time, which bounds the space to ``query_chunk x prompts``.
+    """
+
+    num_models: int
+    k: int = 50
+    smoothing: float = 1.0
+    query_chunk: int = 256
+
+    @nn.compact
+    def __call__(self, query: Query, *, deterministic: bool = True) -> Float[Array, "batch models"]:
+        """Score by ``query["embedding"]``; a query that brings its ``prompt_id`` is not its own neighbour."""
+
+        def missing() -> Array:
+            raise ValueError("NearestNeighbors has no parameters to initialise; build its memory from battles")
+
+        embedding = self.variable("memory", "embedding", missing).value
+        own_id = self.variable("memory", "prompt_id", missing).value
+        label_sum = self.variable("memory", "label_sum", missing).value
+        battle_count = self.variable("memory", "battle_count", missing).value
+        prior = self.variable("memory", "prior", missing).value
+        k = min(self.k, embedding.shape[0])
+
+        def score(one: Query) -> Float[Array, "models"]:
+            vector = one["embedding"]
+            similarity = embedding @ (vector / jnp.maximum(jnp.linalg.norm(vector), 1e-12))
+            if "prompt_id" in one:
+                is_own = jnp.all(own_id == one["prompt_id"][None, :], axis=-1)
+                similarity = jnp.where(is_own, EXCLUDED, similarity)
+            nearest_similarity, nearest = jax.lax.top_k(similarity, k)
+            used = (nearest_similarity > EXCLUDED)[:, None]
+            labels = jnp.sum(label_sum[nearest] * used, axis=0)
+            battles = jnp.sum(battle_count[nearest] * used, axis=0)
+            return jnp.log((labels + self.smoothing * prior) / (battles + self.smoothing))
+
+        return jax.lax.map(score, dict(query), batch_size=self.query_chunk)
+
+
+def nearest_neighbors_memory(batch: PreferenceBatch, *, num_models: int) -> Variables:
+    """The ``memory`` of :class:`NearestNeighbors` from battles.
+
+    A battle gives its label to model_a and one minus its label to model_b. The prior of a model is its mean label,
+    pulled by one battle's weight towards one half, so that it is never 0 or 1.
+
+    Args:
+        batch: battles whose query has ``embedding`` and ``prompt_id``.
+        num_models: columns.
+    """
+    embedding = batch.query["embedding"]
+    norm = jnp.linalg.norm(embedding, axis=-1, keepdims=True)
+    zeros = jnp.zeros((embedding.shape[0], num_models))
+    won_a, won_b = batch.weight * batch.label, batch.weight * (1.0 - batch.label)
+    label_sum = zeros.at[batch.query_index, batch.model_a].add(won_a).at[batch.query_index, batch.model_b].add(won_b)
+    battle_count = (
+        zeros.at[batch.query_index, batch.model_a]
+        .add(batch.weight)
+        .at[batch.query_index, batch.model_b]
+        .add(batch.weight)
+    )
+    return {
+        "embedding": embedding / jnp.maximum(norm, 1e-12),
+        "prompt_id": batch.query["prompt_id"],
+        "label_sum": label_sum,
+        "battle_count": battle_count,
+        "prior": (jnp.sum(label_sum, axis=0) + 0.5) / (jnp.sum(battle_count, axis=0) + 1.0),
+    }
+
+
+class OracleScores(nn.Module):
+    """The true quality of each model on each known prompt: the best that any router could do.
+
+    ``memory``: ``prompt_id uint32 [prompts, 2]``, ``quality [prompts, models]``. A prompt that is not in memory scores
+    NaN, which no metric and no threshold accepts.
+
+    Attributes:
+        num_models: columns of the scores.
+    """
+
+    num_models: int
+
+    @nn.compact
+    def __call__(self, query: Query, *, deterministic: bool = True) -> Float[Array, "batch models"]:
+        """Look the qualities up by ``query["prompt_id"]``."""
+
+        def missing() -> Array:
+            raise ValueError("OracleScores has no parameters to initialise; give it the qualities as memory")
+
+        known_id = self.variable("memory", "prompt_id", missing).value
+        quality = self.variable("memory", "quality", missing).value
+
+        def look_up(prompt_id: UInt32[Array, "2"]) -> Float[Array, "models"]:
+            matches = jnp.all(known_id == prompt_id[None, :], axis=-1)
+            return jnp.where(jnp.any(matches), quality[jnp.argmax(matches)], jnp.nan)
+
+        return jax.lax.map(look_up, query["prompt_id"])

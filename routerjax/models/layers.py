@@ -1,0 +1,72 @@
+"""Transformer layers that more than one family is made of."""
+
+from __future__ import annotations
+
+import flax.linen as nn
+import jax
+import jax.numpy as jnp
+from jaxtyping import Array, Bool, Float
+
+# Added to the logits of keys that are padding. Finite, so that a row of nothing but padding has no NaN.
+MASKED = -1e9
+
+
+def dense(features: int, axes: tuple[str, str], *, name: str, initializer_range: float, dtype: jnp.dtype) -> nn.Dense:
+    """A projection whose kernel is stored ``[in, out]``: the layout that XLA multiplies fastest on CPU."""
+    return nn.Dense(
+        features,
+        dtype=dtype,
+        kernel_init=nn.with_logical_partitioning(nn.initializers.normal(initializer_range), axes),
+        bias_init=nn.with_logical_partitioning(nn.initializers.zeros_init(), axes[1:]),
+        name=name,
+    )
+
+
+def layer_norm(*, epsilon: float, name: str) -> nn.LayerNorm:
+    """Layer norm over ``embed``, in float32."""
+    return nn.LayerNorm(
+        epsilon=epsilon,
+        dtype=jnp.float32,
+        use_fast_variance=False,
+        scale_init=nn.with_logical_partitioning(nn.initializers.ones_init(), ("embed",)),
+        bias_init=nn.with_logical_partitioning(nn.initializers.zeros_init(), ("embed",)),
+        name=name,
+    )
+
+
+class SelfAttention(nn.Module):
+    """Multi-head attention of every token to every token that is not padding, in both directions.
+
+    Attributes:
+        num_heads: a divisor of the width.
+        initializer_range: standard deviation of the initial kernels.
+        dtype: of the matmuls; the softmax is in float32.
+    """
+
+    num_heads: int
+    initializer_range: float = 0.02
+    dtype: jnp.dtype = jnp.dtype("float32")
+
+    @nn.compact
+    def __call__(
+        self, hidden: Float[Array, "tokens embed"], is_token: Bool[Array, "batch length"]
+    ) -> Float[Array, "tokens embed"]:
+        """Attend within each row; ``hidden`` is ``[batch * length, embed]``, flat for one large matmul."""
+        batch, length = is_token.shape
+        width = hidden.shape[-1]
+        head_dim = width // self.num_heads
+
+        def heads(name: str) -> Float[Array, "batch heads length head_dim"]:
+            projected = dense(
+                width, ("embed", "heads"), name=name, initializer_range=self.initializer_range, dtype=self.dtype
+            )(hidden)
+            return projected.reshape(batch, length, self.num_heads, head_dim).transpose(0, 2, 1, 3)
+
+        query, key, value = heads("query"), heads("key"), heads("value")
+        logits = (query @ key.transpose(0, 1, 3, 2)).astype(jnp.float32) / head_dim**0.5
+        logits = logits + jnp.where(is_token, 0.0, MASKED)[:, None, None, :]
+        mixed = jax.nn.softmax(logits, axis=-1).astype(self.dtype) @ value
+        mixed = mixed.transpose(0, 2, 1, 3).reshape(batch * length, width)
+        return dense(width, ("heads", "embed"), name="out", initializer_range=self.initializer_range, dtype=self.dtype)(
+            mixed
+        )

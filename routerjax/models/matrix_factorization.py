@@ -1,0 +1,76 @@
+"""Matrix factorisation: a bilinear score of a prompt embedding and a learned model embedding."""
+
+from __future__ import annotations
+
+from typing import cast
+
+import flax.linen as nn
+import jax
+import jax.numpy as jnp
+from jaxtyping import Array, Float
+
+from routerjax.typing import Query
+
+# Norms below this are taken as this, so that a zero model embedding has a gradient; torch's normalize does the same.
+SMALLEST_NORM = 1e-12
+
+
+class MatrixFactorization(nn.Module):
+    """``score_m(q) = w2 . (v_m * (W1' v_q + b))``.
+
+    v_q is the prompt's frozen embedding, v_m the model's learned one. The defaults are the paper's form. The published
+    code differs: ``bias=False, normalize_models=True, noise_std=0.1``.
+
+    Attributes:
+        num_models: columns of the scores.
+        model_dim: width of a model's embedding.
+        bias: whether the projection of the prompt has a bias.
+        normalize_models: whether each v_m is scaled to unit length.
+        noise_std: standard deviation of Gaussian noise on v_q, from the rng stream ``noise``, when not deterministic.
+
+    Reference:
+        RouteLLM (arXiv 2406.18665), section 4.1; ``routellm/routers/matrix_factorization`` in its code.
+    """
+
+    num_models: int
+    model_dim: int = 128
+    bias: bool = True
+    normalize_models: bool = False
+    noise_std: float = 0.0
+
+    @nn.compact
+    def __call__(self, query: Query, *, deterministic: bool = True) -> Float[Array, "batch models"]:
+        """Score every model on every query.
+
+        Args:
+            query: ``embedding`` float ``[batch, embed]``.
+            deterministic: True scores; False adds the noise of training.
+        """
+        prompt_embedding = query["embedding"]
+        if self.noise_std > 0 and not deterministic:
+            noise = jax.random.normal(self.make_rng("noise"), prompt_embedding.shape, prompt_embedding.dtype)
+            prompt_embedding = prompt_embedding + self.noise_std * noise
+        initializer = nn.initializers.normal(self.model_dim**-0.5)
+        model_embedding = cast(
+            Array,
+            self.param(
+                "model_embedding",
+                nn.with_logical_partitioning(initializer, ("models", "model_dim")),
+                (self.num_models, self.model_dim),
+            ),
+        )
+        if self.normalize_models:
+            norm = jnp.linalg.norm(model_embedding, axis=-1, keepdims=True)
+            model_embedding = model_embedding / jnp.maximum(norm, SMALLEST_NORM)
+        projected = nn.Dense(
+            self.model_dim,
+            use_bias=self.bias,
+            kernel_init=nn.with_logical_partitioning(nn.initializers.lecun_normal(), ("embed", "model_dim")),
+            bias_init=nn.with_logical_partitioning(nn.initializers.zeros_init(), ("model_dim",)),
+            name="prompt_projection",
+        )(prompt_embedding)
+        classifier = cast(
+            Array,
+            self.param("classifier", nn.with_logical_partitioning(initializer, ("model_dim",)), (self.model_dim,)),
+        )
+        return projected @ (model_embedding * classifier[None, :]).T

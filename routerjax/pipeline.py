@@ -1,0 +1,236 @@
+"""From a configuration to a router on disk: battles -> features -> training -> router folder.
+
+The command line, the demo and the experiments all run this one path.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import hashlib
+import importlib.metadata
+import importlib.util
+import json
+import logging
+import subprocess
+from collections.abc import Sequence
+from pathlib import Path
+
+import numpy as np
+from jaxtyping import Float32
+
+from routerjax import losses, models, training
+from routerjax.atomic import atomic_file, refuse_existing
+from routerjax.config import DataConfig, ExperimentConfig, FeatureConfig
+from routerjax.data import (
+    ROUTELLM_STRONG,
+    ROUTELLM_WEAK,
+    Preferences,
+    concatenate,
+    golden_preferences,
+    load_benchmark,
+    model_index,
+    read_preferences,
+    require_both_outcomes,
+    smallest_by_hash,
+    split_by_prompt,
+    swap_sides,
+    to_batch,
+)
+from routerjax.errors import InputError
+from routerjax.features import EmbeddingCache, FeatureSpec, load_encoder, read_embeddings
+from routerjax.router import Router, make_module, save_router
+from routerjax.tables import ENDINGS
+from routerjax.typing import PreferenceBatch
+
+logger = logging.getLogger(__name__)
+
+
+def load_config(path: str | Path) -> ExperimentConfig:
+    """Run a Python file's ``get_config()``.
+
+    Raises:
+        InputError: no such file, no ``get_config``, or it returns something else.
+    """
+    path = Path(path)
+    if not path.is_file():
+        raise InputError(f"no configuration {path}: expected a Python file that defines get_config()")
+    spec = importlib.util.spec_from_file_location("routerjax_experiment", path)
+    if spec is None or spec.loader is None:
+        raise InputError(f"cannot read the configuration {path}: its name must end in .py")
+    module = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(module)
+    if not hasattr(module, "get_config"):
+        raise InputError(f"the configuration {path} defines no get_config()")
+    config = module.get_config()
+    if not isinstance(config, ExperimentConfig):
+        raise InputError(f"get_config() of {path} must return an ExperimentConfig, got {type(config).__name__}")
+    return config
+
+
+def load_preferences(config: DataConfig) -> Preferences:
+    """All battles of a run, sides swapped at random, sources in the order of the configuration."""
+    root = Path(config.root)
+    parts = []
+    for source in config.battles:
+        local = root / source.path
+        is_file = local.suffix in ENDINGS
+        battles = read_preferences(local if is_file else source.path, drop_where=source.drop_where)
+        parts.append(_weighted(battles, source.weight))
+        logger.info("read %s: %d battles on %d prompts", source.path, len(battles), len(battles.unique_prompts))
+    for source in config.golden:
+        benchmark = load_benchmark(source.benchmark, root / source.root)
+        if source.num_prompts is not None:
+            benchmark, _ = smallest_by_hash(benchmark, source.num_prompts)
+        names: dict[str, str] = {ROUTELLM_STRONG: source.strong, ROUTELLM_WEAK: source.weak}
+        battles = golden_preferences(benchmark, pairs=[(ROUTELLM_STRONG, ROUTELLM_WEAK)], rename=names)
+        parts.append(_weighted(battles, source.weight))
+        logger.info("golden answers of %s: %d battles", source.benchmark, len(battles))
+    if not parts:
+        raise InputError("no battles: data.battles and data.golden are both empty; name at least one source")
+    return swap_sides(concatenate(parts), seed=config.seed)
+
+
+def _weighted(battles: Preferences, weight: float) -> Preferences:
+    return dataclasses.replace(battles, weight=battles.weight * weight)
+
+
+def embed(
+    prompts: Sequence[str], config: FeatureConfig, *, root: Path, cache: EmbeddingCache | None
+) -> tuple[Float32[np.ndarray, "prompts embed"], FeatureSpec]:
+    """Embeddings of ``prompts``, and what a router must keep of where they came from."""
+    if config.embeddings is not None:
+        given = read_embeddings(root / config.embeddings)
+        if len(given.embedding) != len(prompts):
+            raise InputError(
+                f"{config.embeddings} holds {len(given.embedding)} embeddings, expected {len(prompts)}: one for each "
+                "different prompt of the battles, in the order in which the prompts first appear"
+            )
+        return given.embedding, given.spec(config.embeddings)
+    encoder = load_encoder(config.encoder, max_length=config.max_length)
+    logger.info("encoding %d prompts with %s", len(prompts), config.encoder)
+    return encoder.encode(prompts, progress=True, cache=cache), encoder.spec
+
+
+def train_router(config: ExperimentConfig, output: str | Path, *, resume: bool = False) -> Router:
+    """Train the router that ``config`` describes, and write it with all that is needed to repeat the run.
+
+    ``output`` then holds ``config.json``, ``router/`` (see :func:`routerjax.save_router`), ``knn/`` (the
+    nearest-neighbour control on the same battles), and ``training/`` (checkpoints, metrics.jsonl, TensorBoard files).
+
+    Args:
+        config: see :class:`routerjax.config.ExperimentConfig`.
+        output: a folder; must be new unless ``resume``.
+        resume: go on from the last checkpoint in ``output``; the result is the same as without the interruption.
+
+    Raises:
+        InputError: the data, the names or the folder cannot be used.
+    """
+    output = Path(output)
+    family = config.router.family
+    if resume:
+        _require_same_config(config, output)
+    else:
+        refuse_existing(output)
+    preferences = load_preferences(config.data)
+    require_both_outcomes(preferences)
+    for name in (config.router.strong, config.router.weak):
+        model_index(preferences.models, name)
+    num_models = len(preferences.models)
+    module = make_module(family, num_models=num_models, attributes=config.router.attributes)
+
+    prompts = preferences.unique_prompts
+    with EmbeddingCache() as cache:
+        embedding, spec = embed(prompts, config.features, root=Path(config.data.root), cache=cache)
+    row_of = {prompt: row for row, prompt in enumerate(prompts)}
+
+    def batch_of(battles: Preferences) -> PreferenceBatch:
+        return to_batch(battles, embedding[[row_of[prompt] for prompt in battles.unique_prompts]])
+
+    provenance = _provenance(config)
+    output.mkdir(parents=True, exist_ok=True)
+    if not resume:
+        _write_json(output / "config.json", provenance)
+    knn = Router(
+        family="knn",
+        attributes=config.router.attributes if family == "knn" else {},
+        models=preferences.models,
+        strong=config.router.strong,
+        weak=config.router.weak,
+        features=spec,
+        variables={"memory": models.nearest_neighbors_memory(batch_of(preferences), num_models=num_models)},
+        provenance=provenance,
+    )
+    if family == "knn":
+        save_router(knn, output / "router")
+        return knn
+
+    train, held_out = preferences, None
+    if config.data.validation_fraction > 0:
+        fraction, seed = config.data.validation_fraction, config.data.seed
+        train, held_out = split_by_prompt(preferences, validation_fraction=fraction, seed=seed)
+    logger.info("training %s on %d battles, validating on %d", family, len(train), len(preferences) - len(train))
+    result = training.fit(
+        module,
+        batch_of(train),
+        None if held_out is None else batch_of(held_out),
+        loss=losses.preference_loss,
+        optimizer=config.optimizer,
+        training=config.training,
+        directory=output / "training",
+        resume=resume,
+    )
+    router = dataclasses.replace(
+        knn,
+        family=family,
+        attributes=config.router.attributes,
+        variables=result.variables,
+        provenance={**provenance, "best_epoch": result.best_epoch, "validation_loss": result.best_loss},
+    )
+    # A run that was killed between the two has one of them already.
+    for name, trained in (("knn", knn), ("router", router)):
+        if not (output / name).exists():
+            save_router(trained, output / name)
+    return router
+
+
+def _require_same_config(config: ExperimentConfig, output: Path) -> None:
+    """A resumed run is the same run: refuse another configuration before anything is read or encoded."""
+    path = output / "config.json"
+    if not path.is_file():
+        raise InputError(f"nothing to resume: {output} holds no run (no config.json); run without --resume")
+    old = json.loads(path.read_text(encoding="utf-8"))["config"]
+    new = json.loads(json.dumps(dataclasses.asdict(config)))
+    different = [name for name in new if new[name] != old.get(name)]
+    if different:
+        raise InputError(
+            f"cannot resume {output}: the configuration differs in {', '.join(different)} (see {path}); resume "
+            "with the same one, or train into another folder"
+        )
+
+
+def _provenance(config: ExperimentConfig) -> dict[str, object]:
+    """What is needed to repeat a run: the configuration, the code, the versions and the data's hashes."""
+    versions = {name: importlib.metadata.version(name) for name in ("routerjax", "jax", "flax", "optax", "numpy")}
+    root = Path(config.data.root)
+    files = [root / source.path for source in config.data.battles if (root / source.path).is_file()]
+    return {
+        "config": dataclasses.asdict(config),
+        "git_commit": _git_commit(),
+        "versions": versions,
+        "data_sha256": {path.name: hashlib.sha256(path.read_bytes()).hexdigest() for path in files},
+    }
+
+
+def _git_commit() -> str | None:
+    """The commit of the code that runs, or None outside a checkout."""
+    command = ["git", "-C", str(Path(__file__).parent), "rev-parse", "HEAD"]
+    try:
+        finished = subprocess.run(command, capture_output=True, text=True, check=False)
+    except FileNotFoundError:
+        return None
+    return finished.stdout.strip() or None if finished.returncode == 0 else None
+
+
+def _write_json(path: Path, content: object) -> None:
+    with atomic_file(path) as temporary:
+        temporary.write_text(json.dumps(content, indent=2, ensure_ascii=False) + "\n")

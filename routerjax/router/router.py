@@ -1,0 +1,186 @@
+"""A router: a family's module with its variables, its vocabulary of models, and the features it was trained on."""
+
+from __future__ import annotations
+
+import functools
+import math
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import cast
+
+import flax.linen as nn
+import jax
+import jax.numpy as jnp
+import numpy as np
+from jaxtyping import Float32
+
+from routerjax.config import AttributeValue
+from routerjax.errors import InputError, nearest
+from routerjax.features import EmbeddingCache, Embeddings, FeatureSpec, SentenceEncoder, load_encoder
+from routerjax.prompts import prompt_ids
+from routerjax.router.families import FAMILIES, make_module
+from routerjax.scoring import make_score_fn
+from routerjax.typing import Array, Query, Readout, ScoreFn, Variables
+
+
+@dataclass(frozen=True, eq=False)
+class Router:
+    """Everything that is needed to score a prompt.
+
+    Attributes:
+        family: a name in :data:`FAMILIES`.
+        attributes: of the family's module, other than the number of models.
+        models: names of the columns of the scores.
+        strong: the default strong model.
+        weak: the default weak model.
+        features: what the router's queries were made with.
+        variables: ``{"params": ..., "memory": ...}``; either may be absent.
+        provenance: how it came to be: configuration, versions, data hashes; any JSON.
+        threshold: route to the strong model from this win probability on (``inf``: never); None before calibration.
+        encoder_source: where to look for the encoder instead of ``features.source``; its fingerprint must be the same.
+    """
+
+    family: str
+    attributes: Mapping[str, AttributeValue]
+    models: tuple[str, ...]
+    strong: str
+    weak: str
+    features: FeatureSpec
+    variables: Variables
+    provenance: Mapping[str, object] = field(default_factory=dict)
+    threshold: float | None = None
+    encoder_source: str | None = None
+
+    def __post_init__(self) -> None:
+        if self.strong == self.weak:
+            raise InputError(f"strong and weak must be different models, got {self.strong!r} for both")
+        for name in (self.strong, self.weak):
+            self.column(name)
+        if self.threshold is not None and not (0 <= self.threshold <= 1 or self.threshold == math.inf):
+            raise InputError(f"threshold must be in [0, 1], or inf for never, got {self.threshold!r}")
+
+    @functools.cached_property
+    def module(self) -> nn.Module:
+        """The linen module, ``(variables, query) -> scores [batch, models]``."""
+        return make_module(self.family, num_models=len(self.models), attributes=self.attributes)
+
+    @functools.cached_property
+    def encoder(self) -> SentenceEncoder:
+        """The sentence encoder that the router was trained with, loaded on first use.
+
+        Raises:
+            InputError: the router has given embeddings, or what is found is another encoder.
+        """
+        if self.features.kind != "encoder":
+            raise InputError(
+                f"this router was trained on given embeddings ({self.features.source}) and cannot read text; pass "
+                f"Embeddings with the fingerprint {self.features.fingerprint}"
+            )
+        source = self.encoder_source or self.features.source
+        encoder = load_encoder(source, max_length=cast(int, self.features.max_length))
+        if encoder.spec.fingerprint != self.features.fingerprint:
+            raise self._refusal(f"the encoder {source} has", encoder.spec.fingerprint)
+        return encoder
+
+    def _refusal(self, whose: str, fingerprint: str) -> InputError:
+        return InputError(
+            f"refused: {whose} fingerprint {fingerprint[:16]}, but this router was trained with "
+            f"{self.features.source}, fingerprint {self.features.fingerprint[:16]}; its scores would mean nothing"
+        )
+
+    def column(self, model: str) -> int:
+        """The column of a model in the scores.
+
+        Raises:
+            InputError: unknown; suggests the nearest name.
+        """
+        if model not in self.models:
+            count = len(self.models)
+            raise InputError(f"{model!r} is not one of the router's {count} models{nearest(model, self.models)}")
+        return self.models.index(model)
+
+    def score_fn(self, *, strong: str | None = None, weak: str | None = None) -> ScoreFn:
+        """The pure ``(variables, query) -> win_prob [batch]`` of a pair of models: what is exported."""
+        return make_score_fn(
+            self.module,
+            strong=self.column(strong or self.strong),
+            weak=self.column(weak or self.weak),
+            readout=FAMILIES[self.family].readout,
+        )
+
+    def scores(
+        self, prompts: Sequence[str] | Embeddings, *, cache: EmbeddingCache | None = None, progress: bool = False
+    ) -> Float32[np.ndarray, "prompts models"]:
+        """Score every model on every prompt; see :meth:`win_prob` for the arguments."""
+        return self._run(_jit_scores(self.module), self.query(prompts, cache=cache, progress=progress))
+
+    def win_prob(
+        self,
+        prompts: Sequence[str] | Embeddings,
+        strong: str | None = None,
+        weak: str | None = None,
+        *,
+        cache: EmbeddingCache | None = None,
+        progress: bool = False,
+    ) -> Float32[np.ndarray, "prompts"]:
+        """P(the strong model's answer is better than the weak one's) for each prompt.
+
+        Args:
+            prompts: texts; or embeddings, whose fingerprint must be that of the router's encoder.
+            strong: a model of ``models``; default the router's own.
+            weak: likewise.
+            cache: where embeddings are kept between runs.
+            progress: show a progress bar while encoding.
+
+        Raises:
+            InputError: an unknown model, or features other than those the router was trained with.
+        """
+        score = _jit_win_prob(
+            self.module,
+            self.column(strong or self.strong),
+            self.column(weak or self.weak),
+            FAMILIES[self.family].readout,
+        )
+        return self._run(score, self.query(prompts, cache=cache, progress=progress))
+
+    def query(
+        self, prompts: Sequence[str] | Embeddings, *, cache: EmbeddingCache | None = None, progress: bool = False
+    ) -> dict[str, np.ndarray]:
+        """What the module looks at: ``embedding`` float32 ``[prompts, embed]``, and ``prompt_id`` of texts."""
+        if isinstance(prompts, Embeddings):
+            if prompts.fingerprint != self.features.fingerprint:
+                raise self._refusal("the embeddings have", prompts.fingerprint)
+            if prompts.embedding.shape[1] != self.features.width:
+                width = prompts.embedding.shape[1]
+                raise InputError(f"embeddings must be {self.features.width} wide, as in training, got {width}")
+            return {"embedding": prompts.embedding}
+        if isinstance(prompts, str):
+            raise InputError("prompts must be a sequence of texts, got one text; write [prompt]")
+        embedding = self.encoder.encode(prompts, cache=cache, progress=progress)
+        return {"embedding": embedding, "prompt_id": prompt_ids(prompts)}
+
+    def _run(self, compiled: ScoreFn, query: Mapping[str, np.ndarray]) -> np.ndarray:
+        """Apply to a query padded to a power of two, so that any number of prompts takes few compilations."""
+        count = len(query["embedding"])
+        padded = 8
+        while padded < count:
+            padded *= 2
+        rows = np.minimum(np.arange(padded), max(count - 1, 0))
+        full = {
+            name: jnp.asarray(leaf[rows] if count else np.zeros((padded, *leaf.shape[1:]), leaf.dtype))
+            for name, leaf in query.items()
+        }
+        return np.asarray(compiled(self.variables, full), np.float32)[:count]
+
+
+@functools.lru_cache(maxsize=32)
+def _jit_scores(module: nn.Module) -> ScoreFn:
+    def scores(variables: Variables, query: Query) -> Array:
+        return cast(Array, module.apply(variables, query))
+
+    return jax.jit(scores)
+
+
+@functools.lru_cache(maxsize=32)
+def _jit_win_prob(module: nn.Module, strong: int, weak: int, readout: Readout) -> ScoreFn:
+    return jax.jit(make_score_fn(module, strong=strong, weak=weak, readout=readout))

@@ -1,0 +1,25 @@
+"""Training: a pure step, its wrappers over devices, checkpoints, and the loop. Knows no router family."""
+
+from routerjax.training.checkpoint import Checkpoints
+from routerjax.training.loop import FitResult, fit
+from routerjax.training.order import epoch_order
+from routerjax.training.parallel import jit_step, pmap_step, split_batch
+from routerjax.training.state import TrainState, create_state, learning_rate_schedule, make_optimizer
+from routerjax.training.step import make_train_step, scan_steps, take
+
+__all__ = [
+    "Checkpoints",
+    "FitResult",
+    "TrainState",
+    "create_state",
+    "epoch_order",
+    "fit",
+    "jit_step",
+    "learning_rate_schedule",
+    "make_optimizer",
+    "make_train_step",
+    "pmap_step",
+    "scan_steps",
+    "split_batch",
+    "take",
+]

@@ -1,0 +1,27 @@
+"""Data order: a pure function of (seed, epoch), so that a resumed run sees what an uninterrupted one would have."""
+
+from __future__ import annotations
+
+import numpy as np
+from jaxtyping import Int32
+
+PADDING = -1
+
+
+def epoch_order(*, seed: int, epoch: int, num_battles: int, batch_size: int) -> Int32[np.ndarray, "steps batch"]:
+    """Every battle once, shuffled and cut into batches; the last batch is filled up with -1.
+
+    Args:
+        seed: of the data order of the whole run.
+        epoch: 0 is the first.
+        num_battles: battles in the data set.
+        batch_size: battles a step.
+
+    Example:
+        >>> epoch_order(seed=0, epoch=0, num_battles=3, batch_size=2).shape
+        (2, 2)
+    """
+    num_steps = -(-num_battles // batch_size)
+    order = np.full(num_steps * batch_size, PADDING, np.int32)
+    order[:num_battles] = np.random.default_rng((seed, epoch)).permutation(num_battles)
+    return order.reshape(num_steps, batch_size)
