@@ -66,7 +66,7 @@ def make_train_step(
         state = state.replace(
             step=state.step + 1, params=optax.apply_updates(state.params, updates), opt_state=opt_state
         )
-        metrics = {"loss_sum": loss_sum, "weight_sum": weight_sum, "gradient_norm": optax.global_norm(gradient)}
+        metrics = {"loss_sum": loss_sum, "weight_sum": weight_sum, "gradient_norm": optax.tree.norm(gradient)}
         return state, metrics
 
     return train_step

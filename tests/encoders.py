@@ -1,0 +1,83 @@
+"""A tiny random BERT in the format in which sentence-transformers saves one, made without torch."""
+
+import json
+from pathlib import Path
+
+import numpy as np
+import safetensors.numpy
+import tokenizers
+from tokenizers import models, normalizers, pre_tokenizers, processors, trainers
+
+WIDTH, LAYERS, MLP, POSITIONS = 16, 2, 32, 64
+TEXTS = ("what is the capital of this country", "prove that there are infinitely many primes", "write a poem, please!")
+
+
+def make_tokenizer() -> tokenizers.Tokenizer:
+    tokenizer = tokenizers.Tokenizer(models.WordPiece(unk_token="[UNK]"))
+    tokenizer.normalizer = normalizers.BertNormalizer()
+    tokenizer.pre_tokenizer = pre_tokenizers.BertPreTokenizer()
+    special = ["[PAD]", "[UNK]", "[CLS]", "[SEP]"]
+    tokenizer.train_from_iterator(TEXTS, trainers.WordPieceTrainer(vocab_size=120, special_tokens=special))
+    tokenizer.post_processor = processors.BertProcessing(("[SEP]", 3), ("[CLS]", 2))
+    tokenizer.enable_padding(length=128)  # as published files have it: settings that must be overridden
+    tokenizer.enable_truncation(8)
+    return tokenizer
+
+
+def published_tensors(vocab_size: int, *, seed: int = 0) -> dict[str, np.ndarray]:
+    """Names and shapes of Hugging Face's BertModel."""
+    rng = np.random.default_rng(seed)
+    shapes = {
+        "embeddings.word_embeddings.weight": (vocab_size, WIDTH),
+        "embeddings.position_embeddings.weight": (POSITIONS, WIDTH),
+        "embeddings.token_type_embeddings.weight": (2, WIDTH),
+        "embeddings.LayerNorm.weight": (WIDTH,),
+        "embeddings.LayerNorm.bias": (WIDTH,),
+        "pooler.dense.weight": (WIDTH, WIDTH),
+        "pooler.dense.bias": (WIDTH,),
+    }
+    for layer in range(LAYERS):
+        prefix = f"encoder.layer.{layer}."
+        for name, shape in (
+            ("attention.self.query", (WIDTH, WIDTH)),
+            ("attention.self.key", (WIDTH, WIDTH)),
+            ("attention.self.value", (WIDTH, WIDTH)),
+            ("attention.output.dense", (WIDTH, WIDTH)),
+            ("intermediate.dense", (MLP, WIDTH)),
+            ("output.dense", (WIDTH, MLP)),
+        ):
+            shapes |= {f"{prefix}{name}.weight": shape, f"{prefix}{name}.bias": shape[:1]}
+        for name in ("attention.output.LayerNorm", "output.LayerNorm"):
+            shapes |= {f"{prefix}{name}.weight": (WIDTH,), f"{prefix}{name}.bias": (WIDTH,)}
+    return {name: (0.3 * rng.standard_normal(shape)).astype(np.float32) for name, shape in shapes.items()}
+
+
+def save_tiny_encoder(folder: Path, *, normalize: bool = True, seed: int = 0) -> Path:
+    (folder / "1_Pooling").mkdir(parents=True)
+    tokenizer = make_tokenizer()
+    tokenizer.save(str(folder / "tokenizer.json"))
+    tensors = published_tensors(tokenizer.get_vocab_size(), seed=seed)
+    safetensors.numpy.save_file(tensors, folder / "model.safetensors")
+    config = {
+        "model_type": "bert",
+        "vocab_size": tokenizer.get_vocab_size(),
+        "hidden_size": WIDTH,
+        "num_hidden_layers": LAYERS,
+        "num_attention_heads": 4,
+        "intermediate_size": MLP,
+        "max_position_embeddings": POSITIONS,
+        "type_vocab_size": 2,
+        "layer_norm_eps": 1e-12,
+        "hidden_dropout_prob": 0.1,
+        "attention_probs_dropout_prob": 0.1,
+        "initializer_range": 0.02,
+        "hidden_act": "gelu",
+        "position_embedding_type": "absolute",
+    }
+    (folder / "config.json").write_text(json.dumps(config))
+    pooling = {"word_embedding_dimension": WIDTH, "pooling_mode_cls_token": False, "pooling_mode_mean_tokens": True}
+    (folder / "1_Pooling" / "config.json").write_text(json.dumps(pooling))
+    types = ["Transformer", "Pooling", *(["Normalize"] if normalize else [])]
+    modules = [{"idx": i, "type": f"sentence_transformers.models.{name}"} for i, name in enumerate(types)]
+    (folder / "modules.json").write_text(json.dumps(modules))
+    return folder

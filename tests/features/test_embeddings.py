@@ -1,0 +1,76 @@
+"""Embeddings made elsewhere."""
+
+import json
+from pathlib import Path
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.parquet
+import pytest
+
+from routerjax import InputError, features
+
+EMBEDDING = np.random.default_rng(0).standard_normal((4, 3))
+
+
+def declare(path: Path, content: object = None) -> Path:
+    path.with_name(f"{path.name}.json").write_text(json.dumps(content or {"fingerprint": "model 1"}))
+    return path
+
+
+def test_npy_and_parquet_hold_the_same(tmp_path: Path) -> None:
+    npy, parquet = declare(tmp_path / "e.npy"), declare(tmp_path / "e.parquet")
+    np.save(npy, EMBEDDING)
+    pyarrow.parquet.write_table(pa.table({"embedding": EMBEDDING.tolist(), "other": list("abcd")}), parquet)
+    for path in (npy, parquet):
+        read = features.read_embeddings(path)
+        np.testing.assert_array_equal(read.embedding, EMBEDDING.astype(np.float32))
+        assert read.fingerprint == "model 1"
+    assert read.spec("e.parquet").to_dict() == {
+        "kind": "given",
+        "source": "e.parquet",
+        "width": 3,
+        "fingerprint": "model 1",
+        "max_length": None,
+    }
+
+
+@pytest.mark.parametrize(
+    ("array", "message"),
+    [
+        (np.where(np.arange(4)[:, None] == 2, np.nan, EMBEDDING), "row 2: the embedding is not finite"),
+        (EMBEDDING[0], r"must be floats of shape \[prompts, embed\]"),
+        (EMBEDDING[:0], r"must be floats of shape \[prompts, embed\]"),
+        (np.ones((2, 2), int), "must be floats"),
+        (np.asarray([{}], object), "not a complete .npy file"),
+    ],
+)
+def test_arrays_that_are_no_embeddings(tmp_path: Path, array: np.ndarray, message: str) -> None:
+    path = declare(tmp_path / "e.npy")
+    np.save(path, array, allow_pickle=True)
+    with pytest.raises(InputError, match=message):
+        features.read_embeddings(path)
+
+
+def test_files_that_cannot_be_used(tmp_path: Path) -> None:
+    with pytest.raises(InputError, match="no file"):
+        features.read_embeddings(tmp_path / "none.npy")
+    path = tmp_path / "e.npy"
+    np.save(path, EMBEDDING)
+    with pytest.raises(InputError, match="has no declared fingerprint: write"):
+        features.read_embeddings(path)
+    declare(path, {"finger": 1})
+    with pytest.raises(InputError, match="must hold"):
+        features.read_embeddings(path)
+    declare(path, {"fingerprint": 1})
+    with pytest.raises(InputError, match="fingerprint must be text"):
+        features.read_embeddings(path)
+    path.write_bytes(path.read_bytes()[:-5])
+    with pytest.raises(InputError, match=r"not a complete \.npy file"):
+        features.read_embeddings(declare(path))
+    ragged = declare(tmp_path / "e.parquet")
+    pyarrow.parquet.write_table(pa.table({"embedding": [[1.0], [1.0, 2.0]]}), ragged)
+    with pytest.raises(InputError, match="lists of one length, got 1 to 2"):
+        features.read_embeddings(ragged)
+    with pytest.raises(InputError, match="need a fingerprint"):
+        features.Embeddings(EMBEDDING, "")

@@ -1,0 +1,108 @@
+"""Text to embeddings: the real tokenizer, few compilations, the cache, and what is refused."""
+
+import json
+from pathlib import Path
+
+import numpy as np
+import pytest
+import tokenizers
+
+from routerjax import InputError, features
+from routerjax.features import encoder as encoder_module
+from tests.encoders import POSITIONS, TEXTS, WIDTH, save_tiny_encoder
+
+PROMPTS = [*TEXTS, "", "   ", "primes " * 100, "half an emoji \ud83d", "naïve 你好", TEXTS[0]]
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return save_tiny_encoder(tmp_path_factory.mktemp("encoder") / "tiny")
+
+
+def test_each_prompt_alone_or_among_others_is_the_same(folder: Path) -> None:
+    encoder = features.load_encoder(folder, max_length=40)
+    together = encoder.encode(PROMPTS)
+    assert together.shape == (len(PROMPTS), WIDTH)
+    assert together.dtype == np.float32
+    np.testing.assert_allclose(np.linalg.norm(together, axis=1), 1, rtol=1e-5)
+    for row, prompt in enumerate(PROMPTS):
+        query = encoder.tokenize([prompt])
+        assert query["token_ids"].shape[1] == query["attention_mask"].sum() <= 40
+        np.testing.assert_allclose(together[row], encoder.module.apply(encoder.variables, query)[0], atol=1e-5)
+    assert encoder.encode([]).shape == (0, WIDTH)
+
+
+def test_the_files_own_padding_and_truncation_are_overridden(folder: Path) -> None:
+    encoder = features.load_encoder(folder, max_length=40)
+    plain = tokenizers.Tokenizer.from_file(str(folder / "tokenizer.json"))
+    plain.no_padding()
+    plain.no_truncation()
+    long = "primes " * 30
+    assert encoder.tokenize([long])["token_ids"][0].tolist() == plain.encode(long).ids
+    assert encoder.tokenize([PROMPTS[5]])["token_ids"].shape == (1, 40)
+
+
+def test_a_handful_of_compilations_and_none_later(folder: Path) -> None:
+    encoder = features.load_encoder(folder, max_length=POSITIONS)
+    words = np.random.default_rng(0).integers(0, 60, 300)
+    encoder_module._embed.clear_cache()
+    encoder.encode([" ".join(["primes"] * count) + f" {row}" for row, count in enumerate(words)])
+    compiled = encoder_module._embed._cache_size()
+    assert 2 <= compiled <= sum(length <= POSITIONS for length in encoder_module.LENGTHS)
+    encoder.encode([" ".join(["poem"] * count) + f" {row}" for row, count in enumerate(words[::-1])])
+    assert encoder_module._embed._cache_size() == compiled
+
+
+def test_the_fingerprint_names_weights_tokenizer_length_and_pooling(tmp_path: Path, folder: Path) -> None:
+    spec = features.load_encoder(folder, max_length=32).spec
+    assert features.load_encoder(folder, max_length=32).spec == spec
+    others = [
+        features.load_encoder(folder, max_length=33).spec,
+        features.load_encoder(save_tiny_encoder(tmp_path / "weights", seed=1), max_length=32).spec,
+        features.load_encoder(save_tiny_encoder(tmp_path / "pooling", normalize=False), max_length=32).spec,
+    ]
+    assert len({spec.fingerprint, *(other.fingerprint for other in others)}) == 4
+    assert features.FeatureSpec.from_dict(json.loads(json.dumps(spec.to_dict()))) == spec
+    with pytest.raises(InputError, match="a feature specification has kind, source"):
+        features.FeatureSpec.from_dict({"kind": "encoder"})
+
+
+def test_the_cache_is_asked_first_and_knows_the_fingerprint(folder: Path, tmp_path: Path) -> None:
+    encoder = features.load_encoder(folder, max_length=32)
+    with features.EmbeddingCache(tmp_path / "cache.sqlite") as cache:
+        first = encoder.encode(PROMPTS, cache=cache)
+        digest = features.encoder.prompt_sha256(PROMPTS[0])
+        assert list(cache.get(encoder.spec.fingerprint, [digest])) == [digest]
+        assert cache.get("another", [digest]) == {}
+        marked = np.full(WIDTH, 7, np.float32)
+        cache.put(encoder.spec.fingerprint, {features.encoder.prompt_sha256("new"): marked})
+        np.testing.assert_array_equal(encoder.encode(["new"], cache=cache), marked[None])
+        np.testing.assert_array_equal(encoder.encode(PROMPTS, cache=cache), first)
+    assert TEXTS[0].encode() not in (tmp_path / "cache.sqlite").read_bytes()
+
+
+@pytest.mark.parametrize(
+    ("file", "content", "message"),
+    [
+        ("config.json", {"model_type": "roberta"}, "model_type must be 'bert', got 'roberta'"),
+        ("config.json", {"model_type": "bert", "hidden_act": "relu"}, "hidden_act must be 'gelu'"),
+        ("config.json", {"model_type": "bert"}, "has no 'vocab_size'"),
+        ("config.json", "{", "is not JSON"),
+        ("1_Pooling/config.json", {"pooling_mode_cls_token": True}, "only mean pooling is supported"),
+        ("tokenizer.json", "{}", "is not a tokenizer"),
+    ],
+)
+def test_another_architecture_or_damage_is_refused(tmp_path: Path, file: str, content: object, message: str) -> None:
+    folder = save_tiny_encoder(tmp_path / "tiny")
+    (folder / file).write_text(content if isinstance(content, str) else json.dumps(content))
+    with pytest.raises(InputError, match=message):
+        features.load_encoder(folder, max_length=32)
+
+
+def test_bad_arguments(folder: Path, tmp_path: Path) -> None:
+    with pytest.raises(InputError, match=r"max_length must be in \[2, 64\]"):
+        features.load_encoder(folder, max_length=65)
+    with pytest.raises(InputError, match=r"is not a sentence encoder: no config.json in it"):
+        features.load_encoder(tmp_path)
+    with pytest.raises(InputError, match="row 1: a prompt must be text, got None"):
+        features.load_encoder(folder, max_length=32).encode(["x", None])

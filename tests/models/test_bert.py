@@ -1,0 +1,109 @@
+"""The BERT encoder against a plain numpy forward, and its shapes at full size."""
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from scipy.special import erf, softmax
+
+from routerjax import models
+from tests.encoders import LAYERS, MLP, POSITIONS, WIDTH, published_tensors
+
+VOCAB, HEADS = 50, 4
+ENCODER = models.BertEncoder(
+    vocab_size=VOCAB, width=WIDTH, num_layers=LAYERS, num_heads=HEADS, mlp_dim=MLP, max_positions=POSITIONS
+)
+
+
+def reference(tensors: dict[str, np.ndarray], token_ids: np.ndarray, mask: np.ndarray) -> np.ndarray:
+    """BERT for one row, written out from the paper with the published names."""
+    w = {name: tensor.astype(float) for name, tensor in tensors.items()}
+
+    def dense(hidden: np.ndarray, name: str) -> np.ndarray:
+        return hidden @ w[f"{name}.weight"].T + w[f"{name}.bias"]
+
+    def norm(hidden: np.ndarray, name: str) -> np.ndarray:
+        centred = hidden - hidden.mean(axis=-1, keepdims=True)
+        scaled = centred / np.sqrt((centred**2).mean(axis=-1, keepdims=True) + 1e-12)
+        return scaled * w[f"{name}.weight"] + w[f"{name}.bias"]
+
+    length = len(token_ids)
+    hidden = w["embeddings.word_embeddings.weight"][token_ids] + w["embeddings.position_embeddings.weight"][:length]
+    hidden = norm(hidden + w["embeddings.token_type_embeddings.weight"][0], "embeddings.LayerNorm")
+    for layer in range(LAYERS):
+        prefix = f"encoder.layer.{layer}"
+        parts = []
+        for head in range(HEADS):
+            own = slice(head * WIDTH // HEADS, (head + 1) * WIDTH // HEADS)
+            q, k, v = (dense(hidden, f"{prefix}.attention.self.{n}")[:, own] for n in ("query", "key", "value"))
+            logits = np.where(mask > 0, q @ k.T / np.sqrt(WIDTH / HEADS), -np.inf)
+            parts.append(softmax(logits, axis=-1) @ v)
+        attended = dense(np.concatenate(parts, axis=-1), f"{prefix}.attention.output.dense")
+        hidden = norm(hidden + attended, f"{prefix}.attention.output.LayerNorm")
+        wide = dense(hidden, f"{prefix}.intermediate.dense")
+        wide = wide * (1 + erf(wide / np.sqrt(2))) / 2
+        hidden = norm(hidden + dense(wide, f"{prefix}.output.dense"), f"{prefix}.output.LayerNorm")
+    return hidden
+
+
+def our_params(tensors: dict[str, np.ndarray], folder: object) -> dict:
+    import safetensors.numpy
+
+    from routerjax.pretrained import BERT_IGNORED, BERT_TABLE, read_weights
+
+    path = folder / "model.safetensors"
+    safetensors.numpy.save_file({f"bert.{name}": tensor for name, tensor in tensors.items()}, path)
+    query = {name: jnp.zeros((1, 2), jnp.int32) for name in ("token_ids", "attention_mask")}
+    expected = jax.tree.map(lambda leaf: leaf, jax.eval_shape(ENCODER.init, jax.random.key(0), query))["params"]
+    expected = models.bert.nn.meta.unbox(expected)
+    return read_weights(path, BERT_TABLE, expected, ignored=BERT_IGNORED)
+
+
+def test_equals_numpy_and_padding_changes_nothing(tmp_path: object) -> None:
+    tensors = published_tensors(VOCAB)
+    params = our_params(tensors, tmp_path)
+    rng = np.random.default_rng(0)
+    lengths = (1, 5, 9)
+    token_ids, mask = np.zeros((3, 12), np.int32), np.zeros((3, 12), np.int32)
+    for row, length in enumerate(lengths):
+        token_ids[row, :length] = rng.integers(1, VOCAB, length)
+        mask[row, :length] = 1
+    token_ids[:, 9:] = 7  # what stands under the mask must not matter
+    hidden = ENCODER.apply({"params": params}, {"token_ids": token_ids, "attention_mask": mask})
+    for row, length in enumerate(lengths):
+        expected = reference(tensors, token_ids[row, :length], mask[row, :length])
+        np.testing.assert_allclose(hidden[row, :length], expected, atol=2e-5)
+    for normalize in (True, False):
+        pooled = models.SentenceEmbedding(ENCODER, normalize=normalize).apply(
+            {"params": {"encoder": params}}, {"token_ids": token_ids, "attention_mask": mask}
+        )
+        for row, length in enumerate(lengths):
+            mean = reference(tensors, token_ids[row, :length], mask[row, :length]).mean(axis=0)
+            expected = mean / np.linalg.norm(mean) if normalize else mean
+            np.testing.assert_allclose(pooled[row], expected, atol=2e-5)
+
+
+def test_a_row_of_nothing_but_padding_is_finite() -> None:
+    module = models.SentenceEmbedding(ENCODER)
+    query = {"token_ids": jnp.zeros((2, 4), jnp.int32), "attention_mask": jnp.zeros((2, 4), jnp.int32)}
+    embedding, _ = module.init_with_output(jax.random.key(0), query)
+    assert np.isfinite(embedding).all()
+
+
+def test_dropout_is_in_training_alone() -> None:
+    query = {"token_ids": jnp.ones((1, 4), jnp.int32), "attention_mask": jnp.ones((1, 4), jnp.int32)}
+    variables = ENCODER.init(jax.random.key(0), query)
+    clean = ENCODER.apply(variables, query)
+    one, two = (
+        ENCODER.apply(variables, query, deterministic=False, rngs={"dropout": jax.random.key(seed)}) for seed in (1, 2)
+    )
+    assert np.abs(one - clean).max() > 1e-3
+    assert np.abs(one - two).max() > 1e-3
+
+
+def test_bert_base_has_its_published_size() -> None:
+    base = models.BertEncoder(vocab_size=30522, width=768, num_layers=12, num_heads=12, mlp_dim=3072, max_positions=512)
+    query = {name: jax.ShapeDtypeStruct((2, 512), jnp.int32) for name in ("token_ids", "attention_mask")}
+    hidden, variables = jax.eval_shape(lambda q: base.init_with_output(jax.random.key(0), q), query)
+    assert hidden.shape == (2, 512, 768)
+    # 109,482,240 parameters with the pooler, of which it has 768 * 768 + 768.
+    assert sum(leaf.size for leaf in jax.tree.leaves(variables)) == 109_482_240 - 768 * 768 - 768

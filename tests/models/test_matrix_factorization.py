@@ -1,0 +1,80 @@
+"""Matrix factorisation against its formula in numpy, in the paper's form and the published code's."""
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from routerjax import losses, models, training
+from routerjax.config import OptimizerConfig
+
+
+def initialised(module: models.MatrixFactorization, *, width: int = 5, batch: int = 3) -> tuple[dict, jax.Array]:
+    embedding = jax.random.normal(jax.random.key(1), (batch, width))
+    params = training.create_state(
+        module, {"embedding": embedding}, training.make_optimizer(OptimizerConfig(), 1), key=jax.random.key(0)
+    ).params
+    if module.bias:
+        params["prompt_projection"]["bias"] = jnp.arange(module.model_dim, dtype=jnp.float32)
+    return params, embedding
+
+
+@pytest.mark.parametrize("bias", [True, False])
+@pytest.mark.parametrize("normalize_models", [True, False])
+def test_formula(bias: bool, normalize_models: bool) -> None:
+    module = models.MatrixFactorization(num_models=4, model_dim=6, bias=bias, normalize_models=normalize_models)
+    params, embedding = initialised(module)
+    v, w2 = np.asarray(params["model_embedding"], float), np.asarray(params["classifier"], float)
+    w1 = np.asarray(params["prompt_projection"]["kernel"], float)
+    b = np.arange(6.0) if bias else np.zeros(6)
+    assert ("bias" in params["prompt_projection"]) == bias
+    if normalize_models:
+        v = v / np.linalg.norm(v, axis=1, keepdims=True)
+    expected = [[w2 @ (v[m] * (w1.T @ e + b)) for m in range(4)] for e in np.asarray(embedding, float)]
+    np.testing.assert_allclose(module.apply({"params": params}, {"embedding": embedding}), expected, rtol=2e-5)
+
+
+def test_noise_is_on_the_prompt_and_in_training_alone() -> None:
+    module = models.MatrixFactorization(num_models=3, model_dim=4, noise_std=0.5)
+    params, embedding = initialised(module, batch=20_000)
+    query = {"embedding": embedding}
+    clean = module.apply({"params": params}, query)
+    noisy = module.apply({"params": params}, query, deterministic=False, rngs={"noise": jax.random.key(3)})
+    kernel = np.asarray(params["prompt_projection"]["kernel"], float)
+    per_model = kernel @ (np.asarray(params["model_embedding"]) * np.asarray(params["classifier"])).T
+    expected = 0.5 * np.linalg.norm(per_model, axis=0)
+    np.testing.assert_allclose(np.std(noisy - clean, axis=0), expected, rtol=0.03)
+    np.testing.assert_array_equal(clean, module.apply({"params": params}, query))
+
+
+def test_a_pair_collapses_to_one_vector() -> None:
+    module = models.MatrixFactorization(num_models=4, model_dim=6)
+    params, embedding = initialised(module)
+    scores = module.apply({"params": params}, {"embedding": embedding})
+    difference = params["classifier"] * (params["model_embedding"][2] - params["model_embedding"][0])
+    direction = params["prompt_projection"]["kernel"] @ difference
+    offset = params["prompt_projection"]["bias"] @ difference
+    np.testing.assert_allclose(scores[:, 2] - scores[:, 0], embedding @ direction + offset, rtol=1e-4, atol=1e-5)
+
+
+def test_full_size_shapes() -> None:
+    module = models.MatrixFactorization(num_models=64, bias=False, normalize_models=True)
+    query = {"embedding": jax.ShapeDtypeStruct((2, 1536), jnp.float32)}
+    scores, variables = jax.eval_shape(lambda q: module.init_with_output(jax.random.key(0), q), query)
+    assert scores.shape == (2, 64)
+    shapes = {jax.tree_util.keystr(path): leaf.shape for path, leaf in jax.tree_util.tree_leaves_with_path(variables)}
+    assert sorted(shapes.values()) == [(64, 128), (128,), (1536, 128)]
+
+
+def test_one_step_changes_every_parameter() -> None:
+    from tests.training.battles import NUM_MODELS, random_battles
+
+    battles = random_battles()
+    module = models.MatrixFactorization(num_models=NUM_MODELS, model_dim=8)
+    optimizer = training.make_optimizer(OptimizerConfig(warmup_fraction=0.0), 10)
+    state = training.create_state(module, battles.query, optimizer, key=jax.random.key(0))
+    before = jax.tree.map(np.asarray, state.params)
+    step = training.jit_step(training.make_train_step(module, losses.preference_loss, optimizer))
+    after, _ = step(state, battles, jax.random.key(1))
+    for old, new in zip(jax.tree.leaves(before), jax.tree.leaves(after.params), strict=True):
+        assert np.all(old != np.asarray(new))
