@@ -7,7 +7,7 @@ r"""Matrix factorisation on 79,424 golden battles and the golden labels of 1,500
         --output runs/mf_golden_mmlu1500_others
 
 DATA as in ``mf_golden.py``. The 1,500 are the questions with the smallest SHA-256; MMLU is evaluated on the others.
-Weight, noise and weight decay were chosen by 5-fold cross-validation inside the 1,500
+The weight and the noise were chosen by 5-fold cross-validation inside the 1,500
 (``cross_validate_mmlu1500.py``), and nothing is held out for validation.
 """
 
@@ -40,11 +40,10 @@ def get_config() -> ExperimentConfig:
     )
 
 
-def with_choice(config: ExperimentConfig, *, weight: float, noise_std: float, weight_decay: float) -> ExperimentConfig:
+def with_choice(config: ExperimentConfig, *, weight: float, noise_std: float) -> ExperimentConfig:
     """The configuration with other values of what cross-validation chooses."""
     return dataclasses.replace(
         config,
         data=dataclasses.replace(config.data, golden=(dataclasses.replace(GOLDEN, weight=weight),)),
         router=dataclasses.replace(config.router, attributes={"model_dim": 128, "noise_std": noise_std}),
-        optimizer=dataclasses.replace(config.optimizer, weight_decay=weight_decay),
     )

@@ -124,7 +124,9 @@ def _tensor_bytes(weights: dict[str, jax.Array] | dict[str, np.ndarray]) -> byte
 def _verify(folder: Path, path: Path) -> dict[str, float]:
     """Load and compare in a fresh process, isolated from this one's path and modules."""
     command = [sys.executable, "-I", str(folder / "load.py"), "--verify"]
-    finished = subprocess.run(command, capture_output=True, text=True, check=False)
+    # Without its filtered tracebacks, JAX ends an error with its message.
+    environment = {**os.environ, "JAX_TRACEBACK_FILTERING": "off"}
+    finished = subprocess.run(command, capture_output=True, text=True, check=False, env=environment)
     if finished.returncode != 0:
         kept = path.with_name(f"{path.name}.rejected")
         folder.rename(kept)

@@ -56,6 +56,8 @@ class Bundle:
 
     def win_prob_from_token_ids(self, token_ids, attention_mask):
         """The same from int32 [batch, length]; any length up to ``max_length``."""
+        if np.shape(token_ids)[1] > self.max_length:
+            raise ValueError(f"at most {self.max_length} tokens a prompt, got {np.shape(token_ids)[1]}: truncate them")
         return _in_batches(
             lambda ids, mask: self._from_token_ids(self.router, self.encoder, ids, mask),
             np.asarray(token_ids, np.int32),
@@ -68,12 +70,17 @@ class Bundle:
 
         tokenizer = Tokenizer.from_file(str(self.folder / "tokenizer.json"))
         tokenizer.enable_truncation(self.max_length)
-        tokenizer.enable_padding(pad_to_multiple_of=LENGTH_STEP)
+        tokenizer.no_padding()
         # Half of a broken emoji is no text that a tokenizer takes.
         texts = [prompt.encode("utf-16", "surrogatepass").decode("utf-16", "replace") for prompt in prompts]
-        encoded = tokenizer.encode_batch(texts)
-        ids, mask = ([getattr(one, name) for one in encoded] for name in ("ids", "attention_mask"))
-        return self.win_prob_from_token_ids(ids, mask)
+        token_ids = [encoding.ids for encoding in tokenizer.encode_batch(texts)]
+        longest = max(map(len, token_ids), default=1)
+        length = min(-(-longest // LENGTH_STEP) * LENGTH_STEP, self.max_length)
+        padded = np.zeros((len(token_ids), length), np.int32)
+        mask = np.zeros_like(padded)
+        for row, ids in enumerate(token_ids):
+            padded[row, : len(ids)], mask[row, : len(ids)] = ids, 1
+        return self.win_prob_from_token_ids(padded, mask)
 
     def verify(self):
         """Largest differences from the scores the bundle was written with; stops the program if one is too large."""

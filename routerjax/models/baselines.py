@@ -65,17 +65,18 @@ class NearestNeighbors(nn.Module):
         num_models: columns of the scores.
         k: neighbours; at most the number of prompts in memory.
         smoothing: battles that the prior counts for.
-        query_chunk: queries compared with the memory at a time, which bounds the space to ``query_chunk x prompts``.
     """
 
     num_models: int
     k: int = 50
     smoothing: float = 1.0
-    query_chunk: int = 256
 
     @nn.compact
     def __call__(self, query: Query, *, deterministic: bool = True) -> Float[Array, "batch models"]:
-        """Score by ``query["embedding"]``; a query that brings its ``prompt_id`` is not its own neighbour."""
+        """Score by ``query["embedding"]``; a query that brings its ``prompt_id`` is not its own neighbour.
+
+        Needs space for ``batch x prompts`` similarities.
+        """
 
         def missing() -> Array:
             raise ValueError("NearestNeighbors has no parameters to initialise; build its memory from battles")
@@ -87,19 +88,18 @@ class NearestNeighbors(nn.Module):
         prior = self.variable("memory", "prior", missing).value
         k = min(self.k, embedding.shape[0])
 
-        def score(one: Query) -> Float[Array, "models"]:
-            vector = one["embedding"]
-            similarity = embedding @ (vector / jnp.maximum(jnp.linalg.norm(vector), 1e-12))
-            if "prompt_id" in one:
-                is_own = jnp.all(own_id == one["prompt_id"][None, :], axis=-1)
-                similarity = jnp.where(is_own, EXCLUDED, similarity)
-            nearest_similarity, nearest = jax.lax.top_k(similarity, k)
-            used = (nearest_similarity > EXCLUDED)[:, None]
-            labels = jnp.sum(label_sum[nearest] * used, axis=0)
-            battles = jnp.sum(battle_count[nearest] * used, axis=0)
-            return jnp.log((labels + self.smoothing * prior) / (battles + self.smoothing))
-
-        return jax.lax.map(score, dict(query), batch_size=self.query_chunk)
+        vector = query["embedding"]
+        vector = vector / jnp.maximum(jnp.linalg.norm(vector, axis=-1, keepdims=True), 1e-12)
+        similarity = vector @ embedding.T
+        if "prompt_id" in query:
+            is_own = jnp.all(own_id[None, :, :] == query["prompt_id"][:, None, :], axis=-1)
+            similarity = jnp.where(is_own, EXCLUDED, similarity)
+        nearest_similarity, nearest = jax.lax.top_k(similarity, k)
+        used = (nearest_similarity > EXCLUDED)[:, :, None]
+        labels = jnp.sum(label_sum[nearest] * used, axis=1)
+        battles = jnp.sum(battle_count[nearest] * used, axis=1)
+        prior_labels = self.smoothing * prior[None, :]
+        return jnp.log((labels + prior_labels) / (battles + self.smoothing))
 
 
 def nearest_neighbors_memory(batch: PreferenceBatch, *, num_models: int) -> Variables:

@@ -22,6 +22,9 @@ from routerjax.router.families import FAMILIES, make_module
 from routerjax.scoring import make_score_fn
 from routerjax.typing import Array, Query, Readout, ScoreFn, Variables
 
+# Prompts scored at a time: few shapes to compile, and bounded space for families that compare with a memory.
+SMALLEST_BATCH, LARGEST_BATCH = 8, 1024
+
 
 @dataclass(frozen=True, eq=False)
 class Router:
@@ -160,17 +163,19 @@ class Router:
         return {"embedding": embedding, "prompt_id": prompt_ids(prompts)}
 
     def _run(self, compiled: ScoreFn, query: Mapping[str, np.ndarray]) -> np.ndarray:
-        """Apply to a query padded to a power of two, so that any number of prompts takes few compilations."""
+        """Apply to parts padded to a power of two, so that any number of prompts takes few compilations."""
+        parts = []
         count = len(query["embedding"])
-        padded = 8
-        while padded < count:
-            padded *= 2
-        rows = np.minimum(np.arange(padded), max(count - 1, 0))
-        full = {
-            name: jnp.asarray(leaf[rows] if count else np.zeros((padded, *leaf.shape[1:]), leaf.dtype))
-            for name, leaf in query.items()
-        }
-        return np.asarray(compiled(self.variables, full), np.float32)[:count]
+        for start in range(0, max(count, 1), LARGEST_BATCH):
+            own = {name: leaf[start : start + LARGEST_BATCH] for name, leaf in query.items()}
+            size = len(own["embedding"])
+            padded = max(SMALLEST_BATCH, 1 << max(size - 1, 0).bit_length())
+            full = {
+                name: jnp.asarray(np.concatenate([leaf, np.zeros((padded - size, *leaf.shape[1:]), leaf.dtype)]))
+                for name, leaf in own.items()
+            }
+            parts.append(np.asarray(compiled(self.variables, full), np.float32)[:size])
+        return np.concatenate(parts)
 
 
 @functools.lru_cache(maxsize=32)

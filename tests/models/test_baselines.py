@@ -49,7 +49,7 @@ def pair_battles(num_prompts: int = 60, width: int = 5) -> PreferenceBatch:
 def test_nearest_neighbors_is_the_mean_label(k: int) -> None:
     battles = pair_battles()
     memory = models.nearest_neighbors_memory(battles, num_models=2)
-    module = models.NearestNeighbors(num_models=2, k=k, smoothing=1e-4, query_chunk=4)
+    module = models.NearestNeighbors(num_models=2, k=k, smoothing=1e-4)
     embedding = np.random.default_rng(1).standard_normal((11, 5)).astype(np.float32)
     win_prob = scoring.make_score_fn(module, strong=0, weak=1)({"memory": memory}, {"embedding": embedding})
     label = np.where(np.asarray(battles.model_a) == 0, battles.label, 1 - np.asarray(battles.label))

@@ -1,0 +1,36 @@
+"""A small router on a tiny encoder."""
+
+import dataclasses
+from pathlib import Path
+
+import jax
+import jax.numpy as jnp
+
+from routerjax import Router, features, models
+from routerjax.config import OptimizerConfig
+from routerjax.training import create_state, make_optimizer
+from tests.encoders import save_tiny_encoder
+
+NAMES = ("big", "medium", "small")
+
+
+def tiny_router(folder: Path, **changes: object) -> Router:
+    """A matrix factorisation with random parameters; its encoder is in ``folder/encoder``."""
+    source = folder / "encoder"
+    if not source.exists():
+        save_tiny_encoder(source)
+    spec = features.load_encoder(source, max_length=48).spec
+    module = models.MatrixFactorization(num_models=3, model_dim=8)
+    example = {"embedding": jnp.zeros((1, spec.width))}
+    params = create_state(module, example, make_optimizer(OptimizerConfig(), 1), key=jax.random.key(5)).params
+    router = Router(
+        family="mf",
+        attributes={"model_dim": 8},
+        models=NAMES,
+        strong="big",
+        weak="small",
+        features=spec,
+        variables={"params": jax.tree.map(lambda leaf: 3 * leaf, params)},
+        provenance={"made by": "a test"},
+    )
+    return dataclasses.replace(router, **changes)

@@ -1,0 +1,159 @@
+"""Routers: scores, the folder they are saved in, and what is refused."""
+
+import dataclasses
+import json
+import math
+import os
+from pathlib import Path
+
+import jax
+import numpy as np
+import pytest
+
+from routerjax import InputError, features, load_router, models, save_router
+from routerjax.router import make_module
+from tests.encoders import save_tiny_encoder
+from tests.routers import NAMES, tiny_router
+
+PROMPTS = ["what is the capital", "prove that primes are infinite", "", "write a poem", "x"]
+
+
+def test_win_prob_is_the_sigmoid_of_the_margin_of_any_pair(tmp_path: Path) -> None:
+    router = tiny_router(tmp_path)
+    scores = router.scores(PROMPTS)
+    assert scores.shape == (5, 3)
+    assert scores.dtype == np.float32
+    embedding = router.encoder.encode(PROMPTS)
+    np.testing.assert_allclose(scores, router.module.apply(router.variables, {"embedding": embedding}), atol=1e-6)
+    sigmoid = 1 / (1 + np.exp(-(scores[:, 0] - scores[:, 2]).astype(float)))
+    np.testing.assert_allclose(router.win_prob(PROMPTS), sigmoid, atol=1e-6)
+    reverse = router.win_prob(PROMPTS, strong="small", weak="big")
+    np.testing.assert_allclose(reverse, 1 - sigmoid, atol=1e-6)
+    assert router.win_prob(PROMPTS, "medium").shape == (5,)
+    assert router.win_prob([]).shape == (0,)
+    given = features.Embeddings(embedding, router.features.fingerprint)
+    np.testing.assert_array_equal(router.win_prob(given), router.win_prob(PROMPTS))
+
+
+@pytest.mark.parametrize("threshold", [None, 0.25, math.inf])
+def test_saved_and_loaded_is_the_same(tmp_path: Path, threshold: float | None) -> None:
+    router = tiny_router(tmp_path, threshold=threshold)
+    save_router(router, tmp_path / "saved")
+    assert sorted(os.listdir(tmp_path / "saved")) == ["router.json", "router.safetensors"]
+    loaded = load_router(tmp_path / "saved")
+    for field in dataclasses.fields(router):
+        if field.name != "variables":
+            assert getattr(loaded, field.name) == getattr(router, field.name), field.name
+    jax.tree.map(np.testing.assert_array_equal, loaded.variables, router.variables)
+    np.testing.assert_array_equal(loaded.win_prob(PROMPTS), router.win_prob(PROMPTS))
+    json.loads((tmp_path / "saved" / "router.json").read_text(), parse_constant=pytest.fail)
+    with pytest.raises(InputError, match="exists already"):
+        save_router(router, tmp_path / "saved")
+
+
+def test_a_memory_is_saved_with_it(tmp_path: Path) -> None:
+    from tests.models.test_baselines import pair_battles
+
+    memory = models.nearest_neighbors_memory(pair_battles(), num_models=2)
+    spec = features.FeatureSpec(kind="given", source="e.npy", width=5, fingerprint="f")
+    router = tiny_router(
+        tmp_path,
+        family="knn",
+        attributes={"k": 3},
+        models=("big", "small"),
+        variables={"memory": memory},
+        features=spec,
+    )
+    save_router(router, tmp_path / "knn")
+    embedding = features.Embeddings(np.random.default_rng(0).standard_normal((4, 5)), "f")
+    np.testing.assert_array_equal(load_router(tmp_path / "knn").win_prob(embedding), router.win_prob(embedding))
+
+
+def test_another_encoder_is_refused(tmp_path: Path) -> None:
+    save_router(tiny_router(tmp_path), tmp_path / "saved")
+    other = save_tiny_encoder(tmp_path / "other", seed=1)
+    with pytest.raises(InputError, match=r"refused: the encoder .*other has fingerprint \w{16}, but this router"):
+        load_router(tmp_path / "saved", encoder=str(other)).win_prob(PROMPTS)
+    moved = tmp_path / "moved"
+    (tmp_path / "encoder").rename(moved)
+    with pytest.raises(InputError, match="no folder"):
+        load_router(tmp_path / "saved").win_prob(PROMPTS)
+    assert load_router(tmp_path / "saved", encoder=str(moved)).win_prob(PROMPTS).shape == (5,)
+
+
+def test_other_embeddings_are_refused(tmp_path: Path) -> None:
+    router = tiny_router(tmp_path)
+    with pytest.raises(InputError, match="refused: the embeddings have fingerprint text-embedding, but"):
+        router.win_prob(features.Embeddings(np.ones((1, 16)), "text-embedding"))
+    with pytest.raises(InputError, match="embeddings must be 16 wide, as in training, got 3"):
+        router.win_prob(features.Embeddings(np.ones((1, 3)), router.features.fingerprint))
+    spec = features.FeatureSpec(kind="given", source="mine.npy", width=16, fingerprint="f")
+    with pytest.raises(InputError, match=r"trained on given embeddings \(mine.npy\) and cannot read text"):
+        tiny_router(tmp_path, features=spec).win_prob(PROMPTS)
+
+
+def test_names_are_checked_and_the_nearest_is_named(tmp_path: Path) -> None:
+    router = tiny_router(tmp_path)
+    with pytest.raises(InputError, match=r"'Bigg' is not one of the router's 3 models \(did you mean 'big'\?\)"):
+        router.win_prob(PROMPTS, strong="Bigg")
+    with pytest.raises(InputError, match="prompts must be a sequence of texts, got one text"):
+        router.win_prob("what")
+    with pytest.raises(InputError, match="strong and weak must be different models, got 'big' for both"):
+        tiny_router(tmp_path, weak="big")
+    with pytest.raises(InputError, match=r"threshold must be in \[0, 1\]"):
+        tiny_router(tmp_path, threshold=1.5)
+    with pytest.raises(InputError, match=r"the family must be one of mf, knn, got 'fm'"):
+        make_module("fm", num_models=2, attributes={})
+    with pytest.raises(InputError, match=r"mf has no attribute 'model_dims' \(did you mean 'model_dim'\?\)"):
+        make_module("mf", num_models=2, attributes={"model_dims": 3})
+    assert router.models == NAMES
+
+
+def damage(folder: Path, **changes: object) -> None:
+    path = folder / "router.json"
+    description = json.loads(path.read_text()) | changes
+    path.write_text(json.dumps({name: value for name, value in description.items() if value != "remove"}))
+
+
+def test_damaged_folders(tmp_path: Path) -> None:
+    folder = tmp_path / "saved"
+    with pytest.raises(InputError, match=r"is not a router folder: no router.json in it"):
+        load_router(folder)
+    save_router(tiny_router(tmp_path), folder)
+    tensors, description = ((folder / name).read_bytes() for name in ("router.safetensors", "router.json"))
+    for changes, message in (
+        ({"format": "routerjax-router-9"}, "expected format routerjax-router-1, got 'routerjax-router-9'"),
+        ({"models": "remove"}, "router.json is damaged: KeyError 'models'"),
+        ({"attributes": {"model_dim": 9}}, "the tensors do not fit the module mf"),
+        ({"models": ["big", "small"]}, "the tensors do not fit the module mf"),
+        ({"family": "knn", "attributes": {}}, "the tensors do not fit the module knn"),
+        ({"strong": "huge"}, "'huge' is not one of the router's 3 models"),
+    ):
+        damage(folder, **changes)
+        with pytest.raises(InputError, match=message):
+            load_router(folder)
+        (folder / "router.json").write_bytes(description)
+    (folder / "router.json").write_bytes(description[:100])
+    with pytest.raises(InputError, match=r"router.json is damaged"):
+        load_router(folder)
+    (folder / "router.json").write_bytes(description)
+    (folder / "router.safetensors").write_bytes(tensors[:-10])
+    with pytest.raises(InputError, match=r"is not the file that router.json describes .*truncated or exchanged"):
+        load_router(folder)
+    (folder / "router.safetensors").unlink()
+    with pytest.raises(InputError, match=r"is incomplete: no router.safetensors in it"):
+        load_router(folder)
+
+
+def test_a_full_disk_leaves_nothing_behind(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    router = tiny_router(tmp_path)
+    before = sorted(os.listdir(tmp_path))
+
+    def no_space(self: Path, data: bytes) -> int:
+        raise OSError(28, "No space left on device")
+
+    with monkeypatch.context() as patch:
+        patch.setattr(Path, "write_bytes", no_space)
+        with pytest.raises(OSError, match="No space left"):
+            save_router(router, tmp_path / "saved")
+    assert sorted(os.listdir(tmp_path)) == before
