@@ -9,9 +9,12 @@ from collections.abc import Iterable, Sequence
 from pathlib import Path
 from typing import TextIO
 
+import numpy as np
 import pyarrow as pa
+import pyarrow.compute as pc
 import pyarrow.csv
 import pyarrow.parquet
+from jaxtyping import Float32
 
 from routerjax.atomic import atomic_file, refuse_existing
 from routerjax.errors import InputError, nearest
@@ -60,6 +63,25 @@ def require_columns(present: Iterable[str], wanted: Iterable[str], path: str | o
     if missing:
         said = ", ".join(f"{name!r}{nearest(name, present)}" for name in missing)
         raise InputError(f"{path} lacks the column {said}; it has {', '.join(present) or 'none'}")
+
+
+def matrix_column(table: pa.Table, name: str) -> Float32[np.ndarray, "rows width"]:
+    """A column of lists of numbers, all of one length, as a matrix; a missing number becomes NaN.
+
+    Raises:
+        InputError: it holds something else.
+    """
+    column = table.column(name).combine_chunks()
+    is_list = pa.types.is_list(column.type) or pa.types.is_large_list(column.type)
+    if not (is_list or pa.types.is_fixed_size_list(column.type)) or column.null_count or len(column) == 0:
+        raise InputError(f"column {name} must hold a list of numbers in every row, got {len(column)} of {column.type}")
+    lengths = pc.call_function("list_value_length", [column]).to_numpy(zero_copy_only=False)
+    if lengths.min() != lengths.max():
+        raise InputError(f"column {name} must hold lists of one length, got {lengths.min()} to {lengths.max()}")
+    try:
+        return column.flatten().cast(pa.float32()).to_numpy(zero_copy_only=False).reshape(len(column), -1)
+    except pa.ArrowInvalid as error:
+        raise InputError(f"column {name} must hold numbers: {error}") from error
 
 
 def read_prompt_table(path: str) -> pa.Table:

@@ -1,5 +1,6 @@
 """Preference data and benchmarks: from public formats to columns, and from columns to what training takes."""
 
+from routerjax.data.aligned import read_aligned_battles
 from routerjax.data.batch import to_batch
 from routerjax.data.benchmarks import (
     ROUTELLM_STRONG,
@@ -32,6 +33,7 @@ __all__ = [
     "golden_preferences",
     "load_benchmark",
     "model_index",
+    "read_aligned_battles",
     "read_benchmark_table",
     "read_preferences",
     "require_both_outcomes",

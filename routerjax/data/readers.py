@@ -20,7 +20,11 @@ ARENA_COLUMNS = ("model_a", "model_b", "prompt", "winner_model_a", "winner_model
 """Chatbot Arena 55k (``lmsys/lmsys-arena-human-preference-55k``)."""
 
 ARENA_MIN_CHARACTERS = 16
-"""RouteLLM drops Arena prompts shorter than this: greetings, which say nothing about the models."""
+"""RouteLLM drops Arena prompts shorter than this, spaces around them not counted: greetings, which say nothing about
+the models. Its published embeddings are aligned with the rows that this leaves."""
+
+BOTH_BAD = "tie (bothbad)"
+"""Chatbot Arena's other tie: the voter liked neither answer."""
 
 
 def read_preferences(source: str | os.PathLike[str], *, drop_where: Sequence[str] = ()) -> Preferences:
@@ -30,9 +34,9 @@ def read_preferences(source: str | os.PathLike[str], *, drop_where: Sequence[str
 
     - Chatbot Arena 55k: ``prompt`` is a JSON list of turns, of which the first is kept; exactly one of
       ``winner_model_a``, ``winner_model_b``, ``winner_tie`` is 1. Prompts under 16 characters are dropped.
-    - ``prompt``, ``model_a``, ``model_b``, and ``winner`` (model_a, model_b or tie) or ``preference_b`` (0 to 1, that b
-      is better) or both, and optionally ``weight``. Where both are given, ``preference_b`` is the outcome, except that
-      a ``tie`` at 0.5 is a tie and not a coin flip.
+    - ``prompt``, ``model_a``, ``model_b``, and ``winner`` (model_a, model_b, tie, or Arena's "tie (bothbad)") or
+      ``preference_b`` (0 to 1, that b is better) or both, and optionally ``weight``. Where both are given,
+      ``preference_b`` is the outcome, except that a tie at 0.5 is a tie and not a coin flip.
 
     Args:
         source: a .parquet, .csv or .jsonl file; or the name of a Hugging Face data set, whose ``train`` split is read.
@@ -41,10 +45,7 @@ def read_preferences(source: str | os.PathLike[str], *, drop_where: Sequence[str
     Raises:
         InputError: no such source, columns missing or misspelt, or rows that are no battles (row and column named).
     """
-    is_file = Path(source).suffix in ENDINGS or Path(source).exists()
-    if not is_file and len(Path(source).parts) != 2:
-        raise InputError(f"no file {source}; a Hugging Face data set is named owner/name")
-    columns, read = _open_file(source) if is_file else _open_hub(os.fspath(source))
+    columns, read = open_source(source)
     require_columns(columns, drop_where, source)
     is_arena = any(name in columns for name in ARENA_COLUMNS[3:])
     if is_arena:
@@ -66,7 +67,7 @@ def read_preferences(source: str | os.PathLike[str], *, drop_where: Sequence[str
     keep = np.ones(len(prompts), bool)
     if is_arena:
         prompts = [_first_turn(text, row, source) for row, text in enumerate(prompts)]
-        keep = np.asarray([len(prompt) >= ARENA_MIN_CHARACTERS and not prompt.isspace() for prompt in prompts])
+        keep = np.asarray([len(prompt.strip()) >= ARENA_MIN_CHARACTERS for prompt in prompts])
     for name in drop_where:
         keep &= ~_boolean(table.column(name), name, source)
     if not keep.any():
@@ -83,6 +84,18 @@ def read_preferences(source: str | os.PathLike[str], *, drop_where: Sequence[str
 
 
 Reader = Callable[[list[str]], pa.Table]
+
+
+def open_source(source: str | os.PathLike[str]) -> tuple[list[str], Reader]:
+    """Names of the columns of a table file or a Hugging Face data set (its ``train`` split), and what reads some.
+
+    Raises:
+        InputError: no such source.
+    """
+    is_file = Path(source).suffix in ENDINGS or Path(source).exists()
+    if not is_file and len(Path(source).parts) != 2:
+        raise InputError(f"no file {source}; a Hugging Face data set is named owner/name")
+    return _open_file(source) if is_file else _open_hub(os.fspath(source))
 
 
 def _open_file(path: str | os.PathLike[str]) -> tuple[list[str], Reader]:
@@ -151,15 +164,16 @@ def _arena_outcome(table: pa.Table, source: object) -> Float64[np.ndarray, "rows
 
 
 def _table_outcome(table: pa.Table, source: object) -> Float64[np.ndarray, "rows 3"]:
+    outcomes = {**OUTCOMES, BOTH_BAD: OUTCOMES["tie"]}
     outcome = np.full((table.num_rows, 3), np.nan)
     if "winner" in table.column_names:
         for row, winner in enumerate(table.column("winner").to_pylist()):
-            if winner not in OUTCOMES:
-                known = nearest(str(winner), OUTCOMES)
+            if winner not in outcomes:
+                known = nearest(str(winner), outcomes)
                 raise InputError(
-                    f"{source}: row {row}: column winner must be {', '.join(OUTCOMES)}, got {winner!r}{known}"
+                    f"{source}: row {row}: column winner must be {', '.join(outcomes)}, got {winner!r}{known}"
                 )
-            outcome[row] = OUTCOMES[winner]
+            outcome[row] = outcomes[winner]
     if "preference_b" in table.column_names:
         preference_b = _numbers(table.column("preference_b"), "preference_b", source)
         given = ~np.isnan(preference_b) if "winner" in table.column_names else np.ones(table.num_rows, bool)

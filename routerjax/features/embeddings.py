@@ -8,12 +8,11 @@ from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
-import pyarrow as pa
 from jaxtyping import Float32
 
 from routerjax.errors import InputError
 from routerjax.features.spec import FeatureSpec
-from routerjax.tables import read_table
+from routerjax.tables import matrix_column, read_table
 
 
 @dataclass(frozen=True, eq=False)
@@ -87,13 +86,4 @@ def _npy(path: Path) -> np.ndarray:
 
 
 def _column(path: Path) -> np.ndarray:
-    column = read_table(path, columns=["embedding"]).column("embedding").combine_chunks()
-    if not (pa.types.is_list(column.type) or pa.types.is_fixed_size_list(column.type)) or column.null_count:
-        raise InputError(f"column embedding must hold a list of numbers in every row, got {column.type}")
-    lengths = {len(row) for row in column}
-    if len(lengths) != 1:
-        raise InputError(f"column embedding must hold lists of one length, got {min(lengths)} to {max(lengths)}")
-    try:
-        return column.flatten().cast(pa.float32()).to_numpy(zero_copy_only=False).reshape(len(column), -1)
-    except pa.ArrowInvalid as error:
-        raise InputError(f"column embedding must hold numbers: {error}") from error
+    return matrix_column(read_table(path, columns=["embedding"]), "embedding")
