@@ -106,14 +106,24 @@ def _parser() -> argparse.ArgumentParser:
 
     export = commands.add_parser("export", help="write a serving bundle, verified before it counts as written")
     export.add_argument("router", type=Path, metavar="ROUTER")
-    export.add_argument("--format", required=True, choices=["stablehlo"])
-    export.add_argument("--output", type=Path, required=True, metavar="DIR", help="a new folder for the bundle")
+    export.add_argument("--format", required=True, choices=["stablehlo", "routellm"])
+    export.add_argument("--output", type=Path, required=True, metavar="DIR", help="a new folder for what is written")
     export.set_defaults(run=_export)
+
+    importing = commands.add_parser("import", help="make a published router a router folder")
+    importing.add_argument(
+        "source",
+        metavar="SOURCE",
+        help="a .safetensors file, a folder with model.safetensors, a Hugging Face name, or RouteLLM's config.yaml",
+    )
+    importing.add_argument("--format", required=True, choices=["routellm-mf"])
+    importing.add_argument("--output", type=Path, required=True, metavar="DIR", help="a new folder for the router")
+    importing.set_defaults(run=_import)
     for command in (evaluate, calibrate, score, export):
         command.add_argument(
             "--encoder", metavar="DIR", help="where the routers' sentence encoder is, if elsewhere now"
         )
-    for command in (score, export):
+    for command in (score, export, importing):
         command.add_argument("--strong", help="another strong model of the router's vocabulary")
         command.add_argument("--weak", help="another weak model of the router's vocabulary")
     return parser
@@ -197,14 +207,34 @@ def _score(arguments: argparse.Namespace) -> None:
 
 
 def _export(arguments: argparse.Namespace) -> None:
-    from routerjax.export import export_stablehlo
+    import dataclasses
+
+    from routerjax.export import export_routellm, export_stablehlo
     from routerjax.router import load_router, router_folder
 
     router = load_router(router_folder(arguments.router), encoder=arguments.encoder)
-    differences = export_stablehlo(router, arguments.output, strong=arguments.strong, weak=arguments.weak)
+    router = dataclasses.replace(router, strong=arguments.strong or router.strong, weak=arguments.weak or router.weak)
+    if arguments.format == "routellm":
+        differences = {"model.safetensors": export_routellm(router, arguments.output)}
+        usage = (
+            f"in RouteLLM's config: mf: {{checkpoint_path: {arguments.output}, strong_model: {router.strong}, "
+            f"weak_model: {router.weak}, hidden_size: {router.variables['params']['classifier'].shape[0]}}}"
+        )
+    else:
+        differences = export_stablehlo(router, arguments.output)
+        usage = f'try: python {arguments.output / "load.py"} "A prompt"'
     for name, difference in differences.items():
         print(f"{name}: win probabilities differ from the router's by at most {difference:.1e}")
-    print(f'verified bundle written to {arguments.output}; try: python {arguments.output / "load.py"} "A prompt"')
+    print(f"verified and written to {arguments.output}; {usage}")
+
+
+def _import(arguments: argparse.Namespace) -> None:
+    from routerjax.router import IMPORTERS, save_router
+
+    router = IMPORTERS[arguments.format](arguments.source, strong=arguments.strong, weak=arguments.weak)
+    save_router(router, arguments.output)
+    print(f"router of {len(router.models)} models written to {arguments.output}: {router.strong} or {router.weak}")
+    print(f"it reads embeddings of {router.features.source}, {router.features.width} wide")
 
 
 if __name__ == "__main__":

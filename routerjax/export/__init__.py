@@ -1,5 +1,6 @@
-"""Routers for serving: each bundle is re-loaded in a fresh process and compared before it counts as written."""
+"""Routers for serving: what is written is loaded again and compared before it counts as written."""
 
 from routerjax.export.bundle import VerificationError, export_stablehlo, golden_prompts
+from routerjax.export.routellm import export_routellm
 
-__all__ = ["VerificationError", "export_stablehlo", "golden_prompts"]
+__all__ = ["VerificationError", "export_routellm", "export_stablehlo", "golden_prompts"]

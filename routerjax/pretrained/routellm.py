@@ -1,0 +1,186 @@
+"""RouteLLM's published matrix factorisation: its models, the names of its tensors, its configuration file."""
+
+from __future__ import annotations
+
+import dataclasses
+import logging
+import os
+import re
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Literal, cast
+
+import jax
+import numpy as np
+import safetensors
+import yaml
+
+from routerjax.errors import InputError, nearest
+from routerjax.pretrained.locate import locate
+from routerjax.pretrained.weights import read_weights
+from routerjax.typing import PyTree
+
+logger = logging.getLogger(__name__)
+
+MODELS = (
+    *("RWKV-4-Raven-14B", "alpaca-13b", "chatglm-6b", "chatglm2-6b", "chatglm3-6b", "claude-1", "claude-2.0"),
+    *("claude-2.1", "claude-instant-1", "codellama-34b-instruct", "deepseek-llm-67b-chat", "dolly-v2-12b"),
+    *("dolphin-2.2.1-mistral-7b", "falcon-180b-chat", "fastchat-t5-3b", "gemini-pro", "gemini-pro-dev-api"),
+    *("gpt-3.5-turbo-0125", "gpt-3.5-turbo-0314", "gpt-3.5-turbo-0613", "gpt-3.5-turbo-1106", "gpt-4-0125-preview"),
+    *("gpt-4-0314", "gpt-4-0613", "gpt-4-1106-preview", "gpt4all-13b-snoozy", "guanaco-33b", "koala-13b"),
+    *("llama-13b", "llama-2-13b-chat", "llama-2-70b-chat", "llama-2-7b-chat", "llama2-70b-steerlm-chat"),
+    *("mistral-7b-instruct", "mistral-7b-instruct-v0.2", "mistral-medium", "mixtral-8x7b-instruct-v0.1"),
+    *("mpt-30b-chat", "mpt-7b-chat", "nous-hermes-2-mixtral-8x7b-dpo", "oasst-pythia-12b", "openchat-3.5"),
+    *("openchat-3.5-0106", "openhermes-2.5-mistral-7b", "palm-2", "pplx-70b-online", "pplx-7b-online"),
+    *("qwen-14b-chat", "qwen1.5-4b-chat", "qwen1.5-72b-chat", "qwen1.5-7b-chat", "solar-10.7b-instruct-v1.0"),
+    *("stablelm-tuned-alpha-7b", "starling-lm-7b-alpha", "stripedhyena-nous-7b", "tulu-2-dpo-70b", "vicuna-13b"),
+    *("vicuna-33b", "vicuna-7b", "wizardlm-13b", "wizardlm-70b", "yi-34b-chat", "zephyr-7b-alpha", "zephyr-7b-beta"),
+)
+"""The rows of ``P.weight``: the models of Chatbot Arena 55k in ASCII order."""
+
+WEIGHTS_FILE = "model.safetensors"
+TEXT_DIM = 1536
+"""Width of OpenAI's text-embedding-3-small, from which the published code makes its scores."""
+
+Naming = Literal["released", "training"]
+NAMINGS: Mapping[Naming, Mapping[str, str]] = {
+    "released": {
+        "model_embedding": "P.weight",
+        "prompt_projection/kernel": "text_proj.0.weight",
+        "classifier": "classifier.0.weight",
+    },
+    "training": {
+        "model_embedding": "P.weight",
+        "prompt_projection/kernel": "text_proj.weight",
+        "classifier": "classifier.weight",
+    },
+}
+"""Our path -> the name of the tensor: in the released files, and as the training code saves it."""
+
+TRAINING_PROMPTS = "Q.weight"
+"""The frozen embeddings of the training prompts, which the training code keeps among its weights."""
+
+OTHER_ROUTERS = ("sw_ranking", "causal_llm", "bert", "random")
+"""What else a RouteLLM configuration may have a section for."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class MatrixFactorizationConfig:
+    """Section ``mf`` of RouteLLM's configuration file, with its defaults.
+
+    Attributes:
+        checkpoint_path: a folder that holds model.safetensors, or a Hugging Face name.
+        strong_model: a name in :data:`MODELS`.
+        weak_model: likewise.
+        hidden_size: width of a model's embedding.
+        num_models: rows of ``P.weight``.
+        text_dim: width of a prompt's embedding.
+        num_classes: rows of the classifier.
+        use_proj: whether prompts are projected to ``hidden_size``.
+    """
+
+    checkpoint_path: str
+    strong_model: str = "gpt-4-1106-preview"
+    weak_model: str = "mixtral-8x7b-instruct-v0.1"
+    hidden_size: int = 128
+    num_models: int = 64
+    text_dim: int = TEXT_DIM
+    num_classes: int = 1
+    use_proj: bool = True
+
+
+def find_checkpoint(source: str | os.PathLike[str]) -> Path:
+    """The safetensors file that ``source`` names: itself, or ``model.safetensors`` in a folder or on the hub.
+
+    Raises:
+        InputError: there is none.
+    """
+    path = Path(source)
+    if path.suffix == ".safetensors":
+        if not path.is_file():
+            raise InputError(f"no file {path}")
+        return path
+    file = locate(source) / WEIGHTS_FILE
+    if not file.is_file():
+        raise InputError(f"{source} holds no {WEIGHTS_FILE}")
+    return file
+
+
+def read_factorization(path: Path) -> PyTree:
+    """Parameters of :class:`routerjax.models.MatrixFactorization` from a file of either naming.
+
+    Args:
+        path: a safetensors file. Widths may be any; the models are those of :data:`MODELS`.
+
+    Returns:
+        ``model_embedding [64, model_dim]``, ``prompt_projection/kernel [embed, model_dim]``, ``classifier
+        [model_dim]``, float32, bit for bit those of the file.
+
+    Raises:
+        InputError: not a complete file, or tensors missing, extra or of another shape; all are listed.
+    """
+    shapes = _shapes(path)
+    naming = max(NAMINGS.values(), key=lambda names: len(shapes.keys() & set(names.values())))
+    model_dim = (shapes.get(naming["model_embedding"]) or (128,))[-1]
+    embed = (shapes.get(naming["prompt_projection/kernel"]) or (TEXT_DIM,))[-1]
+    expected = {
+        "model_embedding": jax.ShapeDtypeStruct((len(MODELS), model_dim), np.float32),
+        "prompt_projection": {"kernel": jax.ShapeDtypeStruct((embed, model_dim), np.float32)},
+        "classifier": jax.ShapeDtypeStruct((1, model_dim), np.float32),
+    }
+    table = [(re.escape(theirs), ours) for ours, theirs in naming.items()]
+    params = read_weights(path, table, expected, ignored=[re.escape(TRAINING_PROMPTS)])
+    if TRAINING_PROMPTS in shapes:
+        rows = shapes[TRAINING_PROMPTS][0]
+        logger.info("%s: left out %s, the embeddings of %d training prompts", path, TRAINING_PROMPTS, rows)
+    return {**params, "classifier": params["classifier"][0]}
+
+
+def read_config(path: Path) -> MatrixFactorizationConfig:
+    """Section ``mf`` of a RouteLLM configuration file (YAML); says which other routers are in it.
+
+    Raises:
+        InputError: no such file, not YAML, no such section, or keys or values that RouteLLM does not know.
+    """
+    try:
+        sections = yaml.safe_load(path.read_text(encoding="utf-8"))
+    except FileNotFoundError as error:
+        raise InputError(f"no file {path}") from error
+    except (yaml.YAMLError, UnicodeDecodeError) as error:
+        raise InputError(f"{path} is not YAML: {error}") from error
+    if not isinstance(sections, dict):
+        raise InputError(f"{path} must be a mapping from router to its settings, got {type(sections).__name__}")
+    _require_keys(sections, ("mf", *OTHER_ROUTERS), f"{path}: no router")
+    others = [name for name in sections if name != "mf"]
+    if "mf" not in sections:
+        raise InputError(f"{path} has no section mf; what it has, {', '.join(others) or 'nothing'}, is not imported")
+    if others:
+        logger.info("%s: only mf is imported, not %s", path, ", ".join(others))
+    section = sections["mf"]
+    if not isinstance(section, dict):
+        raise InputError(f"{path}: mf must be a mapping of settings, got {section!r}")
+    fields = {field.name: field for field in dataclasses.fields(MatrixFactorizationConfig)}
+    _require_keys(section, fields, f"{path}: mf has no setting")
+    if "checkpoint_path" not in section:
+        raise InputError(f"{path}: mf lacks the setting checkpoint_path")
+    for name, value in section.items():
+        # The default says the type; the one field without a default is text.
+        expected = str if name == "checkpoint_path" else type(fields[name].default)
+        if type(value) is not expected:
+            raise InputError(f"{path}: mf.{name} must be {expected.__name__}, got {value!r}")
+    return MatrixFactorizationConfig(**cast("dict[str, Any]", section))
+
+
+def _require_keys(mapping: Mapping[object, object], known: Mapping[str, object] | tuple[str, ...], what: str) -> None:
+    for key in mapping:
+        if key not in known:
+            raise InputError(f"{what} {key!r}{nearest(str(key), known)}; known are {', '.join(known)}")
+
+
+def _shapes(path: Path) -> dict[str, tuple[int, ...]]:
+    try:
+        with safetensors.safe_open(path, framework="numpy") as tensors:
+            return {name: tuple(tensors.get_slice(name).get_shape()) for name in list(tensors.keys())}
+    except (safetensors.SafetensorError, FileNotFoundError) as error:
+        raise InputError(f"{path} is not a complete safetensors file: {error}") from error

@@ -1,0 +1,118 @@
+"""Published routers become routers of ours that score the same."""
+
+import logging
+from pathlib import Path
+
+import numpy as np
+import pytest
+import safetensors.numpy
+
+from routerjax import InputError, Router, export, features, load_router, routing
+from routerjax.cli import main
+from routerjax.pretrained import routellm
+from routerjax.router import import_routellm_mf, routellm_features
+from tests.routellm import random_tensors, reference_win_prob, unit_rows, write_checkpoint
+
+STRONG, WEAK = "gpt-4-1106-preview", "mixtral-8x7b-instruct-v0.1"
+
+
+@pytest.fixture(scope="module")
+def checkpoint(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return write_checkpoint(tmp_path_factory.mktemp("released"), random_tensors("released"))
+
+
+def embeddings(router: Router, count: int) -> features.Embeddings:
+    return features.Embeddings(unit_rows(count, router.features.width), router.features.fingerprint)
+
+
+@pytest.mark.parametrize("naming", ["released", "training"])
+def test_scores_are_those_of_the_published_formula(tmp_path: Path, naming: routellm.Naming) -> None:
+    tensors = random_tensors(naming)
+    router = import_routellm_mf(write_checkpoint(tmp_path, tensors))
+    assert (router.strong, router.weak, router.features) == (STRONG, WEAK, routellm_features(1536))
+    given = embeddings(router, 200)
+    win_prob = router.win_prob(given)
+    expected = reference_win_prob(tensors, given.embedding, 24, 36)
+    assert expected.min() < 0.1
+    assert expected.max() > 0.9
+    np.testing.assert_allclose(win_prob, expected, rtol=0, atol=1e-6)
+    other = reference_win_prob(tensors, given.embedding, 0, 63)
+    np.testing.assert_allclose(router.win_prob(given, "RWKV-4-Raven-14B", "zephyr-7b-beta"), other, rtol=0, atol=1e-6)
+
+
+def test_a_prompt_at_the_threshold_goes_to_the_strong_model(checkpoint: Path) -> None:
+    router = import_routellm_mf(checkpoint)
+    win_prob = router.win_prob(embeddings(router, 20))
+    threshold = float(win_prob[3])
+    np.testing.assert_array_equal(routing.route(win_prob, threshold), [value >= threshold for value in win_prob])
+    assert routing.route(win_prob, threshold)[3]
+
+
+def test_the_command_line_imports_and_exports_bit_for_bit(
+    tmp_path: Path, checkpoint: Path, capsys: pytest.CaptureFixture
+) -> None:
+    imported, exported = tmp_path / "router", tmp_path / "exported"
+    assert main(["import", str(checkpoint.parent), "--format", "routellm-mf", "--output", str(imported)]) == 0
+    assert f"router of 64 models written to {imported}: {STRONG} or {WEAK}" in capsys.readouterr().out
+    router = load_router(imported)
+    assert router.provenance["imported_from"] == str(checkpoint.parent)
+    assert main(["export", str(imported), "--format", "routellm", "--output", str(exported)]) == 0
+    said = capsys.readouterr().out
+    assert f"mf: {{checkpoint_path: {exported}, strong_model: {STRONG}, weak_model: {WEAK}, hidden_size: 128}}" in said
+    assert [path.name for path in exported.iterdir()] == ["model.safetensors"]
+    before, after = (
+        safetensors.numpy.load_file(folder / "model.safetensors") for folder in (checkpoint.parent, exported)
+    )
+    assert before.keys() == after.keys()
+    for name, leaf in before.items():
+        assert leaf.tobytes() == after[name].tobytes()
+        assert leaf.shape == after[name].shape
+
+
+def test_the_pair_is_chosen_on_the_command_line(
+    tmp_path: Path, checkpoint: Path, capsys: pytest.CaptureFixture
+) -> None:
+    command = ["import", str(checkpoint), "--format", "routellm-mf", "--output", str(tmp_path / "router")]
+    assert main([*command, "--strong", "gpt-4-0613", "--weak", "gpt4-0613"]) == 2
+    assert "'gpt4-0613' is not one of the router's 64 models (did you mean 'gpt-4-0613'?)" in capsys.readouterr().err
+    assert main([*command, "--strong", "gpt-4-0613", "--weak", "claude-1"]) == 0
+    router = load_router(tmp_path / "router")
+    assert (router.strong, router.weak) == ("gpt-4-0613", "claude-1")
+
+
+def test_a_configuration_of_routellm(tmp_path: Path, checkpoint: Path) -> None:
+    config = tmp_path / "config.yaml"
+    config.write_text(f"mf:\n  checkpoint_path: {checkpoint.parent}\n  weak_model: vicuna-7b\n  hidden_size: 128\n")
+    router = import_routellm_mf(config)
+    assert (router.strong, router.weak) == (STRONG, "vicuna-7b")
+    assert import_routellm_mf(config, weak="vicuna-13b").weak == "vicuna-13b"
+    given = embeddings(router, 5)
+    np.testing.assert_array_equal(router.scores(given), import_routellm_mf(checkpoint).scores(given))
+    for setting, message in (
+        ("hidden_size: 64", "mf.hidden_size is 64, but .* holds 128"),
+        ("text_dim: 384", "mf.text_dim is 384, but .* holds 1536"),
+        ("use_proj: false", "mf.use_proj is False, but .* holds True"),
+    ):
+        config.write_text(f"mf: {{checkpoint_path: {checkpoint.parent}, {setting}}}")
+        with pytest.raises(InputError, match=message):
+            import_routellm_mf(config)
+
+
+def test_a_hub_name_goes_through_the_same_search(monkeypatch: pytest.MonkeyPatch, checkpoint: Path) -> None:
+    monkeypatch.setattr(routellm, "locate", lambda source: {"routellm/mf_gpt4_augmented": checkpoint.parent}[source])
+    assert import_routellm_mf("routellm/mf_gpt4_augmented").provenance["imported_from"] == "routellm/mf_gpt4_augmented"
+
+
+def test_another_width_is_imported_with_a_warning(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+    tensors = random_tensors("released", model_dim=4, embed=6)
+    with caplog.at_level(logging.WARNING):
+        router = import_routellm_mf(write_checkpoint(tmp_path, tensors))
+    assert "reads embeddings 6 wide; RouteLLM's own are 1536" in caplog.text
+    given = embeddings(router, 10)
+    np.testing.assert_allclose(router.win_prob(given), reference_win_prob(tensors, given.embedding, 24, 36), atol=1e-6)
+
+
+def test_an_imported_router_exports_to_stablehlo(tmp_path: Path, checkpoint: Path) -> None:
+    differences = export.export_stablehlo(import_routellm_mf(checkpoint), tmp_path / "bundle")
+    assert list(differences) == ["from_embedding"]
+    assert differences["from_embedding"] <= 1e-6
