@@ -12,9 +12,19 @@ from routerjax.data.benchmarks import (
     smallest_by_hash,
     write_benchmark_table,
 )
+from routerjax.data.contamination import (
+    Contamination,
+    DatasetSimilarity,
+    NearestPrompt,
+    contaminated,
+    dataset_similarity,
+    max_similarity,
+    normalized_text,
+)
 from routerjax.data.preferences import (
     Preferences,
     concatenate,
+    merge_both_orders,
     model_index,
     require_both_outcomes,
     split_by_prompt,
@@ -22,17 +32,27 @@ from routerjax.data.preferences import (
 )
 from routerjax.data.readers import read_preferences, write_preferences
 from routerjax.data.simulation import SimulatedArena, simulate_arena
+from routerjax.data.tiering import Tiering, tier_models, win_matrix
 
 __all__ = [
     "ROUTELLM_STRONG",
     "ROUTELLM_WEAK",
     "Benchmark",
+    "Contamination",
+    "DatasetSimilarity",
+    "NearestPrompt",
     "Preferences",
     "SimulatedArena",
+    "Tiering",
     "concatenate",
+    "contaminated",
+    "dataset_similarity",
     "golden_preferences",
     "load_benchmark",
+    "max_similarity",
+    "merge_both_orders",
     "model_index",
+    "normalized_text",
     "read_aligned_battles",
     "read_benchmark_table",
     "read_preferences",
@@ -41,7 +61,9 @@ __all__ = [
     "smallest_by_hash",
     "split_by_prompt",
     "swap_sides",
+    "tier_models",
     "to_batch",
+    "win_matrix",
     "write_benchmark_table",
     "write_preferences",
 ]

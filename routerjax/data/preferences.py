@@ -206,6 +206,38 @@ def swap_sides(battles: Preferences, *, seed: int) -> Preferences:
     )
 
 
+def merge_both_orders(battles: Preferences) -> Preferences:
+    """One battle in place of those that judged the same prompt and pair in both orders: position bias cancels.
+
+    Its outcome is the mean of the two orders', each the weighted mean of its battles; its weight is the mean of theirs,
+    so that a comparison that was judged twice counts once. It stands, as it was ordered, where the first of its battles
+    stood. Comparisons that were judged in one order alone stay as they are.
+
+    Example:
+        >>> prefers_first = np.array([[1, 0, 0], [1, 0, 0]])
+        >>> merged = merge_both_orders(Preferences.from_names(["p", "p"], ["x", "y"], ["y", "x"], prefers_first))
+        >>> len(merged), merged.outcome.tolist(), merged.weight.tolist()
+        (1, [[0.5, 0.0, 0.5]], [1.0])
+    """
+    pair = np.sort(np.stack([battles.model_a, battles.model_b], axis=1), axis=1)
+    key = np.concatenate([battles.prompt_index[:, None], pair], axis=1)
+    _, first, group = np.unique(key, axis=0, return_index=True, return_inverse=True)
+    first_row = first[group.reshape(-1)]  # of each battle's comparison
+    order = np.not_equal(battles.model_a, battles.model_a[first_row]).astype(np.int32)
+    weight = np.zeros((len(battles), 2))
+    outcome = np.zeros((len(battles), 2, 3))
+    own = battles.weight.astype(np.float64)
+    np.add.at(weight, (first_row, order), own)
+    np.add.at(outcome, (first_row, order), own[:, None] * battles.outcome)
+    both = np.all(weight > 0, axis=1)
+    mean = outcome[both] / weight[both][:, :, None]
+    merged_outcome, merged_weight = battles.outcome.copy(), battles.weight.copy()
+    merged_outcome[both] = (mean[:, 0] + mean[:, 1, ::-1]) / 2
+    merged_weight[both] = weight[both].mean(axis=1)
+    merged = dataclasses.replace(battles, outcome=merged_outcome, weight=merged_weight)
+    return merged.select(~both[first_row] | np.equal(first_row, np.arange(len(battles))))
+
+
 def split_by_prompt(battles: Preferences, *, validation_fraction: float, seed: int) -> tuple[Preferences, Preferences]:
     """Training and validation battles, no prompt on both sides.
 

@@ -1,5 +1,7 @@
 """Battles: validation that names row and column, sides, splits."""
 
+import dataclasses
+
 import numpy as np
 import pytest
 from hypothesis import given
@@ -83,6 +85,41 @@ def test_swapped_sides_say_the_same(seed: int) -> None:
 def test_half_of_the_sides_are_swapped() -> None:
     made = battles(3000)
     assert 0.45 < np.mean(data.swap_sides(made, seed=1).model_a != made.model_a) < 0.55
+
+
+def test_both_orders_become_one_battle() -> None:
+    made = data.Preferences.from_names(
+        ["p", "q", "p", "p", "p", "q"],
+        ["x", "x", "x", "y", "y", "x"],
+        ["y", "y", "z", "x", "x", "y"],
+        np.asarray([[1, 0, 0], [0, 1, 0], [1, 0, 0], [0.8, 0.1, 0.1], [0, 0.5, 0.5], [0, 0, 1]]),
+        np.asarray([2, 1, 5, 1, 3, 1]),
+    )
+    merged = data.merge_both_orders(made)
+    # q was judged twice, but in one order; p's x against z in one.
+    assert merged.prompts == ("p", "q", "p", "q")
+    assert [merged.models[row] for row in merged.model_b] == ["y", "y", "z", "y"]
+    # y first: (.8, .1, .1) once and (0, .5, .5) three times are (.2, .4, .4); of x first and that the other way round,
+    # the mean.
+    np.testing.assert_allclose(merged.outcome, [[0.7, 0.2, 0.1], [0, 1, 0], [1, 0, 0], [0, 0, 1]], atol=1e-6)
+    assert merged.weight.tolist() == [3, 1, 5, 1]
+
+
+def test_a_judge_that_only_sees_the_position_says_nothing() -> None:
+    first = battles(300, outcome=np.tile(HARD[0], (300, 1)))
+    other_order = dataclasses.replace(first, model_a=first.model_b, model_b=first.model_a)
+    merged = data.merge_both_orders(data.concatenate([first, other_order]))
+    np.testing.assert_array_equal(merged.outcome, np.tile([0.5, 0, 0.5], (300, 1)))
+    assert merged.prompts == first.prompts
+    np.testing.assert_array_equal(merged.weight, first.weight)
+    np.testing.assert_array_equal(data.merge_both_orders(merged).outcome, merged.outcome)
+
+
+def test_an_order_of_no_weight_was_not_judged() -> None:
+    made = data.Preferences.from_names(["p", "p"], ["x", "y"], ["y", "x"], HARD[[0, 0]], np.asarray([1, 0]))
+    merged = data.merge_both_orders(made)
+    assert merged.weight.tolist() == [1, 0]
+    np.testing.assert_array_equal(merged.outcome, made.outcome)
 
 
 def test_no_prompt_is_on_both_sides() -> None:
