@@ -38,6 +38,10 @@ HIDDEN_SPREAD = 0.3
 TIE = 1.0
 
 
+# So many known prompts in a row mean that hardly any are left to draw.
+MOST_REPEATED = 1000
+
+
 @dataclass(frozen=True, eq=False)
 class SimulatedArena:
     """Battles to learn from, and other prompts to measure on.
@@ -135,14 +139,15 @@ def _draw_prompts(rng: np.random.Generator, count: int) -> tuple[list[str], list
     """``count`` different prompts with domain and level; every domain and level is equally frequent."""
     drawn: dict[str, tuple[str, str]] = {}
     kinds = [(domain, level) for domain in TEMPLATES for level in LEVELS]
-    for _ in range(50 * count):
-        if len(drawn) == count:
-            break
+    repeated = 0
+    while len(drawn) < count:
         domain, level = kinds[rng.integers(len(kinds))]
         templates = TEMPLATES[domain][level]
-        drawn.setdefault(_fill(templates[rng.integers(len(templates))], rng), (domain, level))
-    else:
-        raise InputError(f"the templates do not hold {count} different prompts; ask for fewer")
+        prompt = _fill(templates[rng.integers(len(templates))], rng)
+        repeated = repeated + 1 if prompt in drawn else 0
+        if repeated == MOST_REPEATED:
+            raise InputError(f"the templates do not hold {count} different prompts; ask for fewer")
+        drawn.setdefault(prompt, (domain, level))
     domains, levels = zip(*drawn.values(), strict=True)
     return list(drawn), list(domains), list(levels)
 

@@ -57,10 +57,10 @@ def test_bad_sizes() -> None:
     with pytest.raises(InputError, match="num_prompts must be positive, got 0"):
         data.simulate_arena(num_prompts=0)
     with pytest.raises(InputError, match="do not hold 10000000 different prompts"):
-        simulation._draw_prompts(CountingOut(), 10_000_000)
+        simulation._draw_prompts(AlwaysFirst(), 10_000_000)
 
 
-class CountingOut:
+class AlwaysFirst:
     """Always the first choice: the templates hold one prompt."""
 
     def integers(self, high: int) -> int:
