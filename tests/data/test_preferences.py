@@ -36,7 +36,7 @@ def test_columns() -> None:
     assert chosen.prompts == ("prompt 2", "prompt 0")
     assert chosen.models == made.models
     assert len(made.select(np.asarray([True] * 2 + [False] * 4))) == 2
-    assert chosen.without_unused_models().models == ("x", "y", "z")
+    assert made.select(np.asarray([0, 3])).without_unused_models().models == ("x", "y")
     assert made.select(np.asarray([0])).without_unused_models().models == ("x", "y")
 
 
