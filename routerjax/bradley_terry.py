@@ -118,6 +118,34 @@ def _fit(
     return ratings - jnp.mean(ratings)
 
 
+def win_matrix(
+    model_a: Int[np.ndarray, "battles"],
+    model_b: Int[np.ndarray, "battles"],
+    label: Float[np.ndarray, "battles"],
+    weight: Float[np.ndarray, "battles"],
+    *,
+    num_models: int,
+) -> Float[np.ndarray, "models models"]:
+    """Weighted wins of battles, as :func:`fit` takes them: ``wins[i, j] = sum of weight * P(i is better than j)``.
+
+    Args:
+        model_a: index of the first model.
+        model_b: likewise the second.
+        label: P(a is better) in [0, 1], a tie 0.5.
+        weight: non-negative.
+        num_models: rows and columns.
+
+    Example:
+        >>> win_matrix(np.array([0, 1]), np.array([1, 0]), np.array([1.0, 0.5]), np.ones(2), num_models=2).tolist()
+        [[0.0, 1.5], [0.5, 0.0]]
+    """
+    wins = np.zeros((num_models, num_models))
+    label, weight = np.asarray(label, np.float64), np.asarray(weight, np.float64)
+    np.add.at(wins, (np.asarray(model_a), np.asarray(model_b)), weight * label)
+    np.add.at(wins, (np.asarray(model_b), np.asarray(model_a)), weight * (1.0 - label))
+    return wins
+
+
 def win_prob(ratings_a: Float[Array, "*batch"], ratings_b: Float[Array, "*batch"]) -> Float[Array, "*batch"]:
     """P(a beats b) = sigmoid(rating of a - rating of b), ratings in nats; element-wise.
 

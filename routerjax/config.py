@@ -112,12 +112,16 @@ class RouterConfig:
     Attributes:
         family: a name in ``routerjax.router.FAMILIES``.
         attributes: attributes of the linen module other than the number of models.
+        loss: a name in ``routerjax.losses.LOSSES``: how ties are understood.
+        readout: a name in ``routerjax.losses.READOUTS``: what the win probability counts.
         strong: name of the strong (expensive) model.
         weak: name of the weak (cheap) model.
     """
 
     family: str = "mf"
     attributes: Mapping[str, AttributeValue] = field(default_factory=dict)
+    loss: str = "bradley_terry"
+    readout: str = "half_tie"
     strong: str
     weak: str
 

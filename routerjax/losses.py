@@ -1,12 +1,27 @@
-"""Losses on preferences, and the readouts that turn scores into win probabilities. Pure, element-wise, in nats."""
+"""Losses on preferences, and the readouts that turn scores into probabilities. Pure, element-wise, in nats.
+
+Every loss is a model of how a battle ends, given the margin of two scores and, where the model knows ties, a tie score:
+
+- ``bradley_terry``: a tie is half a win to each side; nothing is said of how likely ties are.
+- ``rao_kupper``: a battle is a tie where the margin, plus logistic noise, is small: one threshold, learned.
+- ``davidson``: a tie has odds of its own against the geometric mean of the two wins: one number, learned.
+- ``three_outcome``: Davidson's, with a tie score of each query, a column more beside the models'. For a fixed pair this
+  is a softmax over win, tie and loss with three free logits.
+- ``three_labels``: the columns are not models but win, tie and loss of ONE pair: RouteLLM's released classifiers.
+"""
 
 from __future__ import annotations
+
+import functools
+from collections.abc import Callable, Mapping
+from typing import Literal, NamedTuple
 
 import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Float
 
-from routerjax.typing import PreferenceBatch
+from routerjax.errors import InputError, nearest
+from routerjax.typing import PreferenceBatch, PreferenceLoss, Readout
 
 
 def bradley_terry(margin: Float[Array, "*battles"], label: Float[Array, "*battles"]) -> Float[Array, "*battles"]:
@@ -37,6 +52,96 @@ def bradley_terry(margin: Float[Array, "*battles"], label: Float[Array, "*battle
     return -label * jax.nn.log_sigmoid(margin) - (1.0 - label) * jax.nn.log_sigmoid(-margin)
 
 
+def rao_kupper_log_prob(
+    margin: Float[Array, "*battles"], tie: Float[Array, "*battles"]
+) -> Float[Array, "*battles outcomes"]:
+    """Log-probabilities of (a wins, tie, b wins) under Rao and Kupper's model.
+
+    ``P(a wins) = sigmoid(margin - t)``, ``P(b wins) = sigmoid(-margin - t)``, a tie otherwise; ``t = softplus(tie)``.
+
+    Args:
+        margin: positive favours model_a, in nats.
+        tie: any real; the threshold ``t`` is its softplus, in nats.
+
+    Example:
+        >>> jnp.exp(rao_kupper_log_prob(jnp.float32(0.0), jnp.float32(0.0))).round(4).tolist()
+        [0.33329999446868896, 0.33329999446868896, 0.33329999446868896]
+
+    Reference:
+        Rao and Kupper, "Ties in paired-comparison experiments", JASA 1967; ``theta = exp(t)``.
+    """
+    margin, threshold = jnp.broadcast_arrays(margin.astype(jnp.float32), jax.nn.softplus(tie.astype(jnp.float32)))
+    win, loss = jax.nn.log_sigmoid(margin - threshold), jax.nn.log_sigmoid(-margin - threshold)
+    # 1 - P(a) - P(b) = (exp(2 t) - 1) P(a) P(b), without the cancellation.
+    drawn = win + loss + 2.0 * threshold + jnp.log(-jnp.expm1(-2.0 * threshold))
+    return jnp.stack([win, drawn, loss], axis=-1)
+
+
+def davidson_log_prob(
+    margin: Float[Array, "*battles"], tie: Float[Array, "*battles"]
+) -> Float[Array, "*battles outcomes"]:
+    """Log-probabilities of (a wins, tie, b wins) under Davidson's model.
+
+    ``P(a) : P(tie) : P(b) = exp(margin / 2) : exp(tie) : exp(-margin / 2)``
+
+    Args:
+        margin: positive favours model_a, in nats.
+        tie: log-odds of a tie against a win of one of two equals.
+
+    Example:
+        >>> jnp.exp(davidson_log_prob(jnp.float32(0.0), jnp.float32(0.0))).round(4).tolist()
+        [0.33329999446868896, 0.33329999446868896, 0.33329999446868896]
+
+    Reference:
+        Davidson, "On extending the Bradley-Terry model to accommodate ties", JASA 1970; ``nu = exp(tie)``.
+    """
+    margin, tie = jnp.broadcast_arrays(margin.astype(jnp.float32), tie.astype(jnp.float32))
+    return jax.nn.log_softmax(jnp.stack([margin / 2.0, tie, -margin / 2.0], axis=-1), axis=-1)
+
+
+def _bradley_terry_log_prob(margin: Float[Array, "*battles"], _: Float[Array, "*battles"]) -> Array:
+    """Ties are no outcome of their own: P(tie) = 0, and half of every tie is in P(a) and P(b)."""
+    margin = margin.astype(jnp.float32)
+    never = jnp.full_like(margin, -jnp.inf)
+    return jnp.stack([jax.nn.log_sigmoid(margin), never, jax.nn.log_sigmoid(-margin)], axis=-1)
+
+
+def _cross_entropy(outcome: Float[Array, "*battles 3"], log_prob: Float[Array, "*battles 3"]) -> Array:
+    return -jnp.sum(outcome.astype(jnp.float32) * log_prob, axis=-1)
+
+
+class OutcomeModel(NamedTuple):
+    """How a battle ends.
+
+    Attributes:
+        log_prob: ``(margin, tie) -> log P(a wins), log P(tie), log P(b wins)``; None where scores are those already.
+        tie: where the tie score comes from: nowhere; one learned ``parameter``; a ``column`` beside the models'; or
+            the columns are the three ``labels`` themselves.
+    """
+
+    log_prob: Callable[[Array, Array], Array] | None
+    tie: Literal["none", "parameter", "column", "labels"]
+
+
+LOSSES: Mapping[str, OutcomeModel] = {
+    "bradley_terry": OutcomeModel(_bradley_terry_log_prob, "none"),
+    "rao_kupper": OutcomeModel(rao_kupper_log_prob, "parameter"),
+    "davidson": OutcomeModel(davidson_log_prob, "parameter"),
+    "three_outcome": OutcomeModel(davidson_log_prob, "column"),
+    "three_labels": OutcomeModel(None, "labels"),
+}
+
+READOUTS: Mapping[str, Callable[[Array], Array]] = {
+    # Half of the ties to each side: (1 + expected gain) / 2.
+    "half_tie": lambda prob: prob[..., 0] + prob[..., 1] / 2.0,
+    # A tie is no win: RouteLLM's released classifiers.
+    "win": lambda prob: prob[..., 0],
+    # Ties left out: P(win | not a tie).
+    "decisive": lambda prob: prob[..., 0] / jnp.maximum(prob[..., 0] + prob[..., 2], jnp.finfo(jnp.float32).tiny),
+}
+"""From P(a wins), P(tie), P(b wins) to a win probability. ``half_tie`` orders prompts by expected gain."""
+
+
 def margin(scores: Float[Array, "prompts models"], batch: PreferenceBatch) -> Float[Array, "battles"]:
     """Score of each battle's model_a minus that of its model_b; positive favours model_a."""
     return scores[batch.query_index, batch.model_a] - scores[batch.query_index, batch.model_b]
@@ -50,6 +155,98 @@ def preference_loss(scores: Float[Array, "prompts models"], batch: PreferenceBat
         batch: the battles.
     """
     return bradley_terry(margin(scores, batch), batch.label)
+
+
+def outcome_model(loss: str) -> OutcomeModel:
+    """The entry of :data:`LOSSES`.
+
+    Raises:
+        InputError: no such loss; suggests the nearest.
+    """
+    if loss not in LOSSES:
+        raise InputError(f"the loss must be one of {', '.join(LOSSES)}, got {loss!r}{nearest(loss, LOSSES)}")
+    return LOSSES[loss]
+
+
+def make_preference_loss(loss: str) -> PreferenceLoss:
+    """The loss of each battle of a batch, before its weight: cross-entropy of the battle's outcome distribution.
+
+    ``(scores, batch) -> loss [battles]`` in nats. For ``bradley_terry`` it is :func:`preference_loss`. For
+    ``three_labels``, whose columns are win, tie and loss of the pair (model 0, model 1), battles the other way round
+    are read backwards.
+
+    Args:
+        loss: a name in :data:`LOSSES`.
+
+    Raises:
+        InputError: no such loss.
+    """
+    model = outcome_model(loss)
+    if loss == "bradley_terry":
+        return preference_loss
+
+    def of_battles(scores: Float[Array, "prompts columns"], batch: PreferenceBatch) -> Float[Array, "battles"]:
+        if model.log_prob is None:
+            log_prob = jax.nn.log_softmax(scores.astype(jnp.float32), axis=-1)[batch.query_index]
+            forward = (batch.model_a < batch.model_b)[:, None]
+            return _cross_entropy(jnp.where(forward, batch.outcome, batch.outcome[:, ::-1]), log_prob)
+        return _cross_entropy(batch.outcome, model.log_prob(margin(scores, batch), scores[batch.query_index, -1]))
+
+    return of_battles
+
+
+@functools.cache
+def make_outcome_prob(loss: str) -> Callable[[Array, int, int], Array]:
+    """``(scores, strong, weak) -> P(strong wins), P(tie), P(weak wins)``, float32 ``[batch, 3]``.
+
+    The expected gain of calling the strong model is the first minus the last. Under ``bradley_terry`` P(tie) is 0.
+
+    Args:
+        loss: the loss that the scores were trained with.
+
+    Raises:
+        InputError: no such loss.
+    """
+    model = outcome_model(loss)
+
+    def outcome_prob(scores: Float[Array, "batch columns"], strong: int, weak: int) -> Float[Array, "batch 3"]:
+        scores = scores.astype(jnp.float32)
+        if model.log_prob is None:
+            prob = jax.nn.softmax(scores, axis=-1)
+            return prob if strong < weak else prob[:, ::-1]
+        return jnp.exp(model.log_prob(scores[:, strong] - scores[:, weak], scores[:, -1]))
+
+    return outcome_prob
+
+
+@functools.cache
+def make_readout(loss: str, readout: str = "half_tie") -> Readout:
+    """From scores to win probability: ``(scores, strong, weak) -> win_prob [batch]``.
+
+    The same names give the same function, so that what is compiled for it is found again.
+
+    Args:
+        loss: the loss that the scores were trained with.
+        readout: a name in :data:`READOUTS`. Under ``bradley_terry`` all of them are sigmoid(margin).
+
+    Raises:
+        InputError: no such loss or readout.
+
+    Example:
+        >>> read = make_readout("bradley_terry")
+        >>> float(read(jnp.array([[jnp.log(3.0), 0.0]]), 0, 1)[0]).__round__(4)
+        0.75
+    """
+    if readout not in READOUTS:
+        raise InputError(
+            f"the readout must be one of {', '.join(READOUTS)}, got {readout!r}{nearest(readout, READOUTS)}"
+        )
+    outcome_prob, read = make_outcome_prob(loss), READOUTS[readout]
+
+    def win_prob(scores: Float[Array, "batch columns"], strong: int, weak: int) -> Float[Array, "batch"]:
+        return read(outcome_prob(scores, strong, weak))
+
+    return bradley_terry_readout if loss == "bradley_terry" else win_prob
 
 
 def bradley_terry_readout(scores: Float[Array, "batch models"], strong: int, weak: int) -> Float[Array, "batch"]:

@@ -6,6 +6,7 @@ The command line, the demo and the experiments all run this one path.
 from __future__ import annotations
 
 import dataclasses
+import functools
 import hashlib
 import importlib.metadata
 import importlib.util
@@ -38,7 +39,7 @@ from routerjax.data import (
 )
 from routerjax.errors import InputError
 from routerjax.features import EmbeddingCache, FeatureSpec, load_encoder, read_embeddings
-from routerjax.router import Router, make_module, save_router
+from routerjax.router import Router, find_family, make_module, save_router
 from routerjax.tables import ENDINGS
 from routerjax.typing import PreferenceBatch
 
@@ -136,7 +137,7 @@ def train_router(config: ExperimentConfig, output: str | Path, *, resume: bool =
     for name in (config.router.strong, config.router.weak):
         model_index(preferences.models, name)
     num_models = len(preferences.models)
-    module = make_module(family, num_models=num_models, attributes=config.router.attributes)
+    module = make_module(family, num_models=num_models, attributes=config.router.attributes, loss=config.router.loss)
 
     prompts = preferences.unique_prompts
     with EmbeddingCache() as cache:
@@ -150,19 +151,22 @@ def train_router(config: ExperimentConfig, output: str | Path, *, resume: bool =
     output.mkdir(parents=True, exist_ok=True)
     if not resume:
         _write_json(output / "config.json", provenance)
-    knn = Router(
-        family="knn",
-        attributes=config.router.attributes if family == "knn" else {},
+    make_router = functools.partial(
+        Router,
         models=preferences.models,
         strong=config.router.strong,
         weak=config.router.weak,
         features=spec,
-        variables={"memory": models.nearest_neighbors_memory(batch_of(preferences), num_models=num_models)},
         provenance=provenance,
     )
-    if family == "knn":
-        save_router(knn, output / "router")
-        return knn
+    remember = find_family(family).memory
+    if remember is not None:
+        variables = {"memory": remember(module, batch_of(preferences))}
+        router = make_router(family=family, attributes=config.router.attributes, variables=variables)
+        save_router(router, output / "router")
+        return router
+    control = models.nearest_neighbors_memory(batch_of(preferences), num_models=num_models)
+    knn = make_router(family="knn", attributes={}, variables={"memory": control})
 
     train, held_out = preferences, None
     if config.data.validation_fraction > 0:
@@ -173,7 +177,7 @@ def train_router(config: ExperimentConfig, output: str | Path, *, resume: bool =
         module,
         batch_of(train),
         None if held_out is None else batch_of(held_out),
-        loss=losses.preference_loss,
+        loss=losses.make_preference_loss(config.router.loss),
         optimizer=config.optimizer,
         training=config.training,
         directory=output / "training",
@@ -183,6 +187,8 @@ def train_router(config: ExperimentConfig, output: str | Path, *, resume: bool =
         knn,
         family=family,
         attributes=config.router.attributes,
+        loss=config.router.loss,
+        readout=config.router.readout,
         variables=result.variables,
         provenance={**provenance, "best_epoch": result.best_epoch, "validation_loss": result.best_loss},
     )

@@ -32,7 +32,7 @@ from routerjax.data.preferences import (
 )
 from routerjax.data.readers import read_preferences, write_preferences
 from routerjax.data.simulation import SimulatedArena, simulate_arena
-from routerjax.data.tiering import Tiering, tier_models, win_matrix
+from routerjax.data.tiering import Tiering, tier_models
 
 __all__ = [
     "ROUTELLM_STRONG",
@@ -63,7 +63,6 @@ __all__ = [
     "swap_sides",
     "tier_models",
     "to_batch",
-    "win_matrix",
     "write_benchmark_table",
     "write_preferences",
 ]

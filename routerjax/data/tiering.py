@@ -5,7 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 import numpy as np
-from jaxtyping import Float32, Float64, Int32
+from jaxtyping import Float32, Int32
 
 from routerjax import bradley_terry
 from routerjax.data.preferences import Preferences
@@ -27,23 +27,6 @@ class Tiering:
     tier: Int32[np.ndarray, "models"]
 
 
-def win_matrix(battles: Preferences) -> Float64[np.ndarray, "models models"]:
-    """Weighted wins: ``wins[i, j] = sum of weight * P(i is better)`` over the battles of i and j, a tie counting half.
-
-    What :func:`routerjax.bradley_terry.fit` takes.
-
-    Example:
-        >>> battles = Preferences.from_names(["p", "q"], ["x", "y"], ["y", "x"], np.array([[1, 0, 0], [0, 1, 0]]))
-        >>> win_matrix(battles).tolist()
-        [[0.0, 1.5], [0.5, 0.0]]
-    """
-    wins = np.zeros((len(battles.models), len(battles.models)))
-    outcome, weight = battles.outcome.astype(np.float64), battles.weight.astype(np.float64)
-    np.add.at(wins, (battles.model_a, battles.model_b), weight * (outcome[:, 0] + outcome[:, 1] / 2))
-    np.add.at(wins, (battles.model_b, battles.model_a), weight * (outcome[:, 2] + outcome[:, 1] / 2))
-    return wins
-
-
 def tier_models(battles: Preferences, num_tiers: int = 10, *, prior: float = 1e-4) -> Tiering:
     """Rate all models by Bradley-Terry, and split them into tiers of least variance.
 
@@ -59,7 +42,9 @@ def tier_models(battles: Preferences, num_tiers: int = 10, *, prior: float = 1e-
     Reference:
         RouteLLM (arXiv 2406.18665), section 4.1 and appendix A.
     """
-    wins = win_matrix(battles)
+    wins = bradley_terry.win_matrix(
+        battles.model_a, battles.model_b, battles.label, battles.weight, num_models=len(battles.models)
+    )
     apart = ~_connected_to_first(wins > 0)
     if apart.any():
         first, other = battles.models[0], battles.models[np.flatnonzero(apart)[0]]

@@ -12,6 +12,8 @@ from routerjax.models.baselines import (
 )
 from routerjax.models.bert import BertEncoder, SentenceEmbedding
 from routerjax.models.matrix_factorization import MatrixFactorization
+from routerjax.models.similarity_weighted import SimilarityWeighted, battle_tiers, similarity_weighted_memory
+from routerjax.models.ties import WithTie
 
 __all__ = [
     "BertEncoder",
@@ -21,5 +23,9 @@ __all__ = [
     "OracleScores",
     "RandomScores",
     "SentenceEmbedding",
+    "SimilarityWeighted",
+    "WithTie",
+    "battle_tiers",
     "nearest_neighbors_memory",
+    "similarity_weighted_memory",
 ]

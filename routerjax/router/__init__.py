@@ -1,6 +1,6 @@
 """Routers: what they are made of, how they score, how they lie on disk, and what published ones become."""
 
-from routerjax.router.families import FAMILIES, Family, make_module
+from routerjax.router.families import FAMILIES, Family, find_family, make_module
 from routerjax.router.folder import load_router, router_folder, save_router
 from routerjax.router.importing import IMPORTERS, import_routellm_mf, routellm_features
 from routerjax.router.router import Router
@@ -10,6 +10,7 @@ __all__ = [
     "IMPORTERS",
     "Family",
     "Router",
+    "find_family",
     "import_routellm_mf",
     "load_router",
     "make_module",

@@ -20,6 +20,7 @@ import safetensors.numpy
 from routerjax.atomic import new_directory
 from routerjax.errors import InputError
 from routerjax.features import FeatureSpec
+from routerjax.losses import outcome_model
 from routerjax.router.router import Router
 
 FORMAT = "routerjax-router-1"
@@ -40,6 +41,8 @@ def save_router(router: Router, path: str | os.PathLike[str]) -> None:
         "format": FORMAT,
         "family": router.family,
         "attributes": dict(router.attributes),
+        "loss": router.loss,
+        "readout": router.readout,
         "models": list(router.models),
         "strong": router.strong,
         "weak": router.weak,
@@ -73,7 +76,7 @@ def load_router(path: str | os.PathLike[str], *, encoder: str | None = None) -> 
         description = json.loads((folder / DESCRIPTION_FILE).read_text(encoding="utf-8"))
         if description["format"] != FORMAT:
             raise InputError(f"{folder}: expected format {FORMAT}, got {description['format']!r}; update routerjax")
-        fields = {name: description[name] for name in ("family", "attributes", "strong", "weak")}
+        fields = {name: description[name] for name in ("family", "attributes", "loss", "readout", "strong", "weak")}
         threshold = None if description["threshold"] is None else float(description["threshold"])
         expected_hash, names = description["tensors_sha256"], tuple(description["models"])
         features, provenance = FeatureSpec.from_dict(description["features"]), description["provenance"]
@@ -128,5 +131,9 @@ def _require_fit(router: Router, folder: Path) -> None:
     except (ValueError, TypeError, KeyError, flax.errors.FlaxError) as error:
         reason = str(error).strip().splitlines()[0]
         raise InputError(f"{folder}: the tensors do not fit the module {router.family}: {reason}") from error
-    if cast(jax.ShapeDtypeStruct, scores).shape != (1, len(router.models)):
-        raise InputError(f"{folder}: expected scores of {len(router.models)} models, got shape {scores.shape}")
+    extra = {"none": 0, "parameter": 1, "column": 1, "labels": 1}[outcome_model(router.loss).tie]
+    if cast(jax.ShapeDtypeStruct, scores).shape != (1, len(router.models) + extra):
+        raise InputError(
+            f"{folder}: expected {len(router.models) + extra} scores ({router.loss} of {len(router.models)} models), "
+            f"got shape {scores.shape}"
+        )

@@ -17,8 +17,9 @@ from jaxtyping import Float32
 from routerjax.config import AttributeValue
 from routerjax.errors import InputError, nearest
 from routerjax.features import EmbeddingCache, Embeddings, FeatureSpec, SentenceEncoder, load_encoder
+from routerjax.losses import make_outcome_prob, make_readout, outcome_model
 from routerjax.prompts import prompt_ids
-from routerjax.router.families import FAMILIES, make_module
+from routerjax.router.families import make_module
 from routerjax.scoring import make_score_fn
 from routerjax.typing import Array, Query, Readout, ScoreFn, Variables
 
@@ -31,7 +32,7 @@ class Router:
     """Everything that is needed to score a prompt.
 
     Attributes:
-        family: a name in :data:`FAMILIES`.
+        family: a name in :data:`routerjax.router.FAMILIES`.
         attributes: of the family's module, other than the number of models.
         models: names of the columns of the scores.
         strong: the default strong model.
@@ -39,6 +40,8 @@ class Router:
         features: what the router's queries were made with.
         variables: ``{"params": ..., "memory": ...}``; either may be absent.
         provenance: how it came to be: configuration, versions, data hashes; any JSON.
+        loss: what the scores were trained with, a name in :data:`routerjax.losses.LOSSES`.
+        readout: what the win probability counts, a name in :data:`routerjax.losses.READOUTS`.
         threshold: route to the strong model from this win probability on (``inf``: never); None before calibration.
         encoder_source: where to look for the encoder instead of ``features.source``; its fingerprint must be the same.
     """
@@ -51,6 +54,8 @@ class Router:
     features: FeatureSpec
     variables: Variables
     provenance: Mapping[str, object] = field(default_factory=dict)
+    loss: str = "bradley_terry"
+    readout: str = "half_tie"
     threshold: float | None = None
     encoder_source: str | None = None
 
@@ -65,7 +70,7 @@ class Router:
     @functools.cached_property
     def module(self) -> nn.Module:
         """The linen module, ``(variables, query) -> scores [batch, models]``."""
-        return make_module(self.family, num_models=len(self.models), attributes=self.attributes)
+        return make_module(self.family, num_models=len(self.models), attributes=self.attributes, loss=self.loss)
 
     @functools.cached_property
     def encoder(self) -> SentenceEncoder:
@@ -108,14 +113,19 @@ class Router:
             self.module,
             strong=self.column(strong or self.strong),
             weak=self.column(weak or self.weak),
-            readout=FAMILIES[self.family].readout,
+            readout=make_readout(self.loss, self.readout),
         )
 
     def scores(
         self, prompts: Sequence[str] | Embeddings, *, cache: EmbeddingCache | None = None, progress: bool = False
     ) -> Float32[np.ndarray, "prompts models"]:
-        """Score every model on every prompt; see :meth:`win_prob` for the arguments."""
-        return self._run(_jit_scores(self.module), self.query(prompts, cache=cache, progress=progress))
+        """Score every model on every prompt; see :meth:`win_prob` for the arguments.
+
+        A loss with a tie score has it in a last column of the module's own scores, which is left out here; the columns
+        of ``three_labels`` are win, tie and loss of ``models[0]`` against ``models[1]``.
+        """
+        scores = self._run(_jit_scores(self.module), self.query(prompts, cache=cache, progress=progress))
+        return scores if outcome_model(self.loss).tie == "labels" else scores[:, : len(self.models)]
 
     def win_prob(
         self,
@@ -142,9 +152,27 @@ class Router:
             self.module,
             self.column(strong or self.strong),
             self.column(weak or self.weak),
-            FAMILIES[self.family].readout,
+            make_readout(self.loss, self.readout),
         )
         return self._run(score, self.query(prompts, cache=cache, progress=progress))
+
+    def outcome_prob(
+        self,
+        prompts: Sequence[str] | Embeddings,
+        strong: str | None = None,
+        weak: str | None = None,
+        *,
+        cache: EmbeddingCache | None = None,
+        progress: bool = False,
+    ) -> Float32[np.ndarray, "prompts 3"]:
+        """P(the strong model wins), P(tie), P(the weak model wins) for each prompt, as trained: not calibrated.
+
+        The expected gain of calling the strong model is the first minus the last. See :meth:`win_prob` for the
+        arguments; under a loss without ties P(tie) is 0.
+        """
+        columns = self.column(strong or self.strong), self.column(weak or self.weak)
+        outcome = _jit_outcome_prob(self.module, *columns, self.loss)
+        return self._run(outcome, self.query(prompts, cache=cache, progress=progress))
 
     def query(
         self, prompts: Sequence[str] | Embeddings, *, cache: EmbeddingCache | None = None, progress: bool = False
@@ -184,6 +212,12 @@ def _jit_scores(module: nn.Module) -> ScoreFn:
         return cast(Array, module.apply(variables, query))
 
     return jax.jit(scores)
+
+
+@functools.lru_cache(maxsize=32)
+def _jit_outcome_prob(module: nn.Module, strong: int, weak: int, loss: str) -> ScoreFn:
+    read = make_outcome_prob(loss)
+    return jax.jit(lambda variables, query: read(cast(Array, module.apply(variables, query)), strong, weak))
 
 
 @functools.lru_cache(maxsize=32)

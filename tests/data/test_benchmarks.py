@@ -79,10 +79,10 @@ def test_gsm8k_and_mt_bench(evals: Path) -> None:
 def test_what_is_missing_is_named(evals: Path) -> None:
     with pytest.raises(InputError, match=r"benchmark must be one of .*got 'mtbench' \(did you mean 'mt_bench'\?\)"):
         data.load_benchmark("mtbench", evals)
-    with pytest.raises(InputError, match="no folder .*expected RouteLLM's routellm/evals folder"):
+    with pytest.raises(InputError, match=r"no folder .*expected RouteLLM's routellm/evals folder"):
         data.load_benchmark("mmlu", evals / "mmlu")
     (evals / "mmlu" / "responses" / "mmlu_subject07.csv").unlink()
-    with pytest.raises(InputError, match="must hold 57 files mmlu_SUBJECT.csv, has 56"):
+    with pytest.raises(InputError, match=r"must hold 57 files mmlu_SUBJECT\.csv, has 56"):
         data.load_benchmark("mmlu", evals)
     (evals / "gsm8k" / "contaminated_prompts.jsonl").unlink()
     with pytest.raises(InputError, match=r"no file .*contaminated_prompts.jsonl"):

@@ -162,7 +162,7 @@ def test_a_hub_that_cannot_be_reached_is_one_line(monkeypatch: pytest.MonkeyPatc
 
     monkeypatch.setattr(datasets, "load_dataset", load_dataset)
     with pytest.raises(
-        InputError, match="cannot read 'owner/name', which is no file here, from the .*: Couldn't reach"
+        InputError, match=r"cannot read 'owner/name', which is no file here, from the .*: Couldn't reach"
     ):
         data.read_preferences("owner/name")
 
