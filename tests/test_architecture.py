@@ -12,6 +12,7 @@ ROOT = PACKAGE.parent
 GROUND = {
     "atomic",
     "bradley_terry",
+    "calibration",
     "config",
     "errors",
     "losses",
@@ -117,7 +118,7 @@ def test_models_and_training_know_no_outside_formats() -> None:
 
 def test_torch_is_never_used_at_run_time() -> None:
     for path in sources():
-        assert not top_level_libraries(path) & {"torch", "pandas", "sklearn"}, path
+        assert not top_level_libraries(path) & {"torch", "pandas", "transformers"}, path
 
 
 def test_files_stay_small() -> None:
