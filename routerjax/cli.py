@@ -190,6 +190,7 @@ def _calibrate(arguments: argparse.Namespace) -> None:
 def _score(arguments: argparse.Namespace) -> None:
     import pyarrow as pa
 
+    from routerjax.features import EmbeddingCache
     from routerjax.router import load_router, router_folder
     from routerjax.routing import route
     from routerjax.tables import read_prompt_table, write_table
@@ -197,7 +198,8 @@ def _score(arguments: argparse.Namespace) -> None:
     router = load_router(router_folder(arguments.router), encoder=arguments.encoder)
     strong, weak = arguments.strong or router.strong, arguments.weak or router.weak
     table = read_prompt_table(arguments.input)
-    win_prob = router.win_prob(table.column("prompt").to_pylist(), strong, weak, progress=True)
+    with EmbeddingCache() as cache:
+        win_prob = router.win_prob(table.column("prompt").to_pylist(), strong, weak, cache=cache, progress=True)
     table = table.append_column("win_prob", pa.array(win_prob))
     threshold = router.threshold if arguments.threshold is None else arguments.threshold
     if threshold is not None:
