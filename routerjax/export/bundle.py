@@ -51,9 +51,9 @@ def export_stablehlo(
     """Write a bundle that runs wherever jax does, without routerjax.
 
     The folder holds the scoring function from embeddings and, for routers of an encoder, from token ids (encoder and
-    router as one function), as StableHLO for cpu, cuda and tpu with symbolic batch and length; the weights; the tokenizer;
-    golden prompts with their win probabilities; and ``load.py``. A fresh process that imports jax and not routerjax
-    loads it and compares, before the folder gets its name.
+    router as one function), as StableHLO for cpu, cuda and tpu with symbolic batch and length; the weights; the
+    tokenizer; golden prompts with their win probabilities; and ``load.py``. A fresh process that imports jax and not
+    routerjax loads it and compares, before the folder gets its name.
 
     Args:
         router: what to export.

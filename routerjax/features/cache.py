@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import itertools
 import os
 import sqlite3
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
@@ -103,7 +104,7 @@ def encode_once(
         progress: show a progress bar, if it takes more than two seconds.
 
     Raises:
-        InputError: a prompt that is not text.
+        InputError: a prompt that is not text; or embeddings of another width than those that are in the cache.
     """
     for row, prompt in enumerate(prompts):
         if not isinstance(prompt, str):
@@ -113,6 +114,12 @@ def encode_once(
     missing = {digest: prompt for digest, prompt in zip(digests, prompts, strict=True) if digest not in known}
     with tqdm.tqdm(total=len(missing), unit="prompt", disable=not progress or not missing, delay=2) as bar:
         for part in encode(missing):
+            widths = sorted({len(embedding) for embedding in (*part.values(), *itertools.islice(known.values(), 1))})
+            if len(widths) > 1:
+                raise InputError(
+                    f"embeddings of {fingerprint} are {' and '.join(map(str, widths))} wide: another model is behind "
+                    "that name than before, whose embeddings are in the cache; set ROUTERJAX_CACHE to another folder"
+                )
             known.update(part)
             if cache is not None:
                 cache.put(fingerprint, part)

@@ -136,9 +136,10 @@ class EndpointEncoder:
             embeddings = encode_once(prompts, encode, fingerprint=self.fingerprint, cache=cache, progress=progress)
         finally:
             self._log_cost(self.tokens_used - used_before)
-        for embedding in embeddings:  # a cache may hold what the endpoint made before its model changed
-            self._take_width(len(embedding))
-        return np.stack(embeddings) if embeddings else np.zeros((0, self.spec.width), np.float32)
+        if not embeddings:
+            return np.zeros((0, self.spec.width), np.float32)
+        self._take_width(len(embeddings[0]))  # of the cache, where nothing was missing
+        return np.stack(embeddings)
 
     def _encode_parts(
         self, prompts: Sequence[str], missing: dict[bytes, str]
@@ -169,7 +170,7 @@ class EndpointEncoder:
         if self._width != width:
             raise InputError(
                 f"embeddings of {self.fingerprint} must be {self._width} wide, got {width}: another model is behind "
-                "that name now, or embeddings of an earlier one are in the cache"
+                "that name now"
             )
 
     def _ask(self, prompts: Sequence[str]) -> Float32[np.ndarray, "prompts embed"]:
