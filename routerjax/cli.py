@@ -216,6 +216,7 @@ def _calibrate(arguments: argparse.Namespace) -> None:
 def _score(arguments: argparse.Namespace) -> None:
     import pyarrow as pa
 
+    from routerjax.features import EmbeddingCache
     from routerjax.router import load_router, router_folder
     from routerjax.routing import route
     from routerjax.tables import read_prompt_table, write_table
@@ -223,7 +224,8 @@ def _score(arguments: argparse.Namespace) -> None:
     router = load_router(router_folder(arguments.router), encoder=arguments.encoder)
     router = router.with_pair(arguments.strong, arguments.weak)
     table = read_prompt_table(arguments.input)
-    win_prob = router.win_prob(table.column("prompt").to_pylist(), progress=True)
+    with EmbeddingCache() as cache:
+        win_prob = router.win_prob(table.column("prompt").to_pylist(), cache=cache, progress=True)
     table = table.append_column("win_prob", pa.array(win_prob))
     threshold = router.threshold if arguments.threshold is None else arguments.threshold
     if threshold is not None:

@@ -92,17 +92,22 @@ class FeatureConfig:
     """How text becomes a query.
 
     Attributes:
-        encoder: a local folder or Hugging Face name of a sentence encoder.
-        max_length: tokens kept of each prompt.
+        encoder: a local folder or Hugging Face name of a sentence encoder; or ``openai:MODEL`` for an OpenAI-compatible
+            endpoint, see :class:`routerjax.features.EndpointEncoder`.
+        max_length: tokens that a sentence encoder keeps of each prompt; an endpoint reads them all.
         embeddings: a .npy or .parquet file of given embeddings instead of an encoder's own.
+        dollars_per_million_tokens: an endpoint's price, for the cost that is logged.
     """
 
     encoder: str = "sentence-transformers/all-MiniLM-L6-v2"
     max_length: int = 256
     embeddings: str | None = None
+    dollars_per_million_tokens: float | None = None
 
     def __post_init__(self) -> None:
+        price = self.dollars_per_million_tokens
         _require(self.max_length > 0, "features.max_length", "positive", self.max_length)
+        _require(price is None or price >= 0, "features.dollars_per_million_tokens", "non-negative", price)
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -39,7 +39,7 @@ from routerjax.data import (
     to_batch,
 )
 from routerjax.errors import InputError
-from routerjax.features import EmbeddingCache, FeatureSpec, load_encoder, read_embeddings
+from routerjax.features import EmbeddingCache, FeatureSpec, open_encoder, read_embeddings
 from routerjax.router import Router, find_family, make_module, save_router
 from routerjax.tables import ENDINGS
 from routerjax.typing import PreferenceBatch
@@ -114,7 +114,11 @@ def embed(
                 "different prompt of the battles, in the order in which the prompts first appear"
             )
         return given.embedding, given.spec(config.embeddings)
-    encoder = load_encoder(config.encoder, max_length=config.max_length)
+    encoder = open_encoder(
+        config.encoder,
+        max_length=config.max_length,
+        dollars_per_million_tokens=config.dollars_per_million_tokens,
+    )
     logger.info("encoding %d prompts with %s", len(prompts), config.encoder)
     return encoder.encode(prompts, progress=True, cache=cache), encoder.spec
 

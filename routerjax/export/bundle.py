@@ -10,6 +10,7 @@ import subprocess
 import sys
 from collections.abc import Sequence
 from pathlib import Path
+from typing import cast
 
 import jax
 import numpy as np
@@ -19,7 +20,7 @@ from routerjax.atomic import new_directory, refuse_existing
 from routerjax.data import simulate_arena
 from routerjax.errors import InputError
 from routerjax.export.stablehlo import PLATFORMS, export_from_embedding, export_from_token_ids, flatten
-from routerjax.features import Embeddings
+from routerjax.features import Embeddings, SentenceEncoder
 from routerjax.router import Router
 
 FORMAT = "routerjax-stablehlo-1"
@@ -47,10 +48,10 @@ def export_stablehlo(
 ) -> dict[str, float]:
     """Write a bundle that runs wherever jax does, without routerjax.
 
-    The folder holds the scoring function from embeddings and, for routers of text, from token ids (encoder and router
-    as one function), as StableHLO for cpu, cuda and tpu with symbolic batch and length; the weights; the tokenizer;
-    golden prompts with their win probabilities; and ``load.py``. A fresh process that imports jax and not routerjax
-    loads it and compares, before the folder gets its name.
+    The folder holds the scoring function from embeddings and, for routers of an encoder, from token ids (encoder and
+    router as one function), as StableHLO for cpu, cuda and tpu with symbolic batch and length; the weights; the
+    tokenizer; golden prompts with their win probabilities; and ``load.py``. A fresh process that imports jax and not
+    routerjax loads it and compares, before the folder gets its name.
 
     Args:
         router: what to export.
@@ -68,14 +69,14 @@ def export_stablehlo(
     refuse_existing(path)
     reads_text = router.features.kind == "encoder"
     if not reads_text and prompts is not None:
-        raise InputError("golden prompts were given, but this router takes embeddings, not text")
+        raise InputError("golden prompts were given, but this router's bundle takes embeddings, not text")
     prompts = (list(prompts) if prompts is not None else list(golden_prompts())) if reads_text else []
     files: dict[str, bytes] = {
         "router.safetensors": _tensor_bytes(flatten(router.variables)),
         "from_embedding.stablehlo": bytes(export_from_embedding(router).serialize()),
     }
     if reads_text:
-        encoder = router.encoder
+        encoder = cast(SentenceEncoder, router.encoder)
         golden = encoder.tokenize(prompts)
         embedding = encoder.encode(prompts)
         files["encoder.safetensors"] = _tensor_bytes(flatten(encoder.variables))

@@ -1,8 +1,18 @@
-"""From text to embeddings: a sentence encoder with its cache, or embeddings that are given."""
+"""From text to embeddings: a sentence encoder or an endpoint, with their cache; or embeddings that are given."""
 
 from routerjax.features.cache import EmbeddingCache
 from routerjax.features.embeddings import Embeddings, read_embeddings
 from routerjax.features.encoder import SentenceEncoder, load_encoder
+from routerjax.features.endpoint import EndpointEncoder, open_encoder
 from routerjax.features.spec import FeatureSpec
 
-__all__ = ["EmbeddingCache", "Embeddings", "FeatureSpec", "SentenceEncoder", "load_encoder", "read_embeddings"]
+__all__ = [
+    "EmbeddingCache",
+    "Embeddings",
+    "EndpointEncoder",
+    "FeatureSpec",
+    "SentenceEncoder",
+    "load_encoder",
+    "open_encoder",
+    "read_embeddings",
+]

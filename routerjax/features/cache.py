@@ -3,15 +3,18 @@
 from __future__ import annotations
 
 import contextlib
+import itertools
 import os
 import sqlite3
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
 
 import numpy as np
+import tqdm
 from jaxtyping import Float32
 
 from routerjax.errors import InputError
+from routerjax.prompts import prompt_sha256
 
 # Another process may hold the file while it commits a few hundred embeddings; nobody needs it for longer.
 LOCK_SECONDS = 60.0
@@ -80,3 +83,45 @@ class EmbeddingCache:
             raise OSError(f"the embedding cache {self.path}: {error}; set ROUTERJAX_CACHE to another folder") from error
         except sqlite3.DatabaseError as error:
             raise InputError(f"the embedding cache {self.path} is damaged ({error}); remove that file") from error
+
+
+def encode_once(
+    prompts: Sequence[str],
+    encode: Callable[[dict[bytes, str]], Iterable[dict[bytes, Float32[np.ndarray, "embed"]]]],
+    *,
+    fingerprint: str,
+    cache: EmbeddingCache | None,
+    progress: bool,
+) -> list[Float32[np.ndarray, "embed"]]:
+    """The embedding of each prompt: looked up in the cache, and what is not there encoded, equal prompts once.
+
+    Args:
+        prompts: texts.
+        encode: yields the embeddings of prompts, both by digest, part by part; each part is in the cache before the
+            next is asked for, so that a run that fails or is killed loses one part at most.
+        fingerprint: of the features.
+        cache: looked up first and added to.
+        progress: show a progress bar, if it takes more than two seconds.
+
+    Raises:
+        InputError: a prompt that is not text; or embeddings of another width than those that are in the cache.
+    """
+    for row, prompt in enumerate(prompts):
+        if not isinstance(prompt, str):
+            raise InputError(f"row {row}: a prompt must be text, got {prompt!r}")
+    digests = [prompt_sha256(prompt) for prompt in prompts]
+    known = {} if cache is None else cache.get(fingerprint, list(dict.fromkeys(digests)))
+    missing = {digest: prompt for digest, prompt in zip(digests, prompts, strict=True) if digest not in known}
+    with tqdm.tqdm(total=len(missing), unit="prompt", disable=not progress or not missing, delay=2) as bar:
+        for part in encode(missing):
+            widths = sorted({len(embedding) for embedding in (*part.values(), *itertools.islice(known.values(), 1))})
+            if len(widths) > 1:
+                raise InputError(
+                    f"embeddings of {fingerprint} are {' and '.join(map(str, widths))} wide: another model is behind "
+                    "that name than before, whose embeddings are in the cache; set ROUTERJAX_CACHE to another folder"
+                )
+            known.update(part)
+            if cache is not None:
+                cache.put(fingerprint, part)
+            bar.update(len(part))
+    return [known[digest] for digest in digests]

@@ -16,15 +16,14 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import tokenizers
-import tqdm
 from jaxtyping import Float32, Int32
 
 from routerjax.errors import InputError
-from routerjax.features.cache import EmbeddingCache
+from routerjax.features.cache import EmbeddingCache, encode_once
 from routerjax.features.spec import FeatureSpec
 from routerjax.models import BertEncoder, SentenceEmbedding
 from routerjax.pretrained import BERT_IGNORED, BERT_TABLE, file_sha256, locate, read_weights
-from routerjax.prompts import prompt_sha256, valid_text
+from routerjax.prompts import valid_text
 from routerjax.typing import Array, Query, Variables
 
 # Prompts are padded to one of these lengths: each is one compilation, and none comes later.
@@ -77,21 +76,10 @@ class SentenceEncoder:
         Raises:
             InputError: a prompt that is not text.
         """
-        for row, prompt in enumerate(prompts):
-            if not isinstance(prompt, str):
-                raise InputError(f"row {row}: a prompt must be text, got {prompt!r}")
-        digests = [prompt_sha256(prompt) for prompt in prompts]
-        known = {} if cache is None else cache.get(self.spec.fingerprint, list(dict.fromkeys(digests)))
-        missing = {digest: prompt for digest, prompt in zip(digests, prompts, strict=True) if digest not in known}
-        with tqdm.tqdm(total=len(missing), unit="prompt", disable=not progress or not missing, delay=2) as bar:
-            for part in self._encode_sorted(missing):
-                known.update(part)
-                if cache is not None:
-                    cache.put(self.spec.fingerprint, part)
-                bar.update(len(part))
-        if not digests:
-            return np.zeros((0, self.spec.width), np.float32)
-        return np.stack([known[digest] for digest in digests])
+        embeddings = encode_once(
+            prompts, self._encode_sorted, fingerprint=self.spec.fingerprint, cache=cache, progress=progress
+        )
+        return np.stack(embeddings) if embeddings else np.zeros((0, self.spec.width), np.float32)
 
     def _encode_sorted(self, prompts: dict[bytes, str]):
         """Yield embeddings by digest, the longest prompts first, so that the time left is never underestimated."""

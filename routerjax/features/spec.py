@@ -5,9 +5,11 @@ from __future__ import annotations
 import dataclasses
 from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import Any, Literal, cast
+from typing import Any, Literal, cast, get_args
 
 from routerjax.errors import InputError
+
+Kind = Literal["encoder", "endpoint", "given"]
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -15,15 +17,17 @@ class FeatureSpec:
     """How embeddings were made.
 
     Attributes:
-        kind: ``encoder`` made them from text; ``given`` were made elsewhere.
-        source: the encoder's folder or Hugging Face name; or the file of the given embeddings.
+        kind: an ``encoder`` made them from text here, an ``endpoint`` from text elsewhere; ``given`` ones came without
+            anything that reads text.
+        source: the encoder's folder or Hugging Face name; ``openai:`` and the endpoint's model; or the file of the
+            given embeddings.
         width: of an embedding.
         fingerprint: two features are the same if and only if this is: the encoder's weights, tokenizer, length and
-            pooling; or what the maker of given embeddings declared.
-        max_length: tokens of a prompt that the encoder reads; None for given embeddings.
+            pooling; the endpoint's model and address; or what the maker of given embeddings declared.
+        max_length: tokens of a prompt that the encoder reads; None for the others.
     """
 
-    kind: Literal["encoder", "given"]
+    kind: Kind
     source: str
     width: int
     fingerprint: str
@@ -42,6 +46,6 @@ class FeatureSpec:
         """
         kinds = {"kind": str, "source": str, "width": int, "fingerprint": str, "max_length": int | None}
         wrong = [name for name, kind in kinds.items() if name not in fields or not isinstance(fields[name], kind)]
-        if wrong or set(fields) - set(kinds) or fields["kind"] not in ("encoder", "given"):
+        if wrong or set(fields) - set(kinds) or fields["kind"] not in get_args(Kind):
             raise InputError(f"a feature specification has {', '.join(kinds)}; got {dict(fields)}")
         return cls(**cast("dict[str, Any]", dict(fields)))

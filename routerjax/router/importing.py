@@ -11,7 +11,8 @@ import jax
 import jax.numpy as jnp
 
 from routerjax.errors import InputError
-from routerjax.features import FeatureSpec
+from routerjax.features import EndpointEncoder, FeatureSpec
+from routerjax.features.endpoint import OPENAI_URL
 from routerjax.pretrained import file_sha256, routellm
 from routerjax.router.router import Router
 
@@ -20,9 +21,7 @@ logger = logging.getLogger(__name__)
 
 def routellm_features(width: int = routellm.TEXT_DIM) -> FeatureSpec:
     """What RouteLLM's matrix factorisation reads: the one place that says how its embeddings are named."""
-    return FeatureSpec(
-        kind="given", source="openai:text-embedding-3-small", width=width, fingerprint="text-embedding-3-small"
-    )
+    return EndpointEncoder("openai:text-embedding-3-small", base_url=OPENAI_URL, width=width).spec
 
 
 def import_routellm_mf(source: str | os.PathLike[str], *, strong: str | None = None, weak: str | None = None) -> Router:

@@ -15,9 +15,16 @@ import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Float32
 
-from routerjax.config import AttributeValue
+from routerjax.config import AttributeValue, FeatureConfig
 from routerjax.errors import InputError, nearest
-from routerjax.features import EmbeddingCache, Embeddings, FeatureSpec, SentenceEncoder, load_encoder
+from routerjax.features import (
+    EmbeddingCache,
+    Embeddings,
+    EndpointEncoder,
+    FeatureSpec,
+    SentenceEncoder,
+    open_encoder,
+)
 from routerjax.losses import make_outcome_prob, make_readout, outcome_model
 from routerjax.prompts import prompt_ids
 from routerjax.router.families import make_module
@@ -74,27 +81,35 @@ class Router:
         return make_module(self.family, num_models=len(self.models), attributes=self.attributes, loss=self.loss)
 
     @functools.cached_property
-    def encoder(self) -> SentenceEncoder:
-        """The sentence encoder that the router was trained with, loaded on first use.
+    def encoder(self) -> SentenceEncoder | EndpointEncoder:
+        """What makes embeddings of text as in the router's training, loaded on first use.
 
         Raises:
             InputError: the router has given embeddings, or what is found is another encoder.
         """
-        if self.features.kind != "encoder":
+        if self.features.kind == "given":
             raise InputError(
                 f"this router was trained on given embeddings ({self.features.source}) and cannot read text; pass "
                 f"Embeddings with the fingerprint {self.features.fingerprint}"
             )
         source = self.encoder_source or self.features.source
-        encoder = load_encoder(source, max_length=cast(int, self.features.max_length))
+        encoder = open_encoder(
+            source,
+            max_length=self.features.max_length or FeatureConfig.max_length,  # a router of an endpoint has none
+            width=self.features.width,
+        )
         if encoder.spec.fingerprint != self.features.fingerprint:
             raise self._refusal(f"the encoder {source} has", encoder.spec.fingerprint)
         return encoder
 
     def _refusal(self, whose: str, fingerprint: str) -> InputError:
+        # The first digits tell two hashes apart; an endpoint's fingerprint ends in its address.
+        shown = 16 if self.features.kind == "encoder" else None
+        mend = "; OPENAI_BASE_URL must be the address in it" if self.features.kind == "endpoint" else ""
         return InputError(
-            f"refused: {whose} fingerprint {fingerprint[:16]}, but this router was trained with "
-            f"{self.features.source}, fingerprint {self.features.fingerprint[:16]}; its scores would mean nothing"
+            f"refused: {whose} fingerprint {fingerprint[:shown]}, but this router was trained with "
+            f"{self.features.source}, fingerprint {self.features.fingerprint[:shown]}; its scores would mean nothing"
+            f"{mend}"
         )
 
     def column(self, model: str) -> int:

@@ -9,6 +9,7 @@ import tokenizers
 
 from routerjax import InputError, features
 from routerjax.features import encoder as encoder_module
+from routerjax.prompts import prompt_sha256
 from tests.encoders import POSITIONS, TEXTS, WIDTH, save_tiny_encoder
 
 PROMPTS = [*TEXTS, "", "   ", "primes " * 100, "half an emoji \ud83d", "naïve 你好", TEXTS[0]]
@@ -71,11 +72,11 @@ def test_the_cache_is_asked_first_and_knows_the_fingerprint(folder: Path, tmp_pa
     encoder = features.load_encoder(folder, max_length=32)
     with features.EmbeddingCache(tmp_path / "cache.sqlite") as cache:
         first = encoder.encode(PROMPTS, cache=cache)
-        digest = features.encoder.prompt_sha256(PROMPTS[0])
+        digest = prompt_sha256(PROMPTS[0])
         assert list(cache.get(encoder.spec.fingerprint, [digest])) == [digest]
         assert cache.get("another", [digest]) == {}
         marked = np.full(WIDTH, 7, np.float32)
-        cache.put(encoder.spec.fingerprint, {features.encoder.prompt_sha256("new"): marked})
+        cache.put(encoder.spec.fingerprint, {prompt_sha256("new"): marked})
         np.testing.assert_array_equal(encoder.encode(["new"], cache=cache), marked[None])
         np.testing.assert_array_equal(encoder.encode(PROMPTS, cache=cache), first)
     assert TEXTS[0].encode() not in (tmp_path / "cache.sqlite").read_bytes()
