@@ -37,7 +37,7 @@ from routerjax.data import (
 from routerjax.features import EmbeddingCache
 from routerjax.pipeline import embed, load_preferences
 from routerjax.prompts import prompt_ids
-from routerjax.router import find_family, make_module
+from routerjax.router import find_family, make_module, remember
 
 FOLDS = 5
 GRIDS: dict[str, dict[str, tuple[AttributeValue, ...]]] = {
@@ -96,9 +96,8 @@ class Workbench:
         module = make_module(
             setting.family, num_models=len(battles.models), attributes=setting.attributes, loss=setting.loss
         )
-        remember = find_family(setting.family).memory
-        if remember is not None:
-            variables = {"memory": remember(module, batch)}
+        if find_family(setting.family).memory is not None:
+            variables = {"memory": remember(setting.family, module, batch)}
         else:
             with tempfile.TemporaryDirectory() as directory:
                 variables = training.fit(

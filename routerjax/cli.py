@@ -124,7 +124,7 @@ def _parser() -> argparse.ArgumentParser:
         metavar="SOURCE",
         help="a .safetensors file, a folder with model.safetensors, a Hugging Face name, or RouteLLM's config.yaml",
     )
-    importing.add_argument("--format", required=True, choices=["routellm-mf"])
+    importing.add_argument("--format", required=True, choices=["routellm-mf", "routellm-sw"])
     importing.add_argument("--output", type=Path, required=True, metavar="DIR", help="a new folder for the router")
     importing.set_defaults(run=_import)
     for command in (evaluate, calibrate, score, export):
@@ -255,7 +255,8 @@ def _export(arguments: argparse.Namespace) -> None:
 
 
 def _import(arguments: argparse.Namespace) -> None:
-    from routerjax.router import IMPORTERS, save_router
+    from routerjax.importing import IMPORTERS
+    from routerjax.router import save_router
 
     router = IMPORTERS[arguments.format](arguments.source, strong=arguments.strong, weak=arguments.weak)
     save_router(router, arguments.output)

@@ -40,7 +40,7 @@ from routerjax.data import (
 )
 from routerjax.errors import InputError
 from routerjax.features import EmbeddingCache, FeatureSpec, open_encoder, read_embeddings
-from routerjax.router import Router, find_family, make_module, save_router
+from routerjax.router import Router, find_family, make_module, remember, save_router
 from routerjax.tables import ENDINGS
 from routerjax.typing import PreferenceBatch
 
@@ -170,9 +170,8 @@ def train_router(config: ExperimentConfig, output: str | Path, *, resume: bool =
         features=spec,
         provenance=provenance,
     )
-    remember = find_family(family).memory
-    if remember is not None:
-        variables = {"memory": remember(module, batch_of(preferences))}
+    if find_family(family).memory is not None:
+        variables = {"memory": remember(family, module, batch_of(preferences))}
         router = make_router(family=family, attributes=config.router.attributes, variables=variables)
         save_router(router, output / "router")
         return router

@@ -11,6 +11,7 @@ import numpy as np
 from jaxtyping import Array, Float, Int
 
 from routerjax import bradley_terry
+from routerjax.errors import InputError
 from routerjax.typing import PreferenceBatch, Query, Variables
 
 # Queries weighed against the whole memory at a time: 64 x 100,000 similarities are 26 MB.
@@ -121,7 +122,7 @@ def similarity_weighted_memory(battles: PreferenceBatch, *, tier: Int[np.ndarray
         tier: of each model, 0 first; see :func:`battle_tiers`. ``np.arange(num_models)`` rates every model by itself.
 
     Raises:
-        ValueError: no battle between two tiers.
+        InputError: no battle between two tiers.
     """
     tier = np.asarray(tier, np.int32)
     tier_a, tier_b = tier[np.asarray(battles.model_a)], tier[np.asarray(battles.model_b)]
@@ -133,7 +134,7 @@ def similarity_weighted_memory(battles: PreferenceBatch, *, tier: Int[np.ndarray
     prompts = np.tile(prompt[between], 2)
     counts = wins > 0.0
     if not counts.any():
-        raise ValueError("no battle between two tiers: nothing to rank by")
+        raise InputError("no battle between two tiers: nothing to rank by; take fewer tiers, or more battles")
     kept, prompts = np.unique(prompts[counts], return_inverse=True)
     pairs, cell = np.unique(np.stack([winner, loser], axis=1)[counts], axis=0, return_inverse=True)
     # Battles of one prompt in one cell are one entry.

@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 from sklearn.linear_model import LogisticRegression
 
-from routerjax import models
+from routerjax import InputError, models
 from routerjax.prompts import prompt_ids
 from routerjax.typing import PreferenceBatch, Variables
 
@@ -182,5 +182,5 @@ def test_gamma_has_the_gradient_of_finite_differences() -> None:
 
 
 def test_no_battle_between_tiers_is_refused() -> None:
-    with pytest.raises(ValueError, match="no battle between two tiers"):
+    with pytest.raises(InputError, match="no battle between two tiers"):
         models.similarity_weighted_memory(random_battles(), tier=np.zeros(NUM_MODELS, int))
