@@ -1,4 +1,4 @@
-"""Router families, and the sentence encoder, as linen modules.
+"""Router families, and the encoders that some of them read text with, as linen modules.
 
 A family: ``module.apply(variables, query, *, deterministic=True) -> scores [batch, models]``.
 """
@@ -10,16 +10,27 @@ from routerjax.models.baselines import (
     RandomScores,
     nearest_neighbors_memory,
 )
-from routerjax.models.bert import BertEncoder, SentenceEmbedding
+from routerjax.models.bert import (
+    BertEncoder,
+    BertRouter,
+    EmbedThen,
+    SentenceEmbedding,
+    stack_layers,
+    unstack_layers,
+)
 from routerjax.models.matrix_factorization import MatrixFactorization
 
 __all__ = [
     "BertEncoder",
+    "BertRouter",
     "ConstantScores",
+    "EmbedThen",
     "MatrixFactorization",
     "NearestNeighbors",
     "OracleScores",
     "RandomScores",
     "SentenceEmbedding",
     "nearest_neighbors_memory",
+    "stack_layers",
+    "unstack_layers",
 ]
