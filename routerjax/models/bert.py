@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import operator
 from typing import Literal, cast
 
 import flax.linen as nn
@@ -139,14 +140,13 @@ class BertEncoder(nn.Module):
 
         if self.scan_layers:
             scan = nn.scan(
-                lambda one, carry, mask: (one(carry, mask), None),
+                lambda one, carry, _: (one(carry, is_token), None),
                 variable_axes={"params": 0},
                 split_rngs={"params": True, "dropout": True},
-                in_axes=nn.broadcast,
                 length=self.num_layers,
                 metadata_params={nn.PARTITION_NAME: "layers"},
             )
-            hidden, _ = scan(layer("layers"), hidden, is_token)
+            hidden, _ = scan(layer("layers"), hidden, None)
         else:
             for index in range(self.num_layers):
                 hidden = layer(f"layer_{index}")(hidden, is_token)
@@ -267,7 +267,7 @@ def unstack_layers(params: PyTree) -> PyTree:
     """The inverse of :func:`stack_layers`."""
     rest = {name: leaf for name, leaf in params.items() if name != "layers"}
     count = jax.tree.leaves(params["layers"])[0].shape[0]
-    layers = {f"layer_{index}": jax.tree.map(lambda leaf: leaf[index], params["layers"]) for index in range(count)}
+    layers = {f"layer_{index}": jax.tree.map(operator.itemgetter(index), params["layers"]) for index in range(count)}
     return {**rest, **layers}
 
 
