@@ -10,6 +10,7 @@ import safetensors.numpy
 from routerjax import InputError, Router, export, features, load_router, routing
 from routerjax.cli import main
 from routerjax.pretrained import routellm
+from routerjax.prompts import prompt_sha256
 from routerjax.router import import_routellm_mf, routellm_features
 from tests.routellm import random_tensors, reference_win_prob, unit_rows, write_checkpoint
 
@@ -116,3 +117,19 @@ def test_an_imported_router_exports_to_stablehlo(tmp_path: Path, checkpoint: Pat
     differences = export.export_stablehlo(import_routellm_mf(checkpoint), tmp_path / "bundle")
     assert list(differences) == ["from_embedding"]
     assert differences["from_embedding"] <= 1e-6
+
+
+def test_an_imported_router_reads_text_through_openais_endpoint(
+    checkpoint: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    router = import_routellm_mf(checkpoint)
+    monkeypatch.delenv("OPENAI_BASE_URL", raising=False)
+    assert router.features.fingerprint == features.EndpointEncoder("openai:text-embedding-3-small").fingerprint
+    prompts = ["What is a monad?"]
+    given = embeddings(router, 1)
+    with features.EmbeddingCache(checkpoint.parent / "cache.sqlite") as cache:
+        cache.put(router.features.fingerprint, {prompt_sha256(prompts[0]): given.embedding[0]})
+        np.testing.assert_array_equal(router.win_prob(prompts, cache=cache), router.win_prob(given))
+    monkeypatch.setenv("OPENAI_BASE_URL", "http://127.0.0.1:8000/v1")
+    with pytest.raises(InputError, match=r"refused: .* at http://127.0.0.1:8000/v1, but .* at https://api.openai.com"):
+        import_routellm_mf(checkpoint).win_prob(prompts)
