@@ -11,10 +11,14 @@ import os
 import sys
 from collections.abc import Sequence
 from pathlib import Path
+from typing import cast
 
 from routerjax.errors import InputError
 
 logger = logging.getLogger(__name__)
+
+# Those of routerjax.calibration, which imports JAX.
+METHODS = ("temperature", "platt", "isotonic")
 
 
 def main(argv: Sequence[str] | None = None) -> int:
@@ -85,11 +89,15 @@ def _parser() -> argparse.ArgumentParser:
     evaluate.add_argument("--output", type=Path, required=True, metavar="DIR", help="a new folder for the results")
     evaluate.set_defaults(run=_evaluate)
 
-    calibrate = commands.add_parser("calibrate", help="the threshold that sends a wanted share to the strong model")
+    calibrate = commands.add_parser(
+        "calibrate", help="the threshold that sends a wanted share to the strong model; probabilities that hold"
+    )
     calibrate.add_argument("router", type=Path, metavar="ROUTER")
-    calibrate.add_argument("--prompts", required=True, metavar="FILE", help="a table with a column prompt, or -")
-    calibrate.add_argument("--strong-share", type=float, required=True, metavar="P", help="in [0, 1]")
-    calibrate.add_argument("--output", type=Path, metavar="DIR", help="write the router with this threshold stored")
+    calibrate.add_argument("--prompts", metavar="FILE", help="a table with a column prompt, or -; with --strong-share")
+    calibrate.add_argument("--strong-share", type=float, metavar="P", help="in [0, 1]; with --prompts")
+    calibrate.add_argument("--battles", metavar="FILE", help="battles of the pair, not trained on; with --method")
+    calibrate.add_argument("--method", choices=METHODS, help="how to calibrate win probabilities; with --battles")
+    calibrate.add_argument("--output", type=Path, metavar="DIR", help="write the router with what was found stored")
     calibrate.set_defaults(run=_calibrate)
 
     score = commands.add_parser("score", help="win probabilities of prompts, and the model each is routed to")
@@ -116,7 +124,7 @@ def _parser() -> argparse.ArgumentParser:
         metavar="SOURCE",
         help="a .safetensors file, a folder with model.safetensors, a Hugging Face name, or RouteLLM's config.yaml",
     )
-    importing.add_argument("--format", required=True, choices=["routellm-mf"])
+    importing.add_argument("--format", required=True, choices=["routellm-mf", "routellm-sw"])
     importing.add_argument("--output", type=Path, required=True, metavar="DIR", help="a new folder for the router")
     importing.set_defaults(run=_import)
     for command in (evaluate, calibrate, score, export):
@@ -171,20 +179,38 @@ def _evaluate(arguments: argparse.Namespace) -> None:
 def _calibrate(arguments: argparse.Namespace) -> None:
     import dataclasses
 
+    from routerjax.atomic import refuse_existing
+    from routerjax.data import read_preferences
     from routerjax.features import EmbeddingCache
+    from routerjax.pipeline import CALIBRATION_FIGURES, calibrate_router
     from routerjax.router import load_router, router_folder, save_router
     from routerjax.routing import threshold_for_share
     from routerjax.tables import read_prompt_table
 
-    router = load_router(router_folder(arguments.router), encoder=arguments.encoder)
-    prompts = read_prompt_table(arguments.prompts).column("prompt").to_pylist()
-    with EmbeddingCache() as cache:
-        win_prob = router.win_prob(prompts, cache=cache, progress=True)
-    threshold, attained = threshold_for_share(win_prob, arguments.strong_share)
-    print(f"threshold {threshold!r} sends {attained:.4f} of these {len(prompts)} prompts to {router.strong}")
+    wants_share, wants_map = arguments.strong_share is not None, arguments.method is not None
+    if wants_share != (arguments.prompts is not None) or wants_map != (arguments.battles is not None):
+        raise InputError("--prompts goes with --strong-share, and --battles with --method")
+    if not (wants_share or wants_map):
+        raise InputError("nothing to calibrate: give --prompts and --strong-share, --battles and --method, or all four")
     if arguments.output is not None:
-        save_router(dataclasses.replace(router, threshold=threshold), arguments.output)
-        print(f"router with this threshold written to {arguments.output}")
+        refuse_existing(arguments.output)
+    router = load_router(router_folder(arguments.router), encoder=arguments.encoder)
+    with EmbeddingCache() as cache:
+        if wants_map:
+            battles = read_preferences(arguments.battles)
+            router = calibrate_router(router, battles, method=arguments.method, cache=cache)
+            found = cast("dict[str, dict[str, float]]", router.provenance["calibration"])
+            for name in CALIBRATION_FIGURES:
+                print(f"{name}: {found[name]['raw']:.4f} raw, {found[name]['calibrated']:.4f} calibrated (held out)")
+        if wants_share:
+            prompts = read_prompt_table(arguments.prompts).column("prompt").to_pylist()
+            win_prob = router.win_prob(prompts, cache=cache, progress=True)
+            threshold, attained = threshold_for_share(win_prob, arguments.strong_share)
+            print(f"threshold {threshold!r} sends {attained:.4f} of these {len(prompts)} prompts to {router.strong}")
+            router = dataclasses.replace(router, threshold=threshold)
+    if arguments.output is not None:
+        save_router(router, arguments.output)
+        print(f"router with this calibration written to {arguments.output}")
 
 
 def _score(arguments: argparse.Namespace) -> None:
@@ -196,26 +222,24 @@ def _score(arguments: argparse.Namespace) -> None:
     from routerjax.tables import read_prompt_table, write_table
 
     router = load_router(router_folder(arguments.router), encoder=arguments.encoder)
-    strong, weak = arguments.strong or router.strong, arguments.weak or router.weak
+    router = router.with_pair(arguments.strong, arguments.weak)
     table = read_prompt_table(arguments.input)
     with EmbeddingCache() as cache:
-        win_prob = router.win_prob(table.column("prompt").to_pylist(), strong, weak, cache=cache, progress=True)
+        win_prob = router.win_prob(table.column("prompt").to_pylist(), cache=cache, progress=True)
     table = table.append_column("win_prob", pa.array(win_prob))
     threshold = router.threshold if arguments.threshold is None else arguments.threshold
     if threshold is not None:
-        chosen = [strong if is_strong else weak for is_strong in route(win_prob, threshold)]
+        chosen = [router.strong if is_strong else router.weak for is_strong in route(win_prob, threshold)]
         table = table.append_column("model", pa.array(chosen, pa.string()))
     write_table(table, arguments.output)
 
 
 def _export(arguments: argparse.Namespace) -> None:
-    import dataclasses
-
     from routerjax.export import export_routellm, export_stablehlo
     from routerjax.router import load_router, router_folder
 
     router = load_router(router_folder(arguments.router), encoder=arguments.encoder)
-    router = dataclasses.replace(router, strong=arguments.strong or router.strong, weak=arguments.weak or router.weak)
+    router = router.with_pair(arguments.strong, arguments.weak)
     if arguments.format == "routellm":
         differences = {"model.safetensors": export_routellm(router, arguments.output)}
         usage = (
@@ -231,7 +255,8 @@ def _export(arguments: argparse.Namespace) -> None:
 
 
 def _import(arguments: argparse.Namespace) -> None:
-    from routerjax.router import IMPORTERS, save_router
+    from routerjax.importing import IMPORTERS
+    from routerjax.router import save_router
 
     router = IMPORTERS[arguments.format](arguments.source, strong=arguments.strong, weak=arguments.weak)
     save_router(router, arguments.output)

@@ -6,6 +6,7 @@ import flax.linen as nn
 import jax.numpy as jnp
 from jaxtyping import Array, Float
 
+from routerjax.calibration import apply_calibration
 from routerjax.errors import InputError
 from routerjax.losses import bradley_terry_readout
 from routerjax.typing import Query, Readout, ScoreFn, Variables
@@ -14,7 +15,8 @@ from routerjax.typing import Query, Readout, ScoreFn, Variables
 def make_score_fn(module: nn.Module, *, strong: int, weak: int, readout: Readout = bradley_terry_readout) -> ScoreFn:
     """Make the pure scoring function of a router for one pair of models.
 
-    ``win_prob = readout(module.apply(variables, query), strong, weak)``: it jits, differentiates, and exports.
+    ``win_prob = calibrate(readout(module.apply(variables, query), strong, weak))``: it jits, differentiates, and
+    exports. Calibration is a collection of the variables; where there is none, nothing is calibrated.
 
     Args:
         module: a router family, ``(query, *, deterministic) -> scores [batch, models]``.
@@ -44,6 +46,7 @@ def make_score_fn(module: nn.Module, *, strong: int, weak: int, readout: Readout
 
     def score(variables: Variables, query: Query) -> Float[Array, "batch"]:
         scores = jnp.asarray(module.apply(variables, query, deterministic=True))
-        return readout(scores, strong, weak).astype(jnp.float32)
+        win_prob = readout(scores, strong, weak).astype(jnp.float32)
+        return apply_calibration(variables["calibration"], win_prob) if "calibration" in variables else win_prob
 
     return score

@@ -15,7 +15,8 @@ Query: TypeAlias = Mapping[str, Array]
 ``[batch, length]``, and optionally ``prompt_id [batch, 2]`` (uint32, see :func:`routerjax.prompts.prompt_ids`)."""
 
 Variables: TypeAlias = Mapping[str, PyTree]
-"""``{"params": trained, "memory": stored but never optimised}``; ``memory`` may be absent."""
+"""``{"params": trained, "memory": stored but never optimised, "calibration": see routerjax.calibration}``; each may be
+absent."""
 
 
 class PreferenceBatch(NamedTuple):

@@ -12,6 +12,7 @@ ROOT = PACKAGE.parent
 GROUND = {
     "atomic",
     "bradley_terry",
+    "calibration",
     "config",
     "errors",
     "losses",
@@ -33,7 +34,7 @@ ALLOWED = {
     "evaluation": GROUND | {"router", "features", "models", "pretrained", "data"},
     "export": GROUND | {"router", "features", "models", "pretrained", "data"},
 }
-TOP = {"cli", "demo", "pipeline", "__init__"}  # may import anything; only one another import them
+TOP = {"cli", "demo", "importing", "pipeline", "__init__"}  # may import anything; only one another import them
 
 
 def sources() -> list[Path]:
@@ -117,7 +118,7 @@ def test_models_and_training_know_no_outside_formats() -> None:
 
 def test_torch_is_never_used_at_run_time() -> None:
     for path in sources():
-        assert not top_level_libraries(path) & {"torch", "pandas", "sklearn"}, path
+        assert not top_level_libraries(path) & {"torch", "pandas", "transformers"}, path
 
 
 def test_files_stay_small() -> None:

@@ -1,17 +1,21 @@
 """Published routers become routers of ours that score the same."""
 
+import json
 import logging
 from pathlib import Path
 
 import numpy as np
+import pyarrow as pa
 import pytest
 import safetensors.numpy
 
-from routerjax import InputError, Router, export, features, load_router, routing
+from routerjax import InputError, Router, data, export, features, load_router, models, routing
 from routerjax.cli import main
+from routerjax.features import routellm_features
+from routerjax.importing import import_routellm_mf, import_routellm_sw
 from routerjax.pretrained import routellm
 from routerjax.prompts import prompt_sha256
-from routerjax.router import import_routellm_mf, routellm_features
+from routerjax.tables import write_table
 from tests.routellm import random_tensors, reference_win_prob, unit_rows, write_checkpoint
 
 STRONG, WEAK = "gpt-4-1106-preview", "mixtral-8x7b-instruct-v0.1"
@@ -117,6 +121,56 @@ def test_an_imported_router_exports_to_stablehlo(tmp_path: Path, checkpoint: Pat
     differences = export.export_stablehlo(import_routellm_mf(checkpoint), tmp_path / "bundle")
     assert list(differences) == ["from_embedding"]
     assert differences["from_embedding"] <= 1e-6
+
+
+def test_similarity_weighted_ranking_from_battles_and_aligned_embeddings(tmp_path: Path) -> None:
+    rng = np.random.default_rng(0)
+    names = ["gpt-4-1106-preview", "mixtral-8x7b-instruct-v0.1", "claude-1", "vicuna-7b"]
+    a = rng.integers(4, size=60)
+    b = (a + rng.integers(1, 4, size=60)) % 4
+    wins = np.eye(3, dtype=int)[rng.integers(3, size=60)]
+    battles = {
+        "model_a": [names[model] for model in a],
+        "model_b": [names[model] for model in b],
+        "prompt": [json.dumps([f"a question with the number {row}"]) for row in range(60)],
+        **{f"winner_{who}": wins[:, column] for column, who in enumerate(("model_a", "tie", "model_b"))},
+    }
+    vectors = unit_rows(60, 8)
+    write_table(pa.table(battles), str(tmp_path / "battles.parquet"))
+    write_table(pa.table({"embeddings": vectors.tolist()}), str(tmp_path / "embeddings.parquet"))
+    config = tmp_path / "config.yaml"
+    sources = f"arena_battle_datasets: [{tmp_path}/battles.parquet]\n  arena_embedding_datasets:"
+    config.write_text(f"sw_ranking:\n  {sources} [{tmp_path}/embeddings.parquet]\n  num_tiers: 3\n")
+    assert main(["import", str(config), "--format", "routellm-sw", "--output", str(tmp_path / "router")]) == 0
+    router = load_router(tmp_path / "router")
+    assert (router.family, router.strong, router.weak) == ("sw", STRONG, WEAK)
+    given = embeddings(router, 9)
+    # The same router, built from its parts.
+    read, aligned = data.read_aligned_battles(tmp_path / "battles.parquet", tmp_path / "embeddings.parquet")
+    batch = data.to_batch(read, aligned)
+    tier = models.battle_tiers(batch, num_models=4, num_tiers=3)
+    memory = {"memory": models.similarity_weighted_memory(batch, tier=tier)}
+    module = models.SimilarityWeighted(num_models=4, num_tiers=3)
+    scores = module.apply(memory, {"embedding": given.embedding})
+    np.testing.assert_allclose(router.scores(given), scores, rtol=1e-4, atol=1e-4)
+    assert export.export_stablehlo(router, tmp_path / "bundle")["from_embedding"] <= 1e-6
+
+
+@pytest.mark.parametrize(
+    ("text", "message"),
+    [
+        ("mf: {checkpoint_path: x}", "has no section sw_ranking; it has mf"),
+        ("sw_ranking: {num_tiers: 3}", "sw_ranking lacks the setting arena_battle_datasets"),
+        ("sw_ranking: {arena_battle_datasets: x, arena_embedding_datasets: [y]}", "must be a list of names, got 'x'"),
+        ("sw_ranking: {tiers: 3}", r"sw_ranking has no setting 'tiers' \(did you mean 'num_tiers'\?\)"),
+    ],
+)
+def test_bad_configurations_of_similarity_weighted_ranking(tmp_path: Path, text: str, message: str) -> None:
+    (tmp_path / "config.yaml").write_text(text)
+    with pytest.raises(InputError, match=message):
+        import_routellm_sw(tmp_path / "config.yaml")
+    with pytest.raises(InputError, match=r"battles\.csv must be a RouteLLM configuration"):
+        import_routellm_sw(tmp_path / "battles.csv")
 
 
 def test_an_imported_router_reads_text_through_openais_endpoint(

@@ -9,7 +9,7 @@ from hypothesis import strategies as st
 from jax.test_util import check_grads
 from sklearn.metrics import log_loss
 
-from routerjax import losses
+from routerjax import InputError, losses
 from routerjax.typing import PreferenceBatch
 
 MARGINS = st.floats(-30, 30, width=32)
@@ -87,3 +87,103 @@ def test_readout_is_the_sigmoid_of_the_margin() -> None:
     scores = jnp.asarray([[np.log(3.0), 0.0, 9.0]])
     np.testing.assert_allclose(losses.bradley_terry_readout(scores, 0, 1), [0.75], rtol=1e-6)
     np.testing.assert_allclose(losses.bradley_terry_readout(scores, 1, 0), [0.25], rtol=1e-6)
+
+
+def reference_prob(loss: str, margin: float, tie: float) -> np.ndarray:
+    """P(a), P(tie), P(b), in float64, from the models' definitions as their papers print them."""
+    strength = np.exp(margin)  # of a, where b has 1
+    if loss == "rao_kupper":
+        theta = 1 + np.exp(tie)  # exp(softplus(tie))
+        win, lose = strength / (strength + theta), 1 / (theta * strength + 1)
+        return np.asarray([win, 1 - win - lose, lose])
+    nu = np.exp(tie)
+    total = strength + 1 + nu * np.sqrt(strength)
+    return np.asarray([strength, nu * np.sqrt(strength), 1]) / total
+
+
+LOG_PROB = {"rao_kupper": losses.rao_kupper_log_prob, "davidson": losses.davidson_log_prob}
+
+
+@pytest.mark.parametrize("loss", LOG_PROB)
+@given(margin=st.floats(-12, 12, width=32), tie=st.floats(-6, 6, width=32))
+def test_outcomes_are_those_of_the_papers(loss: str, margin: float, tie: float) -> None:
+    found = LOG_PROB[loss](jnp.float32(margin), jnp.float32(tie))
+    np.testing.assert_allclose(np.exp(found), reference_prob(loss, margin, tie), rtol=2e-4, atol=1e-6)
+    other = LOG_PROB[loss](jnp.float32(-margin), jnp.float32(tie))
+    np.testing.assert_allclose(found, other[::-1], rtol=1e-5, atol=1e-6)
+
+
+@pytest.mark.parametrize("loss", LOG_PROB)
+def test_outcomes_at_the_extremes_have_finite_logarithms_and_gradients(loss: str) -> None:
+    margin, tie = jnp.asarray([-1e4, 0.0, 1e4]), jnp.asarray([-40.0, 0.0, 40.0])
+    assert jnp.isfinite(LOG_PROB[loss](margin, tie)).all()
+    gradient = jax.grad(lambda both: LOG_PROB[loss](*both)[:, 1].sum())((margin, tie))
+    assert all(jnp.isfinite(leaf).all() for leaf in gradient)
+    check_grads(LOG_PROB[loss], (jnp.asarray([0.3, -2.0]), jnp.asarray([-0.5, 1.0])), order=1, modes=["rev"], rtol=1e-2)
+
+
+def three_battles() -> tuple[jax.Array, PreferenceBatch]:
+    """Two queries, three models, and a tie score as last column."""
+    scores = jnp.asarray([[1.0, 0.0, -1.0, 0.2], [0.5, 2.0, 0.0, -0.7]])
+    outcome = jnp.asarray([[1.0, 0.0, 0.0], [0.0, 1.0, 0.0], [0.2, 0.3, 0.5]])
+    index = jnp.asarray([0, 1, 1])
+    return scores, PreferenceBatch({}, index, jnp.asarray([0, 2, 1]), jnp.asarray([1, 0, 2]), outcome, jnp.ones(3))
+
+
+@pytest.mark.parametrize("loss", ["rao_kupper", "davidson", "three_outcome"])
+def test_the_loss_of_a_battle_is_the_cross_entropy_of_its_outcome(loss: str) -> None:
+    scores, batch = three_battles()
+    margins, ties = [1.0, -0.5, 2.0], [0.2, -0.7, -0.7]
+    kind = "davidson" if loss == "three_outcome" else loss
+    prob = [reference_prob(kind, margin, tie) for margin, tie in zip(margins, ties, strict=True)]
+    expected = [-np.sum(own * np.log(p)) for own, p in zip(np.asarray(batch.outcome), prob, strict=True)]
+    found = jax.jit(losses.make_preference_loss(loss))(scores, batch)
+    np.testing.assert_allclose(found, expected, rtol=1e-5)
+
+
+def test_bradley_terry_by_name_is_the_loss_itself() -> None:
+    assert losses.make_preference_loss("bradley_terry") is losses.preference_loss
+    assert losses.make_readout("bradley_terry", "win") is losses.bradley_terry_readout
+    assert losses.make_readout("davidson") is losses.make_readout("davidson")
+
+
+def test_three_labels_equal_sklearn_and_battles_the_other_way_round_are_read_backwards() -> None:
+    rng = np.random.default_rng(0)
+    logits, drawn = rng.normal(size=(50, 3)).astype(np.float32), rng.integers(3, size=50)
+    forward = rng.random(50) < 0.5
+    outcome = np.eye(3)[drawn]
+    batch = PreferenceBatch(
+        {},
+        jnp.arange(50),
+        jnp.asarray(np.where(forward, 0, 1)),
+        jnp.asarray(np.where(forward, 1, 0)),
+        jnp.asarray(np.where(forward[:, None], outcome, outcome[:, ::-1]), jnp.float32),
+        jnp.ones(50),
+    )
+    prob = np.exp(logits.astype(float)) / np.exp(logits.astype(float)).sum(axis=1, keepdims=True)
+    found = losses.make_preference_loss("three_labels")(jnp.asarray(logits), batch)
+    np.testing.assert_allclose(found.mean(), log_loss(drawn, prob, labels=[0, 1, 2]), rtol=1e-5)
+    read = losses.make_outcome_prob("three_labels")
+    np.testing.assert_allclose(read(jnp.asarray(logits), 0, 1), prob, rtol=1e-5)
+    np.testing.assert_allclose(read(jnp.asarray(logits), 1, 0), prob[:, ::-1], rtol=1e-5)
+
+
+@pytest.mark.parametrize("loss", ["rao_kupper", "davidson", "three_outcome", "three_labels"])
+def test_readouts(loss: str) -> None:
+    scores = jnp.asarray([[0.7, -0.4, 0.3]])
+    win, tie, lose = np.asarray(losses.make_outcome_prob(loss)(scores, 0, 1))[0]
+    assert win + tie + lose == pytest.approx(1.0, abs=1e-6)
+    for name, expected in (("half_tie", (1 + win - lose) / 2), ("win", win), ("decisive", win / (win + lose))):
+        np.testing.assert_allclose(losses.make_readout(loss, name)(scores, 0, 1), [expected], rtol=1e-5)
+
+
+def test_without_ties_the_expected_gain_is_twice_the_win_probability_minus_one() -> None:
+    prob = losses.make_outcome_prob("bradley_terry")(jnp.asarray([[jnp.log(3.0), 0.0]]), 0, 1)
+    np.testing.assert_allclose(prob, [[0.75, 0.0, 0.25]], rtol=1e-6)
+
+
+def test_unknown_names_suggest_the_nearest() -> None:
+    with pytest.raises(InputError, match=r"the loss must be one of .*got 'davidsson' \(did you mean 'davidson'\?\)"):
+        losses.make_preference_loss("davidsson")
+    with pytest.raises(InputError, match=r"the readout must be one of .*got 'wins' \(did you mean 'win'\?\)"):
+        losses.make_readout("davidson", "wins")

@@ -44,8 +44,6 @@ def export_stablehlo(
     router: Router,
     path: str | os.PathLike[str],
     *,
-    strong: str | None = None,
-    weak: str | None = None,
     prompts: Sequence[str] | None = None,
 ) -> dict[str, float]:
     """Write a bundle that runs wherever jax does, without routerjax.
@@ -58,27 +56,24 @@ def export_stablehlo(
     Args:
         router: what to export.
         path: a new folder.
-        strong: a model of the router's vocabulary; default its own.
-        weak: likewise.
         prompts: golden prompts, default :func:`golden_prompts`.
 
     Returns:
         The largest difference of win probability found, for each way in.
 
     Raises:
-        InputError: the folder exists, a model is unknown, or the router's encoder is not the one it was trained with.
+        InputError: the folder exists, or the router's encoder is not the one it was trained with.
         VerificationError: the bundle gives other win probabilities; it is kept beside ``path``, named in the message.
     """
     path = Path(path)
     refuse_existing(path)
-    strong, weak = strong or router.strong, weak or router.weak
     reads_text = router.features.kind == "encoder"
     if not reads_text and prompts is not None:
         raise InputError("golden prompts were given, but this router's bundle takes embeddings, not text")
     prompts = (list(prompts) if prompts is not None else list(golden_prompts())) if reads_text else []
     files: dict[str, bytes] = {
         "router.safetensors": _tensor_bytes(flatten(router.variables)),
-        "from_embedding.stablehlo": bytes(export_from_embedding(router, strong=strong, weak=weak).serialize()),
+        "from_embedding.stablehlo": bytes(export_from_embedding(router).serialize()),
     }
     if reads_text:
         encoder = cast(SentenceEncoder, router.encoder)
@@ -86,13 +81,13 @@ def export_stablehlo(
         embedding = encoder.encode(prompts)
         files["encoder.safetensors"] = _tensor_bytes(flatten(encoder.variables))
         files["tokenizer.json"] = encoder.tokenizer_json
-        exported = export_from_token_ids(router, encoder, strong=strong, weak=weak)
+        exported = export_from_token_ids(router, encoder)
         files["from_token_ids.stablehlo"] = bytes(exported.serialize())
     else:
         golden = {}
         embedding = np.random.default_rng(0).standard_normal((NUM_GOLDEN, router.features.width)).astype(np.float32)
         embedding /= np.linalg.norm(embedding, axis=1, keepdims=True)
-    win_prob = router.win_prob(Embeddings(embedding, router.features.fingerprint), strong, weak)
+    win_prob = router.win_prob(Embeddings(embedding, router.features.fingerprint))
     files["golden.safetensors"] = _tensor_bytes({**golden, "embedding": embedding, "win_prob": win_prob})
     files["load.py"] = LOADER.read_bytes()
     description = {
@@ -100,8 +95,8 @@ def export_stablehlo(
         "jax_version": jax.__version__,
         "platforms": list(PLATFORMS),
         "family": router.family,
-        "strong": strong,
-        "weak": weak,
+        "strong": router.strong,
+        "weak": router.weak,
         "threshold": "inf" if router.threshold == math.inf else router.threshold,
         "features": router.features.to_dict(),
         "max_length": router.features.max_length if reads_text else None,

@@ -13,9 +13,9 @@ from jaxtyping import Float64
 from routerjax.atomic import new_directory, refuse_existing
 from routerjax.errors import InputError
 from routerjax.export.bundle import NUM_GOLDEN, VerificationError
-from routerjax.features import Embeddings
+from routerjax.features import Embeddings, routellm_features
 from routerjax.pretrained.routellm import MODELS, NAMINGS, WEIGHTS_FILE, Naming
-from routerjax.router import Router, routellm_features
+from routerjax.router import Router
 
 TOLERANCE = 1e-6
 """Largest difference of win probability that is accepted between RouteLLM's formula on the file, in float64, and the

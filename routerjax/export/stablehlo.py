@@ -28,9 +28,9 @@ def _unflatten(weights: Mapping[str, Array]) -> PyTree:
     return flax.traverse_util.unflatten_dict(dict(weights), sep="/")
 
 
-def export_from_embedding(router: Router, *, strong: str, weak: str) -> jax.export.Exported:
+def export_from_embedding(router: Router) -> jax.export.Exported:
     """``(router weights, embedding float32 [batch, embed]) -> win_prob float32 [batch]``."""
-    score = router.score_fn(strong=strong, weak=weak)
+    score = router.score_fn()
 
     def win_prob(weights: FlatWeights, embedding: Array) -> Array:
         return score(_unflatten(weights), {"embedding": embedding})
@@ -40,12 +40,12 @@ def export_from_embedding(router: Router, *, strong: str, weak: str) -> jax.expo
     return _export(win_prob, _shapes(flatten(router.variables)), embedding)
 
 
-def export_from_token_ids(router: Router, encoder: SentenceEncoder, *, strong: str, weak: str) -> jax.export.Exported:
+def export_from_token_ids(router: Router, encoder: SentenceEncoder) -> jax.export.Exported:
     """``(router weights, encoder weights, token_ids, attention_mask int32 [batch, length]) -> win_prob [batch]``.
 
     Encoder and router are one function. The length may be any up to the encoder's ``max_length``.
     """
-    score = router.score_fn(strong=strong, weak=weak)
+    score = router.score_fn()
 
     def win_prob(weights: FlatWeights, encoder_weights: FlatWeights, token_ids: Array, attention_mask: Array) -> Array:
         query = {"token_ids": token_ids, "attention_mask": attention_mask}

@@ -3,7 +3,7 @@
 from routerjax.features.cache import EmbeddingCache
 from routerjax.features.embeddings import Embeddings, read_embeddings
 from routerjax.features.encoder import SentenceEncoder, load_encoder
-from routerjax.features.endpoint import EndpointEncoder, open_encoder
+from routerjax.features.endpoint import EndpointEncoder, open_encoder, routellm_features
 from routerjax.features.spec import FeatureSpec
 
 __all__ = [
@@ -15,4 +15,5 @@ __all__ = [
     "load_encoder",
     "open_encoder",
     "read_embeddings",
+    "routellm_features",
 ]

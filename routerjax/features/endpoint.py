@@ -300,3 +300,8 @@ def open_encoder(
     if os.fspath(source).startswith(PREFIX):
         return EndpointEncoder(os.fspath(source), width=width, dollars_per_million_tokens=dollars_per_million_tokens)
     return load_encoder(source, max_length=max_length)
+
+
+def routellm_features(width: int = 1536) -> FeatureSpec:
+    """What RouteLLM's routers of embeddings read: OpenAI's text-embedding-3-small."""
+    return EndpointEncoder("openai:text-embedding-3-small", base_url=OPENAI_URL, width=width).spec

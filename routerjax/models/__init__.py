@@ -12,7 +12,12 @@ from routerjax.models.baselines import (
 )
 from routerjax.models.bert import BertEncoder, SentenceEmbedding
 from routerjax.models.matrix_factorization import MatrixFactorization
-from routerjax.models.similarity_weighted import SimilarityWeighted, battle_tiers, similarity_weighted_memory
+from routerjax.models.similarity_weighted import (
+    SimilarityWeighted,
+    battle_tiers,
+    shard_memory,
+    similarity_weighted_memory,
+)
 from routerjax.models.ties import WithTie
 
 __all__ = [
@@ -27,5 +32,6 @@ __all__ = [
     "WithTie",
     "battle_tiers",
     "nearest_neighbors_memory",
+    "shard_memory",
     "similarity_weighted_memory",
 ]

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import math
 from typing import Literal
 
 import flax.linen as nn
@@ -12,6 +11,7 @@ import numpy as np
 from jaxtyping import Array, Float, Int
 
 from routerjax import bradley_terry
+from routerjax.errors import InputError
 from routerjax.typing import PreferenceBatch, Query, Variables
 
 # Queries weighed against the whole memory at a time: 64 x 100,000 similarities are 26 MB.
@@ -42,8 +42,8 @@ class SimilarityWeighted(nn.Module):
             does; ``train`` by the largest of the REMEMBERED prompt to any remembered prompt, as the paper prints it.
             The latter is that of the prompt with itself, 1, so S is the plain cosine.
         num_tiers: tiers that the models are put into, at most as many as models; 0 rates every model by itself.
-        memory_axis: name of the mapped axis that the memory is sharded over, under shard_map or pmap; the maximum and
-            the win cells are all that crosses devices.
+        memory_axis: name of the mapped axis (pmap, shard_map) that the memory is sharded over, see
+            :func:`shard_memory`; the maximum and the win cells are all that crosses devices.
 
     Deviation: RouteLLM's code lets a battle within a tier pull that tier down by log 10; here it counts nothing.
 
@@ -86,7 +86,7 @@ class SimilarityWeighted(nn.Module):
                 if self.memory_axis is not None:
                     largest = jax.lax.pmax(largest, self.memory_axis)
                 similarity = similarity / jnp.maximum(largest, SMALLEST_SIMILARITY)[None, :]
-            weight = jnp.where(is_own, 0.0, jnp.exp(math.log(self.gamma) * (1.0 + similarity)))
+            weight = jnp.where(is_own, 0.0, jnp.exp(jnp.log(self.gamma) * (1.0 + similarity)))
             # Every cell is one ordered pair of tiers, and the entries lie in the order of the cells.
             entries = cell_wins[:, None] * weight[cell_prompt]
             wins = jax.ops.segment_sum(entries, cell, num_segments=pairs.shape[0], indices_are_sorted=True)
@@ -122,7 +122,7 @@ def similarity_weighted_memory(battles: PreferenceBatch, *, tier: Int[np.ndarray
         tier: of each model, 0 first; see :func:`battle_tiers`. ``np.arange(num_models)`` rates every model by itself.
 
     Raises:
-        ValueError: no battle between two tiers.
+        InputError: no battle between two tiers.
     """
     tier = np.asarray(tier, np.int32)
     tier_a, tier_b = tier[np.asarray(battles.model_a)], tier[np.asarray(battles.model_b)]
@@ -134,7 +134,7 @@ def similarity_weighted_memory(battles: PreferenceBatch, *, tier: Int[np.ndarray
     prompts = np.tile(prompt[between], 2)
     counts = wins > 0.0
     if not counts.any():
-        raise ValueError("no battle between two tiers: nothing to rank by")
+        raise InputError("no battle between two tiers: nothing to rank by; take fewer tiers, or more battles")
     kept, prompts = np.unique(prompts[counts], return_inverse=True)
     pairs, cell = np.unique(np.stack([winner, loser], axis=1)[counts], axis=0, return_inverse=True)
     # Battles of one prompt in one cell are one entry.
@@ -151,6 +151,30 @@ def similarity_weighted_memory(battles: PreferenceBatch, *, tier: Int[np.ndarray
         "cell_wins": np.bincount(place.reshape(-1), weights=wins[counts]).astype(np.float32),
     }
     return jax.tree.map(jnp.asarray, memory)
+
+
+def shard_memory(memory: Variables, num_shards: int) -> tuple[Variables, Variables]:
+    """Deal a memory's prompts, each with its entries, to devices.
+
+    Returns:
+        The shards, leaves ``[num_shards, ...]``, to be mapped over ``memory_axis``; and the leaves that all share.
+        Shards are filled up to one size by repeating a prompt, and by entries without wins.
+    """
+    owner = np.arange(memory["embedding"].shape[0]) % num_shards
+    entry_owner = owner[np.asarray(memory["cell_prompt"])]
+    # A prompt's place within its shard.
+    place = np.arange(len(owner)) // num_shards
+    leaves = {name: np.asarray(memory[name]) for name in ("embedding", "prompt_id", "cell", "cell_wins")}
+    leaves["cell_prompt"] = place[np.asarray(memory["cell_prompt"])]
+    shards = {}
+    for name, leaf in leaves.items():
+        own = owner if name in ("embedding", "prompt_id") else entry_owner
+        parts = [leaf[own == shard] for shard in range(num_shards)]
+        longest = max(map(len, parts))
+        mode = "constant" if name == "cell_wins" else "edge"
+        padded = [np.pad(part, [(0, longest - len(part))] + [(0, 0)] * (part.ndim - 1), mode) for part in parts]
+        shards[name] = jnp.asarray(np.stack(padded))
+    return shards, {name: memory[name] for name in ("tier", "pairs")}
 
 
 def battle_tiers(battles: PreferenceBatch, *, num_models: int, num_tiers: int) -> Int[np.ndarray, "models"]:

@@ -1,4 +1,4 @@
-"""RouteLLM's published matrix factorisation: its models, the names of its tensors, its configuration file."""
+"""RouteLLM's formats: the models and tensors of its matrix factorisation, and its configuration file."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ import re
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Literal, cast
+from typing import Literal, TypeVar, get_type_hints
 
 import jax
 import numpy as np
@@ -61,8 +61,8 @@ NAMINGS: Mapping[Naming, Mapping[str, str]] = {
 TRAINING_PROMPTS = "Q.weight"
 """The frozen embeddings of the training prompts, which the training code keeps among its weights."""
 
-OTHER_ROUTERS = ("sw_ranking", "causal_llm", "bert", "random")
-"""What else a RouteLLM configuration may have a section for."""
+SECTIONS = ("mf", "sw_ranking", "causal_llm", "bert", "random")
+"""What a RouteLLM configuration may have a section for."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -88,6 +88,28 @@ class MatrixFactorizationConfig:
     text_dim: int = TEXT_DIM
     num_classes: int = 1
     use_proj: bool = True
+
+
+@dataclass(frozen=True, kw_only=True)
+class SimilarityWeightedConfig:
+    """Section ``sw_ranking`` of RouteLLM's configuration file, with its defaults.
+
+    Attributes:
+        arena_battle_datasets: sources of battles.
+        arena_embedding_datasets: of each, the source of its embeddings, aligned by row order.
+        strong_model: a model of the battles.
+        weak_model: likewise.
+        num_tiers: tiers that the models are put into.
+    """
+
+    arena_battle_datasets: list[str]
+    arena_embedding_datasets: list[str]
+    strong_model: str = "gpt-4-1106-preview"
+    weak_model: str = "mixtral-8x7b-instruct-v0.1"
+    num_tiers: int = 10
+
+
+ConfigT = TypeVar("ConfigT", MatrixFactorizationConfig, SimilarityWeightedConfig)
 
 
 def find_checkpoint(source: str | os.PathLike[str]) -> Path:
@@ -137,8 +159,8 @@ def read_factorization(path: Path) -> PyTree:
     return {**params, "classifier": params["classifier"][0]}
 
 
-def read_config(path: Path) -> MatrixFactorizationConfig:
-    """Section ``mf`` of a RouteLLM configuration file (YAML); says which other routers are in it.
+def read_config(path: Path, section: str, kind: type[ConfigT]) -> ConfigT:
+    """A section of a RouteLLM configuration file (YAML); says which other routers are in it.
 
     Raises:
         InputError: no such file, not YAML, no such section, or keys or values that RouteLLM does not know.
@@ -151,25 +173,27 @@ def read_config(path: Path) -> MatrixFactorizationConfig:
         raise InputError(f"{path} is not YAML: {error}") from error
     if not isinstance(sections, dict):
         raise InputError(f"{path} must be a mapping from router to its settings, got {type(sections).__name__}")
-    _require_keys(sections, ("mf", *OTHER_ROUTERS), f"{path}: no router")
-    others = [name for name in sections if name != "mf"]
-    if "mf" not in sections:
-        raise InputError(f"{path} has no section mf; what it has, {', '.join(others) or 'nothing'}, is not imported")
+    _require_keys(sections, SECTIONS, f"{path}: no router")
+    others = [name for name in sections if name != section]
+    if section not in sections:
+        raise InputError(f"{path} has no section {section}; it has {', '.join(others) or 'none'}")
     if others:
-        logger.info("%s: only mf is imported, not %s", path, ", ".join(others))
-    section = sections["mf"]
-    if not isinstance(section, dict):
-        raise InputError(f"{path}: mf must be a mapping of settings, got {section!r}")
-    fields = {field.name: field for field in dataclasses.fields(MatrixFactorizationConfig)}
-    _require_keys(section, fields, f"{path}: mf has no setting")
-    if "checkpoint_path" not in section:
-        raise InputError(f"{path}: mf lacks the setting checkpoint_path")
-    for name, value in section.items():
-        # The default says the type; the one field without a default is text.
-        expected = str if name == "checkpoint_path" else type(fields[name].default)
-        if type(value) is not expected:
-            raise InputError(f"{path}: mf.{name} must be {expected.__name__}, got {value!r}")
-    return MatrixFactorizationConfig(**cast("dict[str, Any]", section))
+        logger.info("%s: only %s is imported, not %s", path, section, ", ".join(others))
+    settings = sections[section]
+    if not isinstance(settings, dict):
+        raise InputError(f"{path}: {section} must be a mapping of settings, got {settings!r}")
+    types = get_type_hints(kind)
+    _require_keys(settings, types, f"{path}: {section} has no setting")
+    for field in dataclasses.fields(kind):
+        if field.name not in settings and field.default is dataclasses.MISSING:
+            raise InputError(f"{path}: {section} lacks the setting {field.name}")
+    for name, value in settings.items():
+        is_list = types[name] == list[str]
+        fits = isinstance(value, list) and all(isinstance(one, str) for one in value)
+        if not (fits if is_list else type(value) is types[name]):
+            expected = "a list of names" if is_list else types[name].__name__
+            raise InputError(f"{path}: {section}.{name} must be {expected}, got {value!r}")
+    return kind(**settings)
 
 
 def _require_keys(mapping: Mapping[object, object], known: Mapping[str, object] | tuple[str, ...], what: str) -> None:

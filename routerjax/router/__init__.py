@@ -1,20 +1,17 @@
-"""Routers: what they are made of, how they score, how they lie on disk, and what published ones become."""
+"""Routers: what they are made of, how they score, and how they lie on disk."""
 
-from routerjax.router.families import FAMILIES, Family, find_family, make_module
+from routerjax.router.families import FAMILIES, Family, find_family, make_module, remember
 from routerjax.router.folder import load_router, router_folder, save_router
-from routerjax.router.importing import IMPORTERS, import_routellm_mf, routellm_features
 from routerjax.router.router import Router
 
 __all__ = [
     "FAMILIES",
-    "IMPORTERS",
     "Family",
     "Router",
     "find_family",
-    "import_routellm_mf",
     "load_router",
     "make_module",
-    "routellm_features",
+    "remember",
     "router_folder",
     "save_router",
 ]

@@ -55,6 +55,18 @@ def find_family(family: str) -> Family:
     return FAMILIES[family]
 
 
+def remember(family: str, module: nn.Module, battles: PreferenceBatch) -> Variables:
+    """The ``memory`` of a family that trains nothing.
+
+    Raises:
+        InputError: the family learns parameters, or there is nothing to remember in these battles.
+    """
+    memory = find_family(family).memory
+    if memory is None:
+        raise InputError(f"{family} learns parameters: train it")
+    return memory(module, battles)
+
+
 def make_module(
     family: str, *, num_models: int, attributes: Mapping[str, AttributeValue], loss: str = "bradley_terry"
 ) -> nn.Module:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import functools
 import math
 from collections.abc import Mapping, Sequence
@@ -45,7 +46,7 @@ class Router:
         strong: the default strong model.
         weak: the default weak model.
         features: what the router's queries were made with.
-        variables: ``{"params": ..., "memory": ...}``; either may be absent.
+        variables: ``{"params": ..., "memory": ..., "calibration": ...}``; each may be absent.
         provenance: how it came to be: configuration, versions, data hashes; any JSON.
         loss: what the scores were trained with, a name in :data:`routerjax.losses.LOSSES`.
         readout: what the win probability counts, a name in :data:`routerjax.losses.READOUTS`.
@@ -122,14 +123,24 @@ class Router:
             raise InputError(f"{model!r} is not one of the router's {count} models{nearest(model, self.models)}")
         return self.models.index(model)
 
-    def score_fn(self, *, strong: str | None = None, weak: str | None = None) -> ScoreFn:
-        """The pure ``(variables, query) -> win_prob [batch]`` of a pair of models: what is exported."""
-        return make_score_fn(
-            self.module,
-            strong=self.column(strong or self.strong),
-            weak=self.column(weak or self.weak),
-            readout=make_readout(self.loss, self.readout),
-        )
+    def with_pair(self, strong: str | None = None, weak: str | None = None) -> Router:
+        """The same router for another pair of its models.
+
+        A calibration and a threshold are those of a pair, so that another one has neither.
+
+        Raises:
+            InputError: a model is unknown, or both are the same.
+        """
+        strong, weak = strong or self.strong, weak or self.weak
+        if (strong, weak) == (self.strong, self.weak):
+            return self
+        variables = {name: leaf for name, leaf in self.variables.items() if name != "calibration"}
+        return dataclasses.replace(self, strong=strong, weak=weak, variables=variables, threshold=None)
+
+    def score_fn(self) -> ScoreFn:
+        """The pure ``(variables, query) -> win_prob [batch]`` of the router's pair of models: what is exported."""
+        strong, weak = self.column(self.strong), self.column(self.weak)
+        return make_score_fn(self.module, strong=strong, weak=weak, readout=make_readout(self.loss, self.readout))
 
     def scores(
         self, prompts: Sequence[str] | Embeddings, *, cache: EmbeddingCache | None = None, progress: bool = False
@@ -139,7 +150,8 @@ class Router:
         A loss with a tie score has it in a last column of the module's own scores, which is left out here; the columns
         of ``three_labels`` are win, tie and loss of ``models[0]`` against ``models[1]``.
         """
-        scores = self._run(_jit_scores(self.module), self.query(prompts, cache=cache, progress=progress))
+        query = self.query(prompts, cache=cache, progress=progress)
+        scores = self._run(_jit_scores(self.module), query, self.variables)
         return scores if outcome_model(self.loss).tie == "labels" else scores[:, : len(self.models)]
 
     def win_prob(
@@ -155,7 +167,8 @@ class Router:
 
         Args:
             prompts: texts; or embeddings, whose fingerprint must be that of the router's encoder.
-            strong: a model of ``models``; default the router's own.
+            strong: a model of ``models``; default the router's own. Another pair is scored as it was trained: see
+                :meth:`with_pair`.
             weak: likewise.
             cache: where embeddings are kept between runs.
             progress: show a progress bar while encoding.
@@ -163,13 +176,10 @@ class Router:
         Raises:
             InputError: an unknown model, or features other than those the router was trained with.
         """
-        score = _jit_win_prob(
-            self.module,
-            self.column(strong or self.strong),
-            self.column(weak or self.weak),
-            make_readout(self.loss, self.readout),
-        )
-        return self._run(score, self.query(prompts, cache=cache, progress=progress))
+        router = self.with_pair(strong, weak)
+        columns = self.column(router.strong), self.column(router.weak)
+        score = _jit_win_prob(self.module, *columns, make_readout(self.loss, self.readout))
+        return self._run(score, self.query(prompts, cache=cache, progress=progress), router.variables)
 
     def outcome_prob(
         self,
@@ -187,7 +197,7 @@ class Router:
         """
         columns = self.column(strong or self.strong), self.column(weak or self.weak)
         outcome = _jit_outcome_prob(self.module, *columns, self.loss)
-        return self._run(outcome, self.query(prompts, cache=cache, progress=progress))
+        return self._run(outcome, self.query(prompts, cache=cache, progress=progress), self.variables)
 
     def query(
         self, prompts: Sequence[str] | Embeddings, *, cache: EmbeddingCache | None = None, progress: bool = False
@@ -205,7 +215,7 @@ class Router:
         embedding = self.encoder.encode(prompts, cache=cache, progress=progress)
         return {"embedding": embedding, "prompt_id": prompt_ids(prompts)}
 
-    def _run(self, compiled: ScoreFn, query: Mapping[str, np.ndarray]) -> np.ndarray:
+    def _run(self, compiled: ScoreFn, query: Mapping[str, np.ndarray], variables: Variables) -> np.ndarray:
         """Apply to parts padded to a power of two, so that any number of prompts takes few compilations."""
         parts = []
         count = len(query["embedding"])
@@ -217,7 +227,7 @@ class Router:
                 name: jnp.asarray(np.concatenate([leaf, np.zeros((padded - size, *leaf.shape[1:]), leaf.dtype)]))
                 for name, leaf in own.items()
             }
-            parts.append(np.asarray(compiled(self.variables, full), np.float32)[:size])
+            parts.append(np.asarray(compiled(variables, full), np.float32)[:size])
         return np.concatenate(parts)
 
 

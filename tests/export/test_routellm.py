@@ -10,8 +10,8 @@ import pytest
 import safetensors.numpy
 
 from routerjax import InputError, Router, export, features
+from routerjax.importing import import_routellm_mf
 from routerjax.pretrained import routellm
-from routerjax.router import import_routellm_mf
 from tests.routellm import random_tensors, reference_win_prob, unit_rows, write_checkpoint
 from tests.routers import tiny_router
 

@@ -137,14 +137,14 @@ def exporting_constants_of(wrong: Router):
     """An export whose function ignores the weights it is given: what verification is there to find."""
     original = bundle_module.export_from_embedding
 
-    def export_wrong(router: Router, **pair: str) -> jax.export.Exported:
-        def score_fn(*, strong: str, weak: str):
-            score = type(router).score_fn(wrong, strong=strong, weak=weak)
+    def export_wrong(router: Router) -> jax.export.Exported:
+        def score_fn():
+            score = type(router).score_fn(wrong)
             return lambda variables, query: score(wrong.variables, query)
 
         double = dataclasses.replace(router)
         object.__setattr__(double, "score_fn", score_fn)
-        return original(double, **pair)
+        return original(double)
 
     return export_wrong
 
@@ -169,7 +169,7 @@ def test_given_embeddings_and_a_memory_export_too(tmp_path: Path) -> None:
 
 def test_refusals(router: Router, tmp_path: Path) -> None:
     with pytest.raises(InputError, match="'bigg' is not one of the router's 3 models"):
-        export.export_stablehlo(router, tmp_path / "bundle", strong="bigg")
+        export.export_stablehlo(router.with_pair("bigg"), tmp_path / "bundle")
     (tmp_path / "there").mkdir()
     (tmp_path / "there" / "file").touch()
     with pytest.raises(InputError, match="exists already"):

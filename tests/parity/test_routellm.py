@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 
 from routerjax import export, features
-from routerjax.router import import_routellm_mf
+from routerjax.importing import import_routellm_mf
 from tests.routellm import unit_rows
 
 pytestmark = pytest.mark.parity

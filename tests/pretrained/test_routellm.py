@@ -80,7 +80,7 @@ mf:
 def test_a_configuration_and_what_in_it_is_not_imported(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
     (tmp_path / "config.yaml").write_text(EXAMPLE)
     with caplog.at_level(logging.INFO):
-        config = routellm.read_config(tmp_path / "config.yaml")
+        config = routellm.read_config(tmp_path / "config.yaml", "mf", routellm.MatrixFactorizationConfig)
     assert config == routellm.MatrixFactorizationConfig(
         checkpoint_path="routellm/mf_gpt4_augmented", strong_model="gpt-4-0613"
     )
@@ -94,7 +94,7 @@ def test_a_configuration_and_what_in_it_is_not_imported(tmp_path: Path, caplog: 
         ("- mf", "must be a mapping from router to its settings, got list"),
         ("", "must be a mapping from router to its settings, got NoneType"),
         ("fm: {}", r"no router 'fm' \(did you mean 'mf'\?\); known are mf, sw_ranking, causal_llm, bert, random"),
-        ("bert: {checkpoint_path: a/b}", "has no section mf; what it has, bert, is not imported"),
+        ("bert: {checkpoint_path: a/b}", "has no section mf; it has bert"),
         ("mf: a/b", "mf must be a mapping of settings, got 'a/b'"),
         ("mf: {checkpoint: a/b}", r"mf has no setting 'checkpoint' \(did you mean 'checkpoint_path'\?\)"),
         ("mf: {hidden_size: 128}", "mf lacks the setting checkpoint_path"),
@@ -105,9 +105,9 @@ def test_a_configuration_and_what_in_it_is_not_imported(tmp_path: Path, caplog: 
 def test_configurations_that_cannot_be_used(tmp_path: Path, text: str, message: str) -> None:
     (tmp_path / "config.yaml").write_text(text)
     with pytest.raises(InputError, match=message):
-        routellm.read_config(tmp_path / "config.yaml")
+        routellm.read_config(tmp_path / "config.yaml", "mf", routellm.MatrixFactorizationConfig)
 
 
 def test_a_configuration_that_is_not_there(tmp_path: Path) -> None:
     with pytest.raises(InputError, match=r"no file .*none\.yaml"):
-        routellm.read_config(tmp_path / "none.yaml")
+        routellm.read_config(tmp_path / "none.yaml", "mf", routellm.MatrixFactorizationConfig)

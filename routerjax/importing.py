@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import logging
 import os
 from collections.abc import Callable, Mapping
@@ -10,18 +11,15 @@ from pathlib import Path
 import jax
 import jax.numpy as jnp
 
+from routerjax.data import read_aligned_battles, to_batch
 from routerjax.errors import InputError
-from routerjax.features import EndpointEncoder, FeatureSpec
-from routerjax.features.endpoint import OPENAI_URL
+from routerjax.features import routellm_features
 from routerjax.pretrained import file_sha256, routellm
-from routerjax.router.router import Router
+from routerjax.router import Router, make_module, remember
 
 logger = logging.getLogger(__name__)
 
-
-def routellm_features(width: int = routellm.TEXT_DIM) -> FeatureSpec:
-    """What RouteLLM's matrix factorisation reads: the one place that says how its embeddings are named."""
-    return EndpointEncoder("openai:text-embedding-3-small", base_url=OPENAI_URL, width=width).spec
+CONFIG_ENDINGS = (".yaml", ".yml")
 
 
 def import_routellm_mf(source: str | os.PathLike[str], *, strong: str | None = None, weak: str | None = None) -> Router:
@@ -45,8 +43,8 @@ def import_routellm_mf(source: str | os.PathLike[str], *, strong: str | None = N
     Reference:
         ``routellm/routers/matrix_factorization`` in RouteLLM's code.
     """
-    is_config = Path(source).suffix in (".yaml", ".yml")
-    config = routellm.read_config(Path(source)) if is_config else None
+    is_config = Path(source).suffix in CONFIG_ENDINGS
+    config = routellm.read_config(Path(source), "mf", routellm.MatrixFactorizationConfig) if is_config else None
     path = routellm.find_checkpoint(source if config is None else config.checkpoint_path)
     params = routellm.read_factorization(path)
     embed, model_dim = params["prompt_projection"]["kernel"].shape
@@ -70,5 +68,42 @@ def import_routellm_mf(source: str | os.PathLike[str], *, strong: str | None = N
     )
 
 
-IMPORTERS: Mapping[str, Callable[..., Router]] = {"routellm-mf": import_routellm_mf}
+def import_routellm_sw(source: str | os.PathLike[str], *, strong: str | None = None, weak: str | None = None) -> Router:
+    """RouteLLM's similarity-weighted ranking: no weights, but battles and the embeddings of their prompts.
+
+    Args:
+        source: a RouteLLM configuration (.yaml) with a section ``sw_ranking``; its data sets are Hugging Face names, or
+            local files, relative ones counting from the working directory.
+        strong: a model of the battles; default the configuration's.
+        weak: likewise.
+
+    Raises:
+        InputError: not such a configuration, data sets that do not match, or an unknown model.
+
+    Reference:
+        ``SWRankingRouter`` in ``routellm/routers/routers.py`` of RouteLLM's code. Deviation: a battle between models of
+        one tier counts nothing, where RouteLLM's pulls that tier down.
+    """
+    if Path(source).suffix not in CONFIG_ENDINGS:
+        raise InputError(f"{source} must be a RouteLLM configuration (.yaml) with a section sw_ranking")
+    config = routellm.read_config(Path(source), "sw_ranking", routellm.SimilarityWeightedConfig)
+    battles, embedding = read_aligned_battles(config.arena_battle_datasets, config.arena_embedding_datasets)
+    attributes = {"num_tiers": config.num_tiers}
+    module = make_module("sw", num_models=len(battles.models), attributes=attributes)
+    return Router(
+        family="sw",
+        attributes=attributes,
+        models=battles.models,
+        strong=strong or config.strong_model,
+        weak=weak or config.weak_model,
+        features=routellm_features(embedding.shape[1]),
+        variables={"memory": remember("sw", module, to_batch(battles, embedding))},
+        provenance={"imported_from": os.fspath(source), "format": "routellm-sw", **dataclasses.asdict(config)},
+    )
+
+
+IMPORTERS: Mapping[str, Callable[..., Router]] = {
+    "routellm-mf": import_routellm_mf,
+    "routellm-sw": import_routellm_sw,
+}
 """Name of a format -> ``(source, *, strong, weak) -> Router``."""

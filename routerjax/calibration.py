@@ -1,0 +1,133 @@
+"""Calibration of win probabilities: a monotone map, fitted to held-out battles, that makes them mean what they say.
+
+Temperature and Platt scaling act on the log-odds, ``sigmoid(slope * logit(p) + intercept)``; isotonic regression is a
+non-decreasing piecewise linear map. None of them changes the order of prompts, except that isotonic regression ties
+neighbours. What is fitted is a pytree of arrays, the ``calibration`` collection of a router's variables, so that it is
+saved, loaded and exported with them.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Literal, get_args
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from jaxtyping import Array, Float
+
+from routerjax.errors import InputError
+from routerjax.metrics.columns import Column, check_columns, check_probabilities
+
+Method = Literal["temperature", "platt", "isotonic"]
+METHODS: tuple[str, ...] = get_args(Method)
+
+Calibration = Mapping[str, Array]
+"""``slope`` and ``intercept``, scalars; or ``knots`` and ``values``, both ``[knots]`` and non-decreasing."""
+
+# Log-odds beyond this, 16 nats, are those of a probability that float32 cannot tell from 0 or 1.
+SMALLEST_PROB = float(np.finfo(np.float32).eps)
+
+
+def fit_calibration(win_prob: Column, label: Column, weight: Column | None = None, *, method: str) -> Calibration:
+    """Fit the map that makes the log-loss (isotonic: the squared error) least, on battles that were not trained on.
+
+    Args:
+        win_prob: ``[battles]``, the router's own, P(strong is better).
+        label: ``[battles]`` in [0, 1]: 1 where the strong model won, a tie 0.5.
+        weight: ``[battles]``, non-negative; default 1 for all.
+        method: ``temperature`` (the slope alone: symmetric in the two models), ``platt`` (slope and intercept) or
+            ``isotonic``, which wants a thousand battles or more.
+
+    Returns:
+        float32 arrays, for :func:`apply_calibration`.
+
+    Raises:
+        InputError: an unknown method; columns of different lengths, not finite or outside [0, 1]; labels that are all
+            the same; win probabilities that are worse than none, whose best slope is not positive.
+
+    Reference:
+        Guo et al., "On Calibration of Modern Neural Networks" (arXiv 1706.04599); Platt 1999; Zadrozny and Elkan 2002.
+    """
+    if method not in METHODS:
+        raise InputError(f"the calibration method must be one of {', '.join(METHODS)}, got {method!r}")
+    ones = np.ones(np.shape(win_prob))
+    win_prob, label, weight = check_columns(
+        {"win_prob": win_prob, "label": label, "weight": ones if weight is None else weight}
+    )
+    check_probabilities("win_prob", win_prob)
+    check_probabilities("label", label)
+    if (weight < 0).any() or not weight.any():
+        raise InputError("weight must be at least 0, and not 0 in every row")
+    if np.ptp(label[weight > 0]) == 0:
+        raise InputError(f"one class only: every label is {label[0]:g}; calibration needs battles that end differently")
+    if method == "isotonic":
+        from sklearn.isotonic import IsotonicRegression  # a second of imports that only fitting needs
+
+        fitted = IsotonicRegression(y_min=0.0, y_max=1.0).fit(win_prob, label, sample_weight=weight)
+        arrays = {"knots": fitted.X_thresholds_, "values": fitted.y_thresholds_}
+    else:
+        from sklearn.linear_model import LogisticRegression
+
+        logit = _logit(win_prob)[:, None]
+        # A soft label is a win and a loss, each with its share of the weight.
+        regression = LogisticRegression(C=np.inf, fit_intercept=method == "platt", tol=1e-8, max_iter=1000).fit(
+            np.concatenate([logit, logit]),
+            np.repeat([1, 0], len(label)),
+            sample_weight=np.concatenate([weight * label, weight * (1 - label)]),
+        )
+        slope, intercept = float(regression.coef_[0, 0]), float(np.ravel(regression.intercept_)[0])
+        if not slope > 0:
+            raise InputError(
+                f"the win probabilities tell nothing about these battles: the best slope is {slope:.3g}, which would "
+                "turn the order of prompts around; calibrate on battles of the kind that the router was trained for"
+            )
+        arrays = {"slope": slope, "intercept": intercept}
+    return {name: jnp.asarray(array, jnp.float32) for name, array in arrays.items()}
+
+
+def apply_calibration(calibration: Calibration, win_prob: Float[Array, "batch"]) -> Float[Array, "batch"]:
+    """The calibrated win probability; pure, jits and exports.
+
+    Example:
+        >>> double = {"slope": jnp.float32(2.0), "intercept": jnp.float32(0.0)}
+        >>> float(apply_calibration(double, jnp.array([0.75]))[0]).__round__(4)
+        0.9
+    """
+    if "knots" in calibration:
+        return jnp.interp(win_prob, calibration["knots"], calibration["values"])
+    clipped = jnp.clip(win_prob, SMALLEST_PROB, 1.0 - SMALLEST_PROB)
+    return jax.nn.sigmoid(calibration["slope"] * (jnp.log(clipped) - jnp.log1p(-clipped)) + calibration["intercept"])
+
+
+def cross_fitted(
+    win_prob: Column, label: Column, weight: Column | None = None, *, method: str, num_folds: int = 5, seed: int = 0
+) -> Float[np.ndarray, "battles"]:
+    """Each battle's win probability, calibrated by a map that was fitted to the other folds.
+
+    What it says about log-loss and calibration error is then not flattered by the fit.
+
+    Args:
+        win_prob, label, weight, method: as :func:`fit_calibration`.
+        num_folds: of equal size, drawn at random.
+        seed: of the draw.
+
+    Raises:
+        InputError: as :func:`fit_calibration`, or fewer battles than folds.
+    """
+    win_prob, label = np.asarray(win_prob, np.float64), np.asarray(label, np.float64)
+    weight = np.ones(len(win_prob)) if weight is None else np.asarray(weight, np.float64)
+    if len(win_prob) < num_folds:
+        raise InputError(f"calibration needs at least {num_folds} battles, got {len(win_prob)}")
+    fold = np.random.default_rng(seed).permutation(len(win_prob)) % num_folds
+    calibrated = np.empty(len(win_prob))
+    for held_out in range(num_folds):
+        own, others = fold == held_out, fold != held_out
+        fitted = fit_calibration(win_prob[others], label[others], weight[others], method=method)
+        calibrated[own] = apply_calibration(fitted, jnp.asarray(win_prob[own], jnp.float32))
+    return calibrated
+
+
+def _logit(win_prob: Float[np.ndarray, "battles"]) -> Float[np.ndarray, "battles"]:
+    clipped = np.clip(win_prob, SMALLEST_PROB, 1.0 - SMALLEST_PROB)
+    return np.log(clipped) - np.log1p(-clipped)

@@ -1,0 +1,87 @@
+"""Every family and every loss goes the whole way: battles, training, folder, loading, export."""
+
+import json
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from routerjax import InputError, data, export, load_router, losses
+from routerjax.config import BattleSource, DataConfig, ExperimentConfig, FeatureConfig, RouterConfig, TrainingConfig
+from routerjax.features import read_embeddings
+from routerjax.pipeline import train_router
+
+WIDTH = 6
+
+
+def config(folder: Path, *, family: str, **router: object) -> ExperimentConfig:
+    """40 prompts with three battles each; with two models where the loss is of a pair."""
+    num_models = 2 if router.get("loss") == "three_labels" else 3
+    rng = np.random.default_rng(0)
+    embedding = rng.standard_normal((40, WIDTH)).astype(np.float32)
+    prompts = [f"prompt number {row}" for row in range(40) for _ in range(3)]
+    strength = (embedding @ rng.standard_normal((WIDTH, num_models)))[np.repeat(np.arange(40), 3)]
+    a = rng.integers(num_models, size=120)
+    b = (a + rng.integers(1, num_models, size=120)) % num_models
+    margin = strength[np.arange(120), a] - strength[np.arange(120), b]
+    outcome = np.stack([margin > 0.5, np.abs(margin) <= 0.5, margin < -0.5], axis=1)
+    names = np.asarray(["big", "small", "medium"])
+    data.write_preferences(data.Preferences.from_names(prompts, names[a], names[b], outcome), folder / "b.parquet")
+    np.save(folder / "e.npy", embedding)
+    (folder / "e.npy.json").write_text(json.dumps({"fingerprint": "made up"}))
+    return ExperimentConfig(
+        data=DataConfig(root=str(folder), battles=(BattleSource(path="b.parquet"),), validation_fraction=0.2),
+        features=FeatureConfig(embeddings="e.npy"),
+        router=RouterConfig(family=family, strong="big", weak="small", **router),
+        training=TrainingConfig(epochs=2, batch_size=16),
+    )
+
+
+@pytest.mark.parametrize(
+    ("family", "router"),
+    [
+        *(("mf", {"loss": loss, "attributes": {"model_dim": 4}}) for loss in losses.LOSSES),
+        ("mf", {"loss": "davidson", "readout": "win", "attributes": {"model_dim": 4}}),
+        ("sw", {"attributes": {"num_tiers": 2}}),
+        ("sw", {"attributes": {"num_tiers": 0, "normalize": "train", "gamma": 3.0}}),
+        ("knn", {"attributes": {"k": 5}}),
+    ],
+)
+def test_from_battles_to_a_bundle(tmp_path: Path, family: str, router: dict[str, object]) -> None:
+    trained = train_router(config(tmp_path, family=family, **router), tmp_path / "run")
+    loaded = load_router(tmp_path / "run" / "router")
+    assert (loaded.family, loaded.loss, loaded.readout) == (trained.family, trained.loss, trained.readout)
+    embeddings = read_embeddings(tmp_path / "e.npy")
+    win_prob = loaded.win_prob(embeddings)
+    np.testing.assert_array_equal(win_prob, trained.win_prob(embeddings))
+    assert np.ptp(win_prob) > 0
+    outcome = loaded.outcome_prob(embeddings)
+    np.testing.assert_allclose(outcome.sum(axis=1), 1, atol=1e-5)
+    expected = {"half_tie": outcome[:, 0] + outcome[:, 1] / 2, "win": outcome[:, 0]}[loaded.readout]
+    np.testing.assert_allclose(win_prob, expected, atol=1e-6)
+    has_ties = loaded.loss not in ("bradley_terry",)
+    assert (outcome[:, 1] > 0).all() == has_ties
+    columns = 3 if loaded.loss == "three_labels" else len(loaded.models)
+    assert loaded.scores(embeddings).shape == (40, columns)
+    if loaded.loss != "three_labels":
+        other = loaded.win_prob(embeddings, "small", "big")
+        opposite = 1 - win_prob if loaded.readout == "half_tie" else outcome[:, 2]
+        np.testing.assert_allclose(other, opposite, atol=1e-5)
+    differences = export.export_stablehlo(loaded, tmp_path / "bundle")
+    assert differences["from_embedding"] <= 1e-6
+
+
+def test_what_trains_nothing_takes_no_loss_with_ties(tmp_path: Path) -> None:
+    with pytest.raises(InputError, match="sw trains nothing, so it takes no loss but bradley_terry; got 'davidson'"):
+        train_router(config(tmp_path, family="sw", loss="davidson"), tmp_path / "run")
+
+
+def test_three_labels_are_of_two_models(tmp_path: Path) -> None:
+    wrong = config(tmp_path, family="mf", loss="davidson")
+    wrong = ExperimentConfig(
+        data=wrong.data,
+        features=wrong.features,
+        router=RouterConfig(family="mf", loss="three_labels", strong="big", weak="small"),
+    )
+    with pytest.raises(InputError, match="three_labels is of battles between two models; these battles have 3"):
+        train_router(wrong, tmp_path / "run")
