@@ -2,17 +2,19 @@
 
 from routerjax.evaluation.controls import control_win_probs
 from routerjax.evaluation.evaluate import (
+    Band,
     BenchmarkResult,
-    Figure,
     RouterResult,
     evaluate,
     preference_label,
 )
+from routerjax.evaluation.figures import Figure
 from routerjax.evaluation.plots import plot_curves
 from routerjax.evaluation.report import markdown_table, results_json, terminal_table
 from routerjax.evaluation.run import evaluate_routers, read_scores
 
 __all__ = [
+    "Band",
     "BenchmarkResult",
     "Figure",
     "RouterResult",

@@ -5,12 +5,19 @@ from __future__ import annotations
 import dataclasses
 import importlib.metadata
 import math
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Set as AbstractSet
+from typing import TYPE_CHECKING
 
+import numpy as np
 import rich.box
 from rich.table import Table
 
-from routerjax.evaluation.evaluate import TARGETS, BenchmarkResult, Figure, RouterResult
+from routerjax.evaluation.evaluate import TARGETS, BenchmarkResult, RouterResult
+from routerjax.evaluation.figures import Figure
+
+if TYPE_CHECKING:
+    from _typeshed import DataclassInstance
 
 Cell = Callable[[BenchmarkResult, str, RouterResult], str]
 
@@ -45,6 +52,8 @@ COLUMNS: dict[str, Cell] = {
     "APGR - random": _against_random,
     "APGR, 10 bins": lambda _, __, router: f"{router.apgr_binned:.3f}",
     "log-loss": lambda _, __, router: f"{router.log_loss:.3f}",
+    "Brier": lambda _, __, router: f"{router.brier:.3f}",
+    "calibration error": lambda _, __, router: f"{router.calibration_error:.3f}",
 }
 # What fits into 80 columns.
 TERMINAL_COLUMNS = ("router", "APGR", "of oracle", "CPT(50 %)", "CPT(80 %)")
@@ -96,20 +105,22 @@ def results_json(results: Sequence[BenchmarkResult]) -> dict[str, object]:
 
 
 def _benchmark_json(result: BenchmarkResult) -> dict[str, object]:
-    routers = {}
-    for name, router in result.routers.items():
-        fields = {f.name: getattr(router, f.name) for f in dataclasses.fields(router) if f.name != "curve"}
-        routers[name] = {key: _plain(value) for key, value in fields.items()}
-    plain = {f.name: getattr(result, f.name) for f in dataclasses.fields(result)}
     difference = [
         {"router": one, "minus": other, "apgr": _plain(figure)} for (one, other), figure in result.difference.items()
     ]
-    return {**plain, "routers": routers, "difference": difference}
+    return {**_fields(result, without={"difference"}), "difference": difference}
+
+
+def _fields(value: DataclassInstance, *, without: AbstractSet[str]) -> dict[str, object]:
+    names = [field.name for field in dataclasses.fields(value) if field.name not in without]
+    return {name: _plain(getattr(value, name)) for name in names}
 
 
 def _plain(value: object) -> object:
-    if isinstance(value, Figure):
-        return {name: _plain(part) for name, part in dataclasses.asdict(value).items()}
-    if isinstance(value, dict):
+    if dataclasses.is_dataclass(value) and not isinstance(value, type):
+        return _fields(value, without={"curve", "band"})
+    if isinstance(value, Mapping):
         return {str(key): _plain(part) for key, part in value.items()}
+    if isinstance(value, tuple | np.ndarray):
+        return [_plain(part) for part in (value.tolist() if isinstance(value, np.ndarray) else value)]
     return None if isinstance(value, float) and not math.isfinite(value) else value
