@@ -22,7 +22,8 @@ if TYPE_CHECKING:
 Cell = Callable[[BenchmarkResult, str, RouterResult], str]
 
 
-def _number(figure: Figure) -> str:
+def number(figure: Figure) -> str:
+    """A figure and its interval, as it stands in every table."""
     return f"{figure.value:.3f} [{figure.low:.3f}, {figure.high:.3f}]"
 
 
@@ -34,9 +35,14 @@ def _share(figure: Figure) -> str:
     return f"{value} [{percent(figure.low)}, {percent(figure.high)}]"
 
 
+def _times(figure: Figure) -> str:
+    value = "not reached" if figure.value is None else f"{figure.value:.2f}"
+    return f"{value} [{figure.low:.2f}, {figure.high:.2f}]"
+
+
 def _against_random(result: BenchmarkResult, name: str, _: RouterResult) -> str:
     difference = result.difference.get((name, "random"))
-    return "" if difference is None else _number(difference)
+    return "" if difference is None else number(difference)
 
 
 def _of_oracle(_: BenchmarkResult, __: str, router: RouterResult) -> str:
@@ -45,22 +51,25 @@ def _of_oracle(_: BenchmarkResult, __: str, router: RouterResult) -> str:
 
 COLUMNS: dict[str, Cell] = {
     "router": lambda _, name, __: name,
-    "APGR": lambda _, __, router: _number(router.apgr),
+    "APGR": lambda _, __, router: number(router.apgr),
     "of oracle": _of_oracle,
     "CPT(50 %)": lambda _, __, router: _share(router.cpt[TARGETS[0]]),
     "CPT(80 %)": lambda _, __, router: _share(router.cpt[TARGETS[1]]),
     "APGR - random": _against_random,
     "APGR, 10 bins": lambda _, __, router: f"{router.apgr_binned:.3f}",
+    "saving at 50 %": lambda _, __, router: _times(router.cost_saving[TARGETS[0]]),
+    "saving at 80 %": lambda _, __, router: _times(router.cost_saving[TARGETS[1]]),
     "log-loss": lambda _, __, router: f"{router.log_loss:.3f}",
     "Brier": lambda _, __, router: f"{router.brier:.3f}",
     "calibration error": lambda _, __, router: f"{router.calibration_error:.3f}",
 }
 # What fits into 80 columns.
 TERMINAL_COLUMNS = ("router", "APGR", "of oracle", "CPT(50 %)", "CPT(80 %)")
+MARKDOWN_COLUMNS = (*TERMINAL_COLUMNS, "APGR - random", "APGR, 10 bins", "log-loss")
 
 
-def _rows(result: BenchmarkResult, columns: Sequence[str]) -> Iterator[list[str]]:
-    """A row for each router, the best APGR on top."""
+def figure_rows(result: BenchmarkResult, columns: Sequence[str]) -> Iterator[list[str]]:
+    """A row for each router, the best APGR on top: a cell for each of the :data:`COLUMNS` that are named."""
     by_apgr = sorted(result.routers.items(), key=lambda item: -(item[1].apgr.value or 0.0))
     for name, router in by_apgr:
         yield [COLUMNS[column](result, name, router) for column in columns]
@@ -78,7 +87,7 @@ def terminal_table(result: BenchmarkResult) -> Table:
     table = Table(title=_headline(result), title_justify="left", title_style="bold", box=rich.box.SIMPLE_HEAD)
     for name in TERMINAL_COLUMNS:
         table.add_column(name, justify="left" if name == "router" else "right")
-    for row in _rows(result, TERMINAL_COLUMNS):
+    for row in figure_rows(result, TERMINAL_COLUMNS):
         table.add_row(*row)
     return table
 
@@ -88,8 +97,8 @@ def markdown_table(results: Sequence[BenchmarkResult]) -> str:
     lines = []
     for result in results:
         lines += [f"**{_headline(result)}**", ""]
-        lines += ["| " + " | ".join(COLUMNS) + " |", "|" + "---|" * len(COLUMNS)]
-        lines += ["| " + " | ".join(row) + " |" for row in _rows(result, list(COLUMNS))]
+        lines += ["| " + " | ".join(MARKDOWN_COLUMNS) + " |", "|" + "---|" * len(MARKDOWN_COLUMNS)]
+        lines += ["| " + " | ".join(row) + " |" for row in figure_rows(result, MARKDOWN_COLUMNS)]
         lines.append("")
     lines.append(
         f"Brackets: 95 % bootstrap intervals over prompts ({results[0].num_samples} resamples, the same for all "

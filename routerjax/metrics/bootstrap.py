@@ -143,7 +143,7 @@ def weighted_pgr(
 def _weighted_curve(
     counts: Float[Array, "prompts"], ranking: Ranking
 ) -> tuple[Float[Array, "points"], Float[Array, "points"]]:
-    """Strong share and PGR, from the share 0 to the share 1, equal points repeated. PGR is NaN where there is no gap."""
+    """Strong share and PGR, from the share 0 to the share 1, equal points repeated. PGR is NaN without a gap."""
     count = counts[ranking.order]
     # Counts, and gains that are whole or half numbers, stay exact in float32, so that a curve which touches a target
     # exactly is seen to. A quotient is correctly rounded, so it equals the target then.
@@ -180,8 +180,8 @@ def bootstrap(
         By router, its statistics on each resample.
 
     Raises:
-        InputError: as :func:`routerjax.metrics.cost_quality_curve`, no router, ``num_samples`` below 1, or strong shares
-            that are none.
+        InputError: as :func:`routerjax.metrics.cost_quality_curve`, no router, ``num_samples`` below 1, or shares that
+            are none.
 
     Example:
         >>> strong, weak = np.array([1.0, 1.0, 1.0, 1.0]), np.array([0.0, 0.0, 1.0, 1.0])
