@@ -1,15 +1,9 @@
 "use strict";
 
-// The page's only script: the cost calculator. These four are arithmetic alone.
+// The page's only script: the cost calculator. These two are arithmetic alone.
 const requestCost = (inputTokens, outputTokens, inputPrice, outputPrice) =>
   (inputTokens * inputPrice + outputTokens * outputPrice) / 1e6;
 const monthlyCost = (requests, share, strong, weak) => 30 * requests * (share * strong + (1 - share) * weak);
-const pointAfter = (curve, share) => Math.max(1, curve.share.findIndex((value) => value >= share));
-const qualityAt = (curve, share) => {
-  const after = pointAfter(curve, share), before = after - 1;
-  const part = (share - curve.share[before]) / (curve.share[after] - curve.share[before]);
-  return curve.quality[before] + part * (curve.quality[after] - curve.quality[before]);
-};
 
 const start = () => {
   const benchmarks = JSON.parse(document.getElementById("curves").textContent);
@@ -29,8 +23,7 @@ const start = () => {
       const cost = monthlyCost(read("requests"), share, strong, weak);
       if (slider) {
         const curve = benchmark.routers[Number(row.dataset.router)];
-        const threshold = share === 0 ? null : curve.threshold[pointAfter(curve, share)];
-        const quality = qualityAt(curve, share);
+        const [quality, threshold] = [curve.quality[Number(slider.value)], curve.threshold[Number(slider.value)]];
         put("share", slider.value + " %");
         put("threshold", threshold === null ? "none" : threshold.toPrecision(4));
         put("quality", quality.toFixed(4));

@@ -46,7 +46,7 @@ def _against_random(result: BenchmarkResult, name: str, _: RouterResult) -> str:
 
 
 def _of_oracle(_: BenchmarkResult, __: str, router: RouterResult) -> str:
-    return "" if router.of_oracle is None else f"{100 * router.of_oracle:.0f} %"
+    return "" if router.of_oracle is None else f"{round(100 * router.of_oracle)} %"
 
 
 COLUMNS: dict[str, Cell] = {

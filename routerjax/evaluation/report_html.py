@@ -16,7 +16,9 @@ from matplotlib.ticker import MaxNLocator
 from routerjax.evaluation.evaluate import BenchmarkResult, RouterResult
 from routerjax.evaluation.figures import CONTROLS, Figure
 from routerjax.evaluation.report import COLUMNS, figure_rows, number
+from routerjax.evaluation.slices import Slice
 
+# Of a curve as it is drawn.
 MOST_POINTS = 200
 # Colours in report.css; from the seventh router on they come again, dashed.
 NUM_COLOURS = 6
@@ -135,10 +137,9 @@ def _styles(routers: Sequence[str]) -> dict[str, str]:
 def _curve_axes(result: BenchmarkResult) -> Axes:
     quality = [_band_quality(result, edge) for router in result.routers.values() for edge in _edges(router)]
     quality += [router.curve.quality for router in result.routers.values()]
-    low, high = min(map(np.min, quality)), max(map(np.max, quality))
-    ticks = MaxNLocator(nbins=6, steps=[1, 2, 2.5, 5, 10]).tick_values(low, high)
-    low, high = min(low, ticks[1]), max(high, ticks[-2])
-    return Axes(720, 420, 56, 14, 52, 46, float(low), float(high), tuple(t for t in ticks.tolist() if low <= t <= high))
+    low, high = (float(end(np.concatenate(quality))) for end in (np.min, np.max))
+    ticks = [float(tick) for tick in MaxNLocator(nbins=6).tick_values(low, high)]
+    return Axes(820, 420, 52, 12, 56, 50, low, high, tuple(tick for tick in ticks if low <= tick <= high))
 
 
 def _edges(router: RouterResult) -> tuple[Float64[np.ndarray, "shares"], Float64[np.ndarray, "shares"]]:
@@ -150,21 +151,17 @@ def _band_quality(result: BenchmarkResult, pgr: Float64[np.ndarray, "shares"]) -
 
 
 def _line(result: BenchmarkResult, name: str, router: RouterResult) -> Line:
-    points = _thinned(router)
+    curve = router.curve
+    points = np.unique(np.linspace(0, len(curve.strong_share) - 1, MOST_POINTS).round().astype(int))
     low, high = (_band_quality(result, edge) for edge in _edges(router))
     share = router.band.strong_share
     band = _path(np.append(share, share[::-1]), np.append(low, high[::-1])) + "Z"
     return Line(
         name=name,
         label=f"{name}: APGR {number(router.apgr)}",
-        curve=_path(router.curve.strong_share[points], router.curve.quality[points]),
+        curve=_path(curve.strong_share[points], curve.quality[points]),
         band=band,
     )
-
-
-def _thinned(router: RouterResult) -> np.ndarray:
-    """Places of at most :data:`MOST_POINTS` points of a curve, its ends among them."""
-    return np.unique(np.linspace(0, len(router.curve.strong_share) - 1, MOST_POINTS).round().astype(int))
 
 
 def _path(share: Float64[np.ndarray, "points"], value: Float64[np.ndarray, "points"]) -> str:
@@ -175,7 +172,7 @@ def _verdict(difference: Figure) -> str:
     return "high" if difference.low > 0 else "low" if difference.high < 0 else "open"
 
 
-def _worst_first(result: BenchmarkResult, name: str) -> list[tuple[str, list]]:
+def _worst_first(result: BenchmarkResult, name: str) -> list[tuple[str, list[Slice]]]:
     """By kind, the slices: domains by the router's regret, lengths in their order."""
     grouped = itertools.groupby(result.slices, key=lambda part: part.kind)
     return [
@@ -185,22 +182,20 @@ def _worst_first(result: BenchmarkResult, name: str) -> list[tuple[str, list]]:
 
 
 def _calculator(result: BenchmarkResult) -> dict[str, object]:
-    """What report.js needs: the thinned curves. The first threshold, infinity, is null."""
+    """What report.js needs: by whole percent of strong calls, 0 to 100, a router's quality and threshold.
+
+    Between two thresholds quality is linear, a random split of equal prompts; the threshold is the score that is split.
+    The first one, infinity, is null.
+    """
     routers = []
     for name, router in result.routers.items():
-        points = _thinned(router)
-        curve = router.curve
-        routers.append(
-            {
-                "name": name,
-                "share": [float(f"{value:.6g}") for value in curve.strong_share[points]],
-                "quality": [float(f"{value:.6g}") for value in curve.quality[points]],
-                "threshold": [None, *(float(f"{value:.6g}") for value in curve.threshold[points][1:])],
-            }
-        )
-    return {
-        "benchmark": result.benchmark,
-        "strong": result.quality_strong,
-        "weak": result.quality_weak,
-        "routers": routers,
-    }
+        curve, share = router.curve, np.arange(101) / 100
+        quality = np.interp(share, curve.strong_share, curve.quality)
+        threshold = curve.threshold[np.searchsorted(curve.strong_share, share)][1:]
+        routers.append({"name": name, "quality": _short(quality), "threshold": [None, *_short(threshold)]})
+    ends = {"strong": result.quality_strong, "weak": result.quality_weak}
+    return {"benchmark": result.benchmark, **ends, "routers": routers}
+
+
+def _short(values: Float64[np.ndarray, "points"]) -> list[float]:
+    return [float(f"{value:.6g}") for value in values.tolist()]
