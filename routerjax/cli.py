@@ -173,7 +173,8 @@ def _evaluate(arguments: argparse.Namespace) -> None:
     console = Console(highlight=False)
     for result in results:
         console.print(terminal_table(result))
-    print(f"95 % intervals over prompts in brackets; results.json, results.md and curves.png are in {arguments.output}")
+    files = "report.html, results.json, results.md and curves.png"
+    print(f"95 % intervals over prompts in brackets; {files} are in {arguments.output}")
 
 
 def _calibrate(arguments: argparse.Namespace) -> None:

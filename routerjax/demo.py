@@ -79,7 +79,7 @@ def run_demo(output: Path, *, seed: int = 0) -> None:
         output=output / "evaluation",
     )
     console.print(terminal_table(results[0]))
-    console.print(f"   {output}/evaluation: results.json, results.md, curves.png")
+    console.print(f"   {output}/evaluation: report.html, results.json, results.md, curves.png")
 
     step(4, f"Calibrate: the threshold that sends {STRONG_SHARE:.0%} of the training prompts to {router.strong}")
     with EmbeddingCache() as cache:
