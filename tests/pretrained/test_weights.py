@@ -10,7 +10,7 @@ import safetensors.numpy
 from flax import linen as nn
 
 from routerjax import InputError, models
-from routerjax.pretrained import bert_names, publish_weights, read_weights
+from routerjax.pretrained import bert_names, read_weights
 from tests.encoders import LAYERS, MLP, POSITIONS, WIDTH, published_tensors
 
 ENCODER = models.BertEncoder(
