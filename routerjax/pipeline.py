@@ -7,13 +7,13 @@ from __future__ import annotations
 
 import dataclasses
 import functools
-import hashlib
 import importlib.metadata
-import importlib.util
 import json
 import logging
+import runpy
 import subprocess
-from collections.abc import Sequence
+import traceback
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 
 import numpy as np
@@ -40,6 +40,7 @@ from routerjax.data import (
 )
 from routerjax.errors import InputError
 from routerjax.features import EmbeddingCache, FeatureSpec, open_encoder, read_embeddings
+from routerjax.pretrained import file_sha256
 from routerjax.router import Router, find_family, make_module, remember, save_router
 from routerjax.tables import ENDINGS
 from routerjax.typing import PreferenceBatch
@@ -57,19 +58,22 @@ def load_config(path: str | Path) -> ExperimentConfig:
     """Run a Python file's ``get_config()``.
 
     Raises:
-        InputError: no such file, no ``get_config``, or it returns something else.
+        InputError: no such file, no ``get_config``, it raises, or it returns something else.
     """
     path = Path(path)
     if not path.is_file():
         raise InputError(f"no configuration {path}: expected a Python file that defines get_config()")
-    spec = importlib.util.spec_from_file_location("routerjax_experiment", path)
-    if spec is None or spec.loader is None:
-        raise InputError(f"cannot read the configuration {path}: its name must end in .py")
-    module = importlib.util.module_from_spec(spec)
-    spec.loader.exec_module(module)
-    if not hasattr(module, "get_config"):
+    try:
+        # Run, not imported: bytecode that an import caches is stale where a script edits the file twice in a second.
+        defined = runpy.run_path(str(path), run_name="routerjax_experiment")
+        config = defined["get_config"]() if "get_config" in defined else None
+    except Exception as error:  # whatever a user's file may raise
+        lines = [frame.lineno for frame in traceback.extract_tb(error.__traceback__) if frame.filename == str(path)]
+        where = f"{path}, line {lines[-1]}" if lines else path
+        kind = "" if isinstance(error, InputError) else f"{type(error).__name__}: "
+        raise InputError(f"the configuration {where}: {kind}{error}") from error
+    if "get_config" not in defined:
         raise InputError(f"the configuration {path} defines no get_config()")
-    config = module.get_config()
     if not isinstance(config, ExperimentConfig):
         raise InputError(f"get_config() of {path} must return an ExperimentConfig, got {type(config).__name__}")
     return config
@@ -139,8 +143,9 @@ def train_router(config: ExperimentConfig, output: str | Path, *, resume: bool =
     """
     output = Path(output)
     family = config.router.family
+    provenance = _provenance(config)
     if resume:
-        _require_same_config(config, output)
+        _require_same_run(provenance, output)
     else:
         refuse_existing(output)
     preferences = load_preferences(config.data)
@@ -149,6 +154,7 @@ def train_router(config: ExperimentConfig, output: str | Path, *, resume: bool =
         model_index(preferences.models, name)
     num_models = len(preferences.models)
     module = make_module(family, num_models=num_models, attributes=config.router.attributes, loss=config.router.loss)
+    losses.make_readout(config.router.loss, config.router.readout)  # an unknown one is refused now, not after training
 
     prompts = preferences.unique_prompts
     with EmbeddingCache() as cache:
@@ -158,10 +164,6 @@ def train_router(config: ExperimentConfig, output: str | Path, *, resume: bool =
     def batch_of(battles: Preferences) -> PreferenceBatch:
         return to_batch(battles, embedding[[row_of[prompt] for prompt in battles.unique_prompts]])
 
-    provenance = _provenance(config)
-    output.mkdir(parents=True, exist_ok=True)
-    if not resume:
-        _write_json(output / "config.json", provenance)
     make_router = functools.partial(
         Router,
         models=preferences.models,
@@ -170,43 +172,47 @@ def train_router(config: ExperimentConfig, output: str | Path, *, resume: bool =
         features=spec,
         provenance=provenance,
     )
-    if find_family(family).memory is not None:
+    trains_nothing = find_family(family).memory is not None
+    if trains_nothing:
         variables = {"memory": remember(family, module, batch_of(preferences))}
-        router = make_router(family=family, attributes=config.router.attributes, variables=variables)
-        save_router(router, output / "router")
-        return router
-    control = models.nearest_neighbors_memory(batch_of(preferences), num_models=num_models)
-    knn = make_router(family="knn", attributes={}, variables={"memory": control})
-
+        routers = {"router": make_router(family=family, attributes=config.router.attributes, variables=variables)}
+    else:
+        control = models.nearest_neighbors_memory(batch_of(preferences), num_models=num_models)
+        routers = {"knn": make_router(family="knn", attributes={}, variables={"memory": control})}
     train, held_out = preferences, None
     if config.data.validation_fraction > 0:
         fraction, seed = config.data.validation_fraction, config.data.seed
         train, held_out = split_by_prompt(preferences, validation_fraction=fraction, seed=seed)
-    logger.info("training %s on %d battles, validating on %d", family, len(train), len(preferences) - len(train))
-    result = training.fit(
-        module,
-        batch_of(train),
-        None if held_out is None else batch_of(held_out),
-        loss=losses.make_preference_loss(config.router.loss),
-        optimizer=config.optimizer,
-        training=config.training,
-        directory=output / "training",
-        resume=resume,
-    )
-    router = dataclasses.replace(
-        knn,
-        family=family,
-        attributes=config.router.attributes,
-        loss=config.router.loss,
-        readout=config.router.readout,
-        variables=result.variables,
-        provenance={**provenance, "best_epoch": result.best_epoch, "validation_loss": result.best_loss},
-    )
-    # A run that was killed between the two has one of them already.
-    for name, trained in (("knn", knn), ("router", router)):
-        if not (output / name).exists():
-            save_router(trained, output / name)
-    return router
+
+    # From here on things are written: what can be refused has been.
+    output.mkdir(parents=True, exist_ok=True)
+    if not resume:
+        _write_json(output / "config.json", provenance)
+    if not trains_nothing:
+        logger.info("training %s on %d battles, validating on %d", family, len(train), len(preferences) - len(train))
+        result = training.fit(
+            module,
+            batch_of(train),
+            None if held_out is None else batch_of(held_out),
+            loss=losses.make_preference_loss(config.router.loss),
+            optimizer=config.optimizer,
+            training=config.training,
+            directory=output / "training",
+            resume=resume,
+        )
+        routers["router"] = dataclasses.replace(
+            routers["knn"],
+            family=family,
+            attributes=config.router.attributes,
+            loss=config.router.loss,
+            readout=config.router.readout,
+            variables=result.variables,
+            provenance={**provenance, "best_epoch": result.best_epoch, "validation_loss": result.best_loss},
+        )
+    for name, router in routers.items():
+        if not (output / name).exists():  # a run that was killed between the two has one of them already
+            save_router(router, output / name)
+    return routers["router"]
 
 
 def calibrate_router(router: Router, battles: Preferences, *, method: str, cache: EmbeddingCache | None) -> Router:
@@ -247,18 +253,23 @@ def calibrate_router(router: Router, battles: Preferences, *, method: str, cache
     )
 
 
-def _require_same_config(config: ExperimentConfig, output: Path) -> None:
-    """A resumed run is the same run: refuse another configuration before anything is read or encoded."""
+def _require_same_run(provenance: Mapping[str, object], output: Path) -> None:
+    """A resumed run is the same run: refuse another configuration or other data before anything is read or encoded."""
     path = output / "config.json"
     if not path.is_file():
         raise InputError(f"nothing to resume: {output} holds no run (no config.json); run without --resume")
-    old = json.loads(path.read_text(encoding="utf-8"))["config"]
-    new = json.loads(json.dumps(dataclasses.asdict(config)))
+    try:
+        written = json.loads(path.read_text(encoding="utf-8"))
+        old = {**written["config"], **written["data_sha256"]}
+    except (ValueError, KeyError, TypeError) as error:
+        raise InputError(f"cannot resume {output}: {path} is damaged; train into another folder") from error
+    given = json.loads(json.dumps(provenance))
+    new = {**given["config"], **given["data_sha256"]}
     different = [name for name in new if new[name] != old.get(name)]
     if different:
         raise InputError(
-            f"cannot resume {output}: the configuration differs in {', '.join(different)} (see {path}); resume "
-            "with the same one, or train into another folder"
+            f"cannot resume {output}: the run differs in {', '.join(different)} (see {path}); resume it as it was, or "
+            "train into another folder"
         )
 
 
@@ -266,12 +277,13 @@ def _provenance(config: ExperimentConfig) -> dict[str, object]:
     """What is needed to repeat a run: the configuration, the code, the versions and the data's hashes."""
     versions = {name: importlib.metadata.version(name) for name in ("routerjax", "jax", "flax", "optax", "numpy")}
     root = Path(config.data.root)
-    files = [root / source.path for source in config.data.battles if (root / source.path).is_file()]
+    given = () if config.features.embeddings is None else (config.features.embeddings,)
+    files = [name for name in (*(source.path for source in config.data.battles), *given) if (root / name).is_file()]
     return {
         "config": dataclasses.asdict(config),
         "git_commit": _git_commit(),
         "versions": versions,
-        "data_sha256": {path.name: hashlib.sha256(path.read_bytes()).hexdigest() for path in files},
+        "data_sha256": {name: file_sha256(root / name) for name in files},
     }
 
 
