@@ -24,7 +24,7 @@ from routerjax.config import (
 )
 
 STRONG, WEAK = "gpt-4-1106-preview", "Mixtral-8x7B-Instruct-v0.1"
-GOLDEN = GoldenSource(benchmark="mmlu", root="routellm_evals", strong=STRONG, weak=WEAK, num_prompts=1500, weight=200.0)
+GOLDEN = GoldenSource(benchmark="mmlu", root="routellm_evals", strong=STRONG, weak=WEAK, num_prompts=1500, weight=60.0)
 
 
 def get_config() -> ExperimentConfig:
