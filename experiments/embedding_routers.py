@@ -169,26 +169,39 @@ def main(data_root: str, output: str) -> None:
     settings = cross_validate(bench, lines)
     label = evaluation.preference_label(bench.golden, strong=ROUTELLM_STRONG, weak=ROUTELLM_WEAK)
     win_prob: dict[str, dict[str, np.ndarray]] = {name: {} for name in bench.tests}
+    held_out: dict[str, np.ndarray] = {}
     for setting in settings:
         out_of_fold = bench.out_of_fold(setting)
         maps = {readout: fit_calibration(values, label, method="platt") for readout, values in out_of_fold.items()}
-        if setting.loss != "bradley_terry":
-            for readout, values in out_of_fold.items():
-                figures = f"{apgr(values, bench.golden):.4f} | {metrics.log_loss(values, label):.4f}"
-                lines.append(f"| {setting.name}, {readout} | as mf | {figures} |")
+        held_out |= {called(setting, readout): values for readout, values in out_of_fold.items()}
         scored = bench.win_prob(
             setting, np.ones(len(bench.battles), bool), [own.prompts for own in bench.tests.values()]
         )
         for name, found in zip(bench.tests, scored, strict=True):
             for readout, values in found.items():
-                called = setting.name if readout == "half_tie" else f"{setting.name}, {readout}"
-                win_prob[name][called] = values
+                win_prob[name][called(setting, readout)] = values
                 calibrated = apply_calibration(maps[readout], jnp.asarray(values, jnp.float32))
-                win_prob[name][called + CALIBRATED] = np.asarray(calibrated, np.float64)
+                win_prob[name][called(setting, readout) + CALIBRATED] = np.asarray(calibrated, np.float64)
         print(setting, flush=True)
     with new_directory(output) as folder:
-        (folder / "cross_validation.md").write_text("\n".join(lines) + "\n")
+        chosen = out_of_fold_table(held_out, bench.golden)
+        (folder / "cross_validation.md").write_text("\n".join(lines) + "\n\n" + chosen)
         (folder / "comparison.md").write_text(comparison(win_prob, bench.tests))
+
+
+def called(setting: Setting, readout: str) -> str:
+    return setting.name if readout == "half_tie" else f"{setting.name}, {readout}"
+
+
+def out_of_fold_table(win_prob: dict[str, np.ndarray], golden: Benchmark) -> str:
+    """What cross-validation says of the chosen settings, with intervals over the 1,500, paired against mf."""
+    result = evaluation.evaluate(win_prob, golden, strong=ROUTELLM_STRONG, weak=ROUTELLM_WEAK)
+    lines = ["| router | APGR, out of fold | APGR - mf, paired | log-loss |", "|---|---|---|---|"]
+    for router, own in sorted(result.routers.items(), key=lambda item: -(item[1].apgr.value or 0.0)):
+        against = result.difference.get((router, "mf"))
+        paired = "" if against is None else interval(against)
+        lines.append(f"| {router} | {interval(own.apgr)} | {paired} | {own.log_loss:.4f} |")
+    return "\n".join(lines) + "\n"
 
 
 def comparison(win_prob: dict[str, dict[str, np.ndarray]], tests: dict[str, Benchmark]) -> str:

@@ -6,6 +6,7 @@ import importlib.metadata
 import json
 import os
 import re
+import sys
 from pathlib import Path
 
 import numpy as np
@@ -112,3 +113,17 @@ def test_a_configuration_is_read_anew_each_time(arena: Path, tmp_path: Path) -> 
         os.utime(path, (1e9, 1e9))  # edited within one second, to a text as long as before
         assert load_config(path).training.epochs == epochs
     assert os.listdir(tmp_path) == ["mine.py"]
+
+
+def test_a_configuration_may_import_its_neighbours(tmp_path: Path) -> None:
+    (tmp_path / "shared_part.py").write_text("EPOCHS = 7\n")
+    (tmp_path / "run.py").write_text(
+        "from shared_part import EPOCHS\n"
+        "from routerjax.config import *\n"
+        "def get_config():\n"
+        "    router = RouterConfig(strong='a', weak='b')\n"
+        "    return ExperimentConfig(data=DataConfig(), router=router, training=TrainingConfig(epochs=EPOCHS))\n"
+    )
+    before = list(sys.path)
+    assert load_config(tmp_path / "run.py").training.epochs == 7
+    assert sys.path == before
