@@ -34,6 +34,15 @@ def layer_norm(*, epsilon: float, name: str) -> nn.LayerNorm:
     )
 
 
+def gelu(wide: Float[Array, "*shape"]) -> Float[Array, "*shape"]:
+    """``h (1 + erf(h / sqrt(2))) / 2``: the exact GELU, by erf as torch computes it.
+
+    ``jax.nn.gelu`` computes it by erfc, which is the same but for the relative error of values near zero in the left
+    tail, and takes three times as long on CPU.
+    """
+    return 0.5 * wide * (1.0 + jax.lax.erf(wide * 0.5**0.5))
+
+
 class SelfAttention(nn.Module):
     """Multi-head attention of every token to every token that is not padding, in both directions.
 
@@ -67,8 +76,12 @@ class SelfAttention(nn.Module):
         query, key, value = heads("query"), heads("key"), heads("value")
         logits = jnp.matmul(query, key.transpose(0, 1, 3, 2), preferred_element_type=jnp.float32) / head_dim**0.5
         logits = logits + jnp.where(is_token, 0.0, MASKED)[:, None, None, :]
-        weights = nn.Dropout(self.dropout_rate, deterministic=deterministic)(jax.nn.softmax(logits, axis=-1))
-        mixed = weights.astype(self.dtype) @ value
+        # The softmax, divided by its sum after the values are mixed: one pass fewer over the largest array here, which
+        # makes attention over long inputs more than twice as fast on CPU. Its maximum has no gradient.
+        weights = jnp.exp(logits - jax.lax.stop_gradient(logits.max(axis=-1, keepdims=True)))
+        total = weights.sum(axis=-1, keepdims=True)
+        weights = nn.Dropout(self.dropout_rate, deterministic=deterministic)(weights).astype(self.dtype)
+        mixed = jnp.matmul(weights, value, preferred_element_type=jnp.float32) / total
         mixed = mixed.transpose(0, 2, 1, 3).reshape(batch * length, width)
         return dense(width, ("heads", "embed"), name="out", initializer_range=self.initializer_range, dtype=self.dtype)(
             mixed

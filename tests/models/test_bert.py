@@ -1,17 +1,23 @@
 """The BERT encoder against a plain numpy forward, and its shapes at full size."""
 
+from pathlib import Path
+
+import flax.linen as nn
 import jax
 import jax.numpy as jnp
 import numpy as np
+import safetensors.numpy
 from scipy.special import erf, softmax
 
 from routerjax import models
+from routerjax.pretrained import bert_names, read_weights
 from tests.encoders import LAYERS, MLP, POSITIONS, WIDTH, published_tensors
 
 VOCAB, HEADS = 50, 4
 ENCODER = models.BertEncoder(
     vocab_size=VOCAB, width=WIDTH, num_layers=LAYERS, num_heads=HEADS, mlp_dim=MLP, max_positions=POSITIONS
 )
+EXAMPLE = {name: jnp.zeros((1, 2), jnp.int32) for name in ("token_ids", "attention_mask")}
 
 
 def reference(tensors: dict[str, np.ndarray], token_ids: np.ndarray, mask: np.ndarray) -> np.ndarray:
@@ -102,3 +108,13 @@ def test_bert_base_has_its_published_size() -> None:
     assert hidden.shape == (2, 512, 768)
     # 109,482,240 parameters with the pooler, of which it has 768 * 768 + 768.
     assert sum(leaf.size for leaf in jax.tree.leaves(variables)) == 109_482_240 - 768 * 768 - 768
+
+
+def test_gelu_and_its_slope_are_exact() -> None:
+    wide = jnp.linspace(-6, 6, 101)
+    exact = np.asarray(wide, float)
+    normal = (1 + erf(exact / 2**0.5)) / 2
+    np.testing.assert_allclose(models.layers.gelu(wide), exact * normal, rtol=0, atol=1e-6)
+    slope = jax.vmap(jax.grad(models.layers.gelu))(wide)
+    expected = normal + exact * np.exp(-(exact**2) / 2) / (2 * np.pi) ** 0.5
+    np.testing.assert_allclose(slope, expected, rtol=0, atol=1e-6)
