@@ -1,0 +1,167 @@
+"""Routers of tokens: several devices and micro-batches make the update of one, and layers learn at their own rates."""
+
+import dataclasses
+from pathlib import Path
+
+import flax.linen as nn
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from routerjax import InputError, data, losses, models, training
+from routerjax.config import OptimizerConfig, TrainingConfig
+from routerjax.training.state import learning_rates
+from tests.data.test_loader import LENGTHS, token_battles
+
+ENCODER = models.BertEncoder(
+    vocab_size=100, width=8, num_layers=2, num_heads=2, mlp_dim=16, max_positions=16, dropout_rate=0.0,
+    attention_dropout_rate=0.0, initializer_range=0.3,
+)  # fmt: skip
+MODULE = models.BertRouter(ENCODER, num_models=3, head="mean", dropout_rate=0.0)
+OPTIMIZER = OptimizerConfig(learning_rate=1e-3, warmup_fraction=0.0, final_fraction=1.0)
+BATTLES, TOKEN_IDS = token_battles()
+
+
+@pytest.fixture(scope="module")
+def params() -> dict:
+    example = {name: jnp.zeros((1, 2), jnp.int32) for name in ("token_ids", "attention_mask")}
+    return nn.meta.unbox(MODULE.init(jax.random.key(0), example)["params"])
+
+
+def batches(group: tuple[int, ...], tokens: int = 32) -> data.TokenBatches:
+    return data.TokenBatches(BATTLES, TOKEN_IDS, lengths=LENGTHS, batch_tokens=tokens, group=group)
+
+
+def state_of(params: dict, transformation: object) -> training.TrainState:
+    params = jax.tree.map(jnp.copy, params)
+    return training.create_state(MODULE, {}, transformation, key=jax.random.key(0), params=params)
+
+
+def norm(tree: object) -> float:
+    return float(jnp.sqrt(sum(jnp.sum(leaf.astype(jnp.float64) ** 2) for leaf in jax.tree.leaves(tree))))
+
+
+def test_devices_and_micro_batches_make_the_gradient_and_the_update_of_one_batch(params: dict) -> None:
+    # 8 devices with 2 micro-batches each, against one device that takes the same prompts as one batch.
+    grouped = [batch for batch in batches((8, 2)).shuffled(seed=0, epoch=0)]
+
+    def joined(batch: data.TokenBatches) -> object:
+        """The same battles as one batch without leading axes."""
+        prompts = batch.query["token_ids"].shape[-2]
+        offset = prompts * np.arange(16).reshape(8, 2, 1)
+        flat = jax.tree.map(lambda leaf: leaf.reshape(-1, *leaf.shape[3:]), batch._replace(query={}))
+        query = {name: leaf.reshape(-1, leaf.shape[-1]) for name, leaf in batch.query.items()}
+        return flat._replace(query=query, query_index=(batch.query_index + offset).reshape(-1))
+
+    transformation = training.make_optimizer(OPTIMIZER, 5)
+    loss = losses.preference_loss
+    many = training.pmap_step(training.make_train_step(MODULE, loss, transformation, micro_batches=True))
+    one = training.jit_step(training.make_train_step(MODULE, loss, transformation))
+    state_many, state_one = state_of(params, transformation), state_of(params, transformation)
+    for step in range(5):
+        batch = grouped[step % len(grouped)]
+        state_many, metrics_many = many(state_many, batch, jax.random.key(0))
+        state_one, metrics_one = one(state_one, joined(batch), jax.random.key(0))
+        if step == 0:
+            np.testing.assert_allclose(metrics_many["gradient_norm"], metrics_one["gradient_norm"], rtol=1e-5)
+            np.testing.assert_allclose(metrics_many["loss_sum"], metrics_one["loss_sum"], rtol=1e-5)
+            # Adam's first moments are a tenth of the first gradients.
+            first = jax.tree.map(jnp.subtract, state_many.opt_state, state_one.opt_state)
+            moments = jax.tree.leaves(state_one.opt_state)
+            assert norm(first) <= 1e-5 * norm([leaf for leaf in moments if leaf.dtype == jnp.float32])
+    update = jax.tree.map(jnp.subtract, state_one.params, params)
+    difference = jax.tree.map(jnp.subtract, state_many.params, state_one.params)
+    assert norm(difference) <= 1e-3 * norm(update)
+
+
+def fit(params: dict, directory: Path, **changes: object) -> training.FitResult:
+    config = TrainingConfig(epochs=4, batch_tokens=32, accumulate=2)
+    arguments = {"training": config, "optimizer": dataclasses.replace(OPTIMIZER, learning_rate=1e-2), "resume": False}
+    arguments |= changes
+    group = training.batch_group(arguments["training"])
+    return training.fit_batches(
+        MODULE,
+        batches(group),
+        batches(()),
+        params=params,
+        loss=losses.preference_loss,
+        num_battles=len(BATTLES),
+        directory=directory,
+        progress=False,
+        **arguments,
+    )
+
+
+def test_it_learns_and_a_killed_run_resumes_bit_for_bit(params: dict, tmp_path: Path) -> None:
+    whole = fit(params, tmp_path / "whole")
+    assert whole.history[-1]["validation_loss"] < whole.history[0]["validation_loss"]
+    original = training.loop.MetricsLog.write
+
+    def killed(self: object, row: dict) -> None:
+        original(self, row)
+        if row["epoch"] == 3:
+            raise KeyboardInterrupt
+
+    with pytest.MonkeyPatch.context() as patch, pytest.raises(KeyboardInterrupt):
+        patch.setattr(training.loop.MetricsLog, "write", killed)
+        fit(params, tmp_path / "killed")
+    resumed = fit(params, tmp_path / "killed", resume=True)
+    jax.tree.map(np.testing.assert_array_equal, resumed.variables, whole.variables)
+
+
+def test_pmap_trains_too(params: dict, tmp_path: Path) -> None:
+    config = TrainingConfig(epochs=1, batch_tokens=32, devices="pmap")
+    result = fit(params, tmp_path, training=config)
+    assert np.isfinite(result.best_loss)
+
+
+def test_it_stops_when_validation_gets_no_better(params: dict, tmp_path: Path) -> None:
+    config = TrainingConfig(epochs=12, batch_tokens=32, patience=2)
+    result = fit(params, tmp_path, training=config, optimizer=dataclasses.replace(OPTIMIZER, learning_rate=0.3))
+    validation = [row["validation_loss"] for row in result.history]
+    best = int(np.argmin(validation))
+    assert result.best_epoch == best + 1
+    assert len(validation) == min(12, best + 1 + 2)
+    assert len(validation) < 12
+
+
+def test_learning_rates_by_layer(params: dict) -> None:
+    config = OptimizerConfig(encoder_rate=0.5, layer_decay=0.1)
+    rates = learning_rates(params, config)
+    assert rates["classifier"]["kernel"] == 1.0
+    assert rates["encoder"]["layer_1"]["mlp_in"]["kernel"] == pytest.approx(0.5)
+    assert rates["encoder"]["layer_0"]["mlp_in"]["kernel"] == pytest.approx(0.05)
+    assert rates["encoder"]["token_embedding"] == pytest.approx(0.005)
+    stacked = {**params, "encoder": models.stack_layers(params["encoder"])}
+    kernel = learning_rates(stacked, config)["encoder"]["layers"]["mlp_in"]["kernel"]
+    np.testing.assert_allclose(np.ravel(kernel), [0.05, 0.5])
+
+
+def test_the_update_is_scaled_and_what_is_frozen_stays(params: dict) -> None:
+    gradient = jax.tree.map(jnp.ones_like, params)
+
+    def update(**changes: object) -> dict:
+        transformation = training.make_optimizer(dataclasses.replace(OPTIMIZER, weight_decay=0.0, **changes), 5)
+        return transformation.update(gradient, transformation.init(params), params)[0]
+
+    plain, scaled = update(), update(encoder_rate=0.5, layer_decay=0.1)
+    rates = learning_rates(params, OptimizerConfig(encoder_rate=0.5, layer_decay=0.1))
+    jax.tree.map(
+        lambda one, rate, other: np.testing.assert_allclose(one * rate, other, rtol=1e-5), plain, rates, scaled
+    )
+    frozen = update(frozen_layers=1)
+    for name in ("token_embedding", "layer_0"):
+        assert all((leaf == 0).all() for leaf in jax.tree.leaves(frozen["encoder"][name]))
+    assert all((leaf != 0).all() for leaf in jax.tree.leaves(frozen["encoder"]["layer_1"]))
+    with pytest.raises(InputError, match="frozen_layers must be at most the encoder's 2, got 3"):
+        update(frozen_layers=3)
+
+
+def test_frozen_parameters_have_no_part_in_the_norm_that_is_clipped(params: dict) -> None:
+    optimizer = dataclasses.replace(OPTIMIZER, frozen_layers=2, gradient_clip=1.0)
+    transformation = training.make_optimizer(optimizer, 5)
+    small = jax.tree.map(lambda leaf: jnp.full_like(leaf, 1e-3), params)
+    huge = {**small, "encoder": jax.tree.map(lambda leaf: jnp.full_like(leaf, 1e6), params["encoder"])}
+    one, other = (transformation.update(own, transformation.init(params), params)[0] for own in (small, huge))
+    jax.tree.map(np.testing.assert_array_equal, one, other)
