@@ -22,7 +22,7 @@ from routerjax.errors import InputError
 from routerjax.features.cache import EmbeddingCache, encode_once
 from routerjax.features.spec import FeatureSpec
 from routerjax.models import BertEncoder, SentenceEmbedding
-from routerjax.pretrained import BERT_IGNORED, BERT_TABLE, file_sha256, locate, read_weights
+from routerjax.pretrained import bert_names, file_sha256, locate, read_bert_config, read_weights
 from routerjax.prompts import valid_text
 from routerjax.typing import Array, Query, Variables
 
@@ -140,13 +140,13 @@ def load_encoder(source: str | os.PathLike[str], *, max_length: int = 256) -> Se
     for name in ("config.json", "model.safetensors", "tokenizer.json"):
         if not (folder / name).is_file():
             raise InputError(f"{folder} is not a sentence encoder: no {name} in it")
-    encoder = _bert(folder)
-    if not 2 <= max_length <= encoder.max_positions:
-        raise InputError(f"max_length must be in [2, {encoder.max_positions}] for {source}, got {max_length}")
+    encoder = BertEncoder(**read_bert_config(folder).encoder)
+    if not 2 <= max_length <= encoder.max_length:
+        raise InputError(f"max_length must be in [2, {encoder.max_length}] for {source}, got {max_length}")
     module = SentenceEmbedding(encoder, normalize=_normalizes(folder))
     example = {name: jnp.zeros((1, 2), jnp.int32) for name in ("token_ids", "attention_mask")}
-    expected = nn.meta.unbox(jax.eval_shape(encoder.init, jax.random.key(0), example))["params"]
-    params = read_weights(folder / "model.safetensors", BERT_TABLE, expected, ignored=BERT_IGNORED)
+    expected = nn.meta.unbox(jax.eval_shape(module.init, jax.random.key(0), example))["params"]
+    params = read_weights(folder / "model.safetensors", bert_names(encoder.model_type, head=False), expected)
     tokenizer_json = (folder / "tokenizer.json").read_bytes()
     described = {
         "weights": file_sha256(folder / "model.safetensors"),
@@ -165,7 +165,7 @@ def load_encoder(source: str | os.PathLike[str], *, max_length: int = 256) -> Se
     loaded = SentenceEncoder(
         spec=spec,
         module=module,
-        variables={"params": {"encoder": jax.tree.map(jnp.asarray, params)}},
+        variables={"params": jax.tree.map(jnp.asarray, params)},
         tokenizer_json=tokenizer_json,
     )
     try:
@@ -175,29 +175,6 @@ def load_encoder(source: str | os.PathLike[str], *, max_length: int = 256) -> Se
     if vocab_size > encoder.vocab_size:
         raise InputError(f"{folder}: the tokenizer has {vocab_size} tokens, the encoder only {encoder.vocab_size}")
     return loaded
-
-
-def _bert(folder: Path) -> BertEncoder:
-    config = _json(folder / "config.json")
-    for name, expected in (("model_type", "bert"), ("hidden_act", "gelu"), ("position_embedding_type", "absolute")):
-        got = config.get(name, expected if name != "model_type" else None)
-        if got != expected:
-            raise InputError(f"{folder / 'config.json'}: {name} must be {expected!r}, got {got!r}")
-    try:
-        return BertEncoder(
-            vocab_size=config["vocab_size"],
-            width=config["hidden_size"],
-            num_layers=config["num_hidden_layers"],
-            num_heads=config["num_attention_heads"],
-            mlp_dim=config["intermediate_size"],
-            max_positions=config["max_position_embeddings"],
-            num_token_types=config["type_vocab_size"],
-            layer_norm_epsilon=config["layer_norm_eps"],
-            dropout_rate=config["hidden_dropout_prob"],
-            initializer_range=config["initializer_range"],
-        )
-    except KeyError as error:
-        raise InputError(f"{folder / 'config.json'} has no {error}") from error
 
 
 def _normalizes(folder: Path) -> bool:

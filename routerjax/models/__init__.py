@@ -1,4 +1,4 @@
-"""Router families, and the sentence encoder, as linen modules.
+"""Router families, and the encoders that some of them read text with, as linen modules.
 
 A family: ``module.apply(variables, query, *, deterministic=True) -> scores [batch, models]``.
 """
@@ -10,7 +10,14 @@ from routerjax.models.baselines import (
     RandomScores,
     nearest_neighbors_memory,
 )
-from routerjax.models.bert import BertEncoder, SentenceEmbedding
+from routerjax.models.bert import (
+    BertEncoder,
+    BertRouter,
+    EmbedThen,
+    SentenceEmbedding,
+    stack_layers,
+    unstack_layers,
+)
 from routerjax.models.matrix_factorization import MatrixFactorization
 from routerjax.models.similarity_weighted import (
     SimilarityWeighted,
@@ -22,7 +29,9 @@ from routerjax.models.ties import WithTie
 
 __all__ = [
     "BertEncoder",
+    "BertRouter",
     "ConstantScores",
+    "EmbedThen",
     "MatrixFactorization",
     "NearestNeighbors",
     "OracleScores",
@@ -34,4 +43,6 @@ __all__ = [
     "nearest_neighbors_memory",
     "shard_memory",
     "similarity_weighted_memory",
+    "stack_layers",
+    "unstack_layers",
 ]

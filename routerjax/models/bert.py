@@ -1,16 +1,19 @@
-"""BERT's encoder, and the sentence embedding made of it."""
+"""BERT and its relatives: the encoder, the sentence embedding made of it, and the routers made of both."""
 
 from __future__ import annotations
 
-from typing import cast
+import operator
+from typing import Literal, cast
 
 import flax.linen as nn
 import jax
 import jax.numpy as jnp
-from jaxtyping import Array, Bool, Float
+from jaxtyping import Array, Bool, Float, Int
 
 from routerjax.models.layers import SelfAttention, dense, layer_norm
-from routerjax.typing import Query
+from routerjax.typing import PyTree, Query
+
+ModelType = Literal["bert", "roberta", "xlm-roberta", "distilbert"]
 
 # Lengths below this are taken as this when an embedding is normalised, as torch's normalize does.
 SMALLEST_NORM = 1e-12
@@ -23,18 +26,24 @@ class BertLayer(nn.Module):
     mlp_dim: int
     layer_norm_epsilon: float
     dropout_rate: float
+    attention_dropout_rate: float
     initializer_range: float
     dtype: jnp.dtype
+    deterministic: bool
 
     @nn.compact
     def __call__(
-        self, hidden: Float[Array, "tokens embed"], is_token: Bool[Array, "batch length"], *, deterministic: bool
+        self, hidden: Float[Array, "tokens embed"], is_token: Bool[Array, "batch length"]
     ) -> Float[Array, "tokens embed"]:
         """One layer on tokens that lie flat, ``[batch * length, embed]``."""
-        dropout = nn.Dropout(self.dropout_rate, deterministic=deterministic)
+        dropout = nn.Dropout(self.dropout_rate, deterministic=self.deterministic)
         attended = SelfAttention(
-            self.num_heads, initializer_range=self.initializer_range, dtype=self.dtype, name="attention"
-        )(hidden, is_token)
+            self.num_heads,
+            dropout_rate=self.attention_dropout_rate,
+            initializer_range=self.initializer_range,
+            dtype=self.dtype,
+            name="attention",
+        )(hidden, is_token, deterministic=self.deterministic)
         hidden = layer_norm(epsilon=self.layer_norm_epsilon, name="attention_norm")(hidden + dropout(attended))
         wide = dense(
             self.mlp_dim, ("embed", "mlp"), name="mlp_in", initializer_range=self.initializer_range, dtype=self.dtype
@@ -50,19 +59,30 @@ class BertLayer(nn.Module):
 
 
 class BertEncoder(nn.Module):
-    """Token ids to hidden states; the attributes are those of a Hugging Face BERT's ``config.json``.
+    """Token ids to hidden states; the attributes are those of a Hugging Face ``config.json``.
+
+    One module is BERT, MiniLM, RoBERTa, XLM-RoBERTa and DistilBERT. They differ in the positions, which RoBERTa and
+    XLM-RoBERTa count from ``padding_id + 1`` on, over the tokens that are not padding; in the token types, of which
+    DistilBERT has none; and in the head of :class:`BertRouter`.
 
     Attributes:
         vocab_size: rows of the token table.
         width: of the hidden states.
         num_layers, num_heads, mlp_dim: of the transformer.
-        max_positions: the longest input in tokens.
-        num_token_types: rows of the token-type table, of which a prompt uses the first.
-        layer_norm_epsilon, dropout_rate, initializer_range: as their names say.
+        max_positions: rows of the position table; the longest input is :attr:`max_length`.
+        model_type: as Hugging Face names the architecture.
+        padding_id: the token that stands for padding.
+        num_token_types: rows of the token-type table, of which a prompt uses the first; 0 for no table.
+        dropout_rate, attention_dropout_rate: of the hidden states, and of the attention weights.
+        layer_norm_epsilon, initializer_range: as their names say.
         dtype: of the matmuls; norms and softmax are in float32, parameters are stored in float32.
+        remat: compute each layer again in the backward pass, instead of keeping its activations.
+        scan_layers: compile one layer and scan over parameters that are stacked on a leading axis ``layers``; see
+            :func:`stack_layers`.
 
     Reference:
-        Devlin et al., "BERT" (arXiv 1810.04805).
+        Devlin et al., "BERT" (arXiv 1810.04805); Liu et al., "RoBERTa" (arXiv 1907.11692); Conneau et al., "XLM-R"
+        (arXiv 1911.02116); Sanh et al., "DistilBERT" (arXiv 1910.01108).
     """
 
     vocab_size: int
@@ -71,41 +91,84 @@ class BertEncoder(nn.Module):
     num_heads: int
     mlp_dim: int
     max_positions: int
+    model_type: ModelType = "bert"
+    padding_id: int = 0
     num_token_types: int = 2
-    layer_norm_epsilon: float = 1e-12
     dropout_rate: float = 0.1
+    attention_dropout_rate: float = 0.1
+    layer_norm_epsilon: float = 1e-12
     initializer_range: float = 0.02
     dtype: jnp.dtype = jnp.dtype("float32")
+    remat: bool = False
+    scan_layers: bool = False
+
+    @property
+    def max_length(self) -> int:
+        """The longest input in tokens."""
+        return self.max_positions - (self.padding_id + 1 if self._counts_positions else 0)
+
+    @property
+    def _counts_positions(self) -> bool:
+        return self.model_type in ("roberta", "xlm-roberta")
 
     @nn.compact
     def __call__(self, query: Query, *, deterministic: bool = True) -> Float[Array, "batch length embed"]:
         """Encode ``token_ids`` and ``attention_mask``, both int ``[batch, length]``; the mask is 0 on padding."""
         token_ids, is_token = query["token_ids"], query["attention_mask"] > 0
         batch, length = token_ids.shape
-
-        def table(name: str, rows: int, axis: str) -> Float[Array, "rows embed"]:
-            initializer = nn.initializers.normal(self.initializer_range)
-            partitioned = nn.with_logical_partitioning(initializer, (axis, "embed"))
-            return cast(Array, self.param(name, partitioned, (rows, self.width)))
-
-        token_table = table("token_embedding", self.vocab_size, "vocab")
-        position_table = table("position_embedding", self.max_positions, "length")
-        type_table = table("token_type_embedding", self.num_token_types, "token_types")
-        hidden = token_table[token_ids] + (position_table[:length] + type_table[:1])[None]
+        hidden = self._table("token_embedding", self.vocab_size, "vocab")[token_ids]
+        added = self._positions(token_ids, is_token)
+        if self.num_token_types > 0:
+            added = added + self._table("token_type_embedding", self.num_token_types, "token_types")[None, :1]
         # Tokens lie flat, [batch * length, embed], so that each projection is one matmul.
-        hidden = layer_norm(epsilon=self.layer_norm_epsilon, name="embedding_norm")(hidden).reshape(-1, self.width)
-        hidden = nn.Dropout(self.dropout_rate, deterministic=deterministic)(hidden)
-        for index in range(self.num_layers):
-            hidden = BertLayer(
+        hidden = layer_norm(epsilon=self.layer_norm_epsilon, name="embedding_norm")(hidden + added)
+        hidden = nn.Dropout(self.dropout_rate, deterministic=deterministic)(hidden.reshape(-1, self.width))
+
+        def layer(name: str) -> BertLayer:
+            layer_class = nn.remat(BertLayer, prevent_cse=not self.scan_layers) if self.remat else BertLayer
+            return layer_class(
                 num_heads=self.num_heads,
                 mlp_dim=self.mlp_dim,
                 layer_norm_epsilon=self.layer_norm_epsilon,
                 dropout_rate=self.dropout_rate,
+                attention_dropout_rate=self.attention_dropout_rate,
                 initializer_range=self.initializer_range,
                 dtype=self.dtype,
-                name=f"layer_{index}",
-            )(hidden, is_token, deterministic=deterministic)
+                deterministic=deterministic,
+                name=name,
+            )
+
+        if self.scan_layers:
+            scan = nn.scan(
+                lambda one, carry, _: (one(carry, is_token), None),
+                variable_axes={"params": 0},
+                split_rngs={"params": True, "dropout": True},
+                length=self.num_layers,
+                metadata_params={nn.PARTITION_NAME: "layers"},
+            )
+            hidden, _ = scan(layer("layers"), hidden, None)
+        else:
+            for index in range(self.num_layers):
+                hidden = layer(f"layer_{index}")(hidden, is_token)
         return hidden.reshape(batch, length, self.width)
+
+    def _table(self, name: str, rows: int, axis: str) -> Float[Array, "rows embed"]:
+        initializer = nn.initializers.normal(self.initializer_range)
+        partitioned = nn.with_logical_partitioning(initializer, (axis, "embed"))
+        return cast(Array, self.param(name, partitioned, (rows, self.width)))
+
+    def _positions(
+        self, token_ids: Int[Array, "batch length"], is_token: Bool[Array, "batch length"]
+    ) -> Float[Array, "rows length embed"]:
+        """Position embeddings; one row for all, or a row for each where positions are counted."""
+        table, length = self._table("position_embedding", self.max_positions, "length"), token_ids.shape[1]
+        if length > self.max_length:
+            raise ValueError(f"this encoder reads at most {self.max_length} tokens, got {length}")
+        if not self._counts_positions:
+            return table[None, :length]
+        # Unlike transformers, what stands under the mask is never counted, so that it cannot matter.
+        counted = (is_token & (token_ids != self.padding_id)).astype(jnp.int32)
+        return table[self.padding_id + jnp.cumsum(counted, axis=1) * counted]
 
 
 class SentenceEmbedding(nn.Module):
@@ -122,10 +185,96 @@ class SentenceEmbedding(nn.Module):
     @nn.compact
     def __call__(self, query: Query, *, deterministic: bool = True) -> Float[Array, "batch embed"]:
         """Embed ``token_ids`` and ``attention_mask``, both int ``[batch, length]``; float32."""
-        hidden = self.encoder(query, deterministic=deterministic).astype(jnp.float32)
-        is_token = (query["attention_mask"] > 0).astype(jnp.float32)
-        total = jnp.einsum("ble,bl->be", hidden, is_token)
-        mean = total / jnp.maximum(is_token.sum(axis=1), 1.0)[:, None]
+        mean = _mean(self.encoder(query, deterministic=deterministic), query["attention_mask"])
         if not self.normalize:
             return mean
         return mean / jnp.maximum(jnp.linalg.norm(mean, axis=-1, keepdims=True), SMALLEST_NORM)
+
+
+class EmbedThen(nn.Module):
+    """A router of embeddings on top of the encoder that makes them: one module, fine-tuned end to end.
+
+    Attributes:
+        encoder: text to embedding.
+        head: any router of embeddings, such as :class:`routerjax.models.MatrixFactorization`.
+    """
+
+    encoder: SentenceEmbedding
+    head: nn.Module
+
+    @nn.compact
+    def __call__(self, query: Query, *, deterministic: bool = True) -> Float[Array, "batch models"]:
+        """Score every model on ``token_ids`` and ``attention_mask``; ``prompt_id``, where present, goes to the head."""
+        passed_on = {name: leaf for name, leaf in query.items() if name == "prompt_id"}
+        embedding = self.encoder(query, deterministic=deterministic)
+        return self.head({"embedding": embedding, **passed_on}, deterministic=deterministic)
+
+
+class BertRouter(nn.Module):
+    """The BERT classifier: a head on the encoder's hidden states gives a score to each model.
+
+    Heads: ``architecture`` computes what Hugging Face's ``*ForSequenceClassification`` of the encoder's ``model_type``
+    does, a dense layer with tanh (DistilBERT: ReLU) on the first token, then the classifier; it alone can be exported
+    to Hugging Face. ``linear`` is the paper's ``W h_CLS + b``. ``mean`` is linear on the mean over the tokens.
+
+    Attributes:
+        encoder: what makes the hidden states.
+        num_models: columns of the scores.
+        head: ``architecture``, ``linear`` or ``mean``.
+        three_labels: the outputs are instead the logits of (strong wins, tie, weak wins), whatever ``num_models`` is.
+        dropout_rate: before the classifier, and before RoBERTa's dense layer.
+
+    Reference:
+        RouteLLM (arXiv 2406.18665), section 4.1.
+    """
+
+    encoder: BertEncoder
+    num_models: int
+    head: Literal["architecture", "linear", "mean"] = "architecture"
+    three_labels: bool = False
+    dropout_rate: float = 0.1
+
+    @nn.compact
+    def __call__(self, query: Query, *, deterministic: bool = True) -> Float[Array, "batch outputs"]:
+        """Score ``token_ids`` and ``attention_mask``, both int ``[batch, length]``; float32."""
+        encoder = self.encoder
+        dropout = nn.Dropout(self.dropout_rate, deterministic=deterministic)
+        hidden = encoder(query, deterministic=deterministic)
+        pooled = _mean(hidden, query["attention_mask"]) if self.head == "mean" else hidden[:, 0].astype(jnp.float32)
+
+        def head_dense(features: int, axes: tuple[str, str], name: str) -> nn.Dense:
+            return dense(
+                features, axes, name=name, initializer_range=encoder.initializer_range, dtype=jnp.dtype("float32")
+            )
+
+        if self.head == "architecture":
+            if encoder.model_type in ("roberta", "xlm-roberta"):
+                pooled = dropout(pooled)
+            activation = jax.nn.relu if encoder.model_type == "distilbert" else jnp.tanh
+            pooled = activation(head_dense(encoder.width, ("embed", "mlp"), "dense")(pooled))
+        outputs = 3 if self.three_labels else self.num_models
+        return head_dense(outputs, ("embed", "models"), "classifier")(dropout(pooled))
+
+
+def stack_layers(params: PyTree) -> PyTree:
+    """Parameters of a :class:`BertEncoder` in the form of ``scan_layers``: ``layer_0`` ... become ``layers``."""
+    names = [f"layer_{index}" for index in range(sum(name.startswith("layer_") for name in params))]
+    rest = {name: leaf for name, leaf in params.items() if name not in names}
+    return {**rest, "layers": jax.tree.map(lambda *leaves: jnp.stack(leaves), *(params[name] for name in names))}
+
+
+def unstack_layers(params: PyTree) -> PyTree:
+    """The inverse of :func:`stack_layers`."""
+    rest = {name: leaf for name, leaf in params.items() if name != "layers"}
+    count = jax.tree.leaves(params["layers"])[0].shape[0]
+    layers = {f"layer_{index}": jax.tree.map(operator.itemgetter(index), params["layers"]) for index in range(count)}
+    return {**rest, **layers}
+
+
+def _mean(
+    hidden: Float[Array, "batch length embed"], attention_mask: Int[Array, "batch length"]
+) -> Float[Array, "batch embed"]:
+    """Over the tokens that are not padding, in float32."""
+    is_token = (attention_mask > 0).astype(jnp.float32)
+    total = jnp.einsum("ble,bl->be", hidden.astype(jnp.float32), is_token)
+    return total / jnp.maximum(is_token.sum(axis=1), 1.0)[:, None]

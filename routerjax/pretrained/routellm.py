@@ -18,7 +18,7 @@ import yaml
 
 from routerjax.errors import InputError, nearest
 from routerjax.pretrained.locate import locate
-from routerjax.pretrained.weights import read_weights
+from routerjax.pretrained.weights import TensorNames, read_weights
 from routerjax.typing import PyTree
 
 logger = logging.getLogger(__name__)
@@ -151,8 +151,8 @@ def read_factorization(path: Path) -> PyTree:
         "prompt_projection": {"kernel": jax.ShapeDtypeStruct((embed, model_dim), np.float32)},
         "classifier": jax.ShapeDtypeStruct((1, model_dim), np.float32),
     }
-    table = [(re.escape(theirs), ours) for ours, theirs in naming.items()]
-    params = read_weights(path, table, expected, ignored=[re.escape(TRAINING_PROMPTS)])
+    names = TensorNames({theirs: ours for ours, theirs in naming.items()}, ignored=(re.escape(TRAINING_PROMPTS),))
+    params = read_weights(path, names, expected)
     if TRAINING_PROMPTS in shapes:
         rows = shapes[TRAINING_PROMPTS][0]
         logger.info("%s: left out %s, the embeddings of %d training prompts", path, TRAINING_PROMPTS, rows)

@@ -1,9 +1,12 @@
-"""Tensors of published checkpoints under our names: one strict table for each architecture."""
+"""Tensors of published checkpoints under our names, and back: one strict table for each architecture."""
 
 from __future__ import annotations
 
+import json
+import logging
 import re
-from collections.abc import Sequence
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import cast
 
@@ -11,77 +14,130 @@ import flax.traverse_util
 import jax
 import numpy as np
 import safetensors
+from jaxtyping import Float32
 
 from routerjax.errors import InputError
 from routerjax.typing import PyTree
 
-Table = Sequence[tuple[str, str]]
-"""Rows of (regular expression of a published name, our path). A path that ends in ``kernel`` is transposed: published
-kernels are ``[out, in]``, ours ``[in, out]``."""
+logger = logging.getLogger(__name__)
 
-BERT_TABLE: Table = (
-    (r"embeddings\.word_embeddings\.weight", "token_embedding"),
-    (r"embeddings\.position_embeddings\.weight", "position_embedding"),
-    (r"embeddings\.token_type_embeddings\.weight", "token_type_embedding"),
-    (r"embeddings\.LayerNorm\.weight", "embedding_norm/scale"),
-    (r"embeddings\.LayerNorm\.bias", "embedding_norm/bias"),
-    (r"encoder\.layer\.(\d+)\.attention\.self\.(query|key|value)\.weight", r"layer_\1/attention/\2/kernel"),
-    (r"encoder\.layer\.(\d+)\.attention\.self\.(query|key|value)\.bias", r"layer_\1/attention/\2/bias"),
-    (r"encoder\.layer\.(\d+)\.attention\.output\.dense\.weight", r"layer_\1/attention/out/kernel"),
-    (r"encoder\.layer\.(\d+)\.attention\.output\.dense\.bias", r"layer_\1/attention/out/bias"),
-    (r"encoder\.layer\.(\d+)\.attention\.output\.LayerNorm\.weight", r"layer_\1/attention_norm/scale"),
-    (r"encoder\.layer\.(\d+)\.attention\.output\.LayerNorm\.bias", r"layer_\1/attention_norm/bias"),
-    (r"encoder\.layer\.(\d+)\.intermediate\.dense\.weight", r"layer_\1/mlp_in/kernel"),
-    (r"encoder\.layer\.(\d+)\.intermediate\.dense\.bias", r"layer_\1/mlp_in/bias"),
-    (r"encoder\.layer\.(\d+)\.output\.dense\.weight", r"layer_\1/mlp_out/kernel"),
-    (r"encoder\.layer\.(\d+)\.output\.dense\.bias", r"layer_\1/mlp_out/bias"),
-    (r"encoder\.layer\.(\d+)\.output\.LayerNorm\.weight", r"layer_\1/mlp_norm/scale"),
-    (r"encoder\.layer\.(\d+)\.output\.LayerNorm\.bias", r"layer_\1/mlp_norm/bias"),
-)
-"""Hugging Face's ``BertModel`` -> :class:`routerjax.models.BertEncoder`."""
-
-BERT_IGNORED = (r"embeddings\.position_ids", r"pooler\..*")
-"""What a BERT checkpoint holds and mean pooling does not use."""
+WEIGHTS_FILE = "model.safetensors"
+INDEX_FILE = "model.safetensors.index.json"
 
 
-def read_weights(path: Path, table: Table, expected: PyTree, *, ignored: Sequence[str] = ()) -> PyTree:
-    """Read a safetensors file into the form of a module's parameters.
+@dataclass(frozen=True)
+class TensorNames:
+    """How an architecture's tensors are called.
+
+    Attributes:
+        table: published name -> our path; ``{}`` stands for a layer's number in both. A path that ends in ``kernel`` is
+            transposed: published kernels are ``[out, in]``, ours ``[in, out]``.
+        aliases: (regular expression, replacement) that bring other spellings of published names into the table's.
+        ignored: regular expressions of names, in the table's spelling, that are left out on purpose.
+    """
+
+    table: Mapping[str, str]
+    aliases: Sequence[tuple[str, str]] = field(default=())
+    ignored: Sequence[str] = field(default=())
+
+
+def read_weights(path: Path, names: TensorNames, expected: PyTree, *, initial: PyTree | None = None) -> PyTree:
+    """Read safetensors into the form of a module's parameters.
 
     Args:
-        path: the file. A prefix ``bert.`` of its names does not matter.
-        table: of the architecture.
+        path: a file; or a folder with ``model.safetensors``, or with shards and ``model.safetensors.index.json``.
+        names: of the architecture.
         expected: the parameters as ``jax.eval_shape`` of the module's ``init`` gives them.
-        ignored: regular expressions of published names that are left out on purpose.
+        initial: parameters of layers that the file may lack; where it lacks all of a layer these are taken, which is
+            logged.
 
     Returns:
         Nested dictionaries of float32 arrays.
 
     Raises:
-        InputError: the file is damaged, or a tensor is missing (-), extra (+) or of another shape (!); all are listed.
+        InputError: a file is damaged, or a tensor is missing (-), extra (+) or of another shape (!); all are listed.
     """
-    flat = cast("dict[str, jax.ShapeDtypeStruct]", flax.traverse_util.flatten_dict(dict(expected), sep="/"))
-    shapes = {name: leaf.shape for name, leaf in flat.items()}
-    found: dict[str, np.ndarray] = {}
+    shapes = {name: leaf.shape for name, leaf in _flatten(expected).items()}
+    found: dict[str, Float32[np.ndarray, "..."]] = {}
     problems = []
-    try:
-        with safetensors.safe_open(path, framework="numpy") as tensors:
-            for published in list(tensors.keys()):
-                name = published.removeprefix("bert.")
-                if any(re.fullmatch(pattern, name) for pattern in ignored):
-                    continue
-                matches = [re.sub(pattern, ours, name) for pattern, ours in table if re.fullmatch(pattern, name)]
-                if len(matches) != 1 or matches[0] not in shapes:
-                    problems.append(f"+ {published}")
-                    continue
-                tensor = tensors.get_tensor(published).astype(np.float32)
-                tensor = tensor.T if matches[0].endswith("kernel") else tensor
-                if tensor.shape != shapes[matches[0]]:
-                    problems.append(f"! {published}: expected shape {shapes[matches[0]]}, got {tensor.shape}")
-                found[matches[0]] = tensor
-    except (safetensors.SafetensorError, FileNotFoundError) as error:
-        raise InputError(f"{path} is not a complete safetensors file: {error}") from error
-    problems += [f"- {name}" for name in shapes if name not in found]
+    for published, tensor in _tensors(path):
+        name = published
+        for pattern, replacement in names.aliases:
+            name = re.sub(pattern, replacement, name)
+        if any(re.fullmatch(pattern, name) for pattern in names.ignored):
+            continue
+        own = _rename(name, names.table)
+        if own not in shapes or own in found:
+            problems.append(f"+ {published}")
+            continue
+        tensor = tensor.T if own.endswith("kernel") else tensor
+        if tensor.shape != shapes[own]:
+            problems.append(f"! {published}: expected shape {shapes[own]}, got {tensor.shape}")
+        found[own] = tensor.astype(np.float32)
+    held = {_layer(name) for name in found}
+    new = {name: leaf for name, leaf in _flatten(initial or {}).items() if _layer(name) not in held}
+    problems += [f"- {name}" for name in shapes if name not in found and name not in new]
     if problems:
         listed = "; ".join(problems[:20]) + ("; ..." if len(problems) > 20 else "")
         raise InputError(f"{path} does not hold the expected tensors (- missing, + extra, ! misshaped): {listed}")
-    return jax.tree.map(np.ascontiguousarray, flax.traverse_util.unflatten_dict(found, sep="/"))
+    if new:
+        logger.warning("%s does not hold %s: initialised at random, to be trained", path, ", ".join(sorted(new)))
+    both = {**found, **{name: np.asarray(leaf, np.float32) for name, leaf in new.items()}}
+    return jax.tree.map(np.ascontiguousarray, flax.traverse_util.unflatten_dict(both, sep="/"))
+
+
+def publish_weights(params: PyTree, names: TensorNames) -> dict[str, Float32[np.ndarray, "..."]]:
+    """The inverse of :func:`read_weights`: tensors under the table's published names, in its layout.
+
+    Raises:
+        InputError: a parameter has no published name.
+    """
+    inverse = {own: published for published, own in names.table.items()}
+    tensors = {}
+    for own, leaf in _flatten(params).items():
+        published = _rename(own, inverse)
+        if published is None:
+            raise InputError(f"the parameter {own} has no name in the published format")
+        tensors[published] = np.ascontiguousarray(np.asarray(leaf, np.float32).T if own.endswith("kernel") else leaf)
+    return tensors
+
+
+def _flatten(tree: PyTree) -> dict[str, np.ndarray]:
+    return cast("dict[str, np.ndarray]", flax.traverse_util.flatten_dict(dict(tree), sep="/"))
+
+
+def _layer(path: str) -> str:
+    return path.rpartition("/")[0]
+
+
+def _rename(name: str, table: Mapping[str, str]) -> str | None:
+    """The other side's name; the layer's number, the only one in a name with ``{}``, is carried over."""
+    if name in table:
+        return table[name]
+    template, numbers = re.sub(r"\d+", "{}", name, count=1), re.findall(r"\d+", name)
+    return table[template].format(*numbers[:1]) if template in table else None
+
+
+def _tensors(path: Path) -> Iterator[tuple[str, np.ndarray]]:
+    """Names and tensors, one at a time, of a file or of all shards."""
+    for file in _files(path):
+        try:
+            with safetensors.safe_open(file, framework="numpy") as tensors:
+                for name in list(tensors.keys()):
+                    yield name, tensors.get_tensor(name)
+        except (safetensors.SafetensorError, FileNotFoundError) as error:
+            raise InputError(f"{file} is not a complete safetensors file: {error}") from error
+
+
+def _files(path: Path) -> list[Path]:
+    if not path.is_dir():
+        return [path]
+    if (path / WEIGHTS_FILE).is_file():
+        return [path / WEIGHTS_FILE]
+    if not (path / INDEX_FILE).is_file():
+        raise InputError(f"{path} holds no {WEIGHTS_FILE} and no {INDEX_FILE}; save it in the safetensors format")
+    try:
+        shards = sorted(set(json.loads((path / INDEX_FILE).read_text(encoding="utf-8"))["weight_map"].values()))
+    except (ValueError, KeyError, TypeError, AttributeError) as error:
+        raise InputError(f"{path / INDEX_FILE} is damaged: {type(error).__name__} {error}") from error
+    return [path / shard for shard in shards]

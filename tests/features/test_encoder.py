@@ -85,7 +85,7 @@ def test_the_cache_is_asked_first_and_knows_the_fingerprint(folder: Path, tmp_pa
 @pytest.mark.parametrize(
     ("file", "content", "message"),
     [
-        ("config.json", {"model_type": "roberta"}, "model_type must be 'bert', got 'roberta'"),
+        ("config.json", {"model_type": "t5"}, "model_type must be one of bert, roberta, .*, got 't5'"),
         ("config.json", {"model_type": "bert", "hidden_act": "relu"}, "hidden_act must be 'gelu'"),
         ("config.json", {"model_type": "bert"}, "has no 'vocab_size'"),
         ("config.json", "{", "is not JSON"),

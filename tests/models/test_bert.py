@@ -45,20 +45,15 @@ def reference(tensors: dict[str, np.ndarray], token_ids: np.ndarray, mask: np.nd
     return hidden
 
 
-def our_params(tensors: dict[str, np.ndarray], folder: object) -> dict:
-    import safetensors.numpy
-
-    from routerjax.pretrained import BERT_IGNORED, BERT_TABLE, read_weights
-
+def our_params(tensors: dict[str, np.ndarray], folder: Path) -> dict:
     path = folder / "model.safetensors"
     safetensors.numpy.save_file({f"bert.{name}": tensor for name, tensor in tensors.items()}, path)
-    query = {name: jnp.zeros((1, 2), jnp.int32) for name in ("token_ids", "attention_mask")}
-    expected = jax.tree.map(lambda leaf: leaf, jax.eval_shape(ENCODER.init, jax.random.key(0), query))["params"]
-    expected = models.bert.nn.meta.unbox(expected)
-    return read_weights(path, BERT_TABLE, expected, ignored=BERT_IGNORED)
+    module = models.SentenceEmbedding(ENCODER)
+    expected = nn.meta.unbox(jax.eval_shape(module.init, jax.random.key(0), EXAMPLE))["params"]
+    return read_weights(path, bert_names("bert", head=False), expected)["encoder"]
 
 
-def test_equals_numpy_and_padding_changes_nothing(tmp_path: object) -> None:
+def test_equals_numpy_and_padding_changes_nothing(tmp_path: Path) -> None:
     tensors = published_tensors(VOCAB)
     params = our_params(tensors, tmp_path)
     rng = np.random.default_rng(0)

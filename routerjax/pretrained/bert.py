@@ -1,0 +1,260 @@
+"""BERT, RoBERTa, XLM-RoBERTa and DistilBERT as Hugging Face saves them: configuration and tensor names."""
+
+from __future__ import annotations
+
+import json
+import re
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from routerjax.errors import InputError
+from routerjax.pretrained.weights import TensorNames
+
+CONFIG_FILE = "config.json"
+
+# Ours -> the key in config.json.
+_BERT_KEYS = {
+    "vocab_size": "vocab_size",
+    "width": "hidden_size",
+    "num_layers": "num_hidden_layers",
+    "num_heads": "num_attention_heads",
+    "mlp_dim": "intermediate_size",
+    "max_positions": "max_position_embeddings",
+    "num_token_types": "type_vocab_size",
+    "padding_id": "pad_token_id",
+    "dropout_rate": "hidden_dropout_prob",
+    "attention_dropout_rate": "attention_probs_dropout_prob",
+    "layer_norm_epsilon": "layer_norm_eps",
+    "initializer_range": "initializer_range",
+}
+_DISTILBERT_KEYS = {
+    "vocab_size": "vocab_size",
+    "width": "dim",
+    "num_layers": "n_layers",
+    "num_heads": "n_heads",
+    "mlp_dim": "hidden_dim",
+    "max_positions": "max_position_embeddings",
+    "padding_id": "pad_token_id",
+    "dropout_rate": "dropout",
+    "attention_dropout_rate": "attention_dropout",
+    "initializer_range": "initializer_range",
+}
+_RATES = {"dropout_rate", "attention_dropout_rate", "layer_norm_epsilon", "initializer_range"}
+
+_EMBEDDINGS = {
+    "embeddings.word_embeddings.weight": "token_embedding",
+    "embeddings.position_embeddings.weight": "position_embedding",
+    "embeddings.token_type_embeddings.weight": "token_type_embedding",
+    "embeddings.LayerNorm": "embedding_norm",
+}
+_BERT_LAYER = {
+    "attention.self.query": "attention/query",
+    "attention.self.key": "attention/key",
+    "attention.self.value": "attention/value",
+    "attention.output.dense": "attention/out",
+    "attention.output.LayerNorm": "attention_norm",
+    "intermediate.dense": "mlp_in",
+    "output.dense": "mlp_out",
+    "output.LayerNorm": "mlp_norm",
+}
+_DISTILBERT_LAYER = {
+    "attention.q_lin": "attention/query",
+    "attention.k_lin": "attention/key",
+    "attention.v_lin": "attention/value",
+    "attention.out_lin": "attention/out",
+    "sa_layer_norm": "attention_norm",
+    "ffn.lin1": "mlp_in",
+    "ffn.lin2": "mlp_out",
+    "output_layer_norm": "mlp_norm",
+}
+
+
+@dataclass(frozen=True, kw_only=True)
+class _Architecture:
+    """What is particular to a ``model_type``.
+
+    Attributes:
+        keys: our attribute -> the key in config.json.
+        fixed: attributes that config.json does not say.
+        padding_id: where config.json does not say it.
+        activation, classifier_dropout: keys in config.json.
+        prefix: of the encoder's tensors in a classifier.
+        layers: prefix of the layers, below ``prefix``.
+        layer: a layer's parts, published -> ours.
+        head: likewise for the head of ``class_name``.
+        pretraining: regular expression of tensors that a pre-training checkpoint holds and no classifier uses.
+        class_name: of the classifier in transformers.
+    """
+
+    keys: Mapping[str, str]
+    fixed: Mapping[str, int | float]
+    padding_id: int
+    activation: str
+    classifier_dropout: str
+    prefix: str
+    layers: str
+    layer: Mapping[str, str]
+    head: Mapping[str, str]
+    pretraining: str
+    class_name: str
+
+
+def _roberta(class_name: str) -> _Architecture:
+    return _Architecture(
+        keys=_BERT_KEYS,
+        fixed={},
+        padding_id=1,
+        activation="hidden_act",
+        classifier_dropout="classifier_dropout",
+        prefix="roberta.",
+        layers="encoder.layer.{}.",
+        layer=_BERT_LAYER,
+        head={"classifier.dense": "dense", "classifier.out_proj": "classifier"},
+        pretraining=r"roberta\.pooler\..*|lm_head\..*",
+        class_name=class_name,
+    )
+
+
+_ARCHITECTURES: Mapping[str, _Architecture] = {
+    "bert": _Architecture(
+        keys=_BERT_KEYS,
+        fixed={},
+        padding_id=0,
+        activation="hidden_act",
+        classifier_dropout="classifier_dropout",
+        prefix="bert.",
+        layers="encoder.layer.{}.",
+        layer=_BERT_LAYER,
+        head={"bert.pooler.dense": "dense", "classifier": "classifier"},
+        pretraining=r"cls\..*",
+        class_name="BertForSequenceClassification",
+    ),
+    "roberta": _roberta("RobertaForSequenceClassification"),
+    "xlm-roberta": _roberta("XLMRobertaForSequenceClassification"),
+    "distilbert": _Architecture(
+        keys=_DISTILBERT_KEYS,
+        fixed={"num_token_types": 0, "layer_norm_epsilon": 1e-12},
+        padding_id=0,
+        activation="activation",
+        classifier_dropout="seq_classif_dropout",
+        prefix="distilbert.",
+        layers="transformer.layer.{}.",
+        layer=_DISTILBERT_LAYER,
+        head={"pre_classifier": "dense", "classifier": "classifier"},
+        pretraining=r"vocab_(transform|layer_norm|projector)\..*",
+        class_name="DistilBertForSequenceClassification",
+    ),
+}
+
+
+@dataclass(frozen=True, kw_only=True)
+class BertConfig:
+    """What a ``config.json`` says.
+
+    Attributes:
+        encoder: the attributes of :class:`routerjax.models.BertEncoder`; as ``model_type`` names the architecture.
+        classifier_dropout_rate: before the classifier.
+        labels: names of the classifier's outputs.
+    """
+
+    encoder: Mapping[str, Any]
+    classifier_dropout_rate: float
+    labels: tuple[str, ...]
+
+    def to_json(self) -> dict[str, object]:
+        """The ``config.json`` of a classifier, as transformers reads it: the inverse of :func:`read_bert_config`."""
+        own = _ARCHITECTURES[self.encoder["model_type"]]
+        return {
+            "architectures": [own.class_name],
+            "model_type": self.encoder["model_type"],
+            **{theirs: self.encoder[ours] for ours, theirs in own.keys.items()},
+            own.activation: "gelu",
+            own.classifier_dropout: self.classifier_dropout_rate,
+            "id2label": {str(index): label for index, label in enumerate(self.labels)},
+            "label2id": {label: index for index, label in enumerate(self.labels)},
+            "dtype": "float32",
+        }
+
+
+def read_bert_config(folder: Path) -> BertConfig:
+    """Read a folder's ``config.json``.
+
+    Raises:
+        InputError: no such file, damaged, or an architecture that :class:`routerjax.models.BertEncoder` is not.
+    """
+    path = folder / CONFIG_FILE
+    try:
+        config = json.loads(path.read_text(encoding="utf-8"))
+    except FileNotFoundError as error:
+        raise InputError(f"{folder} has no {CONFIG_FILE}") from error
+    except ValueError as error:
+        raise InputError(f"{path} is not JSON: {error}") from error
+    if not isinstance(config, dict):
+        raise InputError(f"{path} must hold a JSON object")
+    model_type = config.get("model_type")
+    if not isinstance(model_type, str) or model_type not in _ARCHITECTURES:
+        raise InputError(f"{path}: model_type must be one of {', '.join(_ARCHITECTURES)}, got {model_type!r}")
+    own = _ARCHITECTURES[model_type]
+    required = {own.activation: "gelu", "position_embedding_type": "absolute", "is_decoder": False}
+    for key, expected in required.items():
+        if config.get(key, expected) != expected:
+            raise InputError(f"{path}: {key} must be {expected!r}, got {config[key]!r}")
+    config = {"pad_token_id": own.padding_id, **config}
+    encoder = {"model_type": model_type, **own.fixed}
+    for ours, theirs in own.keys.items():
+        if theirs not in config:
+            raise InputError(f"{path} has no {theirs!r}")
+        encoder[ours] = _number(config[theirs], f"{path}: {theirs}", whole=ours not in _RATES)
+    if encoder["num_heads"] < 1 or encoder["width"] % encoder["num_heads"] != 0:
+        raise InputError(f"{path}: {encoder['num_heads']} heads do not divide a width of {encoder['width']}")
+    # As in transformers: BERT and RoBERTa take the hidden dropout, DistilBERT 0.2, where nothing is said.
+    rate = config.get(own.classifier_dropout)
+    if rate is None:
+        rate = 0.2 if model_type == "distilbert" else encoder["dropout_rate"]
+    labels = config.get("id2label", {"0": "LABEL_0", "1": "LABEL_1"})
+    if not isinstance(labels, dict) or set(labels) != {str(index) for index in range(len(labels))}:
+        raise InputError(f"{path}: id2label must map '0', '1', ... to names, got {labels!r}")
+    return BertConfig(
+        encoder=encoder,
+        classifier_dropout_rate=_number(rate, f"{path}: {own.classifier_dropout}", whole=False),
+        labels=tuple(str(labels[str(index)]) for index in range(len(labels))),
+    )
+
+
+def bert_names(model_type: str, *, head: bool) -> TensorNames:
+    """Tensors of a classifier in transformers -> parameters of a module that holds the encoder as ``encoder``.
+
+    Args:
+        model_type: as in config.json.
+        head: whether the module has the architecture's own head; if not, a published head is left out.
+    """
+    own = _ARCHITECTURES[model_type]
+    encoder = {published: f"encoder/{ours}" for published, ours in _EMBEDDINGS.items()}
+    encoder |= {f"{own.layers}{published}": f"encoder/layer_{{}}/{ours}" for published, ours in own.layer.items()}
+    encoder = {f"{own.prefix}{published}": ours for published, ours in encoder.items()}
+    table: dict[str, str] = {}
+    for published, ours in {**encoder, **(own.head if head else {})}.items():
+        if published.endswith(".weight"):
+            table[published] = ours
+        else:
+            weight = "scale" if ours.endswith("_norm") else "kernel"
+            table |= {f"{published}.weight": f"{ours}/{weight}", f"{published}.bias": f"{ours}/bias"}
+    # Checkpoints of the bare encoder have no prefix; those that came from TensorFlow call a norm's tensors otherwise.
+    aliases = (
+        (r"^(embeddings|encoder|transformer|pooler)\.", rf"{own.prefix}\1."),
+        (r"LayerNorm\.gamma$", "LayerNorm.weight"),
+        (r"LayerNorm\.beta$", "LayerNorm.bias"),
+    )
+    ignored = [rf".*\.position_ids|{own.pretraining}"]
+    if not head:
+        ignored += [rf"{re.escape(published)}\..*" for published in own.head]
+    return TensorNames(table, aliases=aliases, ignored=ignored)
+
+
+def _number(value: object, what: str, *, whole: bool) -> int | float:
+    accepted = (int,) if whole else (int, float)
+    if isinstance(value, bool) or not isinstance(value, accepted) or value < 0:
+        raise InputError(f"{what} must be a non-negative {'whole ' if whole else ''}number, got {value!r}")
+    return value
