@@ -12,13 +12,15 @@ WIDTH, LAYERS, MLP, POSITIONS = 16, 2, 32, 64
 TEXTS = ("what is the capital of this country", "prove that there are infinitely many primes", "write a poem, please!")
 
 
-def make_tokenizer() -> tokenizers.Tokenizer:
-    tokenizer = tokenizers.Tokenizer(models.WordPiece(unk_token="[UNK]"))
+def make_tokenizer(model_type: str = "bert") -> tokenizers.Tokenizer:
+    roberta = model_type in ("roberta", "xlm-roberta")
+    special = ["<s>", "<pad>", "</s>", "<unk>"] if roberta else ["[PAD]", "[UNK]", "[CLS]", "[SEP]"]
+    unknown, first, last = ("<unk>", "<s>", "</s>") if roberta else ("[UNK]", "[CLS]", "[SEP]")
+    tokenizer = tokenizers.Tokenizer(models.WordPiece(unk_token=unknown))
     tokenizer.normalizer = normalizers.BertNormalizer()
     tokenizer.pre_tokenizer = pre_tokenizers.BertPreTokenizer()
-    special = ["[PAD]", "[UNK]", "[CLS]", "[SEP]"]
     tokenizer.train_from_iterator(TEXTS, trainers.WordPieceTrainer(vocab_size=120, special_tokens=special))
-    tokenizer.post_processor = processors.BertProcessing(("[SEP]", 3), ("[CLS]", 2))
+    tokenizer.post_processor = processors.BertProcessing((last, special.index(last)), (first, special.index(first)))
     tokenizer.enable_padding(length=128)  # as published files have it: settings that must be overridden
     tokenizer.enable_truncation(8)
     return tokenizer
