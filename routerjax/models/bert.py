@@ -10,7 +10,7 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Bool, Float, Int
 
-from routerjax.models.layers import SelfAttention, dense, layer_norm
+from routerjax.models.layers import SelfAttention, dense, gelu, layer_norm
 from routerjax.typing import PyTree, Query
 
 ModelType = Literal["bert", "roberta", "xlm-roberta", "distilbert"]
@@ -54,7 +54,7 @@ class BertLayer(nn.Module):
             name="mlp_out",
             initializer_range=self.initializer_range,
             dtype=self.dtype,
-        )(jax.nn.gelu(wide, approximate=False))
+        )(gelu(wide))
         return layer_norm(epsilon=self.layer_norm_epsilon, name="mlp_norm")(hidden + dropout(narrow))
 
 
