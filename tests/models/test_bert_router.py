@@ -1,0 +1,207 @@
+"""The BERT family as routers: sizes, padding, gradients, and the forms that must compute the same."""
+
+import functools
+
+import flax.errors
+import flax.linen as nn
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from routerjax import losses, models
+
+
+def tiny(model_type: str = "bert", **attributes) -> models.BertEncoder:
+    own = {"num_token_types": 0} if model_type == "distilbert" else {}
+    own |= {"padding_id": 1} if "roberta" in model_type else {}
+    sizes = {"vocab_size": 50, "width": 16, "num_layers": 1, "num_heads": 4, "mlp_dim": 32, "max_positions": 20}
+    return models.BertEncoder(**{**sizes, **own, "model_type": model_type, **attributes})
+
+
+def query(*, length: int = 12, padding_id: int = 1) -> dict[str, jax.Array]:
+    rng = np.random.default_rng(0)
+    token_ids, mask = np.full((3, length), padding_id), np.zeros((3, length), np.int32)
+    for row, own in enumerate((2, 7, 12)):
+        token_ids[row, :own], mask[row, :own] = rng.integers(4, 50, 12)[:own], 1
+    return {"token_ids": jnp.asarray(token_ids), "attention_mask": jnp.asarray(mask)}
+
+
+def initial(module: nn.Module) -> dict:
+    """Random parameters, biases too, in the module's form; drawn by numpy, which compiles nothing."""
+    rng = np.random.default_rng(0)
+    shapes = nn.meta.unbox(jax.eval_shape(module.init, jax.random.key(0), query()))["params"]
+    draw = lambda leaf: jnp.asarray(0.3 * rng.standard_normal(leaf.shape), leaf.dtype)  # noqa: E731
+    return jax.tree.map(draw, shapes)
+
+
+def scores_of(module: nn.Module, params: dict, own: dict) -> jax.Array:
+    return jax.jit(module.apply)({"params": params}, own)
+
+
+def loss(module: nn.Module, params: dict, **arguments) -> jax.Array:
+    scores = module.apply({"params": params}, query(), **arguments)
+    return losses.bradley_terry(scores[:, 0] - scores[:, 1], jnp.asarray([1.0, 0.0, 0.7])).mean()
+
+
+@pytest.mark.parametrize(
+    ("encoder", "parameters"),
+    [
+        # As transformers counts them: BertForSequenceClassification of bert-base-uncased with two labels, and
+        # XLMRobertaForSequenceClassification of xlm-roberta-base with three.
+        ({"vocab_size": 30522, "max_positions": 512}, 109_483_778),
+        (
+            {
+                **{"model_type": "xlm-roberta", "vocab_size": 250_002, "max_positions": 514},
+                **{"padding_id": 1, "num_token_types": 1},
+            },
+            278_045_955,
+        ),
+    ],
+)
+def test_full_size_has_the_published_number_of_parameters(encoder: dict, parameters: int) -> None:
+    base = models.BertEncoder(width=768, num_layers=12, num_heads=12, mlp_dim=3072, **encoder)
+    assert base.max_length == 512
+    router = models.BertRouter(base, num_models=2, three_labels=base.model_type == "xlm-roberta")
+    full = {name: jax.ShapeDtypeStruct((4, 512), jnp.int32) for name in ("token_ids", "attention_mask")}
+    scores, variables = jax.eval_shape(functools.partial(router.init_with_output, jax.random.key(0)), full)
+    assert scores.shape == (4, 3 if router.three_labels else 2)
+    assert sum(leaf.size for leaf in jax.tree.leaves(variables)) == parameters
+    boxes = jax.tree.leaves(variables, is_leaf=lambda leaf: isinstance(leaf, nn.LogicallyPartitioned))
+    assert all(len(box.names) == len(box.value.shape) and all(box.names) for box in boxes)
+
+
+@pytest.mark.parametrize(
+    ("model_type", "head"),
+    [("bert", "architecture"), ("xlm-roberta", "architecture"), ("distilbert", "linear"), ("roberta", "mean")],
+)
+def test_padding_and_what_stands_under_it_change_nothing(model_type: str, head: str) -> None:
+    router = models.BertRouter(tiny(model_type), num_models=4, head=head)
+    params = initial(router)
+    scores = scores_of(router, params, query())
+    assert scores.shape == (3, 4)
+    assert scores.dtype == jnp.float32
+    np.testing.assert_allclose(scores_of(router, params, query(length=17, padding_id=9)), scores, atol=2e-5)
+    alone = {name: leaf[1:2, :7] for name, leaf in query().items()}
+    np.testing.assert_allclose(scores_of(router, params, alone)[0], scores[1], atol=2e-5)
+
+
+@pytest.mark.parametrize(
+    ("model_type", "head"), [("bert", "mean"), ("roberta", "architecture"), ("distilbert", "architecture")]
+)
+def test_one_step_of_training_changes_every_parameter(model_type: str, head: str) -> None:
+    router = models.BertRouter(tiny(model_type), num_models=2, head=head)
+    params = initial(router)
+    rngs = {"dropout": jax.random.key(1)}
+
+    @jax.jit
+    def step(own: dict) -> dict:
+        gradient = jax.grad(functools.partial(loss, router, deterministic=False, rngs=rngs))(own)
+        return jax.tree.map(jnp.subtract, own, gradient)
+
+    stepped = jax.device_get(step(params))
+    params = jax.device_get(params)
+
+    def moved(path: tuple, before: jax.Array, after: jax.Array) -> None:
+        name = jax.tree_util.keystr(path)
+        # The softmax over the keys does not see their bias: its gradient is zero but for rounding.
+        expected = name.endswith("['key']['bias']")
+        assert (np.abs(after - before).max() < 1e-5) == expected, name
+
+    jax.tree_util.tree_map_with_path(moved, params, stepped)
+
+
+@pytest.fixture(scope="module")
+def plain() -> tuple[dict, jax.Array, dict]:
+    """Parameters of two layers in the plain form, their loss and its gradient."""
+    router = models.BertRouter(tiny(num_layers=2), num_models=2)
+    params = initial(router)
+    return params, *jax.jit(jax.value_and_grad(functools.partial(loss, router)))(params)
+
+
+@pytest.mark.parametrize("form", [{"remat": True}, {"scan_layers": True}])
+def test_remat_and_scan_compute_the_same_values_and_gradients(form: dict, plain: tuple) -> None:
+    params, expected, expected_gradient = plain
+    other = models.BertRouter(tiny(num_layers=2, **form), num_models=2)
+    scans = form.get("scan_layers", False)
+
+    def converted(tree: dict, convert) -> dict:
+        return {**tree, "encoder": convert(tree["encoder"])} if scans else tree
+
+    same = converted(params, models.stack_layers)
+    assert jax.tree.map(jnp.shape, initial(other)) == jax.tree.map(jnp.shape, same)
+    jax.tree.map(np.testing.assert_array_equal, converted(same, models.unstack_layers), params)
+    value, gradient = jax.jit(jax.value_and_grad(functools.partial(loss, other)))(same)
+    np.testing.assert_allclose(value, expected, rtol=1e-5)
+    close = functools.partial(np.testing.assert_allclose, rtol=1e-4, atol=1e-6)
+    jax.tree.map(close, converted(gradient, models.unstack_layers), expected_gradient)
+    if scans:
+        boxed = jax.eval_shape(other.init, jax.random.key(0), query())["params"]["encoder"]["layers"]
+        assert boxed["mlp_in"]["kernel"].names == ("layers", "embed", "mlp")
+
+
+def test_hidden_and_attention_dropout_each_act_in_training_alone() -> None:
+    form = {"num_layers": 2, "remat": True, "scan_layers": True}
+    for rates in ({"dropout_rate": 0.5}, {"attention_dropout_rate": 0.5}):
+        encoder = tiny(**{"dropout_rate": 0.0, "attention_dropout_rate": 0.0, **rates, **form})
+        router = models.BertRouter(encoder, num_models=2, dropout_rate=0.0)
+        params = initial(router)
+        noisy = jax.jit(lambda key: loss(router, params, deterministic=False, rngs={"dropout": key}))  # noqa: B023
+        one, two, again = (noisy(jax.random.key(seed)) for seed in (1, 2, 1))
+        clean = jax.jit(functools.partial(loss, router))(params)
+        assert one == again
+        assert min(abs(one - clean), abs(two - clean), abs(one - two)) > 1e-4
+
+
+def test_the_mean_of_attention_dropout_is_no_dropout() -> None:
+    attention = models.layers.SelfAttention(2, dropout_rate=0.3, initializer_range=0.5)
+    hidden, is_token = jax.random.normal(jax.random.key(0), (10, 8)), query()["attention_mask"][1:2, :10] > 0
+    variables = attention.init(jax.random.key(1), hidden, is_token)
+    draw = jax.vmap(
+        lambda key: attention.apply(variables, hidden, is_token, deterministic=False, rngs={"dropout": key})
+    )
+    drawn = draw(jax.random.split(jax.random.key(2), 2_000))
+    error = np.abs(drawn.mean(axis=0) - attention.apply(variables, hidden, is_token))
+    assert (error < 6 * drawn.std(axis=0) / 2_000**0.5 + 1e-5).all()
+    assert drawn.std(axis=0).max() > 0.1
+
+
+def test_bfloat16_is_close_and_keeps_float32_parameters() -> None:
+    exact = models.BertRouter(tiny(), num_models=2)
+    rounded = models.BertRouter(tiny(dtype=jnp.dtype("bfloat16")), num_models=2)
+    params = initial(exact)
+    assert {leaf.dtype for leaf in jax.tree.leaves(initial(rounded))} == {jnp.dtype("float32")}
+    difference = np.abs(scores_of(rounded, params, query()) - scores_of(exact, params, query()))
+    assert 1e-6 < difference.max() < 0.05
+
+
+def test_an_input_that_is_too_long_is_refused() -> None:
+    encoder = tiny("roberta")
+    assert encoder.max_length == 18
+    with pytest.raises(ValueError, match="at most 18 tokens, got 19"):
+        jax.eval_shape(encoder.init, jax.random.key(0), {name: leaf for name, leaf in query(length=19).items()})
+
+
+def test_embed_then_is_its_two_parts() -> None:
+    embedding = models.SentenceEmbedding(tiny(dropout_rate=0.5))
+    head = models.MatrixFactorization(num_models=3, model_dim=8, noise_std=0.5)
+    both = models.EmbedThen(embedding, head)
+    params = initial(both)
+    vectors = scores_of(embedding, params["encoder"], query())
+    expected = head.apply({"params": params["head"]}, {"embedding": vectors})
+    np.testing.assert_allclose(scores_of(both, params, query()), expected, atol=1e-6)
+    gradient = jax.jit(jax.grad(functools.partial(loss, both)))(params)
+    assert np.abs(gradient["encoder"]["encoder"]["token_embedding"]).max() > 0
+    assert np.abs(gradient["head"]["model_embedding"]).max() > 0
+    # Each part is told that it is in training.
+    for given, missing in (("dropout", "noise"), ("noise", "dropout")):
+        with pytest.raises(flax.errors.InvalidRngError, match=missing):
+            jax.eval_shape(lambda key: loss(both, params, deterministic=False, rngs={given: key}), jax.random.key(0))  # noqa: B023
+
+
+def test_embed_then_passes_the_prompts_identity_on() -> None:
+    prompt_id = jnp.arange(6, dtype=jnp.uint32).reshape(3, 2)
+    both = models.EmbedThen(models.SentenceEmbedding(tiny()), models.RandomScores(num_models=3))
+    own = {**query(), "prompt_id": prompt_id}
+    expected = models.RandomScores(num_models=3).apply({}, {"prompt_id": prompt_id})
+    np.testing.assert_array_equal(jax.jit(both.init_with_output)(jax.random.key(0), own)[0], expected)

@@ -1,0 +1,137 @@
+"""Hugging Face folders of the BERT family: configuration, shards, heads that are not there."""
+
+import json
+import logging
+from pathlib import Path
+
+import jax
+import numpy as np
+import pytest
+import safetensors.numpy
+
+from routerjax import InputError
+from routerjax.pretrained import bert_names, publish_weights, read_bert_config
+from routerjax.router import load_bert
+from tests.encoders import save_tiny_encoder
+
+MODEL_TYPES = ("bert", "roberta", "xlm-roberta", "distilbert")
+KEY = jax.random.key(0)
+
+
+@pytest.fixture
+def folder(tmp_path: Path) -> Path:
+    return save_tiny_encoder(tmp_path / "tiny")
+
+
+def change_config(folder: Path, **changes: object) -> None:
+    path = folder / "config.json"
+    path.write_text(json.dumps({**json.loads(path.read_text()), **changes}))
+
+
+@pytest.mark.parametrize("model_type", MODEL_TYPES)
+def test_no_two_tensors_share_a_name(model_type: str) -> None:
+    table = bert_names(model_type, head=True).table
+    assert len(set(table.values())) == len(table)
+    assert set(bert_names(model_type, head=False).table) < set(table)
+
+
+def test_the_configuration_is_read_and_written(folder: Path, tmp_path: Path) -> None:
+    change_config(folder, id2label={"0": "strong", "1": "tie", "2": "weak"}, classifier_dropout=0.3, pad_token_id=0)
+    config = read_bert_config(folder)
+    assert config.labels == ("strong", "tie", "weak")
+    assert config.classifier_dropout_rate == 0.3
+    assert (config.encoder["width"], config.encoder["attention_dropout_rate"]) == (16, 0.1)
+    (tmp_path / "config.json").write_text(json.dumps(config.to_json()))
+    assert read_bert_config(tmp_path) == config
+
+
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [
+        ({"model_type": "deberta-v2"}, "model_type must be one of bert, .* got 'deberta-v2'"),
+        ({"hidden_act": "gelu_new"}, "hidden_act must be 'gelu', got 'gelu_new'"),
+        ({"position_embedding_type": "relative_key"}, "position_embedding_type must be 'absolute'"),
+        ({"is_decoder": True}, "is_decoder must be False"),
+        ({"hidden_size": "16"}, "hidden_size must be a non-negative whole number, got '16'"),
+        ({"num_attention_heads": 5}, "5 heads do not divide a width of 16"),
+        ({"id2label": {"0": "a", "2": "b"}}, "id2label must map '0', '1', ... to names"),
+        ({"model_type": "distilbert"}, "has no 'dim'"),
+    ],
+)
+def test_what_the_encoder_is_not_is_refused(folder: Path, changes: dict, message: str) -> None:
+    change_config(folder, **changes)
+    with pytest.raises(InputError, match=message):
+        load_bert(folder, key=KEY)
+
+
+def test_a_head_that_is_not_there_is_drawn_from_the_key_and_named(folder: Path, caplog) -> None:
+    with pytest.raises(InputError, match=r"- classifier/kernel; - classifier/bias|- classifier/bias; - classifier/ker"):
+        load_bert(folder)
+    with caplog.at_level(logging.WARNING):
+        loaded = load_bert(folder, labels=("a", "b", "c"), key=KEY)
+    assert "does not hold classifier/bias, classifier/kernel: initialised at random" in caplog.text
+    kernel = loaded.variables["params"]["classifier"]["kernel"]
+    assert kernel.shape == (16, 3)
+    assert 0.01 < kernel.std() < 0.04
+    again = load_bert(folder, labels=("a", "b", "c"), key=jax.random.key(1))
+    assert np.abs(again.variables["params"]["classifier"]["kernel"] - kernel).max() > 0.01
+    # The pooler is in the file.
+    pooler = safetensors.numpy.load_file(folder / "model.safetensors")["pooler.dense.weight"]
+    np.testing.assert_array_equal(loaded.variables["params"]["dense"]["kernel"], pooler.T)
+
+
+def test_half_a_head_is_damage(folder: Path) -> None:
+    tensors = safetensors.numpy.load_file(folder / "model.safetensors")
+    safetensors.numpy.save_file({**tensors, "classifier.bias": np.zeros(2, np.float32)}, folder / "model.safetensors")
+    with pytest.raises(InputError, match=r": - classifier/kernel$"):
+        load_bert(folder, key=KEY)
+    assert load_bert(folder, head="linear", key=KEY).module.head == "linear"
+
+
+def test_shards_are_one_file(folder: Path) -> None:
+    single = load_bert(folder, key=KEY)
+    tensors = safetensors.numpy.load_file(folder / "model.safetensors")
+    (folder / "model.safetensors").unlink()
+    with pytest.raises(InputError, match=r"holds no model.safetensors and no model.safetensors.index.json"):
+        load_bert(folder, key=KEY)
+    names = sorted(tensors)
+    parts = {f"model-0000{i + 1}-of-00003.safetensors": names[i::3] for i in range(3)}
+    for file, own in parts.items():
+        safetensors.numpy.save_file({name: tensors[name] for name in own}, folder / file)
+    index = {"weight_map": {name: file for file, own in parts.items() for name in own}}
+    (folder / "model.safetensors.index.json").write_text(json.dumps(index))
+    jax.tree.map(np.testing.assert_array_equal, load_bert(folder, key=KEY).variables, single.variables)
+    (folder / "model-00002-of-00003.safetensors").unlink()
+    with pytest.raises(InputError, match=r"model-00002-of-00003.safetensors is not a complete safetensors file"):
+        load_bert(folder, key=KEY)
+    (folder / "model.safetensors.index.json").write_text("[]")
+    with pytest.raises(InputError, match=r"model.safetensors.index.json is damaged"):
+        load_bert(folder, key=KEY)
+
+
+def test_names_of_the_first_checkpoints(folder: Path) -> None:
+    expected = load_bert(folder, key=KEY)
+    tensors = safetensors.numpy.load_file(folder / "model.safetensors")
+    old = {
+        f"bert.{name}".replace("LayerNorm.weight", "LayerNorm.gamma").replace("LayerNorm.bias", "LayerNorm.beta"): leaf
+        for name, leaf in tensors.items()
+    }
+    old |= {"cls.seq_relationship.bias": np.zeros(2), "bert.embeddings.position_ids": np.arange(64)[None]}
+    safetensors.numpy.save_file(old, folder / "model.safetensors")
+    jax.tree.map(np.testing.assert_array_equal, load_bert(folder, key=KEY).variables, expected.variables)
+    safetensors.numpy.save_file({**old, "embeddings.LayerNorm.bias": np.zeros(16)}, folder / "model.safetensors")
+    with pytest.raises(InputError, match=r"\+ (bert\.)?embeddings\.LayerNorm\."):
+        load_bert(folder, key=KEY)
+
+
+def test_a_parameter_without_a_published_name_is_refused() -> None:
+    with pytest.raises(InputError, match="the parameter encoder/extra has no name in the published format"):
+        publish_weights({"encoder": {"extra": np.zeros(2)}}, bert_names("bert", head=True))
+
+
+def test_bad_arguments(folder: Path) -> None:
+    with pytest.raises(InputError, match="three labels need three names"):
+        load_bert(folder, three_labels=True, key=KEY)
+    (folder / "tokenizer.json").unlink()
+    with pytest.raises(InputError, match=r"holds no tokenizer\.json"):
+        load_bert(folder, key=KEY)
