@@ -1,14 +1,20 @@
 """The BERT encoder against a plain numpy forward, and its shapes at full size."""
 
+from pathlib import Path
+
+import flax.linen as nn
 import jax
 import jax.numpy as jnp
 import numpy as np
+import safetensors.numpy
 from scipy.special import erf, softmax
 
 from routerjax import models
+from routerjax.pretrained import bert_names, read_weights
 from tests.encoders import LAYERS, MLP, POSITIONS, WIDTH, published_tensors
 
 VOCAB, HEADS = 50, 4
+EXAMPLE = {name: jnp.zeros((1, 2), jnp.int32) for name in ("token_ids", "attention_mask")}
 ENCODER = models.BertEncoder(
     vocab_size=VOCAB, width=WIDTH, num_layers=LAYERS, num_heads=HEADS, mlp_dim=MLP, max_positions=POSITIONS
 )
