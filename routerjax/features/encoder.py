@@ -126,7 +126,7 @@ def _pad(
 
 
 def load_encoder(source: str | os.PathLike[str], *, max_length: int = 256) -> SentenceEncoder:
-    """Load a sentence encoder: a BERT with mean pooling, as sentence-transformers saves it.
+    """Load a sentence encoder: one of the BERT family with mean pooling, as sentence-transformers saves it.
 
     Args:
         source: a folder with ``config.json``, ``model.safetensors`` and ``tokenizer.json``, or a Hugging Face name; see
