@@ -5,13 +5,12 @@
 DATA as in ``mf_golden.py``. What each router needs to know (how much the 1,500 weigh, noise, neighbours, gamma) is
 chosen by 5-fold cross-validation inside the 1,500: by the APGR of the win probabilities of all folds together. Those
 win probabilities also fit the Platt calibration. The 12,537 other MMLU questions, GSM8K and MT-Bench are only tested
-on. The folder gets ``cross_validation.md``, and the tables of ``routerjax evaluate`` (results.md, results.json).
+on. The folder gets ``cross_validation.md`` and ``comparison.md``.
 About 25 minutes on two CPU cores once the prompts are encoded.
 """
 
 import dataclasses
 import itertools
-import json
 import sys
 import tempfile
 from collections.abc import Iterator
@@ -40,6 +39,7 @@ from routerjax.prompts import prompt_ids
 from routerjax.router import find_family, make_module, remember
 
 FOLDS = 5
+CALIBRATED = ", calibrated"
 GRIDS: dict[str, dict[str, tuple[AttributeValue, ...]]] = {
     "mf": {"weight": (20.0, 60.0, 200.0, 600.0), "noise_std": (0.05, 0.1, 0.2)},
     "knn": {"weight": (1.0, 20.0, 200.0), "k": (20, 50, 100, 200)},
@@ -169,35 +169,71 @@ def main(data_root: str, output: str) -> None:
     settings = cross_validate(bench, lines)
     label = evaluation.preference_label(bench.golden, strong=ROUTELLM_STRONG, weak=ROUTELLM_WEAK)
     win_prob: dict[str, dict[str, np.ndarray]] = {name: {} for name in bench.tests}
+    held_out: dict[str, np.ndarray] = {}
     for setting in settings:
-        maps = {
-            readout: fit_calibration(values, label, method="platt")
-            for readout, values in bench.out_of_fold(setting).items()
-        }
-        everything = np.ones(len(bench.battles), bool)
-        scored = bench.win_prob(setting, everything, [own.prompts for own in bench.tests.values()])
-        for (name, _), found in zip(bench.tests.items(), scored, strict=True):
-            for readout, values in found.items():
-                called = setting.name if readout == "half_tie" else f"{setting.name}, {readout}"
-                win_prob[name][called] = values
-                calibrated = apply_calibration(maps[readout], jnp.asarray(values, jnp.float32))
-                win_prob[name][f"{called}, calibrated"] = np.asarray(calibrated, np.float64)
-        print(setting, flush=True)
-    results = [
-        evaluation.evaluate(
-            {
-                **win_prob[name],
-                **evaluation.control_win_probs(benchmark, strong=ROUTELLM_STRONG, weak=ROUTELLM_WEAK),
-            },
-            benchmark,
+        out_of_fold = bench.out_of_fold(setting)
+        maps = {readout: fit_calibration(values, label, method="platt") for readout, values in out_of_fold.items()}
+        held_out |= {called(setting, readout): values for readout, values in out_of_fold.items()}
+        scored = bench.win_prob(
+            setting, np.ones(len(bench.battles), bool), [own.prompts for own in bench.tests.values()]
         )
-        for name, benchmark in bench.tests.items()
-    ]
+        for name, found in zip(bench.tests, scored, strict=True):
+            for readout, values in found.items():
+                win_prob[name][called(setting, readout)] = values
+                calibrated = apply_calibration(maps[readout], jnp.asarray(values, jnp.float32))
+                win_prob[name][called(setting, readout) + CALIBRATED] = np.asarray(calibrated, np.float64)
+        print(setting, flush=True)
     with new_directory(output) as folder:
-        (folder / "cross_validation.md").write_text("\n".join(lines) + "\n")
-        (folder / "results.md").write_text(evaluation.markdown_table(results))
-        (folder / "results.json").write_text(json.dumps(evaluation.results_json(results), allow_nan=False))
-        np.savez(folder / "win_prob.npz", **{f"{n}/{r}": v for n, own in win_prob.items() for r, v in own.items()})
+        chosen = out_of_fold_table(held_out, bench.golden)
+        (folder / "cross_validation.md").write_text("\n".join(lines) + "\n\n" + chosen)
+        (folder / "comparison.md").write_text(comparison(win_prob, bench.tests))
+
+
+def called(setting: Setting, readout: str) -> str:
+    return setting.name if readout == "half_tie" else f"{setting.name}, {readout}"
+
+
+def out_of_fold_table(win_prob: dict[str, np.ndarray], golden: Benchmark) -> str:
+    """What cross-validation says of the chosen settings, with intervals over the 1,500, paired against mf."""
+    result = evaluation.evaluate(win_prob, golden, strong=ROUTELLM_STRONG, weak=ROUTELLM_WEAK)
+    lines = ["| router | APGR, out of fold | APGR - mf, paired | log-loss |", "|---|---|---|---|"]
+    for router, own in sorted(result.routers.items(), key=lambda item: -(item[1].apgr.value or 0.0)):
+        against = result.difference.get((router, "mf"))
+        paired = "" if against is None else interval(against)
+        lines.append(f"| {router} | {interval(own.apgr)} | {paired} | {own.log_loss:.4f} |")
+    return "\n".join(lines) + "\n"
+
+
+def comparison(win_prob: dict[str, dict[str, np.ndarray]], tests: dict[str, Benchmark]) -> str:
+    """A table for each benchmark: figures with intervals, paired against kNN, and log-loss raw and calibrated."""
+    lines = []
+    for name, benchmark in tests.items():
+        pair = {"strong": ROUTELLM_STRONG, "weak": ROUTELLM_WEAK}
+        result = evaluation.evaluate({**win_prob[name], **evaluation.control_win_probs(benchmark, **pair)}, benchmark)
+        lines += [f"**{name}: {len(benchmark)} prompts**", ""]
+        lines += ["| router | APGR | APGR - kNN, paired | CPT(50 %) | CPT(80 %) | log-loss | calibrated |"]
+        lines += ["|---|---|---|---|---|---|---|"]
+        for router, own in sorted(result.routers.items(), key=lambda item: -(item[1].apgr.value or 0.0)):
+            if router.endswith(CALIBRATED):
+                continue
+            calibrated = result.routers.get(router + CALIBRATED)
+            against = result.difference.get((router, "knn"))
+            cells = [
+                router,
+                interval(own.apgr),
+                "" if against is None else interval(against),
+                *(interval(own.cpt[target]) for target in (0.5, 0.8)),
+                f"{own.log_loss:.3f}",
+                "" if calibrated is None else f"{calibrated.log_loss:.3f}",
+            ]
+            lines.append("| " + " | ".join(cells) + " |")
+        lines.append("")
+    return "\n".join(lines)
+
+
+def interval(figure: evaluation.Figure) -> str:
+    value = "not reached" if figure.value is None else f"{figure.value:.3f}"
+    return f"{value} [{figure.low:.3f}, {figure.high:.3f}]"
 
 
 if __name__ == "__main__":

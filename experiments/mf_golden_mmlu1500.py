@@ -8,10 +8,8 @@ r"""Matrix factorisation on 79,424 golden battles and the golden labels of 1,500
 
 DATA as in ``mf_golden.py``. The 1,500 are the questions with the smallest SHA-256; MMLU is evaluated on the others.
 The weight and the noise were chosen by 5-fold cross-validation inside the 1,500
-(``cross_validate_mmlu1500.py``), and nothing is held out for validation.
+(``embedding_routers.py``), and nothing is held out for validation.
 """
-
-import dataclasses
 
 from routerjax.config import (
     BattleSource,
@@ -24,7 +22,7 @@ from routerjax.config import (
 )
 
 STRONG, WEAK = "gpt-4-1106-preview", "Mixtral-8x7B-Instruct-v0.1"
-GOLDEN = GoldenSource(benchmark="mmlu", root="routellm_evals", strong=STRONG, weak=WEAK, num_prompts=1500, weight=200.0)
+GOLDEN = GoldenSource(benchmark="mmlu", root="routellm_evals", strong=STRONG, weak=WEAK, num_prompts=1500, weight=60.0)
 
 
 def get_config() -> ExperimentConfig:
@@ -37,13 +35,4 @@ def get_config() -> ExperimentConfig:
         router=RouterConfig(family="mf", attributes={"model_dim": 128, "noise_std": 0.1}, strong=STRONG, weak=WEAK),
         optimizer=OptimizerConfig(learning_rate=3e-4, weight_decay=1e-5),
         training=TrainingConfig(epochs=10, batch_size=64),
-    )
-
-
-def with_choice(config: ExperimentConfig, *, weight: float, noise_std: float) -> ExperimentConfig:
-    """The configuration with other values of what cross-validation chooses."""
-    return dataclasses.replace(
-        config,
-        data=dataclasses.replace(config.data, golden=(dataclasses.replace(GOLDEN, weight=weight),)),
-        router=dataclasses.replace(config.router, attributes={"model_dim": 128, "noise_std": noise_std}),
     )

@@ -30,13 +30,14 @@ def atomic_file(path: str | os.PathLike[str]) -> Iterator[Path]:
         InputError: the parent folder does not exist.
     """
     path = Path(path)
-    if not path.parent.is_dir():
-        raise InputError(f"cannot write {path}: the folder {path.parent} does not exist; create it first")
+    require_folder(path)
     temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
     try:
         yield temporary
         _flush(temporary)
         os.replace(temporary, path)
+    except OSError as error:
+        raise _naming(path, error) from error
     finally:
         temporary.unlink(missing_ok=True)
 
@@ -60,8 +61,23 @@ def new_directory(path: str | os.PathLike[str]) -> Iterator[Path]:
         temporary.chmod(0o755)
         refuse_existing(path)
         os.rename(temporary, path)
+    except OSError as error:
+        raise _naming(path, error) from error
     finally:
         shutil.rmtree(temporary, ignore_errors=True)
+
+
+def _naming(path: Path, error: OSError) -> OSError:
+    """The error with the file or folder it is about: what a full disk raises names none."""
+    if error.errno is None or error.filename is not None:
+        return error
+    return OSError(error.errno, error.strerror, os.fspath(path))
+
+
+def require_folder(path: Path) -> None:
+    """Raise InputError if the folder that ``path`` would lie in does not exist."""
+    if not path.parent.is_dir():
+        raise InputError(f"cannot write {path}: the folder {path.parent} does not exist; create it first")
 
 
 def refuse_existing(path: Path) -> None:

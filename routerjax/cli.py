@@ -28,16 +28,26 @@ def main(argv: Sequence[str] | None = None) -> int:
     arguments = _parser().parse_args(argv)
     try:
         arguments.run(arguments)
+        sys.stdout.flush()  # what it cannot take must be known here, not when the interpreter ends
     except InputError as error:
         return _fail(str(error), 2)
     except BrokenPipeError:  # `routerjax score ... | head` is not an error
-        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        _settle_stdout()
         return 0
     except OSError as error:
+        _settle_stdout()
         return _fail(str(error), 1)
     except KeyboardInterrupt:
         return _fail("interrupted; what was written before stays valid (train: go on with --resume)", 130)
     return 0
+
+
+def _settle_stdout() -> None:
+    """Print what standard output still holds, or drop it: else the interpreter tries, and complains, when it ends."""
+    try:
+        sys.stdout.flush()
+    except OSError:
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
 
 
 def _fail(message: str, status: int) -> int:
@@ -173,7 +183,8 @@ def _evaluate(arguments: argparse.Namespace) -> None:
     console = Console(highlight=False)
     for result in results:
         console.print(terminal_table(result))
-    print(f"95 % intervals over prompts in brackets; results.json, results.md and curves.png are in {arguments.output}")
+    files = "report.html, results.json, results.md and curves.png"
+    print(f"95 % intervals over prompts in brackets; {files} are in {arguments.output}")
 
 
 def _calibrate(arguments: argparse.Namespace) -> None:
@@ -214,22 +225,27 @@ def _calibrate(arguments: argparse.Namespace) -> None:
 
 
 def _score(arguments: argparse.Namespace) -> None:
+    import dataclasses
+
     import pyarrow as pa
 
     from routerjax.features import EmbeddingCache
     from routerjax.router import load_router, router_folder
     from routerjax.routing import route
-    from routerjax.tables import read_prompt_table, write_table
+    from routerjax.tables import read_prompt_table, require_writable, write_table
 
+    # All that can be refused is refused before the prompts are encoded.
+    require_writable(arguments.output)
     router = load_router(router_folder(arguments.router), encoder=arguments.encoder)
     router = router.with_pair(arguments.strong, arguments.weak)
+    if arguments.threshold is not None:
+        router = dataclasses.replace(router, threshold=arguments.threshold)
     table = read_prompt_table(arguments.input)
     with EmbeddingCache() as cache:
         win_prob = router.win_prob(table.column("prompt").to_pylist(), cache=cache, progress=True)
     table = table.append_column("win_prob", pa.array(win_prob))
-    threshold = router.threshold if arguments.threshold is None else arguments.threshold
-    if threshold is not None:
-        chosen = [router.strong if is_strong else router.weak for is_strong in route(win_prob, threshold)]
+    if router.threshold is not None:
+        chosen = [router.strong if is_strong else router.weak for is_strong in route(win_prob, router.threshold)]
         table = table.append_column("model", pa.array(chosen, pa.string()))
     write_table(table, arguments.output)
 

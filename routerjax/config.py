@@ -141,6 +141,9 @@ class OptimizerConfig:
         warmup_fraction: share of all steps, in [0, 1).
         final_fraction: learning rate at the end over that at the peak, in [0, 1].
         gradient_clip: global norm, or None.
+        encoder_rate: learning rate of a fine-tuned encoder over that of its head, at least 0.
+        layer_decay: the learning rate of each of the encoder's layers over that of the layer above it, in (0, 1].
+        frozen_layers: so many of the encoder's layers, from the bottom, stay as they are, and so do the embeddings.
     """
 
     learning_rate: float = 3e-4
@@ -148,11 +151,17 @@ class OptimizerConfig:
     warmup_fraction: float = 0.05
     final_fraction: float = 0.0
     gradient_clip: float | None = None
+    encoder_rate: float = 1.0
+    layer_decay: float = 1.0
+    frozen_layers: int = 0
 
     def __post_init__(self) -> None:
         _require(self.learning_rate > 0, "optimizer.learning_rate", "positive", self.learning_rate)
         _require(self.weight_decay >= 0, "optimizer.weight_decay", "non-negative", self.weight_decay)
         _require(0 <= self.warmup_fraction < 1, "optimizer.warmup_fraction", "in [0, 1)", self.warmup_fraction)
+        _require(self.encoder_rate >= 0, "optimizer.encoder_rate", "non-negative", self.encoder_rate)
+        _require(0 < self.layer_decay <= 1, "optimizer.layer_decay", "in (0, 1]", self.layer_decay)
+        _require(self.frozen_layers >= 0, "optimizer.frozen_layers", "non-negative", self.frozen_layers)
         _require(0 <= self.final_fraction <= 1, "optimizer.final_fraction", "in [0, 1]", self.final_fraction)
         _require(
             self.gradient_clip is None or self.gradient_clip > 0,
@@ -171,6 +180,10 @@ class TrainingConfig:
         batch_size: battles a step, over all devices.
         init_seed, noise_seed, order_seed: of the parameters, of dropout and noise, of the data order.
         checkpoint_every: epochs between checkpoints of the training state.
+        patience: stop after so many epochs without a lower validation loss; None never stops early.
+        batch_tokens: of routers that read tokens: tokens a device takes at a time, padding included; the number of
+            prompts follows from their length.
+        accumulate: of routers that read tokens: such batches a device adds up before a step.
         devices: ``jit`` (one device) or ``pmap`` (data-parallel over all local devices).
     """
 
@@ -180,10 +193,14 @@ class TrainingConfig:
     noise_seed: int = 1
     order_seed: int = 2
     checkpoint_every: int = 1
+    patience: int | None = None
+    batch_tokens: int = 2048
+    accumulate: int = 1
     devices: Literal["jit", "pmap"] = "jit"
 
     def __post_init__(self) -> None:
-        for name in ("epochs", "batch_size", "checkpoint_every"):
+        _require(self.patience is None or self.patience > 0, "training.patience", "positive", self.patience)
+        for name in ("epochs", "batch_size", "checkpoint_every", "batch_tokens", "accumulate"):
             _require(getattr(self, name) > 0, f"training.{name}", "positive", getattr(self, name))
         _require(self.devices in ("jit", "pmap"), "training.devices", "'jit' or 'pmap'", self.devices)
 

@@ -42,8 +42,9 @@ def run_demo(output: Path, *, seed: int = 0) -> None:
     console = Console(highlight=False, soft_wrap=True)
     started = time.monotonic()
     refuse_existing(output)
-    encoder = FeatureConfig().encoder
-    load_encoder(encoder)  # fail now rather than after the first steps, if it is not there
+    features = FeatureConfig()
+    # Fail now rather than after the first steps, if it is not there.
+    load_encoder(features.encoder, max_length=features.max_length)
 
     def step(number: int, what: str) -> None:
         console.print(f"\n[bold]{number}. {what}[/bold]  [dim]{time.monotonic() - started:.0f} s[/dim]")
@@ -57,10 +58,11 @@ def run_demo(output: Path, *, seed: int = 0) -> None:
     console.print(f"   {output}/arena/battles.parquet: {len(battles)} battles on {len(battles.unique_prompts)} prompts")
     console.print(f"   {output}/arena/benchmark.parquet: {len(benchmark)} other prompts, with the true qualities")
 
-    step(2, f"Encode the prompts with {encoder}, and train matrix factorisation on the battles")
+    step(2, f"Encode the prompts with {features.encoder}, and train matrix factorisation on the battles")
     config = ExperimentConfig(
         data=DataConfig(root=str(output / "arena"), battles=(BattleSource(path="battles.parquet"),)),
         router=RouterConfig(family="mf", strong=str(benchmark.strong), weak=str(benchmark.weak)),
+        features=features,
         training=TrainingConfig(epochs=10, batch_size=64),
     )
     router = train_router(config, output / "mf")
@@ -79,7 +81,7 @@ def run_demo(output: Path, *, seed: int = 0) -> None:
         output=output / "evaluation",
     )
     console.print(terminal_table(results[0]))
-    console.print(f"   {output}/evaluation: results.json, results.md, curves.png")
+    console.print(f"   {output}/evaluation: report.html, results.json, results.md, curves.png")
 
     step(4, f"Calibrate: the threshold that sends {STRONG_SHARE:.0%} of the training prompts to {router.strong}")
     with EmbeddingCache() as cache:

@@ -16,7 +16,7 @@ import pyarrow.csv
 import pyarrow.parquet
 from jaxtyping import Float32
 
-from routerjax.atomic import atomic_file, refuse_existing
+from routerjax.atomic import atomic_file, refuse_existing, require_folder
 from routerjax.errors import InputError, nearest
 from routerjax.prompts import valid_text
 
@@ -105,14 +105,13 @@ def write_table(table: pa.Table, path: str) -> None:
     """Write a table by the ending of ``path``, whole or not at all; ``-`` prints JSON lines.
 
     Raises:
-        InputError: another ending, or the file exists: nothing is overwritten.
+        InputError: as :func:`require_writable`.
     """
+    require_writable(path)
     if path == "-":
         _write_json_lines(table, sys.stdout)
         return
     target = Path(path)
-    _check_ending(target)
-    refuse_existing(target)
     with atomic_file(target) as temporary:
         if target.suffix == ".parquet":
             pyarrow.parquet.write_table(table, temporary)
@@ -121,6 +120,18 @@ def write_table(table: pa.Table, path: str) -> None:
         else:
             with temporary.open("w", encoding="utf-8") as stream:
                 _write_json_lines(table, stream)
+
+
+def require_writable(path: str) -> None:
+    """Refuse what :func:`write_table` would refuse, before the work is done whose result goes there.
+
+    Raises:
+        InputError: another ending, no such folder, or the file exists: nothing is overwritten.
+    """
+    if path != "-":
+        _check_ending(Path(path))
+        refuse_existing(Path(path))
+        require_folder(Path(path))
 
 
 def _check_ending(path: Path) -> None:
@@ -149,7 +160,10 @@ def _read(path: Path, columns: Sequence[str] | None) -> pa.Table:
     if path.suffix == ".csv":
         return _read_csv(path, columns)
     with path.open(encoding="utf-8") as stream:
-        rows = [_json_object(line, f"{path}: line {number}") for number, line in enumerate(stream, 1) if line.strip()]
+        lines = _lines(stream, str(path))
+    rows = [_json_object(line, f"{path}: line {number}") for number, line in enumerate(lines, 1) if line.strip()]
+    if not rows:
+        raise InputError(f"{path} has no rows")
     return _from_rows(rows, columns, str(path))
 
 
@@ -173,6 +187,13 @@ def _read_csv(path: Path, columns: Sequence[str] | None) -> pa.Table:
         raise InputError(f"{path} is not a readable csv file: {error}") from error
 
 
+def _lines(stream: TextIO, where: str) -> list[str]:
+    try:
+        return list(stream)
+    except UnicodeDecodeError as error:
+        raise InputError(f"{where} is not UTF-8 text: {error}; convert it first") from error
+
+
 def _json_object(line: str, where: str) -> dict[str, object]:
     try:
         row = json.loads(line)
@@ -184,7 +205,7 @@ def _json_object(line: str, where: str) -> dict[str, object]:
 
 
 def _prompts_from_lines(stream: TextIO) -> pa.Table:
-    lines = [line.rstrip("\n") for line in stream if line.strip()]
+    lines = [line.rstrip("\n") for line in _lines(stream, "standard input") if line.strip()]
     if not lines:
         raise InputError("standard input is empty: expected one prompt, or JSON object with a key prompt, a line")
     if lines[0].lstrip().startswith("{"):

@@ -6,10 +6,36 @@ os.environ["XLA_FLAGS"] = f"{os.environ.get('XLA_FLAGS', '')} --xla_force_host_p
 os.environ["JAX_PLATFORMS"] = "cpu"
 os.environ["HF_HUB_OFFLINE"] = "1"
 
+from pathlib import Path
+
 import hypothesis
 import jax
+import pytest
 
 # The first example of a property compiles; that is not slowness.
 hypothesis.settings.register_profile("compiles", deadline=None)
 hypothesis.settings.load_profile("compiles")
 jax.config.update("jax_numpy_rank_promotion", "raise")
+
+
+@pytest.fixture(scope="session", autouse=True)
+def _cache_folder(tmp_path_factory: pytest.TempPathFactory):
+    """No test writes embeddings to the user's own cache."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv("ROUTERJAX_CACHE", str(tmp_path_factory.mktemp("cache")))
+        yield
+
+
+@pytest.fixture(scope="session")
+def arena(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The folder that ``tests.arena.save_arena`` fills, with a ``run`` of it and that run's router ``calibrated``."""
+    from routerjax.cli import main
+    from tests.arena import save_arena
+
+    folder = tmp_path_factory.mktemp("arena")
+    save_arena(folder)
+    run, battles = str(folder / "run"), str(folder / "battles.parquet")
+    assert main(["train", str(folder / "config.py"), "--output", run]) == 0
+    calibrate = ["calibrate", run, "--prompts", battles, "--strong-share", "0.3"]
+    assert main([*calibrate, "--output", str(folder / "calibrated")]) == 0
+    return folder

@@ -49,6 +49,38 @@ def test_weighted_figures_equal_numpy_on_repeated_prompts(kind, router, size):
             np.testing.assert_allclose([float(apgr), *cpt.tolist()], expected, atol=1e-5)
 
 
+@pytest.mark.parametrize("kind", ["correctness", "ratings"])
+@pytest.mark.parametrize("router", ["distinct", "tied", "constant"])
+def test_weighted_pgr_is_the_curve_of_the_repeated_prompts(kind, router):
+    win_prob, strong, weak = make_benchmark(14037, kind=kind)
+    ranking = metrics.rank_prompts(win_prob[router], strong, weak)
+    shares = np.linspace(0.0, 1.0, 51)
+    for counts in (jnp.ones(14037), metrics.prompt_counts(jax.random.key(3), 14037)):
+        repeated = [np.repeat(column, np.asarray(counts, int)) for column in (win_prob[router], strong, weak)]
+        curve = metrics.cost_quality_curve(*repeated)
+        expected = np.interp(shares, curve.strong_share, curve.pgr)
+        for function in (metrics.weighted_pgr, jax.jit(metrics.weighted_pgr)):
+            np.testing.assert_allclose(function(counts, ranking, jnp.array(shares)), expected, atol=1e-5)
+
+
+def test_pgr_samples_stand_beside_the_others():
+    win_prob, strong, weak = make_benchmark(60, kind="ratings")
+    shares = (0.0, 0.3, 1.0)
+    samples = metrics.bootstrap(win_prob, strong, weak, num_samples=200, shares=shares)
+    for sample in samples.values():
+        assert sample.pgr.shape == (200, 3)
+        np.testing.assert_allclose(sample.pgr[:, [0, 2]], np.tile([0.0, 1.0], (200, 1)), atol=1e-6)
+    # Sample 7 again, by itself: the same prompts as those behind its APGR.
+    counts = np.asarray(metrics.prompt_counts(jax.random.fold_in(jax.random.key(0), 7), 60))
+    curve = metrics.cost_quality_curve(
+        *(np.repeat(column, counts.astype(int)) for column in (win_prob["distinct"], strong, weak))
+    )
+    expected = [metrics.apgr(curve), np.interp(0.3, curve.strong_share, curve.pgr)]
+    np.testing.assert_allclose([samples["distinct"].apgr[7], samples["distinct"].pgr[7, 1]], expected, atol=1e-5)
+    # One score for all prompts: PGR is the share in every resample.
+    np.testing.assert_allclose(samples["constant"].pgr[:, 1], 0.3, atol=1e-6)
+
+
 def test_counts_are_draws_with_replacement():
     counts = jax.vmap(lambda key: metrics.prompt_counts(key, 20))(jax.random.split(jax.random.key(0), 2000))
     assert (counts.sum(axis=1) == 20).all()
@@ -156,5 +188,9 @@ def test_bad_input():
         metrics.bootstrap(win_prob, strong, weak, num_samples=0)
     with pytest.raises(InputError, match="PGR targets must be finite"):
         metrics.bootstrap(win_prob, strong, weak, targets=(math.nan,))
+    with pytest.raises(InputError, match=r"strong shares must be at least one number in \[0, 1\].*got \[1.5\]"):
+        metrics.bootstrap(win_prob, strong, weak, shares=(1.5,))
+    with pytest.raises(InputError, match="strong shares must be at least one number"):
+        metrics.bootstrap(win_prob, strong, weak, shares=())
     with pytest.raises(InputError, match="columns must have one row for each prompt"):
         metrics.bootstrap({"short": np.ones(3)}, strong, weak)

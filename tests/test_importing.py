@@ -14,6 +14,7 @@ from routerjax.cli import main
 from routerjax.features import routellm_features
 from routerjax.importing import import_routellm_mf, import_routellm_sw
 from routerjax.pretrained import routellm
+from routerjax.prompts import prompt_sha256
 from routerjax.tables import write_table
 from tests.routellm import random_tensors, reference_win_prob, unit_rows, write_checkpoint
 
@@ -170,3 +171,19 @@ def test_bad_configurations_of_similarity_weighted_ranking(tmp_path: Path, text:
         import_routellm_sw(tmp_path / "config.yaml")
     with pytest.raises(InputError, match=r"battles\.csv must be a RouteLLM configuration"):
         import_routellm_sw(tmp_path / "battles.csv")
+
+
+def test_an_imported_router_reads_text_through_openais_endpoint(
+    checkpoint: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    router = import_routellm_mf(checkpoint)
+    monkeypatch.delenv("OPENAI_BASE_URL", raising=False)
+    assert router.features.fingerprint == features.EndpointEncoder("openai:text-embedding-3-small").fingerprint
+    prompts = ["What is a monad?"]
+    given = embeddings(router, 1)
+    with features.EmbeddingCache(checkpoint.parent / "cache.sqlite") as cache:
+        cache.put(router.features.fingerprint, {prompt_sha256(prompts[0]): given.embedding[0]})
+        np.testing.assert_array_equal(router.win_prob(prompts, cache=cache), router.win_prob(given))
+    monkeypatch.setenv("OPENAI_BASE_URL", "http://127.0.0.1:8000/v1")
+    with pytest.raises(InputError, match=r"refused: .* at http://127.0.0.1:8000/v1, but .* at https://api.openai.com"):
+        import_routellm_mf(checkpoint).win_prob(prompts)

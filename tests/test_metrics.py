@@ -9,6 +9,7 @@ import pytest
 from hypothesis import assume, given, settings
 from hypothesis import strategies as st
 from scipy.spatial import ConvexHull
+from sklearn.calibration import calibration_curve
 from sklearn.metrics import brier_score_loss
 from sklearn.metrics import log_loss as sklearn_log_loss
 
@@ -254,6 +255,20 @@ class TestCalibration:
         means, sizes = frame.groupby(bins, observed=True).mean(), frame.groupby(bins, observed=True).size()
         expected = ((means["win_prob"] - means["label"]).abs() * sizes).sum() / 500
         assert metrics.expected_calibration_error(win_prob, label, num_bins=10) == pytest.approx(expected)
+
+    @pytest.mark.parametrize("num_bins", [1, 10, 15])
+    def test_reliability_by_sklearn(self, num_bins):
+        rng = np.random.default_rng(2)
+        # Nothing below 0.2, so that there are empty bins; the ends, and a border of bins.
+        win_prob = np.concatenate([0.2 + 0.8 * rng.random(400), [0.0, 0.6, 1.0]])
+        label = (rng.random(403) < win_prob).astype(float)
+        bins = metrics.reliability(win_prob, label, num_bins=num_bins)
+        mean_label, mean_prob = calibration_curve(label, win_prob, n_bins=num_bins)
+        np.testing.assert_allclose(bins.label, mean_label)
+        np.testing.assert_allclose(bins.win_prob, mean_prob)
+        assert bins.count.sum() == 403
+        assert bins.count.min() > 0
+        np.testing.assert_allclose(np.average(bins.label, weights=bins.count), label.mean())
 
     def test_calibration_error_hand_values(self):
         win_prob, label = np.array([0.1, 0.2, 0.9]), np.array([0.0, 0.5, 0.5])

@@ -1,6 +1,7 @@
 import io
 import json
 import os
+import resource
 from pathlib import Path
 
 import pyarrow as pa
@@ -8,7 +9,7 @@ import pyarrow.parquet
 import pytest
 
 from routerjax.errors import InputError
-from routerjax.tables import read_prompt_table, read_table, write_table
+from routerjax.tables import read_prompt_table, read_table, require_writable, write_table
 
 ROWS = {"prompt": ["one\nline, two", "1", "nan"], "win_prob": [0.5, 0.25, 1.0]}
 
@@ -48,6 +49,13 @@ def test_what_cannot_be_read_is_said_in_one_line(tmp_path: Path, name: str, cont
         read_table(tmp_path / name)
 
 
+def test_other_encodings_than_utf8_are_refused(tmp_path: Path) -> None:
+    for ending, text in (("jsonl", '{"prompt": "naïve"}'), ("csv", "prompt\nnaïve\n")):
+        (tmp_path / f"a.{ending}").write_bytes(text.encode("latin-1"))
+        with pytest.raises(InputError, match=r"UTF-?8"):
+            read_table(tmp_path / f"a.{ending}")
+
+
 def test_truncated_parquet_is_refused(tmp_path: Path) -> None:
     path = tmp_path / "a.parquet"
     pyarrow.parquet.write_table(pa.table(ROWS), path)
@@ -81,3 +89,29 @@ def test_standard_output_is_json_lines(capsys: pytest.CaptureFixture[str]) -> No
 def test_half_an_emoji_is_replaced(tmp_path: Path) -> None:
     (tmp_path / "a.jsonl").write_text('{"prompt": "half \\ud83d emoji \\ud83d\\ude00"}')
     assert read_table(tmp_path / "a.jsonl").column("prompt").to_pylist() == ["half \ufffd emoji 😀"]
+
+
+@pytest.mark.parametrize("ending", ["jsonl", "csv", "parquet"])
+def test_a_full_disk_leaves_no_half_table_and_no_temporary_file(tmp_path: Path, ending: str) -> None:
+    limits = resource.getrlimit(resource.RLIMIT_FSIZE)
+    many = pa.table({"prompt": [f"{row} {row**5}" for row in range(2000)]})
+    resource.setrlimit(resource.RLIMIT_FSIZE, (2000, limits[1]))
+    try:
+        with pytest.raises(OSError, match="File too large"):
+            write_table(many, str(tmp_path / f"scores.{ending}"))
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, limits)
+    assert os.listdir(tmp_path) == []
+
+
+def test_what_cannot_be_written_is_said_before_the_work(tmp_path: Path) -> None:
+    (tmp_path / "there.csv").touch()
+    require_writable("-")
+    require_writable(str(tmp_path / "new.csv"))
+    for name, message in (
+        ("new.xlsx", "must end in"),
+        ("there.csv", "exists already"),
+        ("no/new.csv", "the folder .*no does not exist; create it first"),
+    ):
+        with pytest.raises(InputError, match=message):
+            require_writable(str(tmp_path / name))

@@ -21,6 +21,7 @@ from routerjax.data.contamination import (
     max_similarity,
     normalized_text,
 )
+from routerjax.data.loader import TokenBatches
 from routerjax.data.preferences import (
     Preferences,
     concatenate,
@@ -44,6 +45,7 @@ __all__ = [
     "Preferences",
     "SimulatedArena",
     "Tiering",
+    "TokenBatches",
     "concatenate",
     "contaminated",
     "dataset_similarity",

@@ -145,6 +145,8 @@ def _load_mt_bench(folder: Path) -> Benchmark:
     for row in judged.to_pylist():
         grades.setdefault((row["question_id"], row["model"]), []).append(row["score"])
     contaminated = _contaminated(folder)
+    if not (folder / "question.jsonl").is_file():
+        raise InputError(f"no file {folder / 'question.jsonl'}")
     prompts, kept_ids = [], []
     for row, line in enumerate((folder / "question.jsonl").read_text(encoding="utf-8").splitlines(), 1):
         try:

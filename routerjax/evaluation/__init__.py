@@ -2,23 +2,30 @@
 
 from routerjax.evaluation.controls import control_win_probs
 from routerjax.evaluation.evaluate import (
+    Band,
     BenchmarkResult,
-    Figure,
     RouterResult,
     evaluate,
     preference_label,
 )
+from routerjax.evaluation.figures import Figure
 from routerjax.evaluation.plots import plot_curves
 from routerjax.evaluation.report import markdown_table, results_json, terminal_table
+from routerjax.evaluation.report_html import html_report
 from routerjax.evaluation.run import evaluate_routers, read_scores
+from routerjax.evaluation.slices import Slice, SliceFigures
 
 __all__ = [
+    "Band",
     "BenchmarkResult",
     "Figure",
     "RouterResult",
+    "Slice",
+    "SliceFigures",
     "control_win_probs",
     "evaluate",
     "evaluate_routers",
+    "html_report",
     "markdown_table",
     "plot_curves",
     "preference_label",

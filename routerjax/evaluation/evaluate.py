@@ -12,23 +12,26 @@ from jaxtyping import Float, Float64
 from routerjax import metrics
 from routerjax.data import Benchmark, model_index
 from routerjax.errors import InputError
+from routerjax.evaluation.figures import CONTROLS, Figure, figure
+from routerjax.evaluation.slices import Slice, evaluate_slices
 
 TARGETS = (0.5, 0.8)
+BAND_SHARES = np.linspace(0.0, 1.0, 51)
 
 
 @dataclass(frozen=True)
-class Figure:
-    """A figure with its 95 % bootstrap interval over prompts.
+class Band:
+    """95 % bootstrap intervals of PGR along a curve, float64 ``[shares]``: how much of the gap, not how wide it is.
 
     Attributes:
-        value: None where it is not reached (CPT and what follows from it).
-        low: of the interval.
-        high: of the interval; ``inf`` where more than 2.5 % of the resamples do not reach it.
+        strong_share: rising from 0 to 1.
+        low: of the interval of PGR there.
+        high: of the interval of PGR there.
     """
 
-    value: float | None
-    low: float
-    high: float
+    strong_share: Float64[np.ndarray, "shares"]
+    low: Float64[np.ndarray, "shares"]
+    high: Float64[np.ndarray, "shares"]
 
 
 @dataclass(frozen=True)
@@ -37,6 +40,7 @@ class RouterResult:
 
     Attributes:
         curve: the exact cost-quality curve.
+        band: how far its PGR can be trusted.
         apgr: area under PGR over the strong share.
         apgr_binned: the same as RouteLLM computes it, for comparison with published figures.
         cpt: by target PGR, the strong share that reaches it.
@@ -44,10 +48,13 @@ class RouterResult:
         aiq: RouterBench's average improvement in quality.
         of_oracle: how much of the way from random (0) to the oracle (1) its APGR comes.
         log_loss: in nats, of the win probabilities against :func:`preference_label`.
+        brier: mean squared error of the same.
         calibration_error: expected calibration error of the same.
+        reliability: mean probability and mean label by size of the probability.
     """
 
     curve: metrics.Curve
+    band: Band
     apgr: Figure
     apgr_binned: float
     cpt: Mapping[float, Figure]
@@ -55,7 +62,9 @@ class RouterResult:
     aiq: float
     of_oracle: float | None
     log_loss: float
+    brier: float
     calibration_error: float
+    reliability: metrics.Reliability
 
 
 @dataclass(frozen=True)
@@ -68,6 +77,7 @@ class BenchmarkResult:
         quality_strong, quality_weak: mean qualities.
         routers: by name, the controls among them.
         difference: by pair of routers, APGR of the first minus that of the second, with its paired interval.
+        slices: where the routers err, without the controls.
         num_samples, seed: of the bootstrap.
     """
 
@@ -79,6 +89,7 @@ class BenchmarkResult:
     quality_weak: float
     routers: Mapping[str, RouterResult]
     difference: Mapping[tuple[str, str], Figure]
+    slices: tuple[Slice, ...]
     num_samples: int
     seed: int
 
@@ -135,7 +146,13 @@ def evaluate(
     quality_strong, quality_weak = benchmark.quality[strong], benchmark.quality[weak]
     label = preference_label(benchmark, strong=strong, weak=weak)
     samples = metrics.bootstrap(
-        win_prob, quality_strong, quality_weak, num_samples=num_samples, seed=seed, targets=TARGETS
+        win_prob,
+        quality_strong,
+        quality_weak,
+        num_samples=num_samples,
+        seed=seed,
+        targets=TARGETS,
+        shares=BAND_SHARES.tolist(),
     )
     curves = {
         name: metrics.cost_quality_curve(values, quality_strong, quality_weak) for name, values in win_prob.items()
@@ -148,19 +165,30 @@ def evaluate(
         of_oracle = None if oracle is None or oracle <= 0.5 else (exact[name] - 0.5) / (oracle - 0.5)
         routers[name] = RouterResult(
             curve=curve,
-            apgr=_figure(exact[name], drawn.apgr),
+            band=_band(drawn.pgr),
+            apgr=figure(exact[name], drawn.apgr),
             apgr_binned=metrics.apgr_binned(values, quality_strong, quality_weak),
-            cpt={target: _figure(metrics.cpt(curve, target), drawn.cpt[target]) for target in TARGETS},
+            cpt={target: figure(metrics.cpt(curve, target), drawn.cpt[target]) for target in TARGETS},
             cost_saving={target: _saving(curve, drawn.cpt[target], target) for target in TARGETS},
             aiq=metrics.aiq(curve),
             of_oracle=of_oracle,
             log_loss=metrics.log_loss(values, label),
+            brier=metrics.brier(values, label),
             calibration_error=metrics.expected_calibration_error(values, label),
+            reliability=metrics.reliability(values, label),
         )
     difference = {
-        (one, other): _figure(exact[one] - exact[other], samples[one].apgr - samples[other].apgr)
+        (one, other): figure(exact[one] - exact[other], samples[one].apgr - samples[other].apgr)
         for one, other in itertools.permutations(win_prob, 2)
     }
+    slices = evaluate_slices(
+        {name: values for name, values in win_prob.items() if name not in CONTROLS},
+        benchmark,
+        strong=strong,
+        weak=weak,
+        num_samples=num_samples,
+        seed=seed,
+    )
     return BenchmarkResult(
         benchmark=benchmark.name,
         strong=strong,
@@ -170,15 +198,17 @@ def evaluate(
         quality_weak=float(quality_weak.mean()),
         routers=routers,
         difference=difference,
+        slices=slices,
         num_samples=num_samples,
         seed=seed,
     )
 
 
-def _figure(value: float | None, samples: Float[np.ndarray, "samples"]) -> Figure:
-    return Figure(value, *metrics.percentile_interval(samples))
+def _band(samples: Float[np.ndarray, "samples shares"]) -> Band:
+    low, high = np.array([metrics.percentile_interval(column) for column in samples.T]).T
+    return Band(BAND_SHARES, low, high)
 
 
 def _saving(curve: metrics.Curve, cpt_samples: Float[np.ndarray, "samples"], target: float) -> Figure:
     with np.errstate(divide="ignore"):
-        return _figure(metrics.cost_saving(curve, target), target / cpt_samples)
+        return figure(metrics.cost_saving(curve, target), target / cpt_samples)

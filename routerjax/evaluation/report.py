@@ -5,17 +5,25 @@ from __future__ import annotations
 import dataclasses
 import importlib.metadata
 import math
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Set as AbstractSet
+from typing import TYPE_CHECKING
 
+import numpy as np
 import rich.box
 from rich.table import Table
 
-from routerjax.evaluation.evaluate import TARGETS, BenchmarkResult, Figure, RouterResult
+from routerjax.evaluation.evaluate import TARGETS, BenchmarkResult, RouterResult
+from routerjax.evaluation.figures import Figure
+
+if TYPE_CHECKING:
+    from _typeshed import DataclassInstance
 
 Cell = Callable[[BenchmarkResult, str, RouterResult], str]
 
 
-def _number(figure: Figure) -> str:
+def number(figure: Figure) -> str:
+    """A figure and its interval, as it stands in every table."""
     return f"{figure.value:.3f} [{figure.low:.3f}, {figure.high:.3f}]"
 
 
@@ -27,31 +35,41 @@ def _share(figure: Figure) -> str:
     return f"{value} [{percent(figure.low)}, {percent(figure.high)}]"
 
 
+def _times(figure: Figure) -> str:
+    value = "not reached" if figure.value is None else f"{figure.value:.2f}"
+    return f"{value} [{figure.low:.2f}, {figure.high:.2f}]"
+
+
 def _against_random(result: BenchmarkResult, name: str, _: RouterResult) -> str:
     difference = result.difference.get((name, "random"))
-    return "" if difference is None else _number(difference)
+    return "" if difference is None else number(difference)
 
 
 def _of_oracle(_: BenchmarkResult, __: str, router: RouterResult) -> str:
-    return "" if router.of_oracle is None else f"{100 * router.of_oracle:.0f} %"
+    return "" if router.of_oracle is None else f"{round(100 * router.of_oracle)} %"
 
 
 COLUMNS: dict[str, Cell] = {
     "router": lambda _, name, __: name,
-    "APGR": lambda _, __, router: _number(router.apgr),
+    "APGR": lambda _, __, router: number(router.apgr),
     "of oracle": _of_oracle,
     "CPT(50 %)": lambda _, __, router: _share(router.cpt[TARGETS[0]]),
     "CPT(80 %)": lambda _, __, router: _share(router.cpt[TARGETS[1]]),
     "APGR - random": _against_random,
     "APGR, 10 bins": lambda _, __, router: f"{router.apgr_binned:.3f}",
+    "saving at 50 %": lambda _, __, router: _times(router.cost_saving[TARGETS[0]]),
+    "saving at 80 %": lambda _, __, router: _times(router.cost_saving[TARGETS[1]]),
     "log-loss": lambda _, __, router: f"{router.log_loss:.3f}",
+    "Brier": lambda _, __, router: f"{router.brier:.3f}",
+    "calibration error": lambda _, __, router: f"{router.calibration_error:.3f}",
 }
 # What fits into 80 columns.
 TERMINAL_COLUMNS = ("router", "APGR", "of oracle", "CPT(50 %)", "CPT(80 %)")
+MARKDOWN_COLUMNS = (*TERMINAL_COLUMNS, "APGR - random", "APGR, 10 bins", "log-loss")
 
 
-def _rows(result: BenchmarkResult, columns: Sequence[str]) -> Iterator[list[str]]:
-    """A row for each router, the best APGR on top."""
+def figure_rows(result: BenchmarkResult, columns: Sequence[str]) -> Iterator[list[str]]:
+    """A row for each router, the best APGR on top: a cell for each of the :data:`COLUMNS` that are named."""
     by_apgr = sorted(result.routers.items(), key=lambda item: -(item[1].apgr.value or 0.0))
     for name, router in by_apgr:
         yield [COLUMNS[column](result, name, router) for column in columns]
@@ -69,7 +87,7 @@ def terminal_table(result: BenchmarkResult) -> Table:
     table = Table(title=_headline(result), title_justify="left", title_style="bold", box=rich.box.SIMPLE_HEAD)
     for name in TERMINAL_COLUMNS:
         table.add_column(name, justify="left" if name == "router" else "right")
-    for row in _rows(result, TERMINAL_COLUMNS):
+    for row in figure_rows(result, TERMINAL_COLUMNS):
         table.add_row(*row)
     return table
 
@@ -79,8 +97,8 @@ def markdown_table(results: Sequence[BenchmarkResult]) -> str:
     lines = []
     for result in results:
         lines += [f"**{_headline(result)}**", ""]
-        lines += ["| " + " | ".join(COLUMNS) + " |", "|" + "---|" * len(COLUMNS)]
-        lines += ["| " + " | ".join(row) + " |" for row in _rows(result, list(COLUMNS))]
+        lines += ["| " + " | ".join(MARKDOWN_COLUMNS) + " |", "|" + "---|" * len(MARKDOWN_COLUMNS)]
+        lines += ["| " + " | ".join(row) + " |" for row in figure_rows(result, MARKDOWN_COLUMNS)]
         lines.append("")
     lines.append(
         f"Brackets: 95 % bootstrap intervals over prompts ({results[0].num_samples} resamples, the same for all "
@@ -96,20 +114,22 @@ def results_json(results: Sequence[BenchmarkResult]) -> dict[str, object]:
 
 
 def _benchmark_json(result: BenchmarkResult) -> dict[str, object]:
-    routers = {}
-    for name, router in result.routers.items():
-        fields = {f.name: getattr(router, f.name) for f in dataclasses.fields(router) if f.name != "curve"}
-        routers[name] = {key: _plain(value) for key, value in fields.items()}
-    plain = {f.name: getattr(result, f.name) for f in dataclasses.fields(result)}
     difference = [
         {"router": one, "minus": other, "apgr": _plain(figure)} for (one, other), figure in result.difference.items()
     ]
-    return {**plain, "routers": routers, "difference": difference}
+    return {**_fields(result, without={"difference"}), "difference": difference}
+
+
+def _fields(value: DataclassInstance, *, without: AbstractSet[str]) -> dict[str, object]:
+    names = [field.name for field in dataclasses.fields(value) if field.name not in without]
+    return {name: _plain(getattr(value, name)) for name in names}
 
 
 def _plain(value: object) -> object:
-    if isinstance(value, Figure):
-        return {name: _plain(part) for name, part in dataclasses.asdict(value).items()}
-    if isinstance(value, dict):
+    if dataclasses.is_dataclass(value) and not isinstance(value, type):
+        return _fields(value, without={"curve", "band"})
+    if isinstance(value, Mapping):
         return {str(key): _plain(part) for key, part in value.items()}
+    if isinstance(value, tuple | np.ndarray):
+        return [_plain(part) for part in (value.tolist() if isinstance(value, np.ndarray) else value)]
     return None if isinstance(value, float) and not math.isfinite(value) else value

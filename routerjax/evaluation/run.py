@@ -17,8 +17,10 @@ from routerjax.data import Benchmark, load_benchmark, read_benchmark_table, smal
 from routerjax.errors import InputError
 from routerjax.evaluation.controls import control_win_probs
 from routerjax.evaluation.evaluate import BenchmarkResult, evaluate
+from routerjax.evaluation.figures import CONTROLS
 from routerjax.evaluation.plots import plot_curves
 from routerjax.evaluation.report import markdown_table, results_json
+from routerjax.evaluation.report_html import html_report
 from routerjax.features import EmbeddingCache
 from routerjax.router import Router, load_router, router_folder
 from routerjax.tables import ENDINGS, read_table
@@ -42,7 +44,7 @@ def evaluate_routers(
 ) -> list[BenchmarkResult]:
     """Evaluate routers and outside scores beside the controls.
 
-    ``output`` then holds ``results.json``, ``results.md`` and ``curves.png``. A run of
+    ``output`` then holds ``report.html``, ``results.json``, ``results.md`` and ``curves.png``. A run of
     :func:`routerjax.pipeline.train_router` brings its nearest-neighbour control along (its folder ``knn``).
 
     Args:
@@ -69,7 +71,7 @@ def evaluate_routers(
     loaded = _load(routers, encoder)
     named_scores = _named({Path(path).stem: path for path in score_files}, score_files)
     taken = {*loaded, *named_scores}
-    if len(taken) < len(loaded) + len(named_scores) or taken & {"random", "constant", "oracle"}:
+    if len(taken) < len(loaded) + len(named_scores) or taken & set(CONTROLS):
         raise InputError(
             f"routers and score files must have different names, other than the controls': {sorted(taken)}"
         )
@@ -99,6 +101,7 @@ def evaluate_routers(
         text = json.dumps(described, indent=2, ensure_ascii=False, allow_nan=False)
         (folder / "results.json").write_text(text + "\n", encoding="utf-8")
         (folder / "results.md").write_text(markdown_table(results), encoding="utf-8")
+        (folder / "report.html").write_text(html_report(results), encoding="utf-8")
         plot_curves(results, folder / "curves.png")
     return results
 

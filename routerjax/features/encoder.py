@@ -15,21 +15,16 @@ import flax.linen as nn
 import jax
 import jax.numpy as jnp
 import numpy as np
-import tokenizers
 from jaxtyping import Float32, Int32
 
 from routerjax.errors import InputError
 from routerjax.features.cache import EmbeddingCache, encode_once
 from routerjax.features.spec import FeatureSpec
+from routerjax.features.tokens import TextTokenizer
 from routerjax.models import BertEncoder, SentenceEmbedding
 from routerjax.pretrained import bert_names, file_sha256, locate, read_bert_config, read_weights
-from routerjax.prompts import valid_text
 from routerjax.typing import Array, Query, Variables
 
-# Prompts are padded to one of these lengths: each is one compilation, and none comes later.
-LENGTHS = (16, 32, 48, 64, 96, 128, 192, 256, 384, 512)
-# Tokens a batch: small ones stay in a CPU's cache, large ones fill an accelerator.
-TOKENS_ON_CPU, TOKENS_ON_ACCELERATOR = 2048, 32768
 # So much work at most is lost when an encoding run is killed.
 PROMPTS_PER_COMMIT = 256
 
@@ -51,17 +46,13 @@ class SentenceEncoder:
     tokenizer_json: bytes
 
     @functools.cached_property
-    def tokenizer(self) -> tokenizers.Tokenizer:
-        """The real tokenizer, truncating to ``spec.max_length``; the file's own settings are overridden."""
-        tokenizer = tokenizers.Tokenizer.from_str(self.tokenizer_json.decode("utf-8"))
-        tokenizer.enable_truncation(cast(int, self.spec.max_length))
-        tokenizer.no_padding()
-        return tokenizer
+    def tokenizer(self) -> TextTokenizer:
+        """The real tokenizer, which reads ``spec.max_length`` tokens."""
+        return TextTokenizer(self.tokenizer_json, cast(int, self.spec.max_length))
 
     def tokenize(self, prompts: Sequence[str]) -> dict[str, Int32[np.ndarray, "prompts length"]]:
         """``token_ids`` and ``attention_mask``, padded to the longest prompt."""
-        token_ids = self._token_ids(prompts)
-        return _pad(token_ids, max(map(len, token_ids), default=0))
+        return self.tokenizer.pad(self.tokenizer.token_ids(prompts))
 
     def encode(
         self, prompts: Sequence[str], *, cache: EmbeddingCache | None = None, progress: bool = False
@@ -82,47 +73,22 @@ class SentenceEncoder:
         return np.stack(embeddings) if embeddings else np.zeros((0, self.spec.width), np.float32)
 
     def _encode_sorted(self, prompts: dict[bytes, str]):
-        """Yield embeddings by digest, the longest prompts first, so that the time left is never underestimated."""
+        """Yield embeddings by digest, a few hundred at a time."""
         digests = list(prompts)
-        token_ids = self._token_ids(list(prompts.values()))
-        max_length = cast(int, self.spec.max_length)
-        lengths = [*(length for length in LENGTHS if length < max_length), max_length]
-        bucket_of = np.searchsorted(lengths, [len(ids) for ids in token_ids])
-        tokens = TOKENS_ON_CPU if jax.default_backend() == "cpu" else TOKENS_ON_ACCELERATOR
         part: dict[bytes, Float32[np.ndarray, "embed"]] = {}
-        for bucket in reversed(range(len(lengths))):
-            rows = np.flatnonzero(bucket_of == bucket)
-            batch = max(1, tokens // lengths[bucket])
-            for start in range(0, len(rows), batch):
-                own = rows[start : start + batch]
-                query = _pad([token_ids[row] for row in own], lengths[bucket], batch=batch)
-                embedding = np.asarray(_embed(self.module, self.variables, query))
-                part.update({digests[row]: embedding[place] for place, row in enumerate(own)})
-                if len(part) >= PROMPTS_PER_COMMIT:
-                    yield part
-                    part = {}
+        for rows, query in self.tokenizer.batches(self.tokenizer.token_ids(list(prompts.values()))):
+            embedding = np.asarray(_embed(self.module, self.variables, query))
+            part.update({digests[row]: embedding[place] for place, row in enumerate(rows)})
+            if len(part) >= PROMPTS_PER_COMMIT:
+                yield part
+                part = {}
         if part:
             yield part
-
-    def _token_ids(self, prompts: Sequence[str]) -> list[list[int]]:
-        return [encoding.ids for encoding in self.tokenizer.encode_batch([valid_text(prompt) for prompt in prompts])]
 
 
 @functools.partial(jax.jit, static_argnums=0)
 def _embed(module: nn.Module, variables: Variables, query: Query) -> Array:
     return cast(Array, module.apply(variables, query))
-
-
-def _pad(
-    token_ids: Sequence[Sequence[int]], length: int, *, batch: int | None = None
-) -> dict[str, Int32[np.ndarray, "batch length"]]:
-    """Token ids and mask; both are 0 on padding."""
-    shape = (len(token_ids) if batch is None else batch, length)
-    query = {"token_ids": np.zeros(shape, np.int32), "attention_mask": np.zeros(shape, np.int32)}
-    for row, ids in enumerate(token_ids):
-        query["token_ids"][row, : len(ids)] = ids
-        query["attention_mask"][row, : len(ids)] = 1
-    return query
 
 
 def load_encoder(source: str | os.PathLike[str], *, max_length: int = 256) -> SentenceEncoder:
@@ -169,9 +135,9 @@ def load_encoder(source: str | os.PathLike[str], *, max_length: int = 256) -> Se
         tokenizer_json=tokenizer_json,
     )
     try:
-        vocab_size = loaded.tokenizer.get_vocab_size()
-    except Exception as error:  # the tokenizers library raises bare Exception for a damaged file
-        raise InputError(f"{folder / 'tokenizer.json'} is not a tokenizer: {error}") from error
+        vocab_size = loaded.tokenizer.tokenizer.get_vocab_size()
+    except InputError as error:
+        raise InputError(f"{folder}: {error}") from error
     if vocab_size > encoder.vocab_size:
         raise InputError(f"{folder}: the tokenizer has {vocab_size} tokens, the encoder only {encoder.vocab_size}")
     return loaded

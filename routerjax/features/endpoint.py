@@ -107,7 +107,7 @@ class EndpointEncoder:
         If neither an argument nor an answer has told the width yet, one word is sent to learn it.
         """
         if self._width is None:
-            self._take_width(self._ask(["width"]).shape[1])
+            self.encode(["width"])
         width = cast(int, self._width)
         return FeatureSpec(kind="endpoint", source=self.source, width=width, fingerprint=self.fingerprint)
 

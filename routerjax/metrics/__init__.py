@@ -11,9 +11,12 @@ from routerjax.metrics.bootstrap import percentile_interval as percentile_interv
 from routerjax.metrics.bootstrap import prompt_counts as prompt_counts
 from routerjax.metrics.bootstrap import rank_prompts as rank_prompts
 from routerjax.metrics.bootstrap import weighted_apgr_and_cpt as weighted_apgr_and_cpt
+from routerjax.metrics.bootstrap import weighted_pgr as weighted_pgr
+from routerjax.metrics.calibration import Reliability as Reliability
 from routerjax.metrics.calibration import brier as brier
 from routerjax.metrics.calibration import expected_calibration_error as expected_calibration_error
 from routerjax.metrics.calibration import log_loss as log_loss
+from routerjax.metrics.calibration import reliability as reliability
 from routerjax.metrics.curve import Curve as Curve
 from routerjax.metrics.curve import aiq as aiq
 from routerjax.metrics.curve import apgr as apgr

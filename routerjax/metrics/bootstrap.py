@@ -52,10 +52,12 @@ class BootstrapSamples:
     Attributes:
         apgr: NaN where the resample has models of equal mean quality.
         cpt: by target; ``inf`` where the resample's curve never reaches it, NaN as for ``apgr``.
+        pgr: ``[samples, shares]``, at the wanted strong shares, NaN as for ``apgr``.
     """
 
     apgr: Float[np.ndarray, "samples"]
     cpt: Mapping[float, Float[np.ndarray, "samples"]]
+    pgr: Float[np.ndarray, "samples shares"]
 
     def reached(self, target: float) -> float:
         """Share of the resamples in which the router's PGR reaches ``target``."""
@@ -102,12 +104,7 @@ def weighted_apgr_and_cpt(
     Returns:
         APGR, and CPT of each target: ``inf`` where it is not reached; both NaN where the mean qualities are equal.
     """
-    count = counts[ranking.order]
-    # Counts, and gains that are whole or half numbers, stay exact in float32, so that a curve which touches a target
-    # exactly is seen to. A quotient is correctly rounded, so it equals the target then.
-    calls, gained = jnp.cumsum(jnp.stack([count, count * ranking.gain]), axis=1)[:, ranking.last]
-    calls, gained = jnp.pad(calls, (1, 0)), jnp.pad(gained, (1, 0))
-    share, pgr = calls / calls[-1], gained / gained[-1]
+    share, pgr = _weighted_curve(counts, ranking)
     # Integrating what is above the diagonal, whose area is 1/2, sums smaller numbers: less rounding.
     above = pgr - share
     apgr = 0.5 + jnp.sum(jnp.diff(share) * (above[1:] + above[:-1])) / 2.0
@@ -120,9 +117,39 @@ def weighted_apgr_and_cpt(
         crossing = share[before] + fraction * (share[after] - share[before])
         return jnp.where(jnp.any(reached), jnp.where(after == 0, 0.0, crossing), jnp.inf)
 
-    undefined = gained[-1] == 0.0
-    cpt = jax.vmap(first_share)(targets)
-    return jnp.where(undefined, jnp.nan, apgr), jnp.where(undefined, jnp.nan, cpt)
+    # NaN passes through the sum by itself; a comparison with NaN is false.
+    return apgr, jnp.where(jnp.isnan(pgr[-1]), jnp.nan, jax.vmap(first_share)(targets))
+
+
+def weighted_pgr(
+    counts: Float[Array, "prompts"], ranking: Ranking, shares: Float[Array, "shares"]
+) -> Float[Array, "shares"]:
+    """PGR at strong shares with each prompt taken ``counts`` times, linear between the points; pure, jits and vmaps.
+
+    With all counts one it is :func:`routerjax.metrics.cost_quality_curve` at these shares in float32.
+
+    Args:
+        counts: float32, non-negative, by prompt (not by rank).
+        ranking: of one router, from :func:`rank_prompts`.
+        shares: in [0, 1].
+
+    Returns:
+        PGR at each share; NaN where the mean qualities are equal.
+    """
+    share, pgr = _weighted_curve(counts, ranking)
+    return jnp.interp(shares, share, pgr)
+
+
+def _weighted_curve(
+    counts: Float[Array, "prompts"], ranking: Ranking
+) -> tuple[Float[Array, "points"], Float[Array, "points"]]:
+    """Strong share and PGR, from the share 0 to the share 1, equal points repeated. PGR is NaN without a gap."""
+    count = counts[ranking.order]
+    # Counts, and gains that are whole or half numbers, stay exact in float32, so that a curve which touches a target
+    # exactly is seen to. A quotient is correctly rounded, so it equals the target then.
+    calls, gained = jnp.cumsum(jnp.stack([count, count * ranking.gain]), axis=1)[:, ranking.last]
+    calls, gained = jnp.pad(calls, (1, 0)), jnp.pad(gained, (1, 0))
+    return calls / calls[-1], jnp.where(gained[-1] == 0.0, jnp.nan, gained / gained[-1])
 
 
 def bootstrap(
@@ -133,6 +160,7 @@ def bootstrap(
     num_samples: int = 1000,
     seed: int = 0,
     targets: Sequence[float] = (0.5, 0.8),
+    shares: Sequence[float] = (0.5,),
 ) -> dict[str, BootstrapSamples]:
     """Resample the prompts, with the same resamples for every router.
 
@@ -146,12 +174,14 @@ def bootstrap(
         num_samples: resamples.
         seed: of the resamples.
         targets: PGRs for CPT.
+        shares: strong shares in [0, 1] at which PGR is wanted, for the band of a curve.
 
     Returns:
         By router, its statistics on each resample.
 
     Raises:
-        InputError: as :func:`routerjax.metrics.cost_quality_curve`, no router, or ``num_samples`` below 1.
+        InputError: as :func:`routerjax.metrics.cost_quality_curve`, no router, ``num_samples`` below 1, or shares that
+            are none.
 
     Example:
         >>> strong, weak = np.array([1.0, 1.0, 1.0, 1.0]), np.array([0.0, 0.0, 1.0, 1.0])
@@ -170,17 +200,22 @@ def bootstrap(
         raise InputError(f"num_samples must be at least 1; got {num_samples}")
     if not all(math.isfinite(target) for target in targets):
         raise InputError(f"PGR targets must be finite, such as 0.5; got {list(targets)}")
+    if not shares or not all(0.0 <= share <= 1.0 for share in shares):
+        raise InputError(f"strong shares must be at least one number in [0, 1], such as 0.5; got {list(shares)}")
     rankings = [rank_prompts(column, quality_strong, quality_weak) for column in win_prob.values()]
-    apgr, cpt = _resample(
+    apgr, cpt, pgr = _resample(
         jax.random.key(seed),
         jax.tree.map(lambda *leaves: jnp.stack(leaves), *rankings),
         jnp.asarray(targets, jnp.float32),
+        jnp.asarray(shares, jnp.float32),
         num_samples=num_samples,
     )
-    apgr, cpt = np.asarray(apgr, np.float64), np.asarray(cpt, np.float64)
+    apgr, cpt, pgr = (np.asarray(samples, np.float64) for samples in (apgr, cpt, pgr))
     return {
         name: BootstrapSamples(
-            apgr=apgr[:, row], cpt={target: cpt[:, row, column] for column, target in enumerate(targets)}
+            apgr=apgr[:, row],
+            cpt={target: cpt[:, row, column] for column, target in enumerate(targets)},
+            pgr=pgr[:, row],
         )
         for row, name in enumerate(win_prob)
     }
@@ -219,12 +254,22 @@ def percentile_interval(samples: Float[np.ndarray, "samples"], *, level: float =
 
 @partial(jax.jit, static_argnames="num_samples")
 def _resample(
-    key: Key[Array, ""], rankings: Ranking, targets: Float[Array, "targets"], *, num_samples: int
-) -> tuple[Float[Array, "samples routers"], Float[Array, "samples routers targets"]]:
+    key: Key[Array, ""],
+    rankings: Ranking,
+    targets: Float[Array, "targets"],
+    shares: Float[Array, "shares"],
+    *,
+    num_samples: int,
+) -> tuple[
+    Float[Array, "samples routers"], Float[Array, "samples routers targets"], Float[Array, "samples routers shares"]
+]:
     num_prompts = rankings.order.shape[1]
 
-    def one(sample: Int[Array, ""]) -> tuple[Float[Array, "routers"], Float[Array, "routers targets"]]:
+    def one(
+        sample: Int[Array, ""],
+    ) -> tuple[Float[Array, "routers"], Float[Array, "routers targets"], Float[Array, "routers shares"]]:
         counts = prompt_counts(jax.random.fold_in(key, sample), num_prompts)
-        return jax.vmap(weighted_apgr_and_cpt, in_axes=(None, 0, None))(counts, rankings, targets)
+        apgr, cpt = jax.vmap(weighted_apgr_and_cpt, in_axes=(None, 0, None))(counts, rankings, targets)
+        return apgr, cpt, jax.vmap(weighted_pgr, in_axes=(None, 0, None))(counts, rankings, shares)
 
     return jax.lax.map(one, jnp.arange(num_samples), batch_size=max(1, CHUNK_ELEMENTS // rankings.order.size))

@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+from dataclasses import dataclass
+
 import numpy as np
-from jaxtyping import Float
+from jaxtyping import Float, Float64, Int64
 
 from routerjax.errors import InputError
 from routerjax.metrics.columns import Column, check_columns, check_probabilities
@@ -55,10 +57,25 @@ def brier(win_prob: Column, label: Column) -> float:
     return float(np.mean((win_prob - label) ** 2))
 
 
-def expected_calibration_error(win_prob: Column, label: Column, *, num_bins: int = 15) -> float:
-    """Weighted mean gap between confidence and outcome: ``sum_b n_b / n * |mean label_b - mean p_b|``.
+@dataclass(frozen=True)
+class Reliability:
+    """What became of probabilities of one size, ``[bins]`` each; empty bins are left out.
 
-    The bins are of equal width, (i / num_bins, (i + 1) / num_bins], the first one closed; empty ones count nothing.
+    Attributes:
+        win_prob: float64, mean of the probabilities in the bin, rising.
+        label: float64, mean of their labels.
+        count: int64, how many there are.
+    """
+
+    win_prob: Float64[np.ndarray, "bins"]
+    label: Float64[np.ndarray, "bins"]
+    count: Int64[np.ndarray, "bins"]
+
+
+def reliability(win_prob: Column, label: Column, *, num_bins: int = 15) -> Reliability:
+    """Mean probability and mean outcome by size of the probability: the points of a reliability diagram.
+
+    The bins are of equal width, (i / num_bins, (i + 1) / num_bins], the first one closed.
 
     Args:
         win_prob: ``[prompts]``, in [0, 1].
@@ -69,18 +86,43 @@ def expected_calibration_error(win_prob: Column, label: Column, *, num_bins: int
         InputError: as :func:`log_loss`, or ``num_bins`` below 1.
 
     Example:
+        >>> bins = reliability(np.array([0.8, 0.8, 0.1]), np.array([1.0, 0.0, 0.0]), num_bins=2)
+        >>> bins.label.tolist(), bins.count.tolist()
+        ([0.0, 0.5], [1, 2])
+
+    Reference:
+        Guo et al., "On Calibration of Modern Neural Networks" (arXiv 1706.04599), section 2.
+    """
+    if num_bins < 1:
+        raise InputError(f"num_bins must be at least 1; got {num_bins}")
+    win_prob, label = _checked(win_prob, label)
+    place = np.searchsorted(np.arange(1, num_bins) / num_bins, win_prob, side="left")
+    _, place, count = np.unique(place, return_inverse=True, return_counts=True)
+    return Reliability(np.bincount(place, win_prob) / count, np.bincount(place, label) / count, count)
+
+
+def expected_calibration_error(win_prob: Column, label: Column, *, num_bins: int = 15) -> float:
+    """Weighted mean gap between confidence and outcome: ``sum_b n_b / n * |mean label_b - mean p_b|``.
+
+    The bins are those of :func:`reliability`; empty ones count nothing.
+
+    Args:
+        win_prob: ``[prompts]``, in [0, 1].
+        label: ``[prompts]``, in [0, 1].
+        num_bins: at least 1.
+
+    Raises:
+        InputError: as :func:`reliability`.
+
+    Example:
         >>> expected_calibration_error(np.array([0.8, 0.8]), np.array([1.0, 0.0])).__round__(4)
         0.3
 
     Reference:
         Guo et al., "On Calibration of Modern Neural Networks" (arXiv 1706.04599), equation 3.
     """
-    if num_bins < 1:
-        raise InputError(f"num_bins must be at least 1; got {num_bins}")
-    win_prob, label = _checked(win_prob, label)
-    edges = np.arange(1, num_bins) / num_bins
-    gap = np.bincount(np.searchsorted(edges, win_prob, side="left"), weights=label - win_prob, minlength=num_bins)
-    return float(np.abs(gap).sum() / len(win_prob))
+    bins = reliability(win_prob, label, num_bins=num_bins)
+    return float(np.average(np.abs(bins.label - bins.win_prob), weights=bins.count))
 
 
 def _checked(win_prob: Column, label: Column) -> tuple[Float[np.ndarray, "prompts"], Float[np.ndarray, "prompts"]]:

@@ -1,5 +1,6 @@
 """Training: a pure step, its wrappers over devices, checkpoints, and the loop. Knows no router family."""
 
+from routerjax.training.batches import Batches, batch_group, fit_batches
 from routerjax.training.checkpoint import Checkpoints
 from routerjax.training.loop import FitResult, fit
 from routerjax.training.order import epoch_order
@@ -8,12 +9,15 @@ from routerjax.training.state import TrainState, create_state, learning_rate_sch
 from routerjax.training.step import make_train_step, scan_steps, take
 
 __all__ = [
+    "Batches",
     "Checkpoints",
     "FitResult",
     "TrainState",
+    "batch_group",
     "create_state",
     "epoch_order",
     "fit",
+    "fit_batches",
     "jit_step",
     "learning_rate_schedule",
     "make_optimizer",

@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
+import logging
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -43,11 +46,21 @@ class Checkpoints:
         return self._manager.latest_step()
 
     def save(self, number: int, tree: PyTree, note: dict[str, Any]) -> None:
-        """Write a checkpoint and wait until it is complete."""
-        self._manager.save(
-            number, args=ocp.args.Composite(tree=ocp.args.StandardSave(tree), note=ocp.args.JsonSave(note))
-        )
-        self._manager.wait_until_finished()
+        """Write a checkpoint and wait until it is complete.
+
+        Raises:
+            OSError: it cannot be written; those before it are untouched.
+        """
+        args = ocp.args.Composite(tree=ocp.args.StandardSave(tree), note=ocp.args.JsonSave(note))
+        try:
+            with _orbax_silent():
+                self._manager.save(number, args=args)
+                self._manager.wait_until_finished()
+        except ValueError as error:  # TensorStore's own form of what the operating system refuses
+            if "os_error_code" not in str(error):
+                raise
+            reason = str(error).rsplit(": ", 1)[-1]
+            raise OSError(f"cannot write checkpoint {number} in {self.directory}: {reason}") from error
 
     def restore(self, example: PyTree) -> tuple[int, PyTree, dict[str, Any]]:
         """Read the newest checkpoint into the form of ``example``.
@@ -76,6 +89,18 @@ class Checkpoints:
                 f"{where} cannot be restored ({reason[0]}); remove that folder to go on from the one before it"
             ) from error
         return number, restored["tree"], restored["note"]
+
+
+@contextlib.contextmanager
+def _orbax_silent() -> Iterator[None]:
+    """Orbax's threads also log the traceback of an error that it raises; the error says it once."""
+    logger = logging.getLogger("absl")
+    level = logger.level
+    logger.setLevel(logging.CRITICAL + 1)
+    try:
+        yield
+    finally:
+        logger.setLevel(level)
 
 
 def _abstract(leaf: Any) -> jax.ShapeDtypeStruct:

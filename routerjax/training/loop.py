@@ -6,7 +6,7 @@ import dataclasses
 import logging
 import math
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, cast
@@ -81,31 +81,88 @@ def fit(
         InputError: the directory holds a run already, or one of another configuration; the batch size does not divide
             over the devices; the loss stops being finite.
     """
-    directory = Path(directory)
     num_battles = train.query_index.shape[0]
     steps_per_epoch = -(-num_battles // training.batch_size)
     num_steps = steps_per_epoch * training.epochs
     transformation = make_optimizer(optimizer, num_steps)
-    schedule = learning_rate_schedule(optimizer, num_steps)
-
     example = jax.tree.map(lambda leaf: leaf[:1], dict(train.query))
     state = create_state(module, example, transformation, key=jax.random.key(training.init_seed), memory=memory)
-    best = {"params": state.params, "loss": jnp.full((), jnp.inf), "epoch": jnp.zeros((), jnp.int32)}
-    note = _identity(optimizer, training, train, validation)
-
-    run_epoch = _epoch_runner(make_train_step(module, loss, transformation), training)
-    validate = _validator(module, state, validation, loss)
+    run = _in_memory_runner(make_train_step(module, loss, transformation), training)
     noise_key = jax.random.key(training.noise_seed)
-    parameter_count = sum(leaf.size for leaf in jax.tree.leaves(state.params))
-    logger.info(
-        "%d parameters, %d battles, %d steps of %d battles on %d device(s)",
-        parameter_count,
-        num_battles,
-        num_steps,
-        training.batch_size,
-        jax.local_device_count() if training.devices == "pmap" else 1,
+
+    def run_epoch(state: TrainState, epoch: int) -> tuple[TrainState, dict[str, Array]]:
+        order = epoch_order(
+            seed=training.order_seed, epoch=epoch, num_battles=num_battles, batch_size=training.batch_size
+        )
+        return run(state, train, order, noise_key)
+
+    sums = jax.jit(make_validation_sums(module, loss))
+
+    def validate(state: TrainState) -> Array:
+        loss_sum, weight_sum = sums(state.variables, cast(PreferenceBatch, validation))
+        return loss_sum / weight_sum
+
+    return run_epochs(
+        state,
+        run_epoch,
+        None if validation is None else validate,
+        steps_per_epoch=[steps_per_epoch] * training.epochs,
+        optimizer=optimizer,
+        training=training,
+        identity={
+            "train_battles": num_battles,
+            "train_weight": float(train.weight.sum()),
+            "validation_battles": 0 if validation is None else validation.query_index.shape[0],
+        },
+        directory=directory,
+        resume=resume,
+        progress=progress,
     )
 
+
+def run_epochs(
+    state: TrainState,
+    run_epoch: Callable[[TrainState, int], tuple[TrainState, dict[str, Array]]],
+    validate: Callable[[TrainState], Array] | None,
+    *,
+    steps_per_epoch: Sequence[int],
+    optimizer: OptimizerConfig,
+    training: TrainingConfig,
+    identity: Mapping[str, Any],
+    directory: str | Path,
+    resume: bool,
+    progress: bool,
+) -> FitResult:
+    """Epochs, validation, the best parameters, checkpoints, exact resume, logs: what all training has in common.
+
+    Args:
+        state: where training starts.
+        run_epoch: ``(state, epoch) -> (state, metrics [steps])``; may donate the state.
+        validate: ``state -> loss``, or None.
+        steps_per_epoch: of each epoch.
+        optimizer: for the learning rate that is logged.
+        training: epochs, patience, checkpoints.
+        identity: besides the two configurations, what must be the same for a resumed run to be the same run.
+        directory, resume, progress: see :func:`fit`.
+
+    Raises:
+        InputError: as :func:`fit`.
+    """
+    directory = Path(directory)
+    schedule = learning_rate_schedule(optimizer, sum(steps_per_epoch))
+    best = {"params": state.params, "loss": jnp.full((), jnp.inf), "epoch": jnp.zeros((), jnp.int32)}
+    note = {
+        **dataclasses.asdict(optimizer),
+        **{name: value for name, value in dataclasses.asdict(training).items() if name != "checkpoint_every"},
+        **identity,
+    }
+    logger.info(
+        "%d parameters, %s battles, %d steps on %d device(s)",
+        sum(leaf.size for leaf in jax.tree.leaves(state.params)),
+        identity["train_battles"],
+        sum(steps_per_epoch),
+        jax.local_device_count() if training.devices == "pmap" else 1,
+    )
     with Checkpoints(directory / "checkpoints") as checkpoints:
         done, history = 0, []
         if resume and checkpoints.latest is not None:
@@ -120,27 +177,28 @@ def fit(
             tqdm.tqdm(total=training.epochs, initial=done, unit="epoch", disable=not progress, delay=2) as bar,
         ):
             for epoch in range(done, training.epochs):
-                order = epoch_order(
-                    seed=training.order_seed, epoch=epoch, num_battles=num_battles, batch_size=training.batch_size
-                )
+                if _is_out_of_patience(epoch, int(best["epoch"]), training):
+                    logger.info("stopped early: no lower validation loss in %d epochs", training.patience)
+                    break
                 started = time.perf_counter()
-                state, metrics = run_epoch(state, train, order, noise_key)
+                state, metrics = run_epoch(state, epoch)
                 metrics = jax.device_get(metrics)
                 seconds = time.perf_counter() - started
-                _require_finite(metrics, epoch, steps_per_epoch)
+                first_step = sum(steps_per_epoch[:epoch])
+                _require_finite(metrics, epoch, first_step)
                 row = {
                     "epoch": epoch + 1,
                     "loss": float(
                         metrics["loss_sum"].sum(dtype=np.float64) / metrics["weight_sum"].sum(dtype=np.float64)
                     ),
                     "gradient_norm": float(metrics["gradient_norm"].mean()),
-                    "learning_rate": float(np.asarray(schedule((epoch + 1) * steps_per_epoch - 1))),
-                    "battles_per_second": num_battles / seconds,
+                    "learning_rate": float(np.asarray(schedule(first_step + steps_per_epoch[epoch] - 1))),
+                    "battles_per_second": identity["train_battles"] / seconds,
                 }
                 if validate is None:
                     best = {"params": state.params, "loss": best["loss"], "epoch": jnp.int32(epoch + 1)}
                 else:
-                    validation_loss = validate(state.params)
+                    validation_loss = validate(state)
                     row["validation_loss"] = float(validation_loss)
                     if validation_loss < best["loss"]:
                         best = {"params": state.params, "loss": validation_loss, "epoch": jnp.int32(epoch + 1)}
@@ -157,10 +215,22 @@ def fit(
     return FitResult(variables, int(best["epoch"]), best_loss, tuple(history))
 
 
+def make_validation_sums(
+    module: nn.Module, loss: PreferenceLoss
+) -> Callable[[Variables, PreferenceBatch], tuple[Array, Array]]:
+    """``(variables, battles) -> (weighted sum of the loss, sum of the weights)``."""
+
+    def sums(variables: Variables, battles: PreferenceBatch) -> tuple[Array, Array]:
+        scores = cast(Array, module.apply(variables, battles.query))
+        return jnp.sum(battles.weight * loss(scores, battles)), jnp.sum(battles.weight)
+
+    return sums
+
+
 EpochRunner = Callable[[TrainState, PreferenceBatch, np.ndarray, Array], tuple[TrainState, dict[str, Array]]]
 
 
-def _epoch_runner(train_step: Any, training: TrainingConfig) -> EpochRunner:
+def _in_memory_runner(train_step: Any, training: TrainingConfig) -> EpochRunner:
     if training.devices == "jit":
         run = jit_step(scan_steps(train_step))
         return lambda state, battles, order, key: run(state, (battles, jnp.asarray(order)), key)
@@ -172,42 +242,19 @@ def _epoch_runner(train_step: Any, training: TrainingConfig) -> EpochRunner:
     )
 
 
-def _validator(
-    module: nn.Module, state: TrainState, battles: PreferenceBatch | None, loss: PreferenceLoss
-) -> Callable[[PyTree], Array] | None:
-    """The weighted mean loss of parameters over all of ``battles``."""
-    if battles is None:
-        return None
-
-    def mean_loss(params: PyTree, battles: PreferenceBatch) -> Array:
-        scores = cast(Array, module.apply(state.replace(params=params).variables, battles.query))
-        return jnp.sum(battles.weight * loss(scores, battles)) / jnp.sum(battles.weight)
-
-    compiled = jax.jit(mean_loss)
-    return lambda params: compiled(params, battles)
+def _is_out_of_patience(epochs_done: int, best_epoch: int, training: TrainingConfig) -> bool:
+    # Without validation the best epoch is always the last one.
+    return training.patience is not None and epochs_done - best_epoch >= training.patience
 
 
-def _require_finite(metrics: dict[str, np.ndarray], epoch: int, steps_per_epoch: int) -> None:
+def _require_finite(metrics: dict[str, np.ndarray], epoch: int, first_step: int) -> None:
     bad = np.flatnonzero(~np.isfinite(metrics["loss_sum"]) | ~np.isfinite(metrics["gradient_norm"]))
     if bad.size:
-        steps = bad[:3] + epoch * steps_per_epoch
+        steps = bad[:3] + first_step
         raise InputError(
             f"the loss is not finite in epoch {epoch + 1}, first at step {', '.join(map(str, steps))}: lower the "
             "learning rate or set optimizer.gradient_clip; the last checkpoint is untouched"
         )
-
-
-def _identity(
-    optimizer: OptimizerConfig, training: TrainingConfig, train: PreferenceBatch, validation: PreferenceBatch | None
-) -> dict[str, Any]:
-    """What must be the same for a resumed run to be the same run."""
-    return {
-        **dataclasses.asdict(optimizer),
-        **{name: value for name, value in dataclasses.asdict(training).items() if name != "checkpoint_every"},
-        "train_battles": train.query_index.shape[0],
-        "train_weight": float(train.weight.sum()),
-        "validation_battles": 0 if validation is None else validation.query_index.shape[0],
-    }
 
 
 def _require_same_run(old: dict[str, Any], new: dict[str, Any], directory: Path) -> None:

@@ -2,12 +2,18 @@
 
 from __future__ import annotations
 
+import re
+from typing import cast
+
 import flax.linen as nn
 import flax.struct
+import jax
 import jax.numpy as jnp
+import numpy as np
 import optax
 
 from routerjax.config import OptimizerConfig
+from routerjax.errors import InputError
 from routerjax.typing import Array, PyTree, Query, Variables
 
 
@@ -45,11 +51,60 @@ def learning_rate_schedule(config: OptimizerConfig, num_steps: int) -> optax.Sch
 
 
 def make_optimizer(config: OptimizerConfig, num_steps: int) -> optax.GradientTransformation:
-    """AdamW on the schedule, after clipping by global norm where that is asked for."""
+    """AdamW on the schedule, after clipping by global norm where that is asked for.
+
+    Parameters below ``encoder`` learn at a rate of their own: ``encoder_rate * layer_decay ** (layers above it)``, and
+    not at all below ``frozen_layers``. What is frozen has no part in the norm that is clipped.
+    """
     adamw = optax.adamw(learning_rate_schedule(config, num_steps), weight_decay=config.weight_decay)
-    if config.gradient_clip is None:
-        return adamw
-    return optax.chain(optax.clip_by_global_norm(config.gradient_clip), adamw)
+    clip = [] if config.gradient_clip is None else [optax.clip_by_global_norm(config.gradient_clip)]
+    if (config.encoder_rate, config.layer_decay, config.frozen_layers) == (1.0, 1.0, 0):
+        return optax.chain(*clip, adamw)
+
+    def scaled(updates: PyTree, params: PyTree | None = None) -> PyTree:
+        del params
+        rates = learning_rates(updates, config)
+        return jax.tree.map(lambda update, rate: update * jnp.asarray(rate, update.dtype), updates, rates)
+
+    def thawed(updates: PyTree, params: PyTree | None = None) -> PyTree:
+        del params
+        rates = learning_rates(updates, config)
+        return jax.tree.map(lambda update, rate: update * jnp.asarray(rate != 0.0, update.dtype), updates, rates)
+
+    return optax.chain(optax.stateless(thawed), *clip, adamw, optax.stateless(scaled))
+
+
+def learning_rates(params: PyTree, config: OptimizerConfig) -> PyTree:
+    """Each parameter's learning rate over that of the head: a number, or ``[layers, 1, ...]`` where layers are stacked.
+
+    The encoder is what lies below ``encoder``, at any depth; its layers are ``layer_0``, ``layer_1`` ... or a stack
+    ``layers``; what is neither is its embeddings, below all layers.
+    """
+    leaves, tree = jax.tree_util.tree_flatten_with_path(params)
+    names = [[str(getattr(key, "key", key)) for key in path] for path, _ in leaves]
+    numbers = [int(name.removeprefix("layer_")) for path in names for name in path if re.fullmatch(r"layer_\d+", name)]
+    stacked = [leaf.shape[0] for path, (_, leaf) in zip(names, leaves, strict=True) if "layers" in path]
+    num_layers = max([number + 1 for number in numbers] + stacked, default=0)
+    if config.frozen_layers > num_layers:
+        got = config.frozen_layers
+        raise InputError(f"optimizer.frozen_layers must be at most the encoder's {num_layers}, got {got}")
+
+    def rate(height: int) -> float:
+        """Of the embeddings (height 0) or of a layer (height 1 and up)."""
+        is_frozen = config.frozen_layers > 0 and height <= config.frozen_layers
+        return 0.0 if is_frozen else config.encoder_rate * config.layer_decay ** (num_layers - height)
+
+    rates = []
+    for path, (_, leaf) in zip(names, leaves, strict=True):
+        layer = [int(name.removeprefix("layer_")) for name in path if re.fullmatch(r"layer_\d+", name)]
+        if "encoder" not in path:
+            rates.append(1.0)
+        elif "layers" in path:
+            heights = [rate(height) for height in range(1, num_layers + 1)]
+            rates.append(np.asarray(heights).reshape(-1, *[1] * (leaf.ndim - 1)))
+        else:
+            rates.append(rate(layer[0] + 1 if layer else 0))
+    return jax.tree_util.tree_unflatten(tree, rates)
 
 
 def create_state(
@@ -59,8 +114,9 @@ def create_state(
     *,
     key: Array,
     memory: PyTree | None = None,
+    params: PyTree | None = None,
 ) -> TrainState:
-    """Initialise the parameters for queries of the shape of ``example``.
+    """Initialise the parameters for queries of the shape of ``example``, or start from given ones.
 
     Args:
         module: from a query to scores.
@@ -68,7 +124,10 @@ def create_state(
         optimizer: see :func:`make_optimizer`.
         key: of the parameters.
         memory: the module's ``memory`` collection, for families that have one.
+        params: to start from, such as pretrained ones.
     """
     memory = {} if memory is None else memory
-    params = nn.meta.unbox(module.init(key, example)["params"])
-    return TrainState(step=jnp.zeros((), jnp.int32), params=params, memory=memory, opt_state=optimizer.init(params))
+    if params is None:
+        params = nn.meta.unbox(module.init(key, example)["params"])
+    opt_state = optimizer.init(cast(PyTree, params))
+    return TrainState(step=jnp.zeros((), jnp.int32), params=params, memory=memory, opt_state=opt_state)

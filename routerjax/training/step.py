@@ -28,13 +28,24 @@ class TrainStep(Protocol[BatchT]):
 
 
 def make_train_step(
-    module: nn.Module, loss: PreferenceLoss, optimizer: optax.GradientTransformation
+    module: nn.Module,
+    loss: PreferenceLoss,
+    optimizer: optax.GradientTransformation,
+    *,
+    micro_batches: bool = False,
 ) -> TrainStep[PreferenceBatch]:
     """A pure step on the weighted mean of ``loss``.
 
     The step's key is ``fold_in(key, state.step)``, then the index on the mapped axis, so that a resumed run draws what
     the uninterrupted one would have drawn. Sums of gradients, losses and weights are added over the axis BEFORE the one
     division, so that devices with unequal weights (padding) give exactly the mean of the global batch.
+
+    Args:
+        module: a router family.
+        loss: per battle.
+        optimizer: of the parameters.
+        micro_batches: whether a batch's leaves have a leading axis of micro-batches, whose sums are accumulated one
+            after another, so that only one of them is held in memory at a time.
 
     Returns:
         A function to ``(state, metrics)``. ``metrics``: ``loss_sum`` and ``weight_sum`` (divide on the host),
@@ -47,16 +58,29 @@ def make_train_step(
         key = jax.random.fold_in(key, state.step)
         if axis_name is not None:
             key = jax.random.fold_in(key, jax.lax.axis_index(axis_name))
-        dropout_key, noise_key = jax.random.split(key)
 
-        def loss_sum_of(params: PyTree) -> Float[Array, ""]:
-            variables = state.replace(params=params).variables
-            rngs = {"dropout": dropout_key, "noise": noise_key}
-            scores = cast(Array, module.apply(variables, batch.query, deterministic=False, rngs=rngs))
-            return jnp.sum(batch.weight * loss(scores, batch))
+        def sums(part: PreferenceBatch, key: Array) -> tuple[Array, PyTree, Array]:
+            dropout_key, noise_key = jax.random.split(key)
 
-        loss_sum, gradient_sum = jax.value_and_grad(loss_sum_of)(state.params)
-        weight_sum = jnp.sum(batch.weight)
+            def loss_sum_of(params: PyTree) -> Float[Array, ""]:
+                variables = state.replace(params=params).variables
+                rngs = {"dropout": dropout_key, "noise": noise_key}
+                scores = cast(Array, module.apply(variables, part.query, deterministic=False, rngs=rngs))
+                return jnp.sum(part.weight * loss(scores, part))
+
+            return *jax.value_and_grad(loss_sum_of)(state.params), jnp.sum(part.weight)
+
+        if micro_batches:
+            keys = jax.random.split(key, batch.weight.shape[0])
+            zeros = jax.tree.map(lambda leaf: jnp.zeros(leaf.shape, leaf.dtype), state.params)
+
+            def add(total: PyTree, part: tuple[PreferenceBatch, Array]) -> tuple[PyTree, None]:
+                return jax.tree.map(jnp.add, total, sums(*part)), None
+
+            start = (jnp.zeros(()), zeros, jnp.zeros(()))
+            (loss_sum, gradient_sum, weight_sum), _ = jax.lax.scan(add, start, (batch, keys))
+        else:
+            loss_sum, gradient_sum, weight_sum = sums(batch, key)
         if axis_name is not None:
             loss_sum, gradient_sum, weight_sum = jax.lax.psum((loss_sum, gradient_sum, weight_sum), axis_name)
         # A batch of nothing but padding has no gradient; dividing by 1 keeps it at zero rather than 0 / 0.

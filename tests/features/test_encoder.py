@@ -9,6 +9,7 @@ import tokenizers
 
 from routerjax import InputError, features
 from routerjax.features import encoder as encoder_module
+from routerjax.features import tokens
 from routerjax.prompts import prompt_sha256
 from tests.encoders import POSITIONS, TEXTS, WIDTH, save_tiny_encoder
 
@@ -49,7 +50,7 @@ def test_a_handful_of_compilations_and_none_later(folder: Path) -> None:
     encoder_module._embed.clear_cache()
     encoder.encode([" ".join(["primes"] * count) + f" {row}" for row, count in enumerate(words)])
     compiled = encoder_module._embed._cache_size()
-    assert 2 <= compiled <= sum(length <= POSITIONS for length in encoder_module.LENGTHS)
+    assert 2 <= compiled <= sum(length <= POSITIONS for length in tokens.LENGTHS)
     encoder.encode([" ".join(["poem"] * count) + f" {row}" for row, count in enumerate(words[::-1])])
     assert encoder_module._embed._cache_size() == compiled
 

@@ -66,6 +66,9 @@ def test_the_width_is_asked_for_only_where_nothing_told_it(server: EndpointServe
     assert encoder_of(server).spec.width == 6
     assert encoder_of(server).encode([]).shape == (0, 6)
     assert server.sizes == [1, 1]
+    server.max_characters = 0
+    with pytest.raises(InputError, match="refuses this prompt of 5 characters"):
+        _ = encoder_of(server).spec
 
 
 def test_dimensions_are_sent_and_part_of_the_fingerprint(server: EndpointServer) -> None:

@@ -1,0 +1,218 @@
+"""Where routers err: their figures by domain, and by the length of the prompt."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass
+from functools import partial
+from typing import NamedTuple
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from jaxtyping import Array, Float, Float64, Int, Key
+
+from routerjax.data import Benchmark
+from routerjax.evaluation.figures import Figure, figure
+from routerjax.metrics import prompt_counts
+from routerjax.metrics.bootstrap import CHUNK_ELEMENTS
+
+# The share of all prompts that every router sends to the strong model here.
+STRONG_SHARE = 0.5
+
+
+@dataclass(frozen=True)
+class SliceFigures:
+    """One router on the prompts of one slice, where it sends half of the whole benchmark to the strong model.
+
+    Attributes:
+        strong_share: of the slice's prompts.
+        quality: mean, of the routed answers.
+        over_random: quality minus that of as many strong calls on random prompts of the slice.
+        regret: quality of as many strong calls on the best prompts of the slice, minus the router's.
+    """
+
+    strong_share: float
+    quality: Figure
+    over_random: Figure
+    regret: Figure
+
+
+@dataclass(frozen=True)
+class Slice:
+    """Prompts of one kind.
+
+    Attributes:
+        kind: ``domain`` or ``length``.
+        name: the domain, or the range of lengths.
+        num_prompts: in the slice.
+        quality_strong, quality_weak: mean qualities.
+        routers: by name.
+    """
+
+    kind: str
+    name: str
+    num_prompts: int
+    quality_strong: float
+    quality_weak: float
+    routers: Mapping[str, SliceFigures]
+
+
+class _Prompts(NamedTuple):
+    """Prompts sorted by slice, then from the largest gain to the smallest."""
+
+    order: Int[Array, "prompts"]
+    slice_id: Int[Array, "prompts"]
+    weak: Float[Array, "prompts"]
+    gain: Float[Array, "prompts"]
+
+
+class _Statistics(NamedTuple):
+    strong_share: Float[Array, "routers slices"]
+    quality: Float[Array, "routers slices"]
+    over_random: Float[Array, "routers slices"]
+    regret: Float[Array, "routers slices"]
+
+
+def evaluate_slices(
+    win_prob: Mapping[str, Float[np.ndarray, "prompts"]],
+    benchmark: Benchmark,
+    *,
+    strong: str,
+    weak: str,
+    num_samples: int,
+    seed: int,
+) -> tuple[Slice, ...]:
+    """Figures of every router on every slice, with intervals over the resamples of :func:`routerjax.metrics.bootstrap`.
+
+    Each router sends the half of the benchmark with its highest win probabilities to the strong model, equal ones at
+    the border in part; a resample moves the prompts, not the border.
+
+    Args:
+        win_prob: by router, in the order of the benchmark's prompts.
+        benchmark: prompts and qualities.
+        strong: the expensive model.
+        weak: the cheap one.
+        num_samples: resamples.
+        seed: of the resamples.
+
+    Returns:
+        Slices by domain, where the benchmark has domains, and by quartile of the prompts' characters.
+    """
+    if not win_prob:
+        return ()
+    gain = benchmark.quality[strong] - benchmark.quality[weak]
+    sent = np.stack([strong_fraction(column, STRONG_SHARE) for column in win_prob.values()])
+    slices = []
+    for kind, names, slice_id in _partitions(benchmark):
+        order = np.lexsort((-gain, slice_id))
+        prompts = _Prompts(
+            order=jnp.asarray(order, jnp.int32),
+            slice_id=jnp.asarray(slice_id[order], jnp.int32),
+            weak=jnp.asarray(benchmark.quality[weak][order], jnp.float32),
+            gain=jnp.asarray(gain[order], jnp.float32),
+        )
+        exact, samples = jax.tree.map(
+            lambda leaf: np.asarray(leaf, np.float64),
+            _resample(
+                jax.random.key(seed),
+                prompts,
+                jnp.asarray(sent[:, order], jnp.float32),
+                num_slices=len(names),
+                num_samples=num_samples,
+            ),
+        )
+        for column, name in enumerate(names):
+            chosen = slice_id == column
+            routers = {}
+            for row, router in enumerate(win_prob):
+                figures = {
+                    statistic: figure(
+                        float(getattr(exact, statistic)[row, column]), getattr(samples, statistic)[:, row, column]
+                    )
+                    for statistic in ("quality", "over_random", "regret")
+                }
+                routers[router] = SliceFigures(strong_share=float(exact.strong_share[row, column]), **figures)
+            slices.append(
+                Slice(
+                    kind=kind,
+                    name=name,
+                    num_prompts=int(chosen.sum()),
+                    quality_strong=float(benchmark.quality[strong][chosen].mean()),
+                    quality_weak=float(benchmark.quality[weak][chosen].mean()),
+                    routers=routers,
+                )
+            )
+    return tuple(slices)
+
+
+def strong_fraction(win_prob: Float[np.ndarray, "prompts"], strong_share: float) -> Float64[np.ndarray, "prompts"]:
+    """How much of each prompt goes to the strong model: 1 above the border, 0 below it, a part where scores are equal.
+
+    The mean is ``strong_share``, in (0, 1]; the mean quality is that of the cost-quality curve there.
+
+    Example:
+        >>> strong_fraction(np.array([0.1, 0.4, 0.4, 0.9]), 0.5).tolist()
+        [0.0, 0.5, 0.5, 1.0]
+    """
+    wanted = strong_share * len(win_prob)
+    border = np.sort(win_prob)[::-1][int(np.ceil(wanted)) - 1]
+    above, level = win_prob > border, win_prob == border
+    return above + level * ((wanted - above.sum()) / level.sum())
+
+
+def _partitions(benchmark: Benchmark) -> Iterator[tuple[str, list[str], Int[np.ndarray, "prompts"]]]:
+    """Kind, names of the slices, and the slice of each prompt."""
+    if benchmark.domain is not None:
+        names, slice_id = np.unique(np.asarray(benchmark.domain, object), return_inverse=True)
+        yield "domain", [str(name) for name in names], slice_id
+    length = np.asarray([len(prompt) for prompt in benchmark.prompts])
+    # Lengths that many prompts share leave fewer than four.
+    ends = np.unique(np.quantile(length, [0.25, 0.5, 0.75, 1.0], method="inverted_cdf").astype(int))
+    starts = [int(length.min()), *(int(end) + 1 for end in ends[:-1])]
+    names = [f"{start:,} to {end:,} characters" for start, end in zip(starts, ends.tolist(), strict=True)]
+    yield "length", names, np.searchsorted(ends, length)
+
+
+def _statistics(
+    counts: Float[Array, "prompts"], prompts: _Prompts, sent: Float[Array, "routers prompts"], num_slices: int
+) -> _Statistics:
+    """Figures with each prompt taken ``counts`` times; NaN where a slice is empty."""
+    count = counts[prompts.order]
+
+    def total(column: Float[Array, "prompts"]) -> Float[Array, "slices"]:
+        return jax.ops.segment_sum(column, prompts.slice_id, num_slices, indices_are_sorted=True)
+
+    size, weak, gain = total(count), total(count * prompts.weak), total(count * prompts.gain)
+    # How many prompts of the same slice have a larger gain.
+    before = jnp.cumsum(count) - count - (jnp.cumsum(size) - size)[prompts.slice_id]
+
+    def of_router(sent: Float[Array, "prompts"]) -> _Statistics:
+        calls, gained = total(count * sent), total(count * sent * prompts.gain)
+        taken = jnp.clip(calls[prompts.slice_id] - before, 0.0, count)
+        best = total(taken * prompts.gain)
+        share = calls / size
+        return _Statistics(share, (weak + gained) / size, (gained - share * gain) / size, (best - gained) / size)
+
+    return jax.vmap(of_router)(sent)
+
+
+@partial(jax.jit, static_argnames=("num_slices", "num_samples"))
+def _resample(
+    key: Key[Array, ""],
+    prompts: _Prompts,
+    sent: Float[Array, "routers prompts"],
+    *,
+    num_slices: int,
+    num_samples: int,
+) -> tuple[_Statistics, _Statistics]:
+    """The figures on all prompts, and on each resample (a leading axis)."""
+    num_prompts = sent.shape[1]
+
+    def one(sample: Int[Array, ""]) -> _Statistics:
+        counts = prompt_counts(jax.random.fold_in(key, sample), num_prompts)
+        return _statistics(counts, prompts, sent, num_slices)
+
+    batch_size = max(1, CHUNK_ELEMENTS // sent.size)
+    samples = jax.lax.map(one, jnp.arange(num_samples), batch_size=batch_size)
+    return _statistics(jnp.ones(num_prompts), prompts, sent, num_slices), samples

@@ -1,0 +1,94 @@
+"""Text to token ids, in batches of a few static shapes."""
+
+from __future__ import annotations
+
+import functools
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+
+import jax
+import numpy as np
+import tokenizers
+from jaxtyping import Int, Int32
+
+from routerjax.errors import InputError
+from routerjax.prompts import valid_text
+
+# Prompts are padded to one of these lengths: each is one compilation, and none comes later.
+LENGTHS = (16, 32, 48, 64, 96, 128, 192, 256, 384, 512)
+# Tokens a batch: small ones stay in a CPU's cache, large ones fill an accelerator.
+TOKENS_ON_CPU, TOKENS_ON_ACCELERATOR = 2048, 32768
+
+
+@dataclass(frozen=True, eq=False)
+class TextTokenizer:
+    """The real tokenizer of a model; what its file says of truncation and padding is overridden.
+
+    Attributes:
+        tokenizer_json: its file, byte for byte.
+        max_length: tokens of a text that are kept, special ones included; the end of a longer text is cut off.
+        padding_id: what fills a row up; the mask is 0 there.
+
+    Raises:
+        InputError: not a tokenizer's file.
+    """
+
+    tokenizer_json: bytes
+    max_length: int
+    padding_id: int = 0
+
+    def __post_init__(self) -> None:
+        try:
+            _ = self.tokenizer
+        except Exception as error:  # the tokenizers library raises bare Exception for a damaged file
+            raise InputError(f"tokenizer.json is not a tokenizer: {error}") from error
+
+    @functools.cached_property
+    def tokenizer(self) -> tokenizers.Tokenizer:
+        """The tokenizer itself."""
+        tokenizer = tokenizers.Tokenizer.from_str(self.tokenizer_json.decode("utf-8"))
+        tokenizer.enable_truncation(self.max_length)
+        tokenizer.no_padding()
+        return tokenizer
+
+    def token_ids(self, texts: Sequence[str]) -> list[list[int]]:
+        """Token ids of each text, without padding; the library uses all cores."""
+        return [encoding.ids for encoding in self.tokenizer.encode_batch([valid_text(text) for text in texts])]
+
+    def pad(
+        self, token_ids: Sequence[Sequence[int]], length: int | None = None, *, batch: int | None = None
+    ) -> dict[str, Int32[np.ndarray, "batch length"]]:
+        """``token_ids`` and ``attention_mask``; by default just as long and as many as there are."""
+        if length is None:
+            length = max(map(len, token_ids), default=0)
+        shape = (len(token_ids) if batch is None else batch, length)
+        query = {"token_ids": np.full(shape, self.padding_id, np.int32), "attention_mask": np.zeros(shape, np.int32)}
+        for row, ids in enumerate(token_ids):
+            query["token_ids"][row, : len(ids)] = ids
+            query["attention_mask"][row, : len(ids)] = 1
+        return query
+
+    @property
+    def lengths(self) -> tuple[int, ...]:
+        """The static lengths of batches, the longest last."""
+        return (*(length for length in LENGTHS if length < self.max_length), self.max_length)
+
+    def bucket_of(self, token_ids: Sequence[Sequence[int]]) -> Int[np.ndarray, "texts"]:
+        """Place in :attr:`lengths` of the shortest length that holds each text."""
+        return np.searchsorted(self.lengths, [len(ids) for ids in token_ids])
+
+    def batches(
+        self, token_ids: Sequence[Sequence[int]]
+    ) -> Iterator[tuple[Int[np.ndarray, "rows"], dict[str, Int32[np.ndarray, "batch length"]]]]:
+        """Rows and their padded query, one static shape a length.
+
+        The longest come first, so that the time left is never underestimated.
+        """
+        bucket_of = self.bucket_of(token_ids)
+        tokens = TOKENS_ON_CPU if jax.default_backend() == "cpu" else TOKENS_ON_ACCELERATOR
+        for bucket in reversed(range(len(self.lengths))):
+            rows = np.flatnonzero(bucket_of == bucket)
+            batch = max(1, tokens // self.lengths[bucket])
+            for start in range(0, len(rows), batch):
+                own = rows[start : start + batch]
+                yield own, self.pad([token_ids[row] for row in own], self.lengths[bucket], batch=batch)

@@ -1,0 +1,8 @@
+"""From a configuration to a router on disk; the command line, the demo and the experiments all run this one path."""
+
+from routerjax.pipeline.calibrate import CALIBRATION_FIGURES, calibrate_router
+from routerjax.pipeline.config_file import load_config
+from routerjax.pipeline.features import embed, load_preferences
+from routerjax.pipeline.train import train_router
+
+__all__ = ["CALIBRATION_FIGURES", "calibrate_router", "embed", "load_config", "load_preferences", "train_router"]
