@@ -78,7 +78,7 @@ def export_hf(classifier: BertClassifier, path: str | os.PathLike[str]) -> float
     with new_directory(path) as folder:
         for name, content in files.items():
             (folder / name).write_bytes(content)
-        written = load_bert(folder, three_labels=module.three_labels)
+        written = load_bert(folder)
         difference = float(np.abs(_scores(written.module, written.variables, queries) - own).max())
         if written.labels != classifier.labels or not difference <= TOLERANCE * max(1.0, float(np.abs(own).max())):
             kept = path.with_name(f"{path.name}.rejected")

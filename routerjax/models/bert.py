@@ -73,7 +73,8 @@ class BertEncoder(nn.Module):
         model_type: as Hugging Face names the architecture.
         padding_id: the token that stands for padding.
         num_token_types: rows of the token-type table, of which a prompt uses the first; 0 for no table.
-        dropout_rate, attention_dropout_rate: of the hidden states, and of the attention weights.
+        dropout_rate, attention_dropout_rate: of the hidden states, and of the attention weights. Unlike transformers'
+            DistilBERT, which has none there, what attention adds is dropped out too.
         layer_norm_epsilon, initializer_range: as their names say.
         dtype: of the matmuls; norms and softmax are in float32, parameters are stored in float32.
         remat: compute each layer again in the backward pass, instead of keeping its activations.
@@ -219,9 +220,9 @@ class BertRouter(nn.Module):
 
     Attributes:
         encoder: what makes the hidden states.
-        num_models: columns of the scores.
+        num_models: columns of the scores; 3 under the loss ``three_labels``, the logits of (strong wins, tie, weak
+            wins).
         head: ``architecture``, ``linear`` or ``mean``.
-        three_labels: the outputs are instead the logits of (strong wins, tie, weak wins), whatever ``num_models`` is.
         dropout_rate: before the classifier, and before RoBERTa's dense layer.
 
     Reference:
@@ -231,7 +232,6 @@ class BertRouter(nn.Module):
     encoder: BertEncoder
     num_models: int
     head: Literal["architecture", "linear", "mean"] = "architecture"
-    three_labels: bool = False
     dropout_rate: float = 0.1
 
     @nn.compact
@@ -252,8 +252,7 @@ class BertRouter(nn.Module):
                 pooled = dropout(pooled)
             activation = jax.nn.relu if encoder.model_type == "distilbert" else jnp.tanh
             pooled = activation(head_dense(encoder.width, ("embed", "mlp"), "dense")(pooled))
-        outputs = 3 if self.three_labels else self.num_models
-        return head_dense(outputs, ("embed", "models"), "classifier")(dropout(pooled))
+        return head_dense(self.num_models, ("embed", "models"), "classifier")(dropout(pooled))
 
 
 def stack_layers(params: PyTree) -> PyTree:

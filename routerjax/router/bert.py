@@ -10,6 +10,7 @@ from typing import Literal
 import flax.linen as nn
 import jax
 import jax.numpy as jnp
+import tokenizers
 
 from routerjax.errors import InputError
 from routerjax.models import BertEncoder, BertRouter
@@ -38,7 +39,6 @@ def load_bert(
     source: str | os.PathLike[str],
     *,
     labels: tuple[str, ...] | None = None,
-    three_labels: bool = False,
     head: Literal["architecture", "linear", "mean"] = "architecture",
     key: Array | None = None,
 ) -> BertClassifier:
@@ -48,7 +48,6 @@ def load_bert(
         source: a folder with ``config.json``, ``model.safetensors`` (or shards and their index) and ``tokenizer.json``,
             or a Hugging Face name; see :func:`routerjax.pretrained.locate`.
         labels: names of the outputs; default those of ``config.json``.
-        three_labels: the outputs are (strong wins, tie, weak wins), not a score for each model.
         head: see :class:`routerjax.models.BertRouter`.
         key: initialises the layers of the head that the folder does not hold; each is logged by name.
 
@@ -58,16 +57,21 @@ def load_bert(
     folder = locate(source)
     config = read_bert_config(folder)
     labels = config.labels if labels is None else labels
-    if three_labels and len(labels) != 3:
-        raise InputError(f"three labels need three names (strong wins, tie, weak wins), got {labels}")
     tokenizer_files = {name: (folder / name).read_bytes() for name in TOKENIZER_FILES if (folder / name).is_file()}
     if "tokenizer.json" not in tokenizer_files:
         raise InputError(f"{folder} holds no tokenizer.json; save its tokenizer as a fast one")
+    try:
+        tokens = tokenizers.Tokenizer.from_str(tokenizer_files["tokenizer.json"].decode("utf-8")).get_vocab_size()
+    except Exception as error:  # the tokenizers library raises bare Exception for a damaged file
+        raise InputError(f"{folder / 'tokenizer.json'} is not a tokenizer: {error}") from error
+    if tokens > config.encoder["vocab_size"]:
+        raise InputError(
+            f"{folder}: the tokenizer has {tokens} tokens, the encoder only {config.encoder['vocab_size']}"
+        )
     module = BertRouter(
         BertEncoder(**config.encoder),
-        num_models=2 if three_labels else len(labels),
+        num_models=len(labels),
         head=head,
-        three_labels=three_labels,
         dropout_rate=config.classifier_dropout_rate,
     )
     example = {name: jnp.zeros((1, 2), jnp.int32) for name in ("token_ids", "attention_mask")}

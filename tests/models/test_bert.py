@@ -8,16 +8,18 @@ import jax.numpy as jnp
 import numpy as np
 import safetensors.numpy
 from scipy.special import erf, softmax
+from scipy.stats import norm
 
 from routerjax import models
+from routerjax.models.layers import SelfAttention, gelu
 from routerjax.pretrained import bert_names, read_weights
 from tests.encoders import LAYERS, MLP, POSITIONS, WIDTH, published_tensors
 
 VOCAB, HEADS = 50, 4
+EXAMPLE = {name: jnp.zeros((1, 2), jnp.int32) for name in ("token_ids", "attention_mask")}
 ENCODER = models.BertEncoder(
     vocab_size=VOCAB, width=WIDTH, num_layers=LAYERS, num_heads=HEADS, mlp_dim=MLP, max_positions=POSITIONS
 )
-EXAMPLE = {name: jnp.zeros((1, 2), jnp.int32) for name in ("token_ids", "attention_mask")}
 
 
 def reference(tensors: dict[str, np.ndarray], token_ids: np.ndarray, mask: np.ndarray) -> np.ndarray:
@@ -27,14 +29,14 @@ def reference(tensors: dict[str, np.ndarray], token_ids: np.ndarray, mask: np.nd
     def dense(hidden: np.ndarray, name: str) -> np.ndarray:
         return hidden @ w[f"{name}.weight"].T + w[f"{name}.bias"]
 
-    def norm(hidden: np.ndarray, name: str) -> np.ndarray:
+    def layer_norm(hidden: np.ndarray, name: str) -> np.ndarray:
         centred = hidden - hidden.mean(axis=-1, keepdims=True)
         scaled = centred / np.sqrt((centred**2).mean(axis=-1, keepdims=True) + 1e-12)
         return scaled * w[f"{name}.weight"] + w[f"{name}.bias"]
 
     length = len(token_ids)
     hidden = w["embeddings.word_embeddings.weight"][token_ids] + w["embeddings.position_embeddings.weight"][:length]
-    hidden = norm(hidden + w["embeddings.token_type_embeddings.weight"][0], "embeddings.LayerNorm")
+    hidden = layer_norm(hidden + w["embeddings.token_type_embeddings.weight"][0], "embeddings.LayerNorm")
     for layer in range(LAYERS):
         prefix = f"encoder.layer.{layer}"
         parts = []
@@ -44,10 +46,10 @@ def reference(tensors: dict[str, np.ndarray], token_ids: np.ndarray, mask: np.nd
             logits = np.where(mask > 0, q @ k.T / np.sqrt(WIDTH / HEADS), -np.inf)
             parts.append(softmax(logits, axis=-1) @ v)
         attended = dense(np.concatenate(parts, axis=-1), f"{prefix}.attention.output.dense")
-        hidden = norm(hidden + attended, f"{prefix}.attention.output.LayerNorm")
+        hidden = layer_norm(hidden + attended, f"{prefix}.attention.output.LayerNorm")
         wide = dense(hidden, f"{prefix}.intermediate.dense")
         wide = wide * (1 + erf(wide / np.sqrt(2))) / 2
-        hidden = norm(hidden + dense(wide, f"{prefix}.output.dense"), f"{prefix}.output.LayerNorm")
+        hidden = layer_norm(hidden + dense(wide, f"{prefix}.output.dense"), f"{prefix}.output.LayerNorm")
     return hidden
 
 
@@ -83,6 +85,26 @@ def test_equals_numpy_and_padding_changes_nothing(tmp_path: Path) -> None:
             np.testing.assert_allclose(pooled[row], expected, atol=2e-5)
 
 
+def test_gelu_is_exact_keeps_nan_and_has_its_derivative() -> None:
+    hidden = np.concatenate([np.linspace(-12, 12, 2001), [-40.0, 40.0, -6.0]]).astype(np.float32)
+    expected = hidden * norm.cdf(hidden.astype(float))
+    np.testing.assert_allclose(gelu(jnp.asarray(hidden)), expected, rtol=1e-6, atol=1e-6)
+    slope = jax.vmap(jax.grad(gelu))(jnp.asarray(hidden))
+    np.testing.assert_allclose(slope, norm.cdf(hidden) + hidden * norm.pdf(hidden), atol=1e-6)
+    assert np.isnan(gelu(jnp.asarray([jnp.nan]))).all()
+    rounded = gelu(jnp.asarray(hidden, jnp.bfloat16))
+    assert rounded.dtype == jnp.bfloat16
+    np.testing.assert_allclose(rounded.astype(jnp.float32), expected, rtol=2**-7, atol=0.01)
+
+
+def test_attention_whose_logits_are_far_apart_is_finite() -> None:
+    attention = SelfAttention(2, initializer_range=30.0)
+    hidden, is_token = jax.random.normal(jax.random.key(0), (6, 8)), jnp.ones((1, 6), bool)
+    mixed, variables = attention.init_with_output(jax.random.key(1), hidden, is_token)
+    gradient = jax.grad(lambda own: attention.apply(own, hidden, is_token).sum())(variables)
+    assert all(np.isfinite(leaf).all() for leaf in [mixed, *jax.tree.leaves(gradient)])
+
+
 def test_a_row_of_nothing_but_padding_is_finite() -> None:
     module = models.SentenceEmbedding(ENCODER)
     query = {"token_ids": jnp.zeros((2, 4), jnp.int32), "attention_mask": jnp.zeros((2, 4), jnp.int32)}
@@ -108,13 +130,3 @@ def test_bert_base_has_its_published_size() -> None:
     assert hidden.shape == (2, 512, 768)
     # 109,482,240 parameters with the pooler, of which it has 768 * 768 + 768.
     assert sum(leaf.size for leaf in jax.tree.leaves(variables)) == 109_482_240 - 768 * 768 - 768
-
-
-def test_gelu_and_its_slope_are_exact() -> None:
-    wide = jnp.linspace(-6, 6, 101)
-    exact = np.asarray(wide, float)
-    normal = (1 + erf(exact / 2**0.5)) / 2
-    np.testing.assert_allclose(models.layers.gelu(wide), exact * normal, rtol=0, atol=1e-6)
-    slope = jax.vmap(jax.grad(models.layers.gelu))(wide)
-    expected = normal + exact * np.exp(-(exact**2) / 2) / (2 * np.pi) ** 0.5
-    np.testing.assert_allclose(slope, expected, rtol=0, atol=1e-6)

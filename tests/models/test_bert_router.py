@@ -62,10 +62,10 @@ def loss(module: nn.Module, params: dict, **arguments) -> jax.Array:
 def test_full_size_has_the_published_number_of_parameters(encoder: dict, parameters: int) -> None:
     base = models.BertEncoder(width=768, num_layers=12, num_heads=12, mlp_dim=3072, **encoder)
     assert base.max_length == 512
-    router = models.BertRouter(base, num_models=2, three_labels=base.model_type == "xlm-roberta")
+    router = models.BertRouter(base, num_models=3 if base.model_type == "xlm-roberta" else 2)
     full = {name: jax.ShapeDtypeStruct((4, 512), jnp.int32) for name in ("token_ids", "attention_mask")}
     scores, variables = jax.eval_shape(functools.partial(router.init_with_output, jax.random.key(0)), full)
-    assert scores.shape == (4, 3 if router.three_labels else 2)
+    assert scores.shape == (4, router.num_models)
     assert sum(leaf.size for leaf in jax.tree.leaves(variables)) == parameters
     boxes = jax.tree.leaves(variables, is_leaf=lambda leaf: isinstance(leaf, nn.LogicallyPartitioned))
     assert all(len(box.names) == len(box.value.shape) and all(box.names) for box in boxes)

@@ -170,7 +170,7 @@ def test_a_trained_scanned_classifier_is_written_too(tmp_path: Path) -> None:
     params = jax.tree.map(lambda leaf: leaf + 0.01, loaded.variables["params"])
     encoder = loaded.module.encoder.clone(scan_layers=True, remat=True, parent=None)
     trained = BertClassifier(
-        module=loaded.module.clone(encoder=encoder, three_labels=True, num_models=2),
+        module=loaded.module.clone(encoder=encoder),
         variables={"params": {**params, "encoder": models.stack_layers(params["encoder"])}},
         labels=("strong", "tie", "weak"),
         tokenizer_files=loaded.tokenizer_files,

@@ -130,8 +130,13 @@ def test_a_parameter_without_a_published_name_is_refused() -> None:
 
 
 def test_bad_arguments(folder: Path) -> None:
-    with pytest.raises(InputError, match="three labels need three names"):
-        load_bert(folder, three_labels=True, key=KEY)
+    config = json.loads((folder / "config.json").read_text())
+    (folder / "config.json").write_text(json.dumps({**config, "vocab_size": 5}))
+    with pytest.raises(InputError, match=r"the tokenizer has \d+ tokens, the encoder only 5"):
+        load_bert(folder, key=KEY)
+    (folder / "tokenizer.json").write_text("{}")
+    with pytest.raises(InputError, match="is not a tokenizer"):
+        load_bert(folder, key=KEY)
     (folder / "tokenizer.json").unlink()
     with pytest.raises(InputError, match=r"holds no tokenizer\.json"):
         load_bert(folder, key=KEY)
