@@ -14,7 +14,7 @@ from typing import Literal, get_args
 import jax
 import jax.numpy as jnp
 import numpy as np
-from jaxtyping import Array, Float
+from jaxtyping import Array, Float, Int
 
 from routerjax.errors import InputError
 from routerjax.metrics.columns import Column, check_columns, check_probabilities
@@ -29,13 +29,12 @@ Calibration = Mapping[str, Array]
 SMALLEST_PROB = float(np.finfo(np.float32).eps)
 
 
-def fit_calibration(win_prob: Column, label: Column, weight: Column | None = None, *, method: str) -> Calibration:
+def fit_calibration(win_prob: Column, label: Column, *, method: str) -> Calibration:
     """Fit the map that makes the log-loss (isotonic: the squared error) least, on battles that were not trained on.
 
     Args:
         win_prob: ``[battles]``, the router's own, P(strong is better).
         label: ``[battles]`` in [0, 1]: 1 where the strong model won, a tie 0.5.
-        weight: ``[battles]``, non-negative; default 1 for all.
         method: ``temperature`` (the slope alone: symmetric in the two models), ``platt`` (slope and intercept) or
             ``isotonic``, which wants a thousand battles or more.
 
@@ -51,30 +50,25 @@ def fit_calibration(win_prob: Column, label: Column, weight: Column | None = Non
     """
     if method not in METHODS:
         raise InputError(f"the calibration method must be one of {', '.join(METHODS)}, got {method!r}")
-    ones = np.ones(np.shape(win_prob))
-    win_prob, label, weight = check_columns(
-        {"win_prob": win_prob, "label": label, "weight": ones if weight is None else weight}
-    )
+    win_prob, label = check_columns({"win_prob": win_prob, "label": label})
     check_probabilities("win_prob", win_prob)
     check_probabilities("label", label)
-    if (weight < 0).any() or not weight.any():
-        raise InputError("weight must be at least 0, and not 0 in every row")
-    if np.ptp(label[weight > 0]) == 0:
+    if np.ptp(label) == 0:
         raise InputError(f"one class only: every label is {label[0]:g}; calibration needs battles that end differently")
     if method == "isotonic":
         from sklearn.isotonic import IsotonicRegression  # a second of imports that only fitting needs
 
-        fitted = IsotonicRegression(y_min=0.0, y_max=1.0).fit(win_prob, label, sample_weight=weight)
+        fitted = IsotonicRegression(y_min=0.0, y_max=1.0).fit(win_prob, label)
         arrays = {"knots": fitted.X_thresholds_, "values": fitted.y_thresholds_}
     else:
         from sklearn.linear_model import LogisticRegression
 
         logit = _logit(win_prob)[:, None]
-        # A soft label is a win and a loss, each with its share of the weight.
+        # A soft label is a win and a loss, each with its share.
         regression = LogisticRegression(C=np.inf, fit_intercept=method == "platt", tol=1e-8, max_iter=1000).fit(
             np.concatenate([logit, logit]),
             np.repeat([1, 0], len(label)),
-            sample_weight=np.concatenate([weight * label, weight * (1 - label)]),
+            sample_weight=np.concatenate([label, 1 - label]),
         )
         slope, intercept = float(regression.coef_[0, 0]), float(np.ravel(regression.intercept_)[0])
         if not slope > 0:
@@ -101,29 +95,36 @@ def apply_calibration(calibration: Calibration, win_prob: Float[Array, "batch"])
 
 
 def cross_fitted(
-    win_prob: Column, label: Column, weight: Column | None = None, *, method: str, num_folds: int = 5, seed: int = 0
+    win_prob: Column,
+    label: Column,
+    prompt: Int[np.ndarray, "battles"],
+    *,
+    method: str,
+    num_folds: int = 5,
+    seed: int = 0,
 ) -> Float[np.ndarray, "battles"]:
-    """Each battle's win probability, calibrated by a map that was fitted to the other folds.
+    """Each battle's win probability, calibrated by a map that was fitted to the battles on other folds of the prompts.
 
     What it says about log-loss and calibration error is then not flattered by the fit.
 
     Args:
-        win_prob, label, weight, method: as :func:`fit_calibration`.
-        num_folds: of equal size, drawn at random.
+        win_prob, label, method: as :func:`fit_calibration`.
+        prompt: ``[battles]``, which prompt a battle was fought on, from 0 on: battles on one prompt share a fold.
+        num_folds: of about equal size, drawn at random.
         seed: of the draw.
 
     Raises:
-        InputError: as :func:`fit_calibration`, or fewer battles than folds.
+        InputError: as :func:`fit_calibration`, or fewer prompts than folds.
     """
     win_prob, label = np.asarray(win_prob, np.float64), np.asarray(label, np.float64)
-    weight = np.ones(len(win_prob)) if weight is None else np.asarray(weight, np.float64)
-    if len(win_prob) < num_folds:
-        raise InputError(f"calibration needs at least {num_folds} battles, got {len(win_prob)}")
-    fold = np.random.default_rng(seed).permutation(len(win_prob)) % num_folds
+    num_prompts = int(prompt.max()) + 1
+    if num_prompts < num_folds:
+        raise InputError(f"calibration needs battles on at least {num_folds} prompts, got {num_prompts}")
+    fold = (np.random.default_rng(seed).permutation(num_prompts) % num_folds)[prompt]
     calibrated = np.empty(len(win_prob))
     for held_out in range(num_folds):
         own, others = fold == held_out, fold != held_out
-        fitted = fit_calibration(win_prob[others], label[others], weight[others], method=method)
+        fitted = fit_calibration(win_prob[others], label[others], method=method)
         calibrated[own] = apply_calibration(fitted, jnp.asarray(win_prob[own], jnp.float32))
     return calibrated
 

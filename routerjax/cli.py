@@ -13,7 +13,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import cast
 
-from routerjax.errors import InputError
+from routerjax.errors import InputError, VerificationError
 
 logger = logging.getLogger(__name__)
 
@@ -31,6 +31,8 @@ def main(argv: Sequence[str] | None = None) -> int:
         sys.stdout.flush()  # what it cannot take must be known here, not when the interpreter ends
     except InputError as error:
         return _fail(str(error), 2)
+    except VerificationError as error:
+        return _fail(str(error), 1)
     except BrokenPipeError:  # `routerjax score ... | head` is not an error
         _settle_stdout()
         return 0

@@ -181,9 +181,6 @@ class TrainingConfig:
         init_seed, noise_seed, order_seed: of the parameters, of dropout and noise, of the data order.
         checkpoint_every: epochs between checkpoints of the training state.
         patience: stop after so many epochs without a lower validation loss; None never stops early.
-        batch_tokens: of routers that read tokens: tokens a device takes at a time, padding included; the number of
-            prompts follows from their length.
-        accumulate: of routers that read tokens: such batches a device adds up before a step.
         devices: ``jit`` (one device) or ``pmap`` (data-parallel over all local devices).
     """
 
@@ -194,13 +191,11 @@ class TrainingConfig:
     order_seed: int = 2
     checkpoint_every: int = 1
     patience: int | None = None
-    batch_tokens: int = 2048
-    accumulate: int = 1
     devices: Literal["jit", "pmap"] = "jit"
 
     def __post_init__(self) -> None:
         _require(self.patience is None or self.patience > 0, "training.patience", "positive", self.patience)
-        for name in ("epochs", "batch_size", "checkpoint_every", "batch_tokens", "accumulate"):
+        for name in ("epochs", "batch_size", "checkpoint_every"):
             _require(getattr(self, name) > 0, f"training.{name}", "positive", getattr(self, name))
         _require(self.devices in ("jit", "pmap"), "training.devices", "'jit' or 'pmap'", self.devices)
 
@@ -263,16 +258,16 @@ def _replace(node: ConfigT, path: Sequence[str], value: object, full_path: str) 
     if rest:
         return dataclasses.replace(node, **{head: _replace(current, rest, value, full_path)})
     expected = typing.get_type_hints(type(node))[head]
-    return dataclasses.replace(node, **{head: _coerce(value, expected, full_path)})
+    return dataclasses.replace(node, **{head: coerce(value, expected, full_path)})
 
 
-def _coerce(value: object, expected: object, full_path: str) -> object:
+def coerce(value: object, expected: object, full_path: str) -> object:
     """Check ``value`` against a field's annotation; an int is taken where a float is expected."""
     origin = typing.get_origin(expected)
     if origin in (typing.Union, types.UnionType):
         for option in typing.get_args(expected):
             try:
-                return _coerce(value, option, full_path)
+                return coerce(value, option, full_path)
             except InputError:
                 continue
     elif origin is Literal:

@@ -1,4 +1,4 @@
-"""The one exception that means "the input is wrong", as opposed to "the code is wrong"."""
+"""What is not a defect of ours: input that cannot be used, and an export that failed its check."""
 
 from __future__ import annotations
 
@@ -12,6 +12,10 @@ class InputError(ValueError):
     The command line prints it as one line and exits with status 2; everything else keeps its traceback,
     because everything else is a defect of ours.
     """
+
+
+class VerificationError(RuntimeError):
+    """What was written does not do what the router does; it is kept beside its name, for a look at it."""
 
 
 def nearest(name: str, known: Iterable[str]) -> str:

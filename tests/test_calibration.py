@@ -17,13 +17,13 @@ WORDS = ("what", "prove", "poem", "country", "primes", "write", "please")
 METHODS = ("temperature", "platt", "isotonic")
 
 
-def overconfident(count: int = 3000, *, seed: int = 0) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
-    """Win probabilities whose log-odds are twice too large and shifted, with labels (ties among them) and weights."""
+def overconfident(count: int = 3000, *, seed: int = 0) -> tuple[np.ndarray, np.ndarray]:
+    """Win probabilities whose log-odds are twice too large and shifted, with labels, ties among them."""
     rng = np.random.default_rng(seed)
     logit = rng.normal(size=count)
     draw, chance = rng.random(count), 1 / (1 + np.exp(-logit))
     label = np.where(rng.random(count) < 0.2, 0.5, draw < chance)
-    return 1 / (1 + np.exp(-(2 * logit + 0.7))), label, rng.uniform(0.5, 2, count)
+    return 1 / (1 + np.exp(-(2 * logit + 0.7))), label
 
 
 def logit(win_prob: np.ndarray) -> np.ndarray:
@@ -32,22 +32,22 @@ def logit(win_prob: np.ndarray) -> np.ndarray:
 
 @pytest.mark.parametrize("method", ["temperature", "platt"])
 def test_scaling_is_the_minimum_that_scipy_finds(method: str) -> None:
-    win_prob, label, weight = overconfident()
+    win_prob, label = overconfident()
 
     def loss(both: np.ndarray) -> float:
         odds = both[0] * logit(win_prob) + (both[1] if method == "platt" else 0.0)
-        return float(np.sum(weight * (np.logaddexp(0, odds) - label * odds)))
+        return float(np.sum(np.logaddexp(0, odds) - label * odds))
 
     best = scipy.optimize.minimize(loss, np.asarray([1.0, 0.0]), tol=1e-10).x
-    fitted = calibration.fit_calibration(win_prob, label, weight, method=method)
+    fitted = calibration.fit_calibration(win_prob, label, method=method)
     np.testing.assert_allclose(fitted["slope"], best[0], rtol=1e-3)
     np.testing.assert_allclose(fitted["intercept"], best[1] if method == "platt" else 0.0, atol=1e-3)
 
 
 def test_isotonic_is_that_of_sklearn_between_its_knots_too() -> None:
-    win_prob, label, weight = overconfident()
-    fitted = calibration.fit_calibration(win_prob, label, weight, method="isotonic")
-    reference = IsotonicRegression(out_of_bounds="clip").fit(win_prob, label, sample_weight=weight)
+    win_prob, label = overconfident()
+    fitted = calibration.fit_calibration(win_prob, label, method="isotonic")
+    reference = IsotonicRegression(out_of_bounds="clip").fit(win_prob, label)
     grid = np.linspace(0, 1, 301)
     found = calibration.apply_calibration(fitted, jnp.asarray(grid, jnp.float32))
     # A steep piece multiplies the rounding of its float32 knots.
@@ -56,12 +56,12 @@ def test_isotonic_is_that_of_sklearn_between_its_knots_too() -> None:
 
 @pytest.mark.parametrize("method", METHODS)
 def test_it_mends_overconfidence_and_keeps_the_order(method: str) -> None:
-    win_prob, label, weight = overconfident()
-    calibrated = calibration.cross_fitted(win_prob, label, weight, method=method)
+    win_prob, label = overconfident()
+    calibrated = calibration.cross_fitted(win_prob, label, np.arange(3000), method=method)
     assert metrics.log_loss(calibrated, label) < metrics.log_loss(win_prob, label) - 0.01
     error = metrics.expected_calibration_error(calibrated, label)
     assert error < 0.5 * metrics.expected_calibration_error(win_prob, label)
-    fitted = calibration.fit_calibration(win_prob, label, weight, method=method)
+    fitted = calibration.fit_calibration(win_prob, label, method=method)
     grid = jnp.linspace(0, 1, 1001)
     mapped = np.asarray(jax.jit(calibration.apply_calibration)(fitted, grid))
     assert (np.diff(mapped) >= 0).all()
@@ -70,11 +70,12 @@ def test_it_mends_overconfidence_and_keeps_the_order(method: str) -> None:
 
 
 def test_held_out_battles_say_nothing_of_their_own_map() -> None:
-    win_prob, label, _ = overconfident(200)
-    one = calibration.cross_fitted(win_prob, label, method="platt", seed=3)
-    fold = np.random.default_rng(3).permutation(200) % 5
+    win_prob, label = overconfident(200)
+    prompt = np.arange(200) // 2  # two battles on each
+    one = calibration.cross_fitted(win_prob, label, prompt, method="platt", seed=3)
+    fold = (np.random.default_rng(3).permutation(100) % 5)[prompt]
     other_label = np.where(fold == 2, 1 - label, label)
-    other = calibration.cross_fitted(win_prob, other_label, method="platt", seed=3)
+    other = calibration.cross_fitted(win_prob, other_label, prompt, method="platt", seed=3)
     np.testing.assert_array_equal(one[fold == 2], other[fold == 2])
     assert (one[fold != 2] != other[fold != 2]).all()
 
@@ -87,7 +88,6 @@ def test_held_out_battles_say_nothing_of_their_own_map() -> None:
         ({"label": np.asarray([1.0, np.nan, 0.0])}, "label must be finite; row 1 is nan"),
         ({"label": np.ones(2)}, "columns must have one row for each prompt"),
         ({"label": np.full(3, 0.5)}, "one class only: every label is 0.5"),
-        ({"weight": np.asarray([1.0, -1.0, 1.0])}, "weight must be at least 0"),
         ({"label": np.asarray([1.0, 0.0, 0.0])}, "the best slope is -"),
     ],
 )

@@ -50,7 +50,7 @@ def test_evaluate(arena: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str
     benchmark = str(arena / "benchmark.parquet")
     pair = ["--strong", "sim-large", "--weak", "sim-small", "--samples", "50"]
     assert main(["evaluate", str(arena / "run"), "--benchmark", benchmark, *pair, "--output", str(tmp_path / "e")]) == 0
-    assert sorted(os.listdir(tmp_path / "e")) == ["curves.png", "results.json", "results.md"]
+    assert sorted(os.listdir(tmp_path / "e")) == ["curves.png", "report.html", "results.json", "results.md"]
     (result,) = json.loads((tmp_path / "e" / "results.json").read_text())["benchmarks"]
     assert set(result["routers"]) == {"run", "knn", "random", "constant", "oracle"}
     assert result["num_prompts"] == 40

@@ -1,15 +1,18 @@
 """Every family and every loss goes the whole way: battles, training, folder, loading, export."""
 
+import dataclasses
 import json
 from pathlib import Path
 
 import numpy as np
 import pytest
 
-from routerjax import InputError, data, export, load_router, losses
+from routerjax import InputError, Router, data, export, load_router, losses
+from routerjax.calibration import fit_calibration
 from routerjax.config import BattleSource, DataConfig, ExperimentConfig, FeatureConfig, RouterConfig, TrainingConfig
 from routerjax.features import read_embeddings
-from routerjax.pipeline import train_router
+from routerjax.pipeline import calibrate_router, train_router
+from routerjax.router import make_module
 
 WIDTH = 6
 
@@ -85,3 +88,50 @@ def test_three_labels_are_of_two_models(tmp_path: Path) -> None:
     )
     with pytest.raises(InputError, match="three_labels is of battles between two models; these battles have 3"):
         train_router(wrong, tmp_path / "run")
+
+
+@pytest.mark.parametrize(
+    ("family", "attributes", "message"),
+    [
+        ("sw", {"normalize": "qurey"}, "sw.normalize takes .*got 'qurey'"),
+        ("sw", {"gamma": 0.0}, "sw.gamma must be positive, got 0.0"),
+        ("knn", {"k": 2.5}, "knn.k takes int, got 2.5"),
+        ("mf", {"model_dim": -3}, "mf.model_dim must be positive, got -3"),
+        ("mf", {"bias": 1}, "mf.bias takes bool, got 1"),
+    ],
+)
+def test_attributes_of_another_kind_are_refused(family: str, attributes: dict, message: str) -> None:
+    with pytest.raises(InputError, match=message):
+        make_module(family, num_models=3, attributes=attributes)
+
+
+@pytest.mark.parametrize("readout", ["half_tie", "win", "decisive"])
+def test_calibration_counts_ties_as_the_readout_does(tmp_path: Path, readout: str) -> None:
+    made = config(tmp_path, family="mf", loss="davidson", readout=readout, attributes={"model_dim": 4})
+    router = train_router(made, tmp_path / "run")
+    battles = data.read_preferences(tmp_path / "b.parquet")
+    big, small = (battles.models.index(name) for name in ("big", "small"))
+    forward = (battles.model_a == big) & (battles.model_b == small)
+    own = battles.select(forward | ((battles.model_a == small) & (battles.model_b == big)))
+    outcome = np.where((own.model_a == big)[:, None], own.outcome, own.outcome[:, ::-1])
+    embeddings = read_embeddings(tmp_path / "e.npy")
+    rows = np.asarray([int(prompt.split()[-1]) for prompt in own.prompts])
+    keep = outcome[:, 1] < 1 if readout == "decisive" else np.ones(len(own), bool)
+    label = {
+        "half_tie": outcome[:, 0] + outcome[:, 1] / 2,
+        "win": outcome[:, 0],
+        "decisive": outcome[:, 0] / np.maximum(outcome[:, 0] + outcome[:, 2], 1e-9),
+    }[readout]
+    expected = fit_calibration(router.win_prob(embeddings)[rows][keep], label[keep], method="isotonic")
+
+    class Reading(Router):
+        """The same router, which knows the embeddings of these texts."""
+
+        def query(self, prompts: list[str], **_: object) -> dict[str, np.ndarray]:
+            return {"embedding": embeddings.embedding[[int(prompt.split()[-1]) for prompt in prompts]]}
+
+    reading = Reading(**{field.name: getattr(router, field.name) for field in dataclasses.fields(router)})
+    found = calibrate_router(reading, battles, method="isotonic", cache=None).variables["calibration"]
+    assert set(found) == set(expected)
+    for name, leaf in expected.items():
+        np.testing.assert_allclose(found[name], leaf, atol=1e-6)

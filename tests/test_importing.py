@@ -1,5 +1,6 @@
 """Published routers become routers of ours that score the same."""
 
+import dataclasses
 import json
 import logging
 from pathlib import Path
@@ -187,3 +188,14 @@ def test_an_imported_router_reads_text_through_openais_endpoint(
     monkeypatch.setenv("OPENAI_BASE_URL", "http://127.0.0.1:8000/v1")
     with pytest.raises(InputError, match=r"refused: .* at http://127.0.0.1:8000/v1, but .* at https://api.openai.com"):
         import_routellm_mf(checkpoint).win_prob(prompts)
+
+
+def test_what_the_format_cannot_hold_is_not_exported(tmp_path: Path, checkpoint: Path) -> None:
+    router = import_routellm_mf(checkpoint)
+    calibration = {"slope": np.float32(2), "intercept": np.float32(0)}
+    calibrated = dataclasses.replace(router, variables={**router.variables, "calibration": calibration})
+    with pytest.raises(InputError, match="has no place for a calibration"):
+        export.export_routellm(calibrated, tmp_path / "out")
+    with pytest.raises(InputError, match="has no place for the loss rao_kupper"):
+        export.export_routellm(dataclasses.replace(router, loss="rao_kupper"), tmp_path / "out")
+    assert not (tmp_path / "out").exists()

@@ -145,7 +145,8 @@ def _load(paths: Sequence[str | os.PathLike[str]], encoder: str | None) -> dict[
         name: Path(path) / "knn" for name, path in runs.items() if (Path(path) / "knn" / "router.json").exists()
     }
     for name, folder in controls.items():
-        loaded["knn" if len(controls) == 1 else f"knn of {name}"] = load_router(folder, encoder=encoder)
+        is_clear = len(controls) == 1 and "knn" not in runs
+        loaded["knn" if is_clear else f"knn of {name}"] = load_router(folder, encoder=encoder)
     return loaded
 
 

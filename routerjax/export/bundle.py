@@ -20,6 +20,7 @@ from routerjax.atomic import new_directory, refuse_existing
 from routerjax.data import simulate_arena
 from routerjax.errors import InputError
 from routerjax.export.stablehlo import PLATFORMS, export_from_embedding, export_from_token_ids, flatten
+from routerjax.export.verification import reject
 from routerjax.features import Embeddings, SentenceEncoder
 from routerjax.router import Router
 
@@ -28,10 +29,6 @@ TOLERANCE = {"from_embedding": 1e-6, "from_token_ids": 1e-5, "from_text": 1e-5}
 """Largest differences of win probability between the bundle and the router that are accepted."""
 LOADER = Path(__file__).with_name("load_bundle.py")
 NUM_GOLDEN = 48
-
-
-class VerificationError(RuntimeError):
-    """A written bundle did not give the router's win probabilities."""
 
 
 def golden_prompts() -> tuple[str, ...]:
@@ -124,8 +121,5 @@ def _verify(folder: Path, path: Path) -> dict[str, float]:
     environment = {**os.environ, "JAX_TRACEBACK_FILTERING": "off"}
     finished = subprocess.run(command, capture_output=True, text=True, check=False, env=environment)
     if finished.returncode != 0:
-        kept = path.with_name(f"{path.name}.rejected")
-        folder.rename(kept)
-        reason = (finished.stderr.strip().splitlines() or ["no message"])[-1]
-        raise VerificationError(f"the bundle does not do what the router does: {reason}; it is kept as {kept}")
+        reject(folder, path, (finished.stderr.strip().splitlines() or ["no message"])[-1])
     return json.loads(finished.stdout)["largest_difference"]

@@ -17,7 +17,8 @@ from jaxtyping import Float32
 
 from routerjax.atomic import new_directory, refuse_existing
 from routerjax.errors import InputError
-from routerjax.export.bundle import VerificationError, golden_prompts
+from routerjax.export.bundle import golden_prompts
+from routerjax.export.verification import reject
 from routerjax.models import BertEncoder, BertRouter, unstack_layers
 from routerjax.pretrained import BertConfig, bert_names, publish_weights
 from routerjax.router.bert import BertClassifier, load_bert
@@ -81,12 +82,7 @@ def export_hf(classifier: BertClassifier, path: str | os.PathLike[str]) -> float
         written = load_bert(folder)
         difference = float(np.abs(_scores(written.module, written.variables, queries) - own).max())
         if written.labels != classifier.labels or not difference <= TOLERANCE * max(1.0, float(np.abs(own).max())):
-            kept = path.with_name(f"{path.name}.rejected")
-            folder.rename(kept)
-            raise VerificationError(
-                f"the written folder does not do what the router does: scores differ by {difference:.1e}; it is kept "
-                f"as {kept}"
-            )
+            reject(folder, path, f"scores differ by {difference:.1e}")
     return difference
 
 

@@ -12,7 +12,8 @@ from jaxtyping import Float64
 
 from routerjax.atomic import new_directory, refuse_existing
 from routerjax.errors import InputError
-from routerjax.export.bundle import NUM_GOLDEN, VerificationError
+from routerjax.export.bundle import NUM_GOLDEN
+from routerjax.export.verification import reject
 from routerjax.features import Embeddings, routellm_features
 from routerjax.pretrained.routellm import MODELS, NAMINGS, WEIGHTS_FILE, Naming
 from routerjax.router import Router
@@ -57,18 +58,18 @@ def export_routellm(router: Router, path: str | os.PathLike[str], *, naming: Nam
         safetensors.numpy.save_file(tensors, folder / WEIGHTS_FILE, metadata={"format": "pt"})
         difference, largest_score = _compare(router, folder / WEIGHTS_FILE, naming)
         if not difference <= TOLERANCE * max(1.0, largest_score):
-            kept = path.with_name(f"{path.name}.rejected")
-            folder.rename(kept)
-            raise VerificationError(
-                f"the written tensors do not do what the router does: win probabilities differ by {difference:.1e}; "
-                f"they are kept as {kept}"
-            )
+            reject(folder, path, f"win probabilities differ by {difference:.1e}")
     return difference
 
 
 def _require_form(router: Router) -> None:
     if router.family != "mf":
         raise InputError(f"RouteLLM's format holds matrix factorisations (mf), got a router of family {router.family}")
+    if router.loss != "bradley_terry" or "calibration" in router.variables:
+        held = "a calibration" if router.loss == "bradley_terry" else f"the loss {router.loss}"
+        raise InputError(
+            f"RouteLLM's format has no place for {held}: its win probability is sigmoid(s_strong - s_weak)"
+        )
     module = router.module
     form = {"bias": False, "normalize_models": True}
     wrong = [f"{name}={getattr(module, name)}" for name, value in form.items() if getattr(module, name) != value]

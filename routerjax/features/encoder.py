@@ -151,7 +151,10 @@ def _normalizes(folder: Path) -> bool:
             raise InputError(f"{path}: only mean pooling is supported, got {modes}")
     if not (folder / "modules.json").is_file():
         return False
-    modules = json.loads((folder / "modules.json").read_text(encoding="utf-8"))
+    try:
+        modules = json.loads((folder / "modules.json").read_text(encoding="utf-8"))
+    except ValueError as error:
+        raise InputError(f"{folder / 'modules.json'} is not JSON: {error}") from error
     return any(module["type"].endswith(".Normalize") for module in modules)
 
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 
+import jax.numpy as jnp
 import numpy as np
 
 from routerjax import metrics
@@ -14,6 +15,7 @@ from routerjax.data import (
 )
 from routerjax.errors import InputError
 from routerjax.features import EmbeddingCache
+from routerjax.losses import READOUTS
 from routerjax.router import Router
 
 CALIBRATION_FIGURES = {
@@ -32,7 +34,7 @@ def calibrate_router(router: Router, battles: Preferences, *, method: str, cache
 
     Args:
         router: calibrated before or not.
-        battles: of which those between ``router.strong`` and ``router.weak`` count.
+        battles: of which those between ``router.strong`` and ``router.weak`` count, each once, whatever its weight.
         method: ``temperature``, ``platt`` or ``isotonic``; see :mod:`routerjax.calibration`.
         cache: where embeddings are kept.
 
@@ -45,16 +47,24 @@ def calibrate_router(router: Router, battles: Preferences, *, method: str, cache
     if not of_pair.any():
         raise InputError(f"no battle between {router.strong} and {router.weak} to calibrate on")
     own = battles.select(of_pair)
-    label = np.where(own.model_a == strong, own.label, 1.0 - own.label)
+    outcome = np.where((own.model_a == strong)[:, None], own.outcome, own.outcome[:, ::-1])
+    if router.readout == "decisive":
+        decided = outcome[:, 1] < 1
+        if not decided.any():
+            raise InputError(f"every battle between {router.strong} and {router.weak} is a tie")
+        own, outcome = own.select(decided), outcome[decided]
+    # As the router's own win probability counts ties; under Bradley-Terry every readout is that of half ties.
+    readout = READOUTS["half_tie" if router.loss == "bradley_terry" else router.readout]
+    label = np.asarray(readout(jnp.asarray(outcome)))
     variables = {name: leaf for name, leaf in router.variables.items() if name != "calibration"}
     raw = dataclasses.replace(router, variables=variables, threshold=None)
     win_prob = raw.win_prob(own.prompts, cache=cache, progress=True)
-    calibrated = cross_fitted(win_prob, label, own.weight, method=method)
+    calibrated = cross_fitted(win_prob, label, own.prompt_index, method=method)
     figures = {
         name: {"raw": figure(win_prob, label), "calibrated": figure(calibrated, label)}
         for name, figure in CALIBRATION_FIGURES.items()
     }
-    fitted = fit_calibration(win_prob, label, own.weight, method=method)
+    fitted = fit_calibration(win_prob, label, method=method)
     said = {"method": method, "battles": len(own), **figures}
     return dataclasses.replace(
         raw, variables={**variables, "calibration": fitted}, provenance={**router.provenance, "calibration": said}

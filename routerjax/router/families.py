@@ -5,12 +5,12 @@ from __future__ import annotations
 import dataclasses
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, get_type_hints
 
 import flax.linen as nn
 
 from routerjax import losses, models
-from routerjax.config import AttributeValue
+from routerjax.config import AttributeValue, coerce
 from routerjax.errors import InputError, nearest
 from routerjax.typing import PreferenceBatch, Variables
 
@@ -44,6 +44,10 @@ FAMILIES: Mapping[str, Family] = {
 }
 
 
+POSITIVE = ("model_dim", "k", "gamma")
+"""Attributes that make no sense as 0."""
+
+
 def find_family(family: str) -> Family:
     """The entry of :data:`FAMILIES`.
 
@@ -73,7 +77,8 @@ def make_module(
     """The linen module of a family, with the columns that its loss asks for.
 
     Raises:
-        InputError: no such family, loss, or attribute of the module; a loss with ties for a family that trains nothing.
+        InputError: no such family, loss, or attribute of the module; a value of another type or out of range; a loss
+            with ties for a family that trains nothing.
     """
     found = find_family(family)
     fields = {f.name for f in dataclasses.fields(found.module)} - {"parent", "name", "num_models"}
@@ -81,12 +86,19 @@ def make_module(
         if name not in fields:
             known = ", ".join(sorted(fields))
             raise InputError(f"{family} has no attribute {name!r}{nearest(name, fields)}; it has {known}")
+    types = get_type_hints(found.module)
+    checked = {name: coerce(value, types[name], f"{family}.{name}") for name, value in attributes.items()}
+    for name, value in checked.items():
+        if isinstance(value, int | float) and (value < 0 or (value == 0 and name in POSITIVE)):
+            raise InputError(
+                f"{family}.{name} must be {'positive' if name in POSITIVE else 'at least 0'}, got {value!r}"
+            )
     tie = losses.outcome_model(loss).tie
     if found.memory is not None and tie != "none":
         raise InputError(f"{family} trains nothing, so it takes no loss but bradley_terry; got {loss!r}")
     if tie == "labels":
         if num_models != 2:
             raise InputError(f"the loss {loss} is of battles between two models; these battles have {num_models}")
-        return found.module(num_models=3, **attributes)
-    module = found.module(num_models=num_models + (tie == "column"), **attributes)
+        return found.module(num_models=3, **checked)
+    module = found.module(num_models=num_models + (tie == "column"), **checked)
     return models.WithTie(module) if tie == "parameter" else module

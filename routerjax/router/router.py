@@ -135,7 +135,10 @@ class Router:
         if (strong, weak) == (self.strong, self.weak):
             return self
         variables = {name: leaf for name, leaf in self.variables.items() if name != "calibration"}
-        return dataclasses.replace(self, strong=strong, weak=weak, variables=variables, threshold=None)
+        provenance = {name: value for name, value in self.provenance.items() if name != "calibration"}
+        return dataclasses.replace(
+            self, strong=strong, weak=weak, variables=variables, provenance=provenance, threshold=None
+        )
 
     def score_fn(self) -> ScoreFn:
         """The pure ``(variables, query) -> win_prob [batch]`` of the router's pair of models: what is exported."""

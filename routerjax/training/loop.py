@@ -199,6 +199,11 @@ def run_epochs(
                     best = {"params": state.params, "loss": best["loss"], "epoch": jnp.int32(epoch + 1)}
                 else:
                     validation_loss = validate(state)
+                    if not np.isfinite(validation_loss):
+                        raise InputError(
+                            f"the validation loss is not finite after epoch {epoch + 1}: lower the learning rate or "
+                            "set optimizer.gradient_clip; the last checkpoint is untouched"
+                        )
                     row["validation_loss"] = float(validation_loss)
                     if validation_loss < best["loss"]:
                         best = {"params": state.params, "loss": validation_loss, "epoch": jnp.int32(epoch + 1)}

@@ -85,6 +85,8 @@ def learning_rates(params: PyTree, config: OptimizerConfig) -> PyTree:
     numbers = [int(name.removeprefix("layer_")) for path in names for name in path if re.fullmatch(r"layer_\d+", name)]
     stacked = [leaf.shape[0] for path, (_, leaf) in zip(names, leaves, strict=True) if "layers" in path]
     num_layers = max([number + 1 for number in numbers] + stacked, default=0)
+    if not any("encoder" in path for path in names):
+        raise InputError("optimizer.encoder_rate, layer_decay and frozen_layers are for routers that train an encoder")
     if config.frozen_layers > num_layers:
         got = config.frozen_layers
         raise InputError(f"optimizer.frozen_layers must be at most the encoder's {num_layers}, got {got}")

@@ -99,6 +99,6 @@ def test_a_file_that_differs_is_an_error_and_is_kept(
     swapped = (routellm.MODELS[1], routellm.MODELS[0], *routellm.MODELS[2:])
     original = Router.column
     monkeypatch.setattr(Router, "column", lambda self, name: original(self, swapped[routellm.MODELS.index(name)]))
-    with pytest.raises(export.VerificationError, match=r"win probabilities differ by .*e-0\d; they are kept as"):
+    with pytest.raises(export.VerificationError, match=r"win probabilities differ by .*e-0\d; it is kept as"):
         export.export_routellm(router, tmp_path / "out")
     assert os.listdir(tmp_path) == ["out.rejected"]

@@ -4,6 +4,7 @@ import dataclasses
 from pathlib import Path
 
 import flax.linen as nn
+import flax.traverse_util
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -39,7 +40,16 @@ def state_of(params: dict, transformation: object) -> training.TrainState:
 
 
 def norm(tree: object) -> float:
-    return float(jnp.sqrt(sum(jnp.sum(leaf.astype(jnp.float64) ** 2) for leaf in jax.tree.leaves(tree))))
+    return float(np.sqrt(sum(np.sum(np.asarray(leaf, np.float64) ** 2) for leaf in jax.tree.leaves(tree))))
+
+
+def without_key_bias(tree: dict) -> dict:
+    """A softmax does not change when all its logits shift, so the key's bias has no gradient but rounding.
+
+    Adam scales that rounding up to steps of full size, in any direction.
+    """
+    flat = flax.traverse_util.flatten_dict(tree)
+    return {path: leaf for path, leaf in flat.items() if path[-2:] != ("key", "bias")}
 
 
 def test_devices_and_micro_batches_make_the_gradient_and_the_update_of_one_batch(params: dict) -> None:
@@ -70,16 +80,16 @@ def test_devices_and_micro_batches_make_the_gradient_and_the_update_of_one_batch
             first = jax.tree.map(jnp.subtract, state_many.opt_state, state_one.opt_state)
             moments = jax.tree.leaves(state_one.opt_state)
             assert norm(first) <= 1e-5 * norm([leaf for leaf in moments if leaf.dtype == jnp.float32])
-    update = jax.tree.map(jnp.subtract, state_one.params, params)
-    difference = jax.tree.map(jnp.subtract, state_many.params, state_one.params)
+    update = without_key_bias(jax.tree.map(jnp.subtract, state_one.params, params))
+    difference = without_key_bias(jax.tree.map(jnp.subtract, state_many.params, state_one.params))
     assert norm(difference) <= 1e-3 * norm(update)
 
 
 def fit(params: dict, directory: Path, **changes: object) -> training.FitResult:
-    config = TrainingConfig(epochs=4, batch_tokens=32, accumulate=2)
+    config = TrainingConfig(epochs=4)
     arguments = {"training": config, "optimizer": dataclasses.replace(OPTIMIZER, learning_rate=1e-2), "resume": False}
     arguments |= changes
-    group = training.batch_group(arguments["training"])
+    group = training.batch_group(arguments["training"], micro_batches=2)
     return training.fit_batches(
         MODULE,
         batches(group),
@@ -103,21 +113,22 @@ def test_it_learns_and_a_killed_run_resumes_bit_for_bit(params: dict, tmp_path: 
         if row["epoch"] == 3:
             raise KeyboardInterrupt
 
-    with pytest.MonkeyPatch.context() as patch, pytest.raises(KeyboardInterrupt):
+    with pytest.MonkeyPatch.context() as patch:
         patch.setattr(training.loop.MetricsLog, "write", killed)
-        fit(params, tmp_path / "killed")
+        with pytest.raises(KeyboardInterrupt):
+            fit(params, tmp_path / "killed")
     resumed = fit(params, tmp_path / "killed", resume=True)
     jax.tree.map(np.testing.assert_array_equal, resumed.variables, whole.variables)
 
 
 def test_pmap_trains_too(params: dict, tmp_path: Path) -> None:
-    config = TrainingConfig(epochs=1, batch_tokens=32, devices="pmap")
+    config = TrainingConfig(epochs=1, devices="pmap")
     result = fit(params, tmp_path, training=config)
     assert np.isfinite(result.best_loss)
 
 
 def test_it_stops_when_validation_gets_no_better(params: dict, tmp_path: Path) -> None:
-    config = TrainingConfig(epochs=12, batch_tokens=32, patience=2)
+    config = TrainingConfig(epochs=12, patience=2)
     result = fit(params, tmp_path, training=config, optimizer=dataclasses.replace(OPTIMIZER, learning_rate=0.3))
     validation = [row["validation_loss"] for row in result.history]
     best = int(np.argmin(validation))
