@@ -243,6 +243,9 @@ def _score(arguments: argparse.Namespace) -> None:
     if arguments.threshold is not None:
         router = dataclasses.replace(router, threshold=arguments.threshold)
     table = read_prompt_table(arguments.input)
+    taken = {"win_prob", "model"} & set(table.column_names)
+    if taken:
+        raise InputError(f"{arguments.input} has a column {min(taken)} already, which score would write: rename it")
     with EmbeddingCache() as cache:
         win_prob = router.win_prob(table.column("prompt").to_pylist(), cache=cache, progress=True)
     table = table.append_column("win_prob", pa.array(win_prob))

@@ -184,6 +184,8 @@ def test_prompts_and_models_to_score(arena: Path, tmp_path: Path, refused: Refus
     refused("must end in .parquet, .csv, .jsonl, got '.txt'", *score, "--output", tmp_path / "out.txt")
     refused("the folder .* does not exist; create it first", *score, "--output", tmp_path / "no" / "out.csv")
     refused("is not a router folder", "score", tmp_path, "--input", tmp_path / "in.csv")
+    (tmp_path / "taken.csv").write_text("prompt,model\nHello there,x\n")
+    refused("has a column model already", "score", arena / "run", "--input", tmp_path / "taken.csv")
 
 
 def test_benchmarks(arena: Path, tmp_path: Path, refused: Refused) -> None:

@@ -31,8 +31,9 @@ def test_a_run_is_what_the_docstring_says(arena: Path, config: ExperimentConfig)
     assert described["versions"] == {
         name: importlib.metadata.version(name) for name in ("routerjax", "jax", "flax", "optax", "numpy")
     }
-    digest = hashlib.sha256((arena / "battles.parquet").read_bytes()).hexdigest()
-    assert described["data_sha256"] == {"battles.parquet": digest}
+    files = ("battles.parquet", "encoder/model.safetensors")
+    digests = {name: hashlib.sha256((arena / name).read_bytes()).hexdigest() for name in files}
+    assert described["data_sha256"] == digests
     assert described["git_commit"] is None or re.fullmatch("[0-9a-f]{40}", described["git_commit"])
 
     router, knn = load_router(run / "router"), load_router(run / "knn")

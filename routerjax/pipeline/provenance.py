@@ -5,6 +5,7 @@ from __future__ import annotations
 import dataclasses
 import importlib.metadata
 import json
+import os
 import subprocess
 from collections.abc import Mapping
 from pathlib import Path
@@ -40,12 +41,15 @@ def describe_run(config: ExperimentConfig) -> dict[str, object]:
     versions = {name: importlib.metadata.version(name) for name in ("routerjax", "jax", "flax", "optax", "numpy")}
     root = Path(config.data.root)
     given = () if config.features.embeddings is None else (config.features.embeddings,)
-    files = [name for name in (*(source.path for source in config.data.battles), *given) if (root / name).is_file()]
+    files = [root / name for name in (*(source.path for source in config.data.battles), *given)]
+    for source in config.data.golden:
+        files += sorted((root / source.root / source.benchmark).rglob("*.*"))
+    files.append(Path(config.features.encoder) / "model.safetensors")
     return {
         "config": dataclasses.asdict(config),
         "git_commit": _git_commit(),
         "versions": versions,
-        "data_sha256": {name: file_sha256(root / name) for name in files},
+        "data_sha256": {os.path.relpath(file, root): file_sha256(file) for file in files if file.is_file()},
     }
 
 
