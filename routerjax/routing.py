@@ -26,7 +26,7 @@ def threshold_for_share(
     """Threshold that sends the largest attainable share of these prompts to the strong model, at most ``strong_share``.
 
     Prompts with equal win probabilities move together, so the attained share can be smaller than the wanted one. The
-    threshold is one of the win probabilities, or, where the attained share is 0, the next number above the largest
+    threshold is one of the win probabilities (0 for one that float32 holds only as a subnormal number), or, where the attained share is 0, the next number above the largest
     of them (``inf`` where that is 1: nothing in [0, 1] lies above). It is exact in the type of ``win_prob``, so that
     ``win_prob >= threshold`` gives the attained share in float32 and in float64.
 
@@ -50,6 +50,9 @@ def threshold_for_share(
     if not 0.0 <= strong_share <= 1.0:
         raise InputError(f"the wanted strong share must lie in [0, 1], such as 0.5; got {strong_share}")
     win_prob = _checked_win_prob(win_prob)
+    # XLA flushes subnormal numbers to zero; a threshold there would mean another share in JAX than in numpy.
+    smallest = float(np.finfo(np.float32).tiny)
+    win_prob = np.where(win_prob < smallest, 0, win_prob).astype(win_prob.dtype)
     distinct, count = np.unique(win_prob, return_counts=True)
     share = np.cumsum(count[::-1]) / win_prob.size
     attainable = np.flatnonzero(share <= strong_share)
@@ -57,8 +60,7 @@ def threshold_for_share(
         best = int(attainable[-1])
         return Threshold(float(distinct[::-1][best]), float(share[best]))
     largest = distinct[-1]
-    # A subnormal number would be flushed to zero on an accelerator, and no longer lie above zero.
-    above = max(float(np.nextafter(largest, largest.dtype.type(2.0))), float(np.finfo(np.float32).tiny))
+    above = max(float(np.nextafter(largest, largest.dtype.type(2.0))), smallest)
     return Threshold(above if above <= 1.0 else math.inf, 0.0)
 
 

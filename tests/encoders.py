@@ -1,12 +1,13 @@
 """A tiny random BERT in the format in which sentence-transformers saves one, made without torch."""
 
 import json
+import string
 from pathlib import Path
 
 import numpy as np
 import safetensors.numpy
 import tokenizers
-from tokenizers import models, normalizers, pre_tokenizers, processors, trainers
+from tokenizers import models, normalizers, pre_tokenizers, processors
 
 WIDTH, LAYERS, MLP, POSITIONS = 16, 2, 32, 64
 TEXTS = ("what is the capital of this country", "prove that there are infinitely many primes", "write a poem, please!")
@@ -16,10 +17,16 @@ def make_tokenizer(model_type: str = "bert") -> tokenizers.Tokenizer:
     roberta = model_type in ("roberta", "xlm-roberta")
     special = ["<s>", "<pad>", "</s>", "<unk>"] if roberta else ["[PAD]", "[UNK]", "[CLS]", "[SEP]"]
     unknown, first, last = ("<unk>", "<s>", "</s>") if roberta else ("[UNK]", "[CLS]", "[SEP]")
-    tokenizer = tokenizers.Tokenizer(models.WordPiece(unk_token=unknown))
+    words = sorted({word for text in TEXTS for word in text.replace(",", " , ").replace("!", " ! ").split()})
+    # Of fixed order, unlike a trained vocabulary: the embeddings of a text are the same in every run.
+    letters = [f"{prefix}{letter}" for prefix in ("", "##") for letter in string.ascii_lowercase + string.digits]
+    vocabulary = dict.fromkeys([*special, *words, *letters])
+    tokenizer = tokenizers.Tokenizer(
+        models.WordPiece({token: row for row, token in enumerate(vocabulary)}, unk_token=unknown)
+    )
     tokenizer.normalizer = normalizers.BertNormalizer()
     tokenizer.pre_tokenizer = pre_tokenizers.BertPreTokenizer()
-    tokenizer.train_from_iterator(TEXTS, trainers.WordPieceTrainer(vocab_size=120, special_tokens=special))
+    tokenizer.add_special_tokens(special)
     tokenizer.post_processor = processors.BertProcessing((last, special.index(last)), (first, special.index(first)))
     tokenizer.enable_padding(length=128)  # as published files have it: settings that must be overridden
     tokenizer.enable_truncation(8)

@@ -111,8 +111,9 @@ def pair_battles(router: object, count: int = 400) -> data.Preferences:
 
 
 def informative(router: object, battles: data.Preferences) -> data.Preferences:
-    """The same battles, the strong model winning about as often as the router says."""
-    big_wins = np.random.default_rng(1).random(len(battles)) < router.win_prob(battles.prompts) ** 0.8
+    """The same battles, the strong model winning more often where the router says so."""
+    confidence = 8.0 * logit(router.win_prob(battles.prompts))
+    big_wins = np.random.default_rng(1).random(len(battles)) < 1 / (1 + np.exp(confidence.mean() - confidence))
     a_wins = np.where(battles.model_a == 0, big_wins, ~big_wins)
     return dataclasses.replace(battles, outcome=np.where(a_wins[:, None], [[1, 0, 0]], [[0, 0, 1]]))
 

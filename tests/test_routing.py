@@ -27,7 +27,8 @@ class TestThresholdForShare:
     @given(win_probs(), SHARES)
     def test_largest_attainable_share_by_brute_force(self, win_prob, strong_share):
         threshold, attained = routing.threshold_for_share(win_prob, strong_share)
-        attainable = [0.0, *((win_prob >= value).mean() for value in win_prob)]
+        normal = np.where(win_prob < np.finfo(np.float32).tiny, 0, win_prob)  # as XLA takes them
+        attainable = [0.0, *((normal >= value).mean() for value in normal)]
         assert attained == max(share for share in attainable if share <= strong_share)
         assert 0.0 <= threshold <= 1.0 or (threshold == math.inf and win_prob.max() == 1.0)
         # The same decisions in the type it was calibrated in, in float64, by numpy's promotion, and by JAX.
@@ -40,6 +41,11 @@ class TestThresholdForShare:
         if win_prob.dtype == np.float32:
             assert jnp.asarray(win_prob >= threshold).mean() == pytest.approx(attained)
             assert float(np.mean(np.asarray(jnp.asarray(win_prob) >= threshold))) == attained
+
+    def test_what_xla_flushes_to_zero_counts_as_zero(self):
+        win_prob = np.array([0.0, 1e-45], np.float32)
+        assert routing.threshold_for_share(win_prob, 0.5) == (float(np.finfo(np.float32).tiny), 0.0)
+        assert routing.threshold_for_share(win_prob, 1.0) == (0.0, 1.0)
 
     def test_hand_values(self):
         win_prob = np.array([0.1, 0.4, 0.4, 0.9])
