@@ -126,7 +126,7 @@ def _parser() -> argparse.ArgumentParser:
 
     export = commands.add_parser("export", help="write a serving bundle, verified before it counts as written")
     export.add_argument("router", type=Path, metavar="ROUTER")
-    export.add_argument("--format", required=True, choices=["stablehlo", "routellm"])
+    export.add_argument("--format", required=True, choices=["stablehlo", "hf", "routellm"])
     export.add_argument("--output", type=Path, required=True, metavar="DIR", help="a new folder for what is written")
     export.set_defaults(run=_export)
 
@@ -134,9 +134,9 @@ def _parser() -> argparse.ArgumentParser:
     importing.add_argument(
         "source",
         metavar="SOURCE",
-        help="a .safetensors file, a folder with model.safetensors, a Hugging Face name, or RouteLLM's config.yaml",
+        help="a folder with model.safetensors, that file, a Hugging Face name, or RouteLLM's config.yaml",
     )
-    importing.add_argument("--format", required=True, choices=["routellm-mf", "routellm-sw"])
+    importing.add_argument("--format", required=True, choices=["hf", "routellm-mf", "routellm-sw", "routellm-bert"])
     importing.add_argument("--output", type=Path, required=True, metavar="DIR", help="a new folder for the router")
     importing.set_defaults(run=_import)
     for command in (evaluate, calibrate, score, export):
@@ -256,11 +256,17 @@ def _score(arguments: argparse.Namespace) -> None:
 
 
 def _export(arguments: argparse.Namespace) -> None:
-    from routerjax.export import export_routellm, export_stablehlo
+    from routerjax.export import export_hf, export_routellm, export_stablehlo
     from routerjax.router import load_router, router_folder
 
     router = load_router(router_folder(arguments.router), encoder=arguments.encoder)
     router = router.with_pair(arguments.strong, arguments.weak)
+    if arguments.format == "hf":
+        difference = export_hf(router, arguments.output)
+        print(f"model.safetensors: scores differ from the router's by at most {difference:.1e}")
+        loads = "transformers' AutoModelForSequenceClassification and AutoTokenizer load it"
+        print(f"verified and written to {arguments.output}; {loads}")
+        return
     if arguments.format == "routellm":
         differences = {"model.safetensors": export_routellm(router, arguments.output)}
         usage = (
@@ -282,7 +288,10 @@ def _import(arguments: argparse.Namespace) -> None:
     router = IMPORTERS[arguments.format](arguments.source, strong=arguments.strong, weak=arguments.weak)
     save_router(router, arguments.output)
     print(f"router of {len(router.models)} models written to {arguments.output}: {router.strong} or {router.weak}")
-    print(f"it reads embeddings of {router.features.source}, {router.features.width} wide")
+    if router.reader is None:
+        print(f"it reads embeddings of {router.features.source}, {router.features.width} wide")
+    else:
+        print(f"it reads text: the first {router.features.max_length} tokens of a prompt")
 
 
 if __name__ == "__main__":

@@ -96,12 +96,17 @@ class FeatureConfig:
             endpoint, see :class:`routerjax.features.EndpointEncoder`.
         max_length: tokens that a sentence encoder keeps of each prompt; an endpoint reads them all.
         embeddings: a .npy or .parquet file of given embeddings instead of an encoder's own.
+        train_encoder: fine-tune the encoder with the router, which then stores it; the family ``bert`` always does.
+        encoder_attributes: of an encoder that is trained, other than its files say: ``dropout_rate``,
+            ``attention_dropout_rate``, ``dtype`` (``bfloat16`` computes in it), ``remat``, ``scan_layers``.
         dollars_per_million_tokens: an endpoint's price, for the cost that is logged.
     """
 
     encoder: str = "sentence-transformers/all-MiniLM-L6-v2"
     max_length: int = 256
     embeddings: str | None = None
+    train_encoder: bool = False
+    encoder_attributes: Mapping[str, AttributeValue] = field(default_factory=dict)
     dollars_per_million_tokens: float | None = None
 
     def __post_init__(self) -> None:
@@ -177,7 +182,9 @@ class TrainingConfig:
 
     Attributes:
         epochs: passes over the training battles.
-        batch_size: battles a step, over all devices.
+        batch_size: battles a step, over all devices; of routers that look at embeddings.
+        batch_tokens: tokens of a batch, padding included, on each device; of routers that read text.
+        micro_batches: so many batches of tokens go into a step, one after another.
         init_seed, noise_seed, order_seed: of the parameters, of dropout and noise, of the data order.
         checkpoint_every: epochs between checkpoints of the training state.
         patience: stop after so many epochs without a lower validation loss; None never stops early.
@@ -186,6 +193,8 @@ class TrainingConfig:
 
     epochs: int = 10
     batch_size: int = 64
+    batch_tokens: int = 4096
+    micro_batches: int = 1
     init_seed: int = 0
     noise_seed: int = 1
     order_seed: int = 2
@@ -195,7 +204,7 @@ class TrainingConfig:
 
     def __post_init__(self) -> None:
         _require(self.patience is None or self.patience > 0, "training.patience", "positive", self.patience)
-        for name in ("epochs", "batch_size", "checkpoint_every"):
+        for name in ("epochs", "batch_size", "batch_tokens", "micro_batches", "checkpoint_every"):
             _require(getattr(self, name) > 0, f"training.{name}", "positive", getattr(self, name))
         _require(self.devices in ("jit", "pmap"), "training.devices", "'jit' or 'pmap'", self.devices)
 
@@ -237,7 +246,7 @@ def override(config: ConfigT, assignments: Sequence[str]) -> ConfigT:
 
 def _replace(node: ConfigT, path: Sequence[str], value: object, full_path: str) -> ConfigT:
     head, rest = path[0], path[1:]
-    if isinstance(node, Mapping):  # RouterConfig.attributes: the module itself validates the names
+    if isinstance(node, Mapping):  # attributes: the module itself validates the names
         if rest:
             raise InputError(f"no setting {full_path!r}: {head!r} has nothing below it")
         return typing.cast(ConfigT, {**node, head: value})

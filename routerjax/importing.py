@@ -14,8 +14,9 @@ import jax.numpy as jnp
 from routerjax.data import read_aligned_battles, to_batch
 from routerjax.errors import InputError
 from routerjax.features import routellm_features
-from routerjax.pretrained import file_sha256, routellm
+from routerjax.pretrained import file_sha256, locate, read_bert_config, routellm
 from routerjax.router import Router, make_module, remember
+from routerjax.router.hf import HfSettings, load_hf, read_settings, tokenizer_max_length
 
 logger = logging.getLogger(__name__)
 
@@ -102,8 +103,62 @@ def import_routellm_sw(source: str | os.PathLike[str], *, strong: str | None = N
     )
 
 
+def import_routellm_bert(
+    source: str | os.PathLike[str], *, strong: str | None = None, weak: str | None = None
+) -> Router:
+    """RouteLLM's BERT classifier: three labels (strong wins, tie, weak wins), ``P(strong wins) = softmax[0]``.
+
+    Args:
+        source: a folder in Hugging Face's format; a Hugging Face name (``routellm/bert_gpt4_augmented``); or a RouteLLM
+            configuration (.yaml) with a section ``bert``, whose ``checkpoint_path`` is one of these.
+        strong: name of the strong model; default RouteLLM's, gpt-4-1106-preview. The classifier knows one pair alone.
+        weak: likewise; default mixtral-8x7b-instruct-v0.1.
+
+    Raises:
+        InputError: no such source, damaged, or not three labels.
+
+    Reference:
+        ``BERTRouter`` in ``routellm/routers/routers.py`` of RouteLLM's code.
+    """
+    is_config = Path(source).suffix in CONFIG_ENDINGS
+    path = routellm.read_config(Path(source), "bert", routellm.BertConfig).checkpoint_path if is_config else source
+    folder = locate(path)
+    strong, weak = strong or routellm.STRONG, weak or routellm.WEAK
+    settings = HfSettings([strong, weak], strong, weak, "three_labels", "win", tokenizer_max_length(folder))
+    router = load_hf(folder, settings, source=os.fspath(path))
+    return dataclasses.replace(router, provenance={**router.provenance, "format": "routellm-bert"})
+
+
+def import_hf(source: str | os.PathLike[str], *, strong: str | None = None, weak: str | None = None) -> Router:
+    """A classifier of the BERT family with a label for each model: what :func:`routerjax.export.export_hf` writes, or
+    another whose labels are the names of models; ``P(a wins over b) = sigmoid(logit_a - logit_b)``.
+
+    Args:
+        source: a folder in Hugging Face's format, or a Hugging Face name.
+        strong: one of the labels; default that of the router which was exported.
+        weak: likewise.
+
+    Raises:
+        InputError: no such source, damaged, without a classifier, or no pair of models named where its files name none.
+    """
+    folder = locate(source)
+    settings = read_settings(folder)
+    if settings is None:
+        labels = list(read_bert_config(folder).labels)
+        if strong is None or weak is None:
+            raise InputError(
+                f"{source} does not say which models it routes between: give --strong and --weak, two of "
+                f"its labels {', '.join(labels)}"
+            )
+        settings = HfSettings(labels, strong, weak, "bradley_terry", "half_tie", tokenizer_max_length(folder))
+    router = load_hf(folder, settings, source=os.fspath(source)).with_pair(strong, weak)
+    return dataclasses.replace(router, provenance={**router.provenance, "format": "hf"})
+
+
 IMPORTERS: Mapping[str, Callable[..., Router]] = {
     "routellm-mf": import_routellm_mf,
     "routellm-sw": import_routellm_sw,
+    "routellm-bert": import_routellm_bert,
+    "hf": import_hf,
 }
 """Name of a format -> ``(source, *, strong, weak) -> Router``."""

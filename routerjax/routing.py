@@ -26,8 +26,9 @@ def threshold_for_share(
     """Threshold that sends the largest attainable share of these prompts to the strong model, at most ``strong_share``.
 
     Prompts with equal win probabilities move together, so the attained share can be smaller than the wanted one. The
-    threshold is one of the win probabilities (0 for one that float32 holds only as a subnormal number), or, where the attained share is 0, the next number above the largest
-    of them (``inf`` where that is 1: nothing in [0, 1] lies above). It is exact in the type of ``win_prob``, so that
+    threshold is one of the win probabilities (0 for what float32 holds only as a subnormal number), or, where the
+    attained share is 0, the next number above the largest of them (``inf`` where that is 1: nothing in [0, 1] lies
+    above). It is exact in the type of ``win_prob``, so that
     ``win_prob >= threshold`` gives the attained share in float32 and in float64.
 
     Args:

@@ -1,4 +1,4 @@
-"""A small router on a tiny encoder."""
+"""Small routers on a tiny encoder."""
 
 import dataclasses
 from pathlib import Path
@@ -8,6 +8,7 @@ import jax.numpy as jnp
 
 from routerjax import Router, features, models
 from routerjax.config import OptimizerConfig
+from routerjax.router import load_reader, make_module, pretrained_params
 from routerjax.training import create_state, make_optimizer
 from tests.encoders import save_tiny_encoder
 
@@ -31,6 +32,37 @@ def tiny_router(folder: Path, **changes: object) -> Router:
         weak="small",
         features=spec,
         variables={"params": jax.tree.map(lambda leaf: 3 * leaf, params)},
+        provenance={"made by": "a test"},
+    )
+    return dataclasses.replace(router, **changes)
+
+
+def tiny_text_router(
+    folder: Path,
+    *,
+    family: str = "bert",
+    attributes: dict | None = None,
+    loss: str = "bradley_terry",
+    **changes: object,
+) -> Router:
+    """A router that reads text itself; its encoder started as that in ``folder/encoder``."""
+    source = folder / "encoder"
+    if not source.exists():
+        save_tiny_encoder(source)
+    attributes = attributes or {}
+    reader = load_reader(source, embeds=family != "bert")
+    module = make_module(family, num_models=3, attributes=attributes, loss=loss, reader=reader)
+    params = pretrained_params(module, source, key=jax.random.key(3))
+    router = Router(
+        family=family,
+        attributes=attributes,
+        models=NAMES,
+        strong="big",
+        weak="small",
+        features=reader.spec(source, 48),
+        reader=reader,
+        loss=loss,
+        variables={"params": params},
         provenance={"made by": "a test"},
     )
     return dataclasses.replace(router, **changes)

@@ -7,7 +7,7 @@ from collections.abc import Iterator, Sequence
 from typing import NamedTuple
 
 import numpy as np
-from jaxtyping import Int
+from jaxtyping import Int, Int32
 
 from routerjax.data.preferences import Preferences
 from routerjax.errors import InputError
@@ -48,7 +48,7 @@ class TokenBatches:
     def __init__(
         self,
         battles: Preferences,
-        token_ids: Sequence[Sequence[int]],
+        token_ids: Sequence[Sequence[int] | Int32[np.ndarray, "length"]],
         *,
         lengths: Sequence[int],
         batch_tokens: int,

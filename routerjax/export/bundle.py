@@ -15,6 +15,7 @@ from typing import cast
 import jax
 import numpy as np
 import safetensors.numpy
+from jaxtyping import Float32
 
 from routerjax.atomic import new_directory, refuse_existing
 from routerjax.data import simulate_arena
@@ -46,7 +47,8 @@ def export_stablehlo(
     """Write a bundle that runs wherever jax does, without routerjax.
 
     The folder holds the scoring function from embeddings and, for routers of an encoder, from token ids (encoder and
-    router as one function), as StableHLO for cpu, cuda and tpu with symbolic batch and length; the weights; the
+    router as one function; of a router that reads text itself this one alone), as StableHLO for cpu, cuda and tpu with
+    symbolic batch and length; the weights; the
     tokenizer; golden prompts with their win probabilities; and ``load.py``. A fresh process that imports jax and not
     routerjax loads it and compares, before the folder gets its name.
 
@@ -64,28 +66,27 @@ def export_stablehlo(
     """
     path = Path(path)
     refuse_existing(path)
-    reads_text = router.features.kind == "encoder"
+    reads_text = router.features.kind in ("encoder", "tokens")
     if not reads_text and prompts is not None:
         raise InputError("golden prompts were given, but this router's bundle takes embeddings, not text")
     prompts = (list(prompts) if prompts is not None else list(golden_prompts())) if reads_text else []
-    files: dict[str, bytes] = {
-        "router.safetensors": _tensor_bytes(flatten(router.variables)),
-        "from_embedding.stablehlo": bytes(export_from_embedding(router).serialize()),
-    }
+    files: dict[str, bytes] = {"router.safetensors": _tensor_bytes(flatten(router.variables))}
+    golden: dict[str, np.ndarray] = {}
     if reads_text:
-        encoder = cast(SentenceEncoder, router.encoder)
-        golden = encoder.tokenize(prompts)
-        embedding = encoder.encode(prompts)
-        files["encoder.safetensors"] = _tensor_bytes(flatten(encoder.variables))
-        files["tokenizer.json"] = encoder.tokenizer_json
-        exported = export_from_token_ids(router, encoder)
-        files["from_token_ids.stablehlo"] = bytes(exported.serialize())
+        encoder = None if router.reader is not None else cast(SentenceEncoder, router.encoder)
+        tokenizer = router.tokenizer if encoder is None else encoder.tokenizer
+        golden |= tokenizer.pad(tokenizer.token_ids(prompts))
+        files["encoder.safetensors"] = _tensor_bytes({} if encoder is None else flatten(encoder.variables))
+        files["tokenizer.json"] = tokenizer.tokenizer_json
+        files["from_token_ids.stablehlo"] = bytes(export_from_token_ids(router, encoder).serialize())
+    if router.reader is not None:
+        win_prob = router.win_prob(prompts)
     else:
-        golden = {}
-        embedding = np.random.default_rng(0).standard_normal((NUM_GOLDEN, router.features.width)).astype(np.float32)
-        embedding /= np.linalg.norm(embedding, axis=1, keepdims=True)
-    win_prob = router.win_prob(Embeddings(embedding, router.features.fingerprint))
-    files["golden.safetensors"] = _tensor_bytes({**golden, "embedding": embedding, "win_prob": win_prob})
+        embedding = _golden_embedding(router, prompts)
+        golden["embedding"] = embedding
+        files["from_embedding.stablehlo"] = bytes(export_from_embedding(router).serialize())
+        win_prob = router.win_prob(Embeddings(embedding, router.features.fingerprint))
+    files["golden.safetensors"] = _tensor_bytes({**golden, "win_prob": win_prob})
     files["load.py"] = LOADER.read_bytes()
     description = {
         "format": FORMAT,
@@ -108,6 +109,14 @@ def export_stablehlo(
         text = json.dumps(description, indent=2, ensure_ascii=False)
         (folder / "bundle.json").write_text(text + "\n", encoding="utf-8")
         return _verify(folder, path)
+
+
+def _golden_embedding(router: Router, prompts: Sequence[str]) -> Float32[np.ndarray, "prompts embed"]:
+    """Of the prompts; random ones of length 1 for a router that knows nothing that reads text."""
+    if prompts:
+        return cast(SentenceEncoder, router.encoder).encode(prompts)
+    embedding = np.random.default_rng(0).standard_normal((NUM_GOLDEN, router.features.width)).astype(np.float32)
+    return embedding / np.linalg.norm(embedding, axis=1, keepdims=True)
 
 
 def _tensor_bytes(weights: dict[str, jax.Array] | dict[str, np.ndarray]) -> bytes:

@@ -7,111 +7,141 @@ import json
 import os
 from collections.abc import Mapping
 from pathlib import Path
+from typing import cast
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 import safetensors.numpy
 import tokenizers
-from jaxtyping import Float32
 
 from routerjax.atomic import new_directory, refuse_existing
 from routerjax.errors import InputError
 from routerjax.export.bundle import golden_prompts
 from routerjax.export.verification import reject
-from routerjax.models import BertEncoder, BertRouter, unstack_layers
+from routerjax.models import BertRouter, unstack_layers
 from routerjax.pretrained import BertConfig, bert_names, publish_weights
-from routerjax.router.bert import BertClassifier, load_bert
-from routerjax.typing import Query, Variables
+from routerjax.router import Router, TextReader
+from routerjax.router.hf import SECTION, TOKENIZER_CONFIG, load_hf, read_settings, router_settings
 
 TOLERANCE = 1e-5
 """Largest difference of score that is accepted: times the largest score where that is above 1."""
-# So many golden prompts, cut to so many tokens, and the longest one as the encoder reads it.
-NUM_PROMPTS, NUM_TOKENS = 7, 64
+# So many golden prompts, and the longest one.
+NUM_PROMPTS = 7
 
 
-def export_hf(classifier: BertClassifier, path: str | os.PathLike[str]) -> float:
+def export_hf(router: Router, path: str | os.PathLike[str]) -> float:
     """Write a folder that ``AutoModelForSequenceClassification`` and ``AutoTokenizer`` of transformers load.
 
-    Its logits are the router's scores, under the names of ``labels``. The folder is loaded again by
-    :func:`routerjax.router.load_bert` and compared before it gets its name.
+    Its logits are the router's scores, labelled with the names of the models. The router's pair, loss, readout and
+    threshold go into ``config.json`` under ``routerjax``. The folder is read back and compared before it gets its name.
 
     Args:
-        classifier: what to export; its head must be the architecture's own. What was loaded and not trained gives back
-            the tensors bit for bit.
+        router: of family ``bert``; its head must be the architecture's own. What was imported and not trained gives
+            back the tensors bit for bit.
         path: a new folder.
 
     Returns:
         The largest difference of score found.
 
     Raises:
-        InputError: the folder exists, or the router's head is none of transformers'.
+        InputError: the folder exists, or the router is no classifier of transformers.
         VerificationError: the folder gives other scores; it is kept beside ``path``, named in the message.
     """
     path = Path(path)
     refuse_existing(path)
-    module, encoder = classifier.module, classifier.module.encoder
-    if module.head != "architecture":
-        raise InputError(
-            f"transformers has no classifier with the head {module.head!r}; train with the router attribute "
-            "head='architecture'"
-        )
-    params = classifier.variables["params"]
-    if encoder.scan_layers:
-        params = {**params, "encoder": unstack_layers(params["encoder"])}
-    plain = module.clone(encoder=encoder.clone(dtype=jnp.dtype("float32"), scan_layers=False, parent=None))
+    _require_form(router)
+    plain = _as_published(router)
+    reader, max_length = cast(TextReader, plain.reader), cast(int, plain.features.max_length)
     config = BertConfig(
-        encoder={field.name: getattr(encoder, field.name) for field in dataclasses.fields(encoder)},
-        classifier_dropout_rate=module.dropout_rate,
-        labels=classifier.labels,
+        encoder=cast("dict[str, object]", reader.to_dict()["encoder"]),
+        classifier_dropout_rate=cast(BertRouter, plain.module).dropout_rate,
+        labels=_labels(router),
     )
-    tensors = publish_weights(params, bert_names(encoder.model_type, head=True))
-    tokenizer = tokenizers.Tokenizer.from_str(classifier.tokenizer_files["tokenizer.json"].decode("utf-8"))
+    names = bert_names(reader.encoder.model_type, head=True)
     files = {
-        "tokenizer_config.json": _json_bytes(_tokenizer_config(tokenizer, encoder)),
-        **classifier.tokenizer_files,
-        "config.json": _json_bytes(config.to_json()),
+        **reader.files,
+        TOKENIZER_CONFIG: _tokenizer_config(reader, max_length),
+        "config.json": _json_bytes({**config.to_json(), SECTION: router_settings(plain, max_length)._asdict()}),
         # torch's loaders ask for the metadata that torch's savers write.
-        "model.safetensors": safetensors.numpy.save(tensors, metadata={"format": "pt"}),
+        "model.safetensors": safetensors.numpy.save(
+            publish_weights(plain.variables["params"], names), metadata={"format": "pt"}
+        ),
     }
-    queries = _golden_queries(tokenizer, encoder)
-    own = _scores(plain, {"params": params}, queries)
+    own = _golden_scores(plain)
     with new_directory(path) as folder:
         for name, content in files.items():
             (folder / name).write_bytes(content)
-        written = load_bert(folder)
-        difference = float(np.abs(_scores(written.module, written.variables, queries) - own).max())
-        if written.labels != classifier.labels or not difference <= TOLERANCE * max(1.0, float(np.abs(own).max())):
+        settings = read_settings(folder)
+        if settings is None:
+            reject(folder, path, "its settings are not there")
+        written = load_hf(folder, settings, source=os.fspath(path))
+        difference = float(np.abs(_golden_scores(written) - own).max())
+        if written.features.fingerprint != plain.features.fingerprint:
+            reject(folder, path, "its tokens are others")
+        if not difference <= TOLERANCE * max(1.0, float(np.abs(own).max())):
             reject(folder, path, f"scores differ by {difference:.1e}")
     return difference
 
 
-def _tokenizer_config(tokenizer: tokenizers.Tokenizer, encoder: BertEncoder) -> dict[str, object]:
-    """Where only tokenizer.json is known: all that transformers needs besides it."""
-    return {
-        "tokenizer_class": "PreTrainedTokenizerFast",
-        "pad_token": tokenizer.id_to_token(encoder.padding_id),
-        "model_max_length": encoder.max_length,
-        "model_input_names": ["input_ids", "attention_mask"],
-    }
+def _require_form(router: Router) -> None:
+    if router.family != "bert":
+        raise InputError(f"Hugging Face's format holds classifiers (bert), got a router of family {router.family}")
+    if "calibration" in router.variables:
+        raise InputError("Hugging Face's format has no place for a calibration: export the router without it")
+    if router.loss in ("rao_kupper", "davidson"):
+        raise InputError(f"Hugging Face's format has no place for the loss {router.loss}, whose tie score is no logit")
+    head = cast(BertRouter, router.module).head
+    if head != "architecture":
+        raise InputError(
+            f"transformers has no classifier with the head {head!r}; train with the router attribute "
+            "head='architecture'"
+        )
 
 
-def _golden_queries(tokenizer: tokenizers.Tokenizer, encoder: BertEncoder) -> list[Query]:
-    """Short prompts as one padded batch, and one that is as long as the encoder reads."""
+def _labels(router: Router) -> tuple[str, ...]:
+    """Names of the logits."""
+    if router.loss == "three_labels":
+        return (f"{router.models[0]} wins", "tie", f"{router.models[1]} wins")
+    return (*router.models, "tie") if router.loss == "three_outcome" else router.models
+
+
+def _as_published(router: Router) -> Router:
+    """The router in float32, layer by layer: as the file will hold it."""
+    reader = cast(TextReader, router.reader)
+    params = router.variables["params"]
+    if reader.encoder.scan_layers:
+        params = {**params, "encoder": unstack_layers(params["encoder"])}
+    encoder = reader.encoder.clone(dtype=jnp.dtype("float32"), remat=False, scan_layers=False, parent=None)
+    plain = dataclasses.replace(reader, encoder=encoder)
+    return dataclasses.replace(router, reader=plain, variables={"params": params})
+
+
+def _tokenizer_config(reader: TextReader, max_length: int) -> bytes:
+    """The tokenizer's own, reading as many tokens as the router; made where only tokenizer.json is known."""
+    if TOKENIZER_CONFIG in reader.files:
+        own = reader.files[TOKENIZER_CONFIG]
+        described = json.loads(own)
+        if described.get("model_max_length") == max_length:
+            return own
+        return _json_bytes({**described, "model_max_length": max_length})
+    tokenizer = tokenizers.Tokenizer.from_str(reader.files["tokenizer.json"].decode("utf-8"))
+    return _json_bytes(
+        {
+            "tokenizer_class": "PreTrainedTokenizerFast",
+            "pad_token": tokenizer.id_to_token(reader.encoder.padding_id),
+            "model_max_length": max_length,
+            "model_input_names": ["input_ids", "attention_mask"],
+        }
+    )
+
+
+def _golden_scores(router: Router) -> np.ndarray:
     *short, long = golden_prompts()
-    queries = []
-    for prompts, length in ((short[:NUM_PROMPTS], NUM_TOKENS), ([long], encoder.max_length)):
-        tokenizer.enable_truncation(min(length, encoder.max_length))
-        tokenizer.enable_padding(pad_id=encoder.padding_id)
-        encodings = tokenizer.encode_batch(prompts)
-        token_ids, mask = ([getattr(one, name) for one in encodings] for name in ("ids", "attention_mask"))
-        queries.append({"token_ids": jnp.asarray(token_ids), "attention_mask": jnp.asarray(mask)})
-    return queries
-
-
-def _scores(module: BertRouter, variables: Variables, queries: list[Query]) -> Float32[np.ndarray, "prompts outputs"]:
     with jax.default_matmul_precision("highest"):
-        return np.concatenate([np.asarray(module.apply(variables, query)) for query in queries])
+        prompts = [*short[:NUM_PROMPTS], long]
+        # A tie's logit is in the outcomes alone.
+        return np.concatenate([router.scores(prompts), router.outcome_prob(prompts)], axis=1)
 
 
 def _json_bytes(content: Mapping[str, object]) -> bytes:

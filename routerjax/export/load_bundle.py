@@ -41,7 +41,9 @@ class Bundle:
             if hashlib.sha256((self.folder / name).read_bytes()).hexdigest() != expected:
                 raise SystemExit(f"{self.folder / name} is damaged: its sha256 is not that in bundle.json")
         self.router = load_file(self.folder / "router.safetensors")
-        self._from_embedding = self._function("from_embedding.stablehlo")
+        self.takes_embeddings = "from_embedding.stablehlo" in self.description["sha256"]
+        if self.takes_embeddings:
+            self._from_embedding = self._function("from_embedding.stablehlo")
         self.max_length = self.description["max_length"]
         if self.max_length is not None:
             self.encoder = load_file(self.folder / "encoder.safetensors")
@@ -52,6 +54,8 @@ class Bundle:
 
     def win_prob_from_embedding(self, embedding):
         """P(strong is better than weak), float32 [batch], from embeddings float32 [batch, embed]."""
+        if not self.takes_embeddings:
+            raise ValueError("this router reads text, not embeddings: use win_prob or win_prob_from_token_ids")
         return _in_batches(lambda part: self._from_embedding(self.router, part), np.asarray(embedding, np.float32))
 
     def win_prob_from_token_ids(self, token_ids, attention_mask):
@@ -88,7 +92,9 @@ class Bundle:
         largest = {}
         # One prompt alone, a few, and all: batch sizes that the functions were not traced with.
         for rows in (slice(0, 1), slice(0, 5), slice(None)):
-            found = {"from_embedding": self.win_prob_from_embedding(golden["embedding"][rows])}
+            found = {}
+            if self.takes_embeddings:
+                found["from_embedding"] = self.win_prob_from_embedding(golden["embedding"][rows])
             if self.max_length is not None:
                 ids, mask = golden["token_ids"][rows], golden["attention_mask"][rows]
                 length = int(mask.sum(axis=1).max())  # and lengths, without the padding of longer prompts

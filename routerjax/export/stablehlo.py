@@ -40,22 +40,25 @@ def export_from_embedding(router: Router) -> jax.export.Exported:
     return _export(win_prob, _shapes(flatten(router.variables)), embedding)
 
 
-def export_from_token_ids(router: Router, encoder: SentenceEncoder) -> jax.export.Exported:
+def export_from_token_ids(router: Router, encoder: SentenceEncoder | None) -> jax.export.Exported:
     """``(router weights, encoder weights, token_ids, attention_mask int32 [batch, length]) -> win_prob [batch]``.
 
-    Encoder and router are one function. The length may be any up to the encoder's ``max_length``.
+    Encoder and router are one function; a router that reads text itself has no other encoder, and no weights for it.
+    The length may be any up to the ``max_length`` of the router's features.
     """
     score = router.score_fn()
 
     def win_prob(weights: FlatWeights, encoder_weights: FlatWeights, token_ids: Array, attention_mask: Array) -> Array:
         query = {"token_ids": token_ids, "attention_mask": attention_mask}
+        if encoder is None:
+            return score(_unflatten(weights), query)
         embedding = cast(Array, encoder.module.apply(_unflatten(encoder_weights), query))
         return score(_unflatten(weights), {"embedding": embedding})
 
     # The position table is sliced to the length, which export accepts only where it knows the bound.
-    shape = jax.export.symbolic_shape("batch, length", constraints=(f"length <= {encoder.spec.max_length}",))
+    shape = jax.export.symbolic_shape("batch, length", constraints=(f"length <= {router.features.max_length}",))
     tokens = jax.ShapeDtypeStruct(shape, jnp.int32)
-    weights, encoder_weights = flatten(router.variables), flatten(encoder.variables)
+    weights, encoder_weights = flatten(router.variables), {} if encoder is None else flatten(encoder.variables)
     return _export(win_prob, _shapes(weights), _shapes(encoder_weights), tokens, tokens)
 
 

@@ -1,10 +1,12 @@
-"""From text to embeddings: a sentence encoder or an endpoint, with their cache; or embeddings that are given."""
+"""From text to embeddings, made here, by an endpoint, or given; and from text to tokens; with their caches."""
 
 from routerjax.features.cache import EmbeddingCache
 from routerjax.features.embeddings import Embeddings, read_embeddings
-from routerjax.features.encoder import SentenceEncoder, load_encoder
+from routerjax.features.encoder import SentenceEncoder, load_encoder, mean_is_normalized
 from routerjax.features.endpoint import EndpointEncoder, open_encoder, routellm_features
 from routerjax.features.spec import FeatureSpec
+from routerjax.features.token_cache import tokenize_once
+from routerjax.features.tokens import TextTokenizer
 
 __all__ = [
     "EmbeddingCache",
@@ -12,8 +14,11 @@ __all__ = [
     "EndpointEncoder",
     "FeatureSpec",
     "SentenceEncoder",
+    "TextTokenizer",
     "load_encoder",
+    "mean_is_normalized",
     "open_encoder",
     "read_embeddings",
     "routellm_features",
+    "tokenize_once",
 ]

@@ -21,6 +21,11 @@ LOCK_SECONDS = 60.0
 KEYS_PER_QUERY = 500
 
 
+def cache_folder() -> Path:
+    """``$ROUTERJAX_CACHE``, or ``~/.cache/routerjax``."""
+    return Path(os.environ.get("ROUTERJAX_CACHE") or Path.home() / ".cache" / "routerjax")
+
+
 class EmbeddingCache:
     """A table (fingerprint, sha256 of the prompt) -> embedding in one SQLite file; the texts are not kept.
 
@@ -36,8 +41,7 @@ class EmbeddingCache:
     """
 
     def __init__(self, path: str | os.PathLike[str] | None = None) -> None:
-        folder = os.environ.get("ROUTERJAX_CACHE") or Path.home() / ".cache" / "routerjax"
-        self.path = Path(path) if path is not None else Path(folder) / "embeddings.sqlite"
+        self.path = Path(path) if path is not None else cache_folder() / "embeddings.sqlite"
         self.path.parent.mkdir(parents=True, exist_ok=True)
         with self._errors():
             self._connection = sqlite3.connect(self.path, timeout=LOCK_SECONDS)

@@ -22,7 +22,7 @@ from routerjax.features.cache import EmbeddingCache, encode_once
 from routerjax.features.spec import FeatureSpec
 from routerjax.features.tokens import TextTokenizer
 from routerjax.models import BertEncoder, SentenceEmbedding
-from routerjax.pretrained import bert_names, file_sha256, locate, read_bert_config, read_weights
+from routerjax.pretrained import bert_names, locate, read_bert_config, read_weights, weights_sha256
 from routerjax.typing import Array, Query, Variables
 
 # So much work at most is lost when an encoding run is killed.
@@ -95,27 +95,28 @@ def load_encoder(source: str | os.PathLike[str], *, max_length: int = 256) -> Se
     """Load a sentence encoder: one of the BERT family with mean pooling, as sentence-transformers saves it.
 
     Args:
-        source: a folder with ``config.json``, ``model.safetensors`` and ``tokenizer.json``, or a Hugging Face name; see
-            :func:`routerjax.pretrained.locate`. Embeddings are scaled to unit length where ``modules.json`` says so.
+        source: a folder with ``config.json``, ``model.safetensors`` (or shards and their index) and
+            ``tokenizer.json``, or a Hugging Face name; see :func:`routerjax.pretrained.locate`. Embeddings are scaled
+            to unit length where ``modules.json`` says so.
         max_length: tokens of a prompt that are read, whatever the files say; part of the fingerprint.
 
     Raises:
         InputError: not found, damaged, or of another architecture or pooling.
     """
     folder = locate(source)
-    for name in ("config.json", "model.safetensors", "tokenizer.json"):
+    for name in ("config.json", "tokenizer.json"):
         if not (folder / name).is_file():
             raise InputError(f"{folder} is not a sentence encoder: no {name} in it")
     encoder = BertEncoder(**read_bert_config(folder).encoder)
     if not 2 <= max_length <= encoder.max_length:
         raise InputError(f"max_length must be in [2, {encoder.max_length}] for {source}, got {max_length}")
-    module = SentenceEmbedding(encoder, normalize=_normalizes(folder))
+    module = SentenceEmbedding(encoder, normalize=mean_is_normalized(folder))
     example = {name: jnp.zeros((1, 2), jnp.int32) for name in ("token_ids", "attention_mask")}
     expected = nn.meta.unbox(jax.eval_shape(module.init, jax.random.key(0), example))["params"]
-    params = read_weights(folder / "model.safetensors", bert_names(encoder.model_type, head=False), expected)
+    params = read_weights(folder, bert_names(encoder.model_type, head=False), expected)
     tokenizer_json = (folder / "tokenizer.json").read_bytes()
     described = {
-        "weights": file_sha256(folder / "model.safetensors"),
+        "weights": weights_sha256(folder),
         "tokenizer": hashlib.sha256(tokenizer_json).hexdigest(),
         "max_length": max_length,
         "pooling": "mean",
@@ -143,8 +144,12 @@ def load_encoder(source: str | os.PathLike[str], *, max_length: int = 256) -> Se
     return loaded
 
 
-def _normalizes(folder: Path) -> bool:
-    """Whether embeddings are scaled to unit length; anything but mean pooling is refused."""
+def mean_is_normalized(folder: Path) -> bool:
+    """Whether a sentence encoder scales the mean of its hidden states to unit length.
+
+    Raises:
+        InputError: it pools in another way than by the mean.
+    """
     for path in folder.glob("*_Pooling/config.json"):
         modes = [name for name, used in _json(path).items() if name.startswith("pooling_mode") and used is True]
         if modes != ["pooling_mode_mean_tokens"]:

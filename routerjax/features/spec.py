@@ -9,22 +9,23 @@ from typing import Any, Literal, cast, get_args
 
 from routerjax.errors import InputError
 
-Kind = Literal["encoder", "endpoint", "given"]
+Kind = Literal["encoder", "endpoint", "given", "tokens"]
 
 
 @dataclass(frozen=True, kw_only=True)
 class FeatureSpec:
-    """How embeddings were made.
+    """What a router looks at, and how it was made.
 
     Attributes:
-        kind: an ``encoder`` made them from text here, an ``endpoint`` from text elsewhere; ``given`` ones came without
-            anything that reads text.
-        source: the encoder's folder or Hugging Face name; ``openai:`` and the endpoint's model; or the file of the
-            given embeddings.
-        width: of an embedding.
+        kind: embeddings, which an ``encoder`` made from text here, an ``endpoint`` from text elsewhere, or which were
+            ``given`` without anything that reads text; or ``tokens``, which the router's own encoder reads.
+        source: the encoder's folder or Hugging Face name (of tokens: that the router's own one started from);
+            ``openai:`` and the endpoint's model; or the file of the given embeddings.
+        width: of an embedding, or of the hidden states that are made of tokens.
         fingerprint: two features are the same if and only if this is: the encoder's weights, tokenizer, length and
-            pooling; the endpoint's model and address; or what the maker of given embeddings declared.
-        max_length: tokens of a prompt that the encoder reads; None for the others.
+            pooling; the endpoint's model and address; what the maker of given embeddings declared; of tokens, the
+            tokenizer and the length.
+        max_length: tokens of a prompt that are read, the first ones; None where no tokenizer is known.
     """
 
     kind: Kind

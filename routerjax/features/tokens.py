@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import functools
+import hashlib
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 
@@ -50,6 +51,12 @@ class TextTokenizer:
         tokenizer.enable_truncation(self.max_length)
         tokenizer.no_padding()
         return tokenizer
+
+    @functools.cached_property
+    def fingerprint(self) -> str:
+        """Two tokenizers give the same tokens if this is the same."""
+        described = f"{hashlib.sha256(self.tokenizer_json).hexdigest()} {self.max_length} {self.padding_id}"
+        return hashlib.sha256(described.encode()).hexdigest()
 
     def token_ids(self, texts: Sequence[str]) -> list[list[int]]:
         """Token ids of each text, without padding; the library uses all cores."""

@@ -7,6 +7,7 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Float, UInt32
 
+from routerjax.models.layers import unit_length
 from routerjax.typing import PreferenceBatch, Query, Variables
 
 # Cosine similarity lies in [-1, 1]: a query's own entry, marked with this, is never among its neighbours.
@@ -88,9 +89,7 @@ class NearestNeighbors(nn.Module):
         prior = self.variable("memory", "prior", missing).value
         k = min(self.k, embedding.shape[0])
 
-        vector = query["embedding"]
-        vector = vector / jnp.maximum(jnp.linalg.norm(vector, axis=-1, keepdims=True), 1e-12)
-        similarity = vector @ embedding.T
+        similarity = unit_length(query["embedding"]) @ embedding.T
         if "prompt_id" in query:
             is_own = jnp.all(own_id[None, :, :] == query["prompt_id"][:, None, :], axis=-1)
             similarity = jnp.where(is_own, EXCLUDED, similarity)
@@ -113,7 +112,6 @@ def nearest_neighbors_memory(batch: PreferenceBatch, *, num_models: int) -> Vari
         num_models: columns.
     """
     embedding = batch.query["embedding"]
-    norm = jnp.linalg.norm(embedding, axis=-1, keepdims=True)
     zeros = jnp.zeros((embedding.shape[0], num_models))
     won_a, won_b = batch.weight * batch.label, batch.weight * (1.0 - batch.label)
     label_sum = zeros.at[batch.query_index, batch.model_a].add(won_a).at[batch.query_index, batch.model_b].add(won_b)
@@ -124,7 +122,7 @@ def nearest_neighbors_memory(batch: PreferenceBatch, *, num_models: int) -> Vari
         .add(batch.weight)
     )
     return {
-        "embedding": embedding / jnp.maximum(norm, 1e-12),
+        "embedding": unit_length(embedding),
         "prompt_id": batch.query["prompt_id"],
         "label_sum": label_sum,
         "battle_count": battle_count,

@@ -10,13 +10,10 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Bool, Float, Int
 
-from routerjax.models.layers import SelfAttention, dense, gelu, layer_norm
+from routerjax.models.layers import SelfAttention, dense, gelu, layer_norm, unit_length
 from routerjax.typing import PyTree, Query
 
 ModelType = Literal["bert", "roberta", "xlm-roberta", "distilbert"]
-
-# Lengths below this are taken as this when an embedding is normalised, as torch's normalize does.
-SMALLEST_NORM = 1e-12
 
 
 class BertLayer(nn.Module):
@@ -187,9 +184,7 @@ class SentenceEmbedding(nn.Module):
     def __call__(self, query: Query, *, deterministic: bool = True) -> Float[Array, "batch embed"]:
         """Embed ``token_ids`` and ``attention_mask``, both int ``[batch, length]``; float32."""
         mean = _mean(self.encoder(query, deterministic=deterministic), query["attention_mask"])
-        if not self.normalize:
-            return mean
-        return mean / jnp.maximum(jnp.linalg.norm(mean, axis=-1, keepdims=True), SMALLEST_NORM)
+        return unit_length(mean) if self.normalize else mean
 
 
 class EmbedThen(nn.Module):

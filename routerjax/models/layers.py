@@ -9,6 +9,16 @@ from jaxtyping import Array, Bool, Float
 
 # Added to the logits of keys that are padding. Finite, so that a row of nothing but padding has no NaN.
 MASKED = -1e9
+SMALLEST_NORM = 1e-12
+
+
+def unit_length(vector: Float[Array, "*batch embed"]) -> Float[Array, "*batch embed"]:
+    """``vector`` over its Euclidean length, or over 1e-12 where it is shorter, as torch's ``normalize``.
+
+    The bound lies under the root, so that a vector of zeros has a gradient.
+    """
+    squares = jnp.sum(vector * vector, axis=-1, keepdims=True)
+    return vector / jnp.sqrt(jnp.maximum(squares, SMALLEST_NORM**2))
 
 
 def dense(features: int, axes: tuple[str, str], *, name: str, initializer_range: float, dtype: jnp.dtype) -> nn.Dense:

@@ -6,13 +6,10 @@ from typing import cast
 
 import flax.linen as nn
 import jax
-import jax.numpy as jnp
 from jaxtyping import Array, Float
 
+from routerjax.models.layers import unit_length
 from routerjax.typing import Query
-
-# Norms below this are taken as this, so that a zero model embedding has a gradient; torch's normalize does the same.
-SMALLEST_NORM = 1e-12
 
 
 class MatrixFactorization(nn.Module):
@@ -60,8 +57,7 @@ class MatrixFactorization(nn.Module):
             ),
         )
         if self.normalize_models:
-            norm = jnp.linalg.norm(model_embedding, axis=-1, keepdims=True)
-            model_embedding = model_embedding / jnp.maximum(norm, SMALLEST_NORM)
+            model_embedding = unit_length(model_embedding)
         projected = nn.Dense(
             self.model_dim,
             use_bias=self.bias,

@@ -12,11 +12,11 @@ from jaxtyping import Array, Float, Int
 
 from routerjax import bradley_terry
 from routerjax.errors import InputError
+from routerjax.models.layers import unit_length
 from routerjax.typing import PreferenceBatch, Query, Variables
 
 # Queries weighed against the whole memory at a time: 64 x 100,000 similarities are 26 MB.
 CHUNK_QUERIES = 64
-SMALLEST_NORM = 1e-12
 # A maximum similarity below this is taken as this, so that a query unlike everything has finite weights.
 SMALLEST_SIMILARITY = 1e-3
 # Below all cosines: a query's own battles, which it must not see.
@@ -73,9 +73,9 @@ class SimilarityWeighted(nn.Module):
         pairs = remembered("pairs")
 
         def ratings(part: Query) -> Float[Array, "part tiers"]:
-            vector = part["embedding"]
-            vector = vector / jnp.maximum(jnp.linalg.norm(vector, axis=-1, keepdims=True), SMALLEST_NORM)
-            similarity = embedding @ vector.T  # [prompts, part]: queries last, so that a cell's sum adds whole rows
+            similarity = (
+                embedding @ unit_length(part["embedding"]).T
+            )  # [prompts, part]: queries last, so that a cell's sum adds whole rows
             if "prompt_id" in part:
                 is_own = jnp.all(own_id[:, None, :] == part["prompt_id"][None, :, :], axis=-1)
                 similarity = jnp.where(is_own, EXCLUDED, similarity)
@@ -140,7 +140,7 @@ def similarity_weighted_memory(battles: PreferenceBatch, *, tier: Int[np.ndarray
     # Battles of one prompt in one cell are one entry.
     entries, place = np.unique(np.stack([cell.reshape(-1), prompts], axis=1), axis=0, return_inverse=True)
     embedding = np.asarray(battles.query["embedding"], np.float32)[kept]
-    embedding = embedding / np.maximum(np.linalg.norm(embedding, axis=1, keepdims=True), SMALLEST_NORM)
+    embedding = np.asarray(unit_length(jnp.asarray(embedding)))
     memory = {
         "embedding": embedding,
         "prompt_id": np.asarray(battles.query["prompt_id"])[kept],

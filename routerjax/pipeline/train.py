@@ -7,7 +7,7 @@ import functools
 import logging
 from pathlib import Path
 
-from routerjax import losses, models, training
+from routerjax import losses, models
 from routerjax.atomic import refuse_existing
 from routerjax.config import ExperimentConfig
 from routerjax.data import (
@@ -17,10 +17,13 @@ from routerjax.data import (
     split_by_prompt,
     to_batch,
 )
+from routerjax.errors import InputError
 from routerjax.features import EmbeddingCache
 from routerjax.pipeline.features import embed, load_preferences
+from routerjax.pipeline.learn import learn_on_embeddings, learn_on_tokens
 from routerjax.pipeline.provenance import describe_run, require_same_run, write_json
-from routerjax.router import Router, find_family, make_module, remember, save_router
+from routerjax.pretrained import locate
+from routerjax.router import Router, TextReader, find_family, load_reader, make_module, remember, save_router
 from routerjax.typing import PreferenceBatch
 
 logger = logging.getLogger(__name__)
@@ -52,9 +55,13 @@ def train_router(config: ExperimentConfig, output: str | Path, *, resume: bool =
     for name in (config.router.strong, config.router.weak):
         model_index(preferences.models, name)
     num_models = len(preferences.models)
-    module = make_module(family, num_models=num_models, attributes=config.router.attributes, loss=config.router.loss)
+    reader = _open_reader(config)
+    module = make_module(
+        family, num_models=num_models, attributes=config.router.attributes, loss=config.router.loss, reader=reader
+    )
     losses.make_readout(config.router.loss, config.router.readout)  # an unknown one is refused now, not after training
 
+    tokenizer = None if reader is None else reader.tokenizer(config.features.max_length)
     prompts = preferences.unique_prompts
     with EmbeddingCache() as cache:
         embedding, spec = embed(prompts, config.features, root=Path(config.data.root), cache=cache)
@@ -89,20 +96,17 @@ def train_router(config: ExperimentConfig, output: str | Path, *, resume: bool =
         write_json(output / "config.json", provenance)
     if not trains_nothing:
         logger.info("training %s on %d battles, validating on %d", family, len(train), len(preferences) - len(train))
-        result = training.fit(
-            module,
-            batch_of(train),
-            None if held_out is None else batch_of(held_out),
-            loss=losses.make_preference_loss(config.router.loss),
-            optimizer=config.optimizer,
-            training=config.training,
-            directory=output / "training",
-            resume=resume,
-        )
+        where = {"directory": output / "training", "resume": resume}
+        if tokenizer is None:
+            result = learn_on_embeddings(module, train, held_out, batch_of, config, **where)
+        else:
+            result = learn_on_tokens(module, train, held_out, tokenizer, config, **where)
         routers["router"] = dataclasses.replace(
             routers["knn"],
             family=family,
             attributes=config.router.attributes,
+            features=spec if reader is None else reader.spec(config.features.encoder, config.features.max_length),
+            reader=reader,
             loss=config.router.loss,
             readout=config.router.readout,
             variables=result.variables,
@@ -112,3 +116,17 @@ def train_router(config: ExperimentConfig, output: str | Path, *, resume: bool =
         if not (output / name).exists():  # a run that was killed between the two has one of them already
             save_router(router, output / name)
     return routers["router"]
+
+
+def _open_reader(config: ExperimentConfig) -> TextReader | None:
+    """The encoder that is trained with the router, if one is."""
+    reads_text = find_family(config.router.family).reads_text
+    if not (reads_text or config.features.train_encoder):
+        if config.features.encoder_attributes:
+            raise InputError(
+                "features.encoder_attributes are of an encoder that is trained: set features.train_encoder"
+            )
+        return None
+    if config.features.embeddings is not None:
+        raise InputError(f"given embeddings ({config.features.embeddings}) have no encoder that could be trained")
+    return load_reader(locate(config.features.encoder), config.features.encoder_attributes, embeds=not reads_text)

@@ -3,7 +3,7 @@
 from routerjax.pretrained import routellm
 from routerjax.pretrained.bert import BertConfig, bert_names, read_bert_config
 from routerjax.pretrained.locate import MINILM, TOKENIZER_FILES, file_sha256, locate
-from routerjax.pretrained.weights import TensorNames, publish_weights, read_weights
+from routerjax.pretrained.weights import TensorNames, publish_weights, read_weights, weights_sha256
 
 __all__ = [
     "MINILM",
@@ -17,4 +17,5 @@ __all__ = [
     "read_bert_config",
     "read_weights",
     "routellm",
+    "weights_sha256",
 ]

@@ -58,6 +58,9 @@ NAMINGS: Mapping[Naming, Mapping[str, str]] = {
 }
 """Our path -> the name of the tensor: in the released files, and as the training code saves it."""
 
+STRONG, WEAK = "gpt-4-1106-preview", "mixtral-8x7b-instruct-v0.1"
+"""The pair that its routers were released for."""
+
 TRAINING_PROMPTS = "Q.weight"
 """The frozen embeddings of the training prompts, which the training code keeps among its weights."""
 
@@ -81,8 +84,8 @@ class MatrixFactorizationConfig:
     """
 
     checkpoint_path: str
-    strong_model: str = "gpt-4-1106-preview"
-    weak_model: str = "mixtral-8x7b-instruct-v0.1"
+    strong_model: str = STRONG
+    weak_model: str = WEAK
     hidden_size: int = 128
     num_models: int = 64
     text_dim: int = TEXT_DIM
@@ -104,12 +107,25 @@ class SimilarityWeightedConfig:
 
     arena_battle_datasets: list[str]
     arena_embedding_datasets: list[str]
-    strong_model: str = "gpt-4-1106-preview"
-    weak_model: str = "mixtral-8x7b-instruct-v0.1"
+    strong_model: str = STRONG
+    weak_model: str = WEAK
     num_tiers: int = 10
 
 
-ConfigT = TypeVar("ConfigT", MatrixFactorizationConfig, SimilarityWeightedConfig)
+@dataclass(frozen=True, kw_only=True)
+class BertConfig:
+    """Section ``bert`` of RouteLLM's configuration file, with its defaults.
+
+    Attributes:
+        checkpoint_path: a folder in Hugging Face's format, or a Hugging Face name.
+        num_labels: of the classifier.
+    """
+
+    checkpoint_path: str
+    num_labels: int = 3
+
+
+ConfigT = TypeVar("ConfigT", MatrixFactorizationConfig, SimilarityWeightedConfig, BertConfig)
 
 
 def find_checkpoint(source: str | os.PathLike[str]) -> Path:

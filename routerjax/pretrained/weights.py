@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import json
 import logging
 import re
@@ -17,6 +18,7 @@ import safetensors
 from jaxtyping import Float32
 
 from routerjax.errors import InputError
+from routerjax.pretrained.locate import file_sha256
 from routerjax.typing import PyTree
 
 logger = logging.getLogger(__name__)
@@ -100,6 +102,16 @@ def publish_weights(params: PyTree, names: TensorNames) -> dict[str, Float32[np.
             raise InputError(f"the parameter {own} has no name in the published format")
         tensors[published] = np.ascontiguousarray(np.asarray(leaf, np.float32).T if own.endswith("kernel") else leaf)
     return tensors
+
+
+def weights_sha256(path: Path) -> str:
+    """SHA-256 of a file or a folder's ``model.safetensors``; of shards, that of all of theirs.
+
+    Raises:
+        InputError: no weights there.
+    """
+    each = [file_sha256(file) for file in _files(path)]
+    return each[0] if len(each) == 1 else hashlib.sha256("".join(each).encode()).hexdigest()
 
 
 def _flatten(tree: PyTree) -> dict[str, np.ndarray]:

@@ -5,13 +5,14 @@ from __future__ import annotations
 import dataclasses
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
-from typing import Any, get_type_hints
+from typing import Any, cast, get_type_hints
 
 import flax.linen as nn
 
 from routerjax import losses, models
 from routerjax.config import AttributeValue, coerce
 from routerjax.errors import InputError, nearest
+from routerjax.router.reader import TextReader
 from routerjax.typing import PreferenceBatch, Variables
 
 
@@ -23,10 +24,13 @@ class Family:
         module: linen, ``(num_models, **attributes)``, from a query to scores.
         memory: ``(module, battles) -> the module's memory collection`` of a family that trains nothing; None of one
             that learns parameters.
+        reads_text: whether the module holds an ``encoder`` of tokens. Another takes embeddings, which may come from an
+            encoder that is trained with it.
     """
 
     module: type[nn.Module]
     memory: Callable[[Any, PreferenceBatch], Variables] | None = None
+    reads_text: bool = False
 
 
 def _similarity_weighted_memory(module: models.SimilarityWeighted, battles: PreferenceBatch) -> Variables:
@@ -41,6 +45,7 @@ FAMILIES: Mapping[str, Family] = {
         memory=lambda module, battles: models.nearest_neighbors_memory(battles, num_models=module.num_models),
     ),
     "sw": Family(models.SimilarityWeighted, memory=_similarity_weighted_memory),
+    "bert": Family(models.BertRouter, reads_text=True),
 }
 
 
@@ -72,16 +77,32 @@ def remember(family: str, module: nn.Module, battles: PreferenceBatch) -> Variab
 
 
 def make_module(
-    family: str, *, num_models: int, attributes: Mapping[str, AttributeValue], loss: str = "bradley_terry"
+    family: str,
+    *,
+    num_models: int,
+    attributes: Mapping[str, AttributeValue],
+    loss: str = "bradley_terry",
+    reader: TextReader | None = None,
 ) -> nn.Module:
     """The linen module of a family, with the columns that its loss asks for.
 
+    Args:
+        family: a name in :data:`FAMILIES`.
+        num_models: that are scored.
+        attributes: of the family's module.
+        loss: a name in :data:`routerjax.losses.LOSSES`.
+        reader: what reads text as a part of the router; a family of embeddings is put on top of it.
+
     Raises:
         InputError: no such family, loss, or attribute of the module; a value of another type or out of range; a loss
-            with ties for a family that trains nothing.
+            with ties for a family that trains nothing, or an encoder to train; a family that reads text without reader.
     """
     found = find_family(family)
-    fields = {f.name for f in dataclasses.fields(found.module)} - {"parent", "name", "num_models"}
+    if found.memory is not None and reader is not None:
+        raise InputError(f"{family} trains nothing, so it cannot train an encoder: set features.train_encoder=False")
+    if found.reads_text and reader is None:
+        raise InputError(f"{family} reads text with an encoder of its own, and none was given")
+    fields = {f.name for f in dataclasses.fields(found.module)} - {"parent", "name", "num_models", "encoder"}
     for name in attributes:
         if name not in fields:
             known = ", ".join(sorted(fields))
@@ -93,12 +114,19 @@ def make_module(
             raise InputError(
                 f"{family}.{name} must be {'positive' if name in POSITIVE else 'at least 0'}, got {value!r}"
             )
+        if name.endswith("_rate") and not cast(float, value) < 1:
+            raise InputError(f"{family}.{name} must be below 1, got {value!r}")
+    if reader is not None and found.reads_text:
+        checked["encoder"] = reader.encoder
     tie = losses.outcome_model(loss).tie
     if found.memory is not None and tie != "none":
         raise InputError(f"{family} trains nothing, so it takes no loss but bradley_terry; got {loss!r}")
-    if tie == "labels":
-        if num_models != 2:
-            raise InputError(f"the loss {loss} is of battles between two models; these battles have {num_models}")
-        return found.module(num_models=3, **checked)
-    module = found.module(num_models=num_models + (tie == "column"), **checked)
-    return models.WithTie(module) if tie == "parameter" else module
+    if tie == "labels" and num_models != 2:
+        raise InputError(f"the loss {loss} is of battles between two models; these battles have {num_models}")
+    columns = 3 if tie == "labels" else num_models + (tie == "column")
+    module = found.module(num_models=columns, **checked)
+    if tie == "parameter":
+        module = models.WithTie(module)
+    if reader is not None and not found.reads_text:
+        module = models.EmbedThen(models.SentenceEmbedding(reader.encoder, reader.normalize), module)
+    return module

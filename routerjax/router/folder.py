@@ -6,8 +6,9 @@ import hashlib
 import json
 import math
 import os
+from collections.abc import Mapping
 from pathlib import Path
-from typing import cast
+from typing import Any, cast
 
 import flax.errors
 import flax.traverse_util
@@ -21,15 +22,18 @@ from routerjax.atomic import new_directory
 from routerjax.errors import InputError
 from routerjax.features import FeatureSpec
 from routerjax.losses import outcome_model
+from routerjax.router.reader import TextReader
 from routerjax.router.router import Router
 
 FORMAT = "routerjax-router-1"
 DESCRIPTION_FILE = "router.json"
 TENSOR_FILE = "router.safetensors"
+TOKENIZER_FOLDER = "tokenizer"
 
 
 def save_router(router: Router, path: str | os.PathLike[str]) -> None:
-    """Write a router as a new folder: ``router.json`` and ``router.safetensors``; whole, or not at all.
+    """Write a router as a new folder, whole or not at all: ``router.json``, ``router.safetensors``, and ``tokenizer/``
+    of a router that reads text itself.
 
     Raises:
         InputError: the folder exists.
@@ -49,6 +53,7 @@ def save_router(router: Router, path: str | os.PathLike[str]) -> None:
         # JSON has no infinity; float("inf") reads it back.
         "threshold": "inf" if router.threshold == math.inf else router.threshold,
         "features": router.features.to_dict(),
+        "reader": None if router.reader is None else router.reader.to_dict(),
         "tensors_sha256": hashlib.sha256(content).hexdigest(),
         "provenance": dict(router.provenance),
     }
@@ -56,6 +61,10 @@ def save_router(router: Router, path: str | os.PathLike[str]) -> None:
         (folder / TENSOR_FILE).write_bytes(content)
         text = json.dumps(description, indent=2, ensure_ascii=False)
         (folder / DESCRIPTION_FILE).write_text(text + "\n", encoding="utf-8")
+        if router.reader is not None:
+            (folder / TOKENIZER_FOLDER).mkdir()
+            for name, file in router.reader.files.items():
+                (folder / TOKENIZER_FOLDER / name).write_bytes(file)
 
 
 def load_router(path: str | os.PathLike[str], *, encoder: str | None = None) -> Router:
@@ -80,6 +89,7 @@ def load_router(path: str | os.PathLike[str], *, encoder: str | None = None) -> 
         threshold = None if description["threshold"] is None else float(description["threshold"])
         expected_hash, names = description["tensors_sha256"], tuple(description["models"])
         features, provenance = FeatureSpec.from_dict(description["features"]), description["provenance"]
+        reader = _read_reader(description.get("reader"), folder / TOKENIZER_FOLDER)
     except InputError:
         raise
     except (ValueError, KeyError, TypeError) as error:
@@ -104,6 +114,7 @@ def load_router(path: str | os.PathLike[str], *, encoder: str | None = None) -> 
         features=features,
         variables=variables,
         provenance=provenance,
+        reader=reader,
         encoder_source=encoder,
     )
     _require_fit(router, folder)
@@ -118,12 +129,26 @@ def router_folder(path: str | os.PathLike[str]) -> Path:
     return inner if is_run else path
 
 
+def _read_reader(described: Mapping[str, Any] | None, folder: Path) -> TextReader | None:
+    if described is None:
+        return None
+    if not folder.is_dir():
+        raise InputError(f"the router is incomplete: no folder {folder}")
+    files = {path.name: path.read_bytes() for path in sorted(folder.iterdir()) if path.is_file()}
+    try:
+        return TextReader.from_dict(described, files)
+    except InputError as error:
+        raise InputError(f"{folder.parent}: {error}") from error
+
+
 def _require_fit(router: Router, folder: Path) -> None:
     """Refuse tensors that the module cannot take, before anyone scores with them."""
-    query = {
-        "embedding": jax.ShapeDtypeStruct((1, router.features.width), np.float32),
-        "prompt_id": jax.ShapeDtypeStruct((1, 2), np.uint32),
-    }
+    if router.reader is None:
+        query = {"embedding": jax.ShapeDtypeStruct((1, router.features.width), np.float32)}
+    else:
+        _ = router.tokenizer  # refused here if it is another
+        query = {name: jax.ShapeDtypeStruct((1, 2), np.int32) for name in ("token_ids", "attention_mask")}
+    query["prompt_id"] = jax.ShapeDtypeStruct((1, 2), np.uint32)
     try:
         scores = jax.eval_shape(router.module.apply, router.variables, query)
     except InputError:

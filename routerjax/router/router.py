@@ -13,6 +13,7 @@ import flax.linen as nn
 import jax
 import jax.numpy as jnp
 import numpy as np
+import tqdm
 from jaxtyping import Float32
 
 from routerjax.config import AttributeValue, FeatureConfig
@@ -23,11 +24,13 @@ from routerjax.features import (
     EndpointEncoder,
     FeatureSpec,
     SentenceEncoder,
+    TextTokenizer,
     open_encoder,
 )
 from routerjax.losses import make_outcome_prob, make_readout, outcome_model
 from routerjax.prompts import prompt_ids
 from routerjax.router.families import make_module
+from routerjax.router.reader import TextReader
 from routerjax.scoring import make_score_fn
 from routerjax.typing import Array, Query, Readout, ScoreFn, Variables
 
@@ -50,6 +53,7 @@ class Router:
         provenance: how it came to be: configuration, versions, data hashes; any JSON.
         loss: what the scores were trained with, a name in :data:`routerjax.losses.LOSSES`.
         readout: what the win probability counts, a name in :data:`routerjax.losses.READOUTS`.
+        reader: the part that reads text, where it is the router's own: ``features`` are tokens then.
         threshold: route to the strong model from this win probability on (``inf``: never); None before calibration.
         encoder_source: where to look for the encoder instead of ``features.source``; its fingerprint must be the same.
     """
@@ -64,6 +68,7 @@ class Router:
     provenance: Mapping[str, object] = field(default_factory=dict)
     loss: str = "bradley_terry"
     readout: str = "half_tie"
+    reader: TextReader | None = None
     threshold: float | None = None
     encoder_source: str | None = None
 
@@ -72,21 +77,45 @@ class Router:
             raise InputError(f"strong and weak must be different models, got {self.strong!r} for both")
         for name in (self.strong, self.weak):
             self.column(name)
+        if (self.features.kind == "tokens") != (self.reader is not None):
+            raise InputError(f"a router has a text reader if its features are tokens; they are {self.features.kind}")
         if self.threshold is not None and not (0 <= self.threshold <= 1 or self.threshold == math.inf):
             raise InputError(f"threshold must be in [0, 1], or inf for never, got {self.threshold!r}")
 
     @functools.cached_property
     def module(self) -> nn.Module:
         """The linen module, ``(variables, query) -> scores [batch, models]``."""
-        return make_module(self.family, num_models=len(self.models), attributes=self.attributes, loss=self.loss)
+        return make_module(
+            self.family,
+            num_models=len(self.models),
+            attributes=self.attributes,
+            loss=self.loss,
+            reader=self.reader,
+        )
+
+    @functools.cached_property
+    def tokenizer(self) -> TextTokenizer:
+        """What makes the tokens that the router's own encoder reads.
+
+        Raises:
+            InputError: the router reads no text itself, or its tokenizer is not the one it was trained with.
+        """
+        if self.reader is None:
+            raise InputError("this router looks at embeddings; its encoder has the tokenizer")
+        tokenizer = self.reader.tokenizer(cast(int, self.features.max_length))
+        if tokenizer.fingerprint != self.features.fingerprint:
+            raise self._refusal("its tokenizer has", tokenizer.fingerprint)
+        return tokenizer
 
     @functools.cached_property
     def encoder(self) -> SentenceEncoder | EndpointEncoder:
         """What makes embeddings of text as in the router's training, loaded on first use.
 
         Raises:
-            InputError: the router has given embeddings, or what is found is another encoder.
+            InputError: the router has given embeddings, reads text itself, or what is found is another encoder.
         """
+        if self.reader is not None:
+            raise InputError("this router reads text itself: its encoder is a part of its module")
         if self.features.kind == "given":
             raise InputError(
                 f"this router was trained on given embeddings ({self.features.source}) and cannot read text; pass "
@@ -104,7 +133,7 @@ class Router:
 
     def _refusal(self, whose: str, fingerprint: str) -> InputError:
         # The first digits tell two hashes apart; an endpoint's fingerprint ends in its address.
-        shown = 16 if self.features.kind == "encoder" else None
+        shown = 16 if self.features.kind in ("encoder", "tokens") else None
         mend = "; OPENAI_BASE_URL must be the address in it" if self.features.kind == "endpoint" else ""
         return InputError(
             f"refused: {whose} fingerprint {fingerprint[:shown]}, but this router was trained with "
@@ -153,8 +182,7 @@ class Router:
         A loss with a tie score has it in a last column of the module's own scores, which is left out here; the columns
         of ``three_labels`` are win, tie and loss of ``models[0]`` against ``models[1]``.
         """
-        query = self.query(prompts, cache=cache, progress=progress)
-        scores = self._run(_jit_scores(self.module), query, self.variables)
+        scores = self._run(_jit_scores(self.module), self.variables, prompts, cache=cache, progress=progress)
         return scores if outcome_model(self.loss).tie == "labels" else scores[:, : len(self.models)]
 
     def win_prob(
@@ -182,7 +210,7 @@ class Router:
         router = self.with_pair(strong, weak)
         columns = self.column(router.strong), self.column(router.weak)
         score = _jit_win_prob(self.module, *columns, make_readout(self.loss, self.readout))
-        return self._run(score, self.query(prompts, cache=cache, progress=progress), router.variables)
+        return self._run(score, router.variables, prompts, cache=cache, progress=progress)
 
     def outcome_prob(
         self,
@@ -200,12 +228,16 @@ class Router:
         """
         columns = self.column(strong or self.strong), self.column(weak or self.weak)
         outcome = _jit_outcome_prob(self.module, *columns, self.loss)
-        return self._run(outcome, self.query(prompts, cache=cache, progress=progress), self.variables)
+        return self._run(outcome, self.variables, prompts, cache=cache, progress=progress)
 
     def query(
         self, prompts: Sequence[str] | Embeddings, *, cache: EmbeddingCache | None = None, progress: bool = False
     ) -> dict[str, np.ndarray]:
-        """What the module looks at: ``embedding`` float32 ``[prompts, embed]``, and ``prompt_id`` of texts."""
+        """What the module looks at.
+
+        ``embedding`` float32 ``[prompts, embed]``; or, of a router that reads text itself, ``token_ids`` and
+        ``attention_mask`` int32 ``[prompts, length]``. With ``prompt_id`` uint32 ``[prompts, 2]`` of texts.
+        """
         if isinstance(prompts, Embeddings):
             if prompts.fingerprint != self.features.fingerprint:
                 raise self._refusal("the embeddings have", prompts.fingerprint)
@@ -213,25 +245,65 @@ class Router:
                 width = prompts.embedding.shape[1]
                 raise InputError(f"embeddings must be {self.features.width} wide, as in training, got {width}")
             return {"embedding": prompts.embedding}
-        if isinstance(prompts, str):
-            raise InputError("prompts must be a sequence of texts, got one text; write [prompt]")
-        embedding = self.encoder.encode(prompts, cache=cache, progress=progress)
-        return {"embedding": embedding, "prompt_id": prompt_ids(prompts)}
+        _require_texts(prompts)
+        if self.reader is not None:
+            read = self.tokenizer.pad(self.tokenizer.token_ids(prompts))
+        else:
+            read = {"embedding": self.encoder.encode(prompts, cache=cache, progress=progress)}
+        return {**read, "prompt_id": prompt_ids(prompts)}
 
-    def _run(self, compiled: ScoreFn, query: Mapping[str, np.ndarray], variables: Variables) -> np.ndarray:
-        """Apply to parts padded to a power of two, so that any number of prompts takes few compilations."""
-        parts = []
+    def _run(
+        self,
+        compiled: ScoreFn,
+        variables: Variables,
+        prompts: Sequence[str] | Embeddings,
+        *,
+        cache: EmbeddingCache | None,
+        progress: bool,
+    ) -> np.ndarray:
+        """Apply to all prompts, in batches of a few static shapes."""
+        if self.reader is not None and not isinstance(prompts, Embeddings):
+            return self._run_on_tokens(compiled, variables, prompts, progress=progress)
+        query, parts = self.query(prompts, cache=cache, progress=progress), []
         count = len(query["embedding"])
         for start in range(0, max(count, 1), LARGEST_BATCH):
             own = {name: leaf[start : start + LARGEST_BATCH] for name, leaf in query.items()}
             size = len(own["embedding"])
+            # Padded to a power of two, so that any number of prompts takes few compilations.
             padded = max(SMALLEST_BATCH, 1 << max(size - 1, 0).bit_length())
             full = {
-                name: jnp.asarray(np.concatenate([leaf, np.zeros((padded - size, *leaf.shape[1:]), leaf.dtype)]))
+                name: np.concatenate([leaf, np.zeros((padded - size, *leaf.shape[1:]), leaf.dtype)])
                 for name, leaf in own.items()
             }
-            parts.append(np.asarray(compiled(variables, full), np.float32)[:size])
+            parts.append(np.asarray(compiled(variables, _on_device(full)), np.float32)[:size])
         return np.concatenate(parts)
+
+    def _run_on_tokens(
+        self, compiled: ScoreFn, variables: Variables, prompts: Sequence[str], *, progress: bool
+    ) -> np.ndarray:
+        """Each different prompt once, and one shape for each length: no more compilations than lengths."""
+        _require_texts(prompts)
+        row_of = {prompt: row for row, prompt in enumerate(dict.fromkeys(prompts))}
+        token_ids = self.tokenizer.token_ids(list(row_of))
+        outputs: list[np.ndarray] = [np.zeros(0, np.float32)] * len(row_of)
+        with tqdm.tqdm(total=len(row_of), unit="prompt", disable=not progress, delay=2) as bar:
+            for rows, query in self.tokenizer.batches(token_ids):
+                computed = np.asarray(compiled(variables, _on_device(query)), np.float32)
+                for place, row in enumerate(rows):
+                    outputs[row] = computed[place]
+                bar.update(len(rows))
+        if not prompts:
+            return np.asarray(compiled(variables, _on_device(self.tokenizer.pad([], 2, batch=1))), np.float32)[:0]
+        return np.stack([outputs[row_of[prompt]] for prompt in prompts])
+
+
+def _on_device(query: Mapping[str, np.ndarray]) -> dict[str, Array]:
+    return {name: jnp.asarray(leaf) for name, leaf in query.items()}
+
+
+def _require_texts(prompts: Sequence[str]) -> None:
+    if isinstance(prompts, str):
+        raise InputError("prompts must be a sequence of texts, got one text; write [prompt]")
 
 
 @functools.lru_cache(maxsize=32)

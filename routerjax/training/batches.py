@@ -36,9 +36,10 @@ class Batches(Protocol):
         ...
 
 
-def batch_group(training: TrainingConfig, *, micro_batches: int = 1) -> tuple[int, ...]:
+def batch_group(training: TrainingConfig) -> tuple[int, ...]:
     """The leading axes of a step's leaves: devices under pmap, then micro-batches, whose gradients are added up."""
-    return (jax.local_device_count(), micro_batches) if training.devices == "pmap" else (micro_batches,)
+    devices = (jax.local_device_count(),) if training.devices == "pmap" else ()
+    return (*devices, training.micro_batches)
 
 
 def fit_batches(

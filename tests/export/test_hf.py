@@ -1,5 +1,6 @@
 """Folders in Hugging Face's format, without transformers: what is in them, and that they are compared first."""
 
+import dataclasses
 import json
 from pathlib import Path
 
@@ -8,41 +9,68 @@ import numpy as np
 import pytest
 import safetensors.numpy
 
-from routerjax import InputError, export
+from routerjax import InputError, Router, export
+from routerjax.cli import main
 from routerjax.export import hf
-from routerjax.router import BertClassifier, load_bert
-from tests.encoders import save_tiny_encoder
-
-LABELS = ("gpt-4", "mixtral")
+from routerjax.importing import import_hf
+from tests.routers import tiny_router, tiny_text_router
 
 
 @pytest.fixture
-def classifier(tmp_path: Path) -> BertClassifier:
-    return load_bert(save_tiny_encoder(tmp_path / "tiny"), labels=LABELS, key=jax.random.key(0))
+def router(tmp_path: Path) -> Router:
+    return tiny_text_router(tmp_path, threshold=0.4)
 
 
-def test_a_written_folder_is_read_back_bit_for_bit(classifier: BertClassifier, tmp_path: Path) -> None:
-    assert export.export_hf(classifier, tmp_path / "out") == 0.0
-    again = load_bert(tmp_path / "out")
-    assert again.labels == LABELS
-    assert again.module == classifier.module
-    jax.tree.map(np.testing.assert_array_equal, again.variables, classifier.variables)
-    assert again.tokenizer_files["tokenizer.json"] == classifier.tokenizer_files["tokenizer.json"]
+def test_a_written_folder_is_read_back_bit_for_bit(router: Router, tmp_path: Path) -> None:
+    assert export.export_hf(router, tmp_path / "out") == 0.0
+    again = import_hf(tmp_path / "out")
+    assert again.module == router.module
+    for name in ("models", "strong", "weak", "loss", "readout", "threshold"):
+        assert getattr(again, name) == getattr(router, name)
+    assert again.features.fingerprint == router.features.fingerprint
+    jax.tree.map(np.testing.assert_array_equal, again.variables, router.variables)
+    assert again.reader.files["tokenizer.json"] == router.reader.files["tokenizer.json"]
     made = json.loads((tmp_path / "out" / "tokenizer_config.json").read_text())
     assert made["pad_token"] == "[PAD]"
-    assert made["model_max_length"] == 64
+    assert made["model_max_length"] == 48
     config = json.loads((tmp_path / "out" / "config.json").read_text())
-    assert config["id2label"] == {"0": "gpt-4", "1": "mixtral"}
+    assert config["id2label"] == {"0": "big", "1": "medium", "2": "small"}
     assert config["architectures"] == ["BertForSequenceClassification"]
     published = safetensors.numpy.load_file(tmp_path / "out" / "model.safetensors")
     assert {name for name in published if not name.startswith("bert.")} == {"classifier.weight", "classifier.bias"}
     assert export.export_hf(again, tmp_path / "twice") == 0.0
     for name in ("config.json", "model.safetensors", "tokenizer_config.json"):
         assert (tmp_path / "twice" / name).read_bytes() == (tmp_path / "out" / name).read_bytes()
+    assert import_hf(tmp_path / "out", weak="medium").weak == "medium"
+
+
+def test_logits_of_outcomes_keep_their_loss(tmp_path: Path) -> None:
+    router = tiny_text_router(tmp_path, loss="three_outcome", readout="win")
+    export.export_hf(router, tmp_path / "out")
+    config = json.loads((tmp_path / "out" / "config.json").read_text())
+    assert list(config["id2label"].values()) == ["big", "medium", "small", "tie"]
+    prompts = ["prove it", "a poem"]
+    again = import_hf(tmp_path / "out")
+    np.testing.assert_array_equal(again.win_prob(prompts), router.win_prob(prompts))
+    np.testing.assert_array_equal(again.outcome_prob(prompts), router.outcome_prob(prompts))
+
+
+def test_a_folder_of_another_program_needs_the_pair(router: Router, tmp_path: Path) -> None:
+    export.export_hf(router, tmp_path / "out")
+    path = tmp_path / "out" / "config.json"
+    config = {name: value for name, value in json.loads(path.read_text()).items() if name != "routerjax"}
+    path.write_text(json.dumps(config))
+    with pytest.raises(InputError, match="give --strong and --weak, two of its labels big, medium, small"):
+        import_hf(tmp_path / "out")
+    again = import_hf(tmp_path / "out", strong="medium", weak="big")
+    np.testing.assert_array_equal(again.scores(["a poem"]), router.scores(["a poem"]))
+    path.write_text(json.dumps({**config, "routerjax": {"models": 3}}))
+    with pytest.raises(InputError, match="the section routerjax is damaged"):
+        import_hf(tmp_path / "out")
 
 
 def test_a_folder_with_other_scores_is_kept_aside(
-    classifier: BertClassifier, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    router: Router, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     publish = hf.publish_weights
 
@@ -52,15 +80,35 @@ def test_a_folder_with_other_scores_is_kept_aside(
 
     monkeypatch.setattr(hf, "publish_weights", damaged)
     with pytest.raises(export.VerificationError, match=r"scores differ by .*kept as .*out\.rejected"):
-        export.export_hf(classifier, tmp_path / "out")
+        export.export_hf(router, tmp_path / "out")
     assert not (tmp_path / "out").exists()
     assert (tmp_path / "out.rejected" / "model.safetensors").is_file()
 
 
-def test_only_a_head_of_transformers_is_written_and_nothing_over_anything(tmp_path: Path) -> None:
-    folder = save_tiny_encoder(tmp_path / "tiny")
-    linear = load_bert(folder, labels=LABELS, head="linear", key=jax.random.key(0))
+def test_only_what_transformers_computes_is_written_and_nothing_over_anything(tmp_path: Path, router: Router) -> None:
     with pytest.raises(InputError, match="no classifier with the head 'linear'"):
-        export.export_hf(linear, tmp_path / "out")
+        export.export_hf(tiny_text_router(tmp_path, attributes={"head": "linear"}), tmp_path / "out")
+    with pytest.raises(InputError, match="no place for the loss davidson"):
+        export.export_hf(tiny_text_router(tmp_path, loss="davidson"), tmp_path / "out")
+    with pytest.raises(InputError, match=r"classifiers \(bert\), got a router of family mf"):
+        export.export_hf(tiny_router(tmp_path), tmp_path / "out")
+    calibrated = dataclasses.replace(router, variables={**router.variables, "calibration": {}})
+    with pytest.raises(InputError, match="no place for a calibration"):
+        export.export_hf(calibrated, tmp_path / "out")
     with pytest.raises(InputError, match="exists already"):
-        export.export_hf(linear, folder)
+        export.export_hf(router, tmp_path / "encoder")
+
+
+def test_from_the_command_line_there_and_back(
+    router: Router, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    from routerjax import load_router, save_router
+
+    save_router(router, tmp_path / "router")
+    out, again = str(tmp_path / "out"), str(tmp_path / "again")
+    assert main(["export", str(tmp_path / "router"), "--format", "hf", "--output", out]) == 0
+    assert "scores differ from the router's by at most 0.0e+00" in capsys.readouterr().out
+    assert main(["import", out, "--format", "hf", "--output", again]) == 0
+    assert "it reads text: the first 48 tokens of a prompt" in capsys.readouterr().out
+    prompts = ["what is the capital", "write a poem"]
+    np.testing.assert_array_equal(load_router(again).win_prob(prompts), router.win_prob(prompts))

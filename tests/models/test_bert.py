@@ -108,8 +108,10 @@ def test_attention_whose_logits_are_far_apart_is_finite() -> None:
 def test_a_row_of_nothing_but_padding_is_finite() -> None:
     module = models.SentenceEmbedding(ENCODER)
     query = {"token_ids": jnp.zeros((2, 4), jnp.int32), "attention_mask": jnp.zeros((2, 4), jnp.int32)}
-    embedding, _ = module.init_with_output(jax.random.key(0), query)
+    embedding, variables = module.init_with_output(jax.random.key(0), query)
     assert np.isfinite(embedding).all()
+    gradient = jax.grad(lambda variables: module.apply(variables, query).sum())(variables)
+    assert all(np.isfinite(leaf).all() for leaf in jax.tree.leaves(gradient))
 
 
 def test_dropout_is_in_training_alone() -> None:

@@ -1,5 +1,6 @@
 """The BERT family against transformers: hidden states, logits, gradients, and folders in both directions."""
 
+import dataclasses
 import json
 from pathlib import Path
 
@@ -12,8 +13,9 @@ import tokenizers
 
 from routerjax import export, losses, models
 from routerjax.features import load_encoder
+from routerjax.importing import import_hf, import_routellm_bert
 from routerjax.pretrained import MINILM, bert_names, locate, publish_weights
-from routerjax.router import BertClassifier, load_bert
+from routerjax.router import Router, load_reader, make_module, pretrained_params
 from tests.encoders import TEXTS, make_tokenizer
 
 pytestmark = pytest.mark.parity
@@ -56,6 +58,17 @@ def save(model, model_type: str, folder: Path, **arguments) -> Path:
     return folder
 
 
+def load(folder: Path) -> Router:
+    """Models of the labels' names; how they are routed does not matter here."""
+    return import_hf(folder, strong=LABELS[0], weak=LABELS[2])
+
+
+def fresh(folder: Path) -> dict:
+    """Parameters from a checkpoint that is no classifier."""
+    module = make_module("bert", num_models=2, attributes={}, reader=load_reader(folder))
+    return pretrained_params(module, folder, key=jax.random.key(0))
+
+
 def padded(padding_id: int) -> dict[str, np.ndarray]:
     rng = np.random.default_rng(0)
     token_ids, mask = np.full((4, 13), padding_id), np.zeros((4, 13), np.int64)
@@ -76,9 +89,9 @@ def test_hidden_states_and_logits(model_type: str, tmp_path: Path) -> None:
     import torch
 
     model = random_model(model_type)
-    loaded = load_bert(save(model, model_type, tmp_path / "tiny"))
+    loaded = load(save(model, model_type, tmp_path / "tiny"))
     encoder = loaded.module.encoder
-    assert loaded.labels == LABELS
+    assert loaded.models == LABELS
     query = padded(encoder.padding_id)
     with torch.no_grad():
         hidden = model.base_model(**torch_inputs(query)).last_hidden_state.numpy()
@@ -98,7 +111,7 @@ def test_the_gradient_of_every_parameter(model_type: str, tmp_path: Path) -> Non
     import torch
 
     model = random_model(model_type)
-    loaded = load_bert(save(model, model_type, tmp_path / "tiny"))
+    loaded = load(save(model, model_type, tmp_path / "tiny"))
     query = padded(loaded.module.encoder.padding_id)
     label = np.asarray([1.0, 0.0, 0.5, 0.8], np.float32)
 
@@ -130,7 +143,7 @@ def test_a_folder_read_and_written_again_is_the_same_bits_and_loads_in_torch(mod
     import transformers
 
     model = random_model(model_type)
-    loaded = load_bert(save(model, model_type, tmp_path / "tiny"))
+    loaded = load(save(model, model_type, tmp_path / "tiny"))
     assert export.export_hf(loaded, tmp_path / "out") == 0.0
     before, after = (safetensors.numpy.load_file(tmp_path / name / "model.safetensors") for name in ("tiny", "out"))
     assert before.keys() == after.keys()
@@ -166,33 +179,53 @@ def test_a_trained_scanned_classifier_is_written_too(tmp_path: Path) -> None:
     import torch
     import transformers
 
-    loaded = load_bert(save(random_model("roberta"), "roberta", tmp_path / "tiny"))
+    loaded = load(save(random_model("roberta"), "roberta", tmp_path / "tiny"))
     params = jax.tree.map(lambda leaf: leaf + 0.01, loaded.variables["params"])
-    encoder = loaded.module.encoder.clone(scan_layers=True, remat=True, parent=None)
-    trained = BertClassifier(
-        module=loaded.module.clone(encoder=encoder),
+    encoder = loaded.reader.encoder.clone(scan_layers=True, remat=True, parent=None)
+    trained = dataclasses.replace(
+        loaded,
         variables={"params": {**params, "encoder": models.stack_layers(params["encoder"])}},
-        labels=("strong", "tie", "weak"),
-        tokenizer_files=loaded.tokenizer_files,
+        reader=dataclasses.replace(loaded.reader, encoder=encoder),
     )
     assert export.export_hf(trained, tmp_path / "out") < 1e-5
     written = transformers.AutoModelForSequenceClassification.from_pretrained(tmp_path / "out").eval()
-    assert list(written.config.id2label.values()) == ["strong", "tie", "weak"]
+    assert list(written.config.id2label.values()) == list(LABELS)
     query = padded(1)
     with torch.no_grad():
         logits = written(**torch_inputs(query)).logits.numpy()
     np.testing.assert_allclose(trained.module.apply(trained.variables, query), logits, rtol=0, atol=1e-5)
 
 
+def test_the_released_classifier_of_routellm(tmp_path: Path) -> None:
+    """Its own win probability: 1 minus the last two of three labels' softmax."""
+    import torch
+    import transformers
+
+    folder = save(random_model("xlm-roberta"), "xlm-roberta", tmp_path / "tiny")
+    router = import_routellm_bert(folder)
+    assert (router.strong, router.weak, router.features.max_length) == (*router.models, 62)
+    tokenizer = transformers.PreTrainedTokenizerFast(
+        tokenizer_file=str(folder / "tokenizer.json"), pad_token="<pad>", model_max_length=62
+    )
+    model = transformers.AutoModelForSequenceClassification.from_pretrained(folder).eval()
+    prompts = [*TEXTS, "poem " * 100]
+    expected = []
+    for prompt in prompts:  # one at a time, as RouteLLM does
+        with torch.no_grad():
+            logits = model(**tokenizer(prompt, return_tensors="pt", padding=True, truncation=True)).logits.numpy()[0]
+        softmax = np.exp(logits - logits.max()) / np.exp(logits - logits.max()).sum()
+        expected.append(1 - softmax[-2:].sum())
+    np.testing.assert_allclose(router.win_prob(prompts), expected, rtol=0, atol=1e-5)
+
+
 @pytest.mark.parametrize("model_type", MODEL_TYPES)
 def test_a_pretraining_checkpoint_gives_its_encoder(model_type: str, tmp_path: Path) -> None:
     model = random_model(model_type, "AutoModelForPreTraining" if model_type == "bert" else "AutoModelForMaskedLM")
     folder = save(model, model_type, tmp_path / "tiny")
-    loaded = load_bert(folder, labels=("one", "two"), key=jax.random.key(0))
-    bare = save(model.base_model, model_type, tmp_path / "bare")
-    again = load_bert(bare, labels=("one", "two"), key=jax.random.key(0))
-    jax.tree.map(np.testing.assert_array_equal, again.variables, loaded.variables)
-    published = publish_weights(loaded.variables["params"], bert_names(model_type, head=True))
+    params = fresh(folder)
+    again = fresh(save(model.base_model, model_type, tmp_path / "bare"))
+    jax.tree.map(np.testing.assert_array_equal, again, params)
+    published = publish_weights(params, bert_names(model_type, head=True))
     saved = safetensors.numpy.load_file(folder / "model.safetensors")
     shared = published.keys() & saved.keys()
     assert {name for name in published if name not in saved} == {
@@ -206,11 +239,11 @@ def test_shards_and_sixteen_bits_from_transformers(tmp_path: Path) -> None:
     import torch
 
     model = random_model("bert")
-    one = load_bert(save(model, "bert", tmp_path / "one"))
-    many = load_bert(save(model, "bert", tmp_path / "many", max_shard_size="4KB"))
+    one = load(save(model, "bert", tmp_path / "one"))
+    many = load(save(model, "bert", tmp_path / "many", max_shard_size="4KB"))
     assert len(list((tmp_path / "many").glob("model-*.safetensors"))) > 2
     jax.tree.map(np.testing.assert_array_equal, many.variables, one.variables)
-    half = load_bert(save(model.to(torch.bfloat16), "bert", tmp_path / "half"))
+    half = load(save(model.to(torch.bfloat16), "bert", tmp_path / "half"))
     rounded = jax.tree.map(lambda leaf: leaf.astype(jnp.bfloat16).astype(jnp.float32), one.variables)
     jax.tree.map(np.testing.assert_array_equal, half.variables, rounded)
 
@@ -230,17 +263,28 @@ def test_minilm(tmp_path: Path) -> None:
     np.testing.assert_allclose(own[is_token], hidden[is_token], rtol=0, atol=1e-4)
 
     # The pre-trained encoder with a new head, as a classifier of transformers with its own tokenizer files.
-    classifier = load_bert(MINILM, labels=("strong", "weak"), key=jax.random.key(0))
-    assert export.export_hf(classifier, tmp_path / "out") < 1e-5
-    source = locate(MINILM)
-    for name in ("tokenizer.json", "tokenizer_config.json", "vocab.txt", "special_tokens_map.json"):
-        assert (tmp_path / "out" / name).read_bytes() == (source / name).read_bytes()
+    folder = locate(MINILM)
+    params = fresh(folder)
+    reader = load_reader(folder)
+    router = Router(
+        family="bert",
+        attributes={},
+        models=("strong", "weak"),
+        strong="strong",
+        weak="weak",
+        features=reader.spec(MINILM, 256),
+        reader=reader,
+        variables={"params": params},
+    )
+    assert export.export_hf(router, tmp_path / "out") < 1e-5
+    for name in ("tokenizer.json", "vocab.txt", "special_tokens_map.json"):
+        assert (tmp_path / "out" / name).read_bytes() == (folder / name).read_bytes()
     written = transformers.AutoModelForSequenceClassification.from_pretrained(tmp_path / "out").eval()
     tokenizer = transformers.AutoTokenizer.from_pretrained(tmp_path / "out")
-    inputs = tokenizer(list(TEXTS), padding=True, return_tensors="pt")
-    query = encoder.tokenize(list(TEXTS))
-    np.testing.assert_array_equal(inputs["input_ids"].numpy(), query["token_ids"])
+    prompts = [*TEXTS, "primes " * 300]
+    inputs = tokenizer(prompts, padding=True, truncation=True, return_tensors="pt")
+    np.testing.assert_array_equal(inputs["input_ids"].numpy(), encoder.tokenize(prompts)["token_ids"])
     with torch.no_grad():
         logits = written(**inputs).logits.numpy()
-    np.testing.assert_allclose(classifier.module.apply(classifier.variables, query), logits, rtol=0, atol=1e-5)
+    np.testing.assert_allclose(router.scores(prompts), logits, rtol=0, atol=1e-5)
     assert json.loads((tmp_path / "out" / "config.json").read_text())["id2label"] == {"0": "strong", "1": "weak"}

@@ -86,10 +86,10 @@ def test_devices_and_micro_batches_make_the_gradient_and_the_update_of_one_batch
 
 
 def fit(params: dict, directory: Path, **changes: object) -> training.FitResult:
-    config = TrainingConfig(epochs=4)
+    config = TrainingConfig(epochs=4, micro_batches=2)
     arguments = {"training": config, "optimizer": dataclasses.replace(OPTIMIZER, learning_rate=1e-2), "resume": False}
     arguments |= changes
-    group = training.batch_group(arguments["training"], micro_batches=2)
+    group = training.batch_group(arguments["training"])
     return training.fit_batches(
         MODULE,
         batches(group),
@@ -122,7 +122,7 @@ def test_it_learns_and_a_killed_run_resumes_bit_for_bit(params: dict, tmp_path: 
 
 
 def test_pmap_trains_too(params: dict, tmp_path: Path) -> None:
-    config = TrainingConfig(epochs=1, devices="pmap")
+    config = TrainingConfig(epochs=1, devices="pmap", micro_batches=2)
     result = fit(params, tmp_path, training=config)
     assert np.isfinite(result.best_loss)
 

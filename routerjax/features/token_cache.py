@@ -1,0 +1,71 @@
+"""Token ids on disk, so that a run that starts again does not tokenise again."""
+
+from __future__ import annotations
+
+import hashlib
+import os
+from collections.abc import Sequence
+from pathlib import Path
+
+import numpy as np
+import pyarrow as pa
+import tqdm
+from jaxtyping import Int32
+
+from routerjax.atomic import atomic_file
+from routerjax.errors import InputError
+from routerjax.features.cache import cache_folder
+from routerjax.features.tokens import TextTokenizer
+from routerjax.prompts import prompt_sha256
+
+# Prompts that the tokenizer's threads take at a time, one record batch of the file.
+PROMPTS_PER_PART = 1024
+SCHEMA = pa.schema([("token_ids", pa.list_(pa.int32()))])
+
+
+def tokenize_once(
+    tokenizer: TextTokenizer,
+    prompts: Sequence[str],
+    *,
+    folder: str | os.PathLike[str] | None = None,
+    progress: bool = False,
+) -> list[Int32[np.ndarray, "length"]]:
+    """Token ids of each prompt, without padding, read from an Arrow file where these prompts were tokenised before.
+
+    The file is named after the tokenizer and the prompts, and holds no texts. It is mapped into memory rather than
+    read, so that more prompts than fit there can be trained on. The tokenizer's threads use all cores.
+
+    Args:
+        tokenizer: which keeps the first ``max_length`` tokens of a prompt.
+        prompts: texts.
+        folder: default ``$ROUTERJAX_CACHE/tokens``, or ``~/.cache/routerjax/tokens``.
+        progress: show a progress bar, if it takes more than two seconds.
+
+    Raises:
+        InputError: a prompt that is not text, or a damaged file.
+        OSError: the file cannot be written.
+    """
+    name = hashlib.sha256(tokenizer.fingerprint.encode())
+    for prompt in prompts:
+        name.update(prompt_sha256(prompt))
+    path = (cache_folder() / "tokens" if folder is None else Path(folder)) / f"{name.hexdigest()}.arrow"
+    if not path.is_file():
+        path.parent.mkdir(parents=True, exist_ok=True)
+        with (
+            atomic_file(path) as temporary,
+            pa.OSFile(str(temporary), "wb") as stream,
+            pa.ipc.new_file(stream, SCHEMA) as writer,
+            tqdm.tqdm(total=len(prompts), unit="prompt", desc="tokenising", disable=not progress, delay=2) as bar,
+        ):
+            for start in range(0, len(prompts), PROMPTS_PER_PART):
+                part = prompts[start : start + PROMPTS_PER_PART]
+                writer.write_batch(pa.record_batch([pa.array(tokenizer.token_ids(part), SCHEMA[0].type)], SCHEMA))
+                bar.update(len(part))
+    try:
+        table = pa.ipc.open_file(pa.memory_map(str(path))).read_all()
+    except pa.ArrowInvalid as error:
+        raise InputError(f"{path} is damaged ({error}); delete it") from error
+    token_ids: list[Int32[np.ndarray, "length"]] = []
+    for chunk in table.column("token_ids").chunks:
+        token_ids += np.split(chunk.values.to_numpy(), chunk.offsets.to_numpy()[1:-1]) if len(chunk) else []
+    return token_ids

@@ -1,0 +1,215 @@
+"""Routers that read text themselves: trained, stored, scored and exported as every other router is."""
+
+import dataclasses
+import json
+from pathlib import Path
+
+import jax
+import numpy as np
+import pytest
+
+from routerjax import InputError, features, load_router, save_router
+from routerjax.cli import main
+from routerjax.config import ExperimentConfig, override
+from routerjax.pipeline import load_config, train_router
+from routerjax.router import load_reader, make_module
+from routerjax.router.router import _jit_win_prob
+from tests.encoders import TEXTS, save_tiny_encoder
+from tests.routers import tiny_router, tiny_text_router
+
+PROMPTS = [*TEXTS, "poem " * 100, "", "half an emoji \ud83d", "poem"]
+BERT = ["router.family=bert", "training.batch_tokens=256", "training.micro_batches=2", "optimizer.encoder_rate=0.5"]
+
+
+@pytest.fixture
+def config(arena: Path) -> ExperimentConfig:
+    loaded = load_config(arena / "config.py")
+    return dataclasses.replace(loaded, router=dataclasses.replace(loaded.router, attributes={}))
+
+
+@pytest.mark.parametrize("family", ["bert", "mf"])
+@pytest.mark.parametrize("loss", ["bradley_terry", "davidson", "three_outcome"])
+def test_it_is_saved_loaded_and_scores_each_prompt_as_if_alone(tmp_path: Path, family: str, loss: str) -> None:
+    router = tiny_text_router(tmp_path, family=family, loss=loss)
+    win_prob = router.win_prob([*PROMPTS, PROMPTS[0]])
+    assert np.ptp(win_prob) > 1e-4
+    assert win_prob[-1] == win_prob[0]
+    for row, prompt in enumerate(PROMPTS):
+        np.testing.assert_allclose(router.win_prob([prompt]), win_prob[row], rtol=0, atol=1e-6)
+    with jax.default_matmul_precision("highest"):
+        scores = router.module.apply(router.variables, router.query(PROMPTS))[:, :3]
+    np.testing.assert_allclose(router.scores(PROMPTS), scores, rtol=0, atol=1e-5)
+    assert router.win_prob([]).shape == (0,)
+    assert router.scores([]).shape == (0, 3)
+    save_router(router, tmp_path / "saved")
+    loaded = load_router(tmp_path / "saved")
+    assert loaded.module == router.module
+    np.testing.assert_array_equal(loaded.win_prob([*PROMPTS, PROMPTS[0]]), win_prob)
+
+
+def test_a_family_of_embeddings_computes_what_it_does_on_those_of_the_encoder(tmp_path: Path) -> None:
+    router = tiny_text_router(tmp_path, family="mf")
+    head = tiny_router(tmp_path, attributes={}, variables={"params": router.variables["params"]["head"]})
+    np.testing.assert_allclose(router.scores(PROMPTS), head.scores(PROMPTS), rtol=0, atol=1e-5)
+
+
+def test_no_more_compilations_than_lengths(tmp_path: Path) -> None:
+    router = tiny_text_router(tmp_path)
+    rng = np.random.default_rng(0)
+    prompts = [" ".join(rng.choice(["poem", "prove", "what"], length)) for length in rng.integers(1, 80, 400)]
+    _jit_win_prob.cache_clear()
+    for start in (0, 7, 250):
+        router.win_prob(prompts[start:])
+    compiled = _jit_win_prob(router.module, 0, 2, _readout(router))
+    assert 2 <= compiled._cache_size() <= len(router.tokenizer.lengths)
+
+
+def _readout(router: object) -> object:
+    from routerjax.losses import make_readout
+
+    return make_readout(router.loss, router.readout)
+
+
+def test_train_evaluate_calibrate_and_export_from_the_command_line(
+    arena: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    config, run = tmp_path / "config.py", tmp_path / "run"
+    config.write_text((arena / "config.py").read_text().replace('"model_dim": 8, "noise_std": 0.1', '"head": "linear"'))
+    assert main(["train", str(config), "--set", *BERT, "--output", str(run)]) == 0
+    assert {path.name for path in run.iterdir()} == {"config.json", "knn", "router", "training"}
+    rows = [json.loads(line) for line in (run / "training" / "metrics.jsonl").read_text().splitlines()]
+    assert rows[-1]["loss"] < rows[0]["loss"]
+    router = load_router(run / "router")
+    assert router.features.kind == "tokens"
+    started = load_reader(arena / "encoder")
+    assert router.reader.encoder == started.encoder
+
+    benchmark, names = str(arena / "benchmark.parquet"), ["--strong", "sim-large", "--weak", "sim-small"]
+    out = str(tmp_path / "evaluated")
+    assert main(["evaluate", str(run), "--benchmark", benchmark, *names, "--samples", "20", "--output", out]) == 0
+    results = json.loads((tmp_path / "evaluated" / "results.json").read_text())
+    assert {"run", "knn", "random", "oracle"} <= set(results["benchmarks"][0]["routers"])
+    calibrate = ["calibrate", str(run), "--prompts", benchmark, "--strong-share", "0.3"]
+    assert main([*calibrate, "--output", str(tmp_path / "calibrated")]) == 0
+    bundle = str(tmp_path / "bundle")
+    assert main(["export", str(tmp_path / "calibrated"), "--format", "stablehlo", "--output", bundle]) == 0
+    assert "from_text: win probabilities differ" in capsys.readouterr().out
+    assert main(["export", str(run), "--format", "hf", "--output", str(tmp_path / "hf")]) == 2
+    assert "head='architecture'" in capsys.readouterr().err
+    assert main(["export", str(run), "--format", "routellm", "--output", str(tmp_path / "routellm")]) == 2
+
+
+def test_an_encoder_trained_under_matrix_factorisation(config: ExperimentConfig, tmp_path: Path) -> None:
+    changes = ["features.train_encoder=True", "training.epochs=2", "router.loss=davidson", "training.devices=pmap"]
+    changes += ["features.encoder_attributes.dropout_rate=0.0", "features.encoder_attributes.scan_layers=True"]
+    router = train_router(override(config, [*changes, "optimizer.frozen_layers=1"]), tmp_path / "run")
+    before = load_reader(Path(config.features.encoder), {"scan_layers": True, "dropout_rate": 0.0}, embeds=True)
+    assert router.reader.to_dict() == before.to_dict()
+    assert router.reader.normalize
+    from routerjax.router import pretrained_params
+
+    started = pretrained_params(router.module, Path(config.features.encoder), key=jax.random.key(0))
+    own, old = (
+        tree["encoder"]["encoder"]["layers"]["mlp_in"]["kernel"] for tree in (router.variables["params"], started)
+    )
+    np.testing.assert_array_equal(own[0], old[0])  # frozen
+    assert (own[1] != old[1]).mean() > 0.9
+    loaded = load_router(tmp_path / "run" / "router")
+    np.testing.assert_array_equal(loaded.win_prob(PROMPTS), router.win_prob(PROMPTS))
+
+
+def test_a_killed_run_resumes_and_tokenises_once(
+    config: ExperimentConfig, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("ROUTERJAX_CACHE", str(tmp_path / "cache"))
+    config = override(config, [*BERT, "training.epochs=2"])
+    whole = train_router(config, tmp_path / "whole")
+    files = sorted((tmp_path / "cache" / "tokens").iterdir())
+    assert len(files) == 2  # training and validation
+    from routerjax import training
+
+    original = training.loop.MetricsLog.write
+
+    def killed(self: object, row: dict) -> None:
+        original(self, row)
+        if row["epoch"] == 2:
+            raise KeyboardInterrupt
+
+    with monkeypatch.context() as patch:
+        patch.setattr(training.loop.MetricsLog, "write", killed)
+        patch.setattr(features.TextTokenizer, "token_ids", _must_not_run)
+        with pytest.raises(KeyboardInterrupt):
+            train_router(config, tmp_path / "killed")
+        assert not (tmp_path / "killed" / "router").exists()
+    resumed = train_router(config, tmp_path / "killed", resume=True)
+    jax.tree.map(np.testing.assert_array_equal, resumed.variables, whole.variables)
+    assert sorted((tmp_path / "cache" / "tokens").iterdir()) == files
+
+
+def _must_not_run(tokenizer: object, texts: list[str]) -> list:
+    assert not texts, "tokenised twice"
+    return []
+
+
+def test_token_ids_from_the_cache_are_those_of_the_tokenizer(tmp_path: Path) -> None:
+    tokenizer = load_reader(save_tiny_encoder(tmp_path / "encoder")).tokenizer(16)
+    prompts = [f"{TEXTS[row % 3]} {row}" * (row % 4) for row in range(3000)]  # several parts, and empty prompts
+    expected = tokenizer.token_ids(prompts)
+    for _ in range(2):
+        found = features.tokenize_once(tokenizer, prompts, folder=tmp_path / "tokens")
+        assert [ids.tolist() for ids in found] == expected
+    (file,) = (tmp_path / "tokens").iterdir()
+    file.write_bytes(file.read_bytes()[:-100])
+    with pytest.raises(InputError, match=r"is damaged .*; delete it"):
+        features.tokenize_once(tokenizer, prompts, folder=tmp_path / "tokens")
+    assert features.tokenize_once(tokenizer, [], folder=tmp_path / "tokens") == []
+
+
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [
+        (["router.family=knn", "features.train_encoder=True"], "knn trains nothing, so it cannot train an encoder"),
+        (["features.encoder_attributes.remat=True"], "of an encoder that is trained: set features.train_encoder"),
+        ([*BERT, "features.encoder_attributes.depth=2"], "takes dropout_rate, .*got 'depth'"),
+        ([*BERT, "features.encoder_attributes.dtype=float16"], "must be one of float32, bfloat16, got float16"),
+        ([*BERT, "features.encoder_attributes.dropout_rate=1.0"], r"dropout_rate must be in \[0, 1\), got 1.0"),
+        ([*BERT, "router.attributes.head=cls"], "bert.head takes .*got 'cls'"),
+        ([*BERT, "router.attributes.dropout_rate=1.0"], "bert.dropout_rate must be below 1"),
+        ([*BERT, "features.max_length=65"], r"max_length must be in \[2, 64\]"),
+        ([*BERT, "features.embeddings=given.npy"], "have no encoder that could be trained"),
+        ([*BERT, "features.encoder=openai:any"], "no folder openai:any"),
+        ([*BERT, "optimizer.frozen_layers=3"], "frozen_layers must be at most the encoder's 2, got 3"),
+        (["optimizer.frozen_layers=1"], "are for routers that train an encoder"),
+    ],
+)
+def test_bad_configurations(config: ExperimentConfig, tmp_path: Path, changes: list[str], message: str) -> None:
+    with pytest.raises(InputError, match=message):
+        train_router(override(config, changes), tmp_path / "run")
+
+
+def test_damaged_folders_and_other_queries(tmp_path: Path) -> None:
+    router = tiny_text_router(tmp_path)
+    with pytest.raises(InputError, match="bert reads text with an encoder of its own"):
+        make_module("bert", num_models=2, attributes={})
+    with pytest.raises(InputError, match="this router reads text itself"):
+        _ = router.encoder
+    with pytest.raises(InputError, match="the embeddings have fingerprint"):
+        router.win_prob(features.Embeddings(np.zeros((1, 16), np.float32), "other"))
+    with pytest.raises(InputError, match="a router has a text reader if its features are tokens"):
+        dataclasses.replace(router, reader=None)
+    folder = tmp_path / "saved"
+    save_router(router, folder)
+    tokenizer = folder / "tokenizer" / "tokenizer.json"
+    content = tokenizer.read_text()
+    tokenizer.write_text(content.replace('"poem"', '"ode"'))
+    with pytest.raises(InputError, match="its tokenizer has fingerprint"):
+        load_router(folder)
+    tokenizer.write_text(content[:100])
+    with pytest.raises(InputError, match="not a tokenizer"):
+        load_router(folder)
+    tokenizer.unlink()
+    with pytest.raises(InputError, match=r"no tokenizer.json"):
+        load_router(folder)
+    tokenizer.parent.rmdir()
+    with pytest.raises(InputError, match="the router is incomplete: no folder"):
+        load_router(folder)
