@@ -25,10 +25,12 @@ def fit(
 
     ``ratings = argmin_r -sum_ij wins_ij * log sigmoid(r_i - r_j)`` subject to ``sum_i r_i = 0``
 
-    ``wins`` is first joined by ``prior`` times the mean weight of a pair as a tie between every two models, so that a
-    model that won all its battles, or never met some others, still has a finite rating. Ratings therefore do not change
-    when all of ``wins`` is scaled. The bias is of the order of ``prior``; two models of which one always won end
-    ``log(2 / prior + 1)``, 9.9 nats, apart. Battles of a model with itself (the diagonal) count nothing.
+    ``wins`` is first joined by ties between every two models, so that a model that won all its battles, or never met
+    some others, still has a finite rating: in all, a model has ``prior`` times the weight of its own battles in them,
+    or less against models with fewer battles than it has; a model without battles is taken to have the mean. So the
+    bias is of the order of ``prior`` for every model, however few its battles are, and ratings do not change when all
+    of ``wins`` is scaled. Two models of which one always won end ``log(2 / prior + 1)``, 9.9 nats, apart. Battles of a
+    model with itself (the diagonal) count nothing.
 
     It jits and vmaps, and is differentiated at the solution (implicitly), in both modes, whatever the number of steps.
 
@@ -74,9 +76,12 @@ def _fit(
     others = 1.0 - jnp.eye(num_models)
     wins = wins * others
     pair_weight = jnp.sum(wins) / (num_models * (num_models - 1) / 2)
-    # In units of a pair's mean weight, every quantity below is of order one.
+    # In units of a pair's mean weight.
     wins = wins / jnp.where(pair_weight > 0.0, pair_weight, 1.0)
-    wins = wins + others * jnp.where(pair_weight > 0.0, prior / 2.0, 1.0)
+    own_weight = jnp.sum(wins + wins.T, axis=1)
+    own_weight = jnp.where(own_weight > 0.0, own_weight, jnp.maximum(jnp.mean(own_weight), 1.0))
+    ties = prior * jnp.minimum(own_weight[:, None], own_weight[None, :]) / (num_models - 1)
+    wins = wins + others * jnp.where(pair_weight > 0.0, ties / 2.0, 1.0)
 
     # The first rating is held at zero, which leaves a positive definite problem in the others.
     def ratings_of(free: Float[Array, "free"]) -> Float[Array, "models"]:

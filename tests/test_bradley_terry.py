@@ -34,6 +34,30 @@ def by_scipy(wins):
     return ratings - ratings.mean()
 
 
+def by_scipy_newton(wins):
+    """Exact where some models have far fewer battles than others."""
+
+    def chance(free):
+        ratings = np.append(0.0, free)
+        return 1 / (1 + np.exp(ratings[None, :] - ratings[:, None]))
+
+    def loss(free):
+        return -(wins * np.log(chance(free))).sum()
+
+    def gradient(free):
+        missed = wins * (1 - chance(free))
+        return (missed.sum(axis=0) - missed.sum(axis=1))[1:]
+
+    def hessian(free):
+        curvature = (wins + wins.T) * chance(free) * (1 - chance(free))
+        return (np.diag(curvature.sum(axis=1)) - curvature)[1:, 1:]
+
+    start = np.zeros(len(wins) - 1)
+    found = minimize(loss, start, jac=gradient, hess=hessian, method="trust-exact", options={"gtol": 1e-11}).x
+    ratings = np.append(0.0, found)
+    return ratings - ratings.mean()
+
+
 class TestFit:
     @pytest.mark.parametrize(("num_models", "seed"), [(2, 0), (3, 1), (10, 2), (30, 3)])
     def test_against_scipy(self, num_models, seed):
@@ -46,8 +70,15 @@ class TestFit:
 
     def test_the_prior_is_ties(self):
         wins = random_wins(6, 5)
-        tie = 0.3 * wins.sum() / 15 / 2 * (1.0 - np.eye(6))
+        own = (wins + wins.T).sum(axis=0)
+        tie = 0.3 * np.minimum.outer(own, own) / 5 / 2 * (1.0 - np.eye(6))
         np.testing.assert_allclose(bradley_terry.fit(wins, prior=0.3), by_scipy(wins + tie), atol=1e-4)
+
+    @pytest.mark.parametrize("share", [1e-2, 1e-4, 1e-6])
+    def test_models_with_few_battles_are_rated_by_them_and_not_by_the_prior(self, share):
+        scale = np.where(np.arange(8) >= 5, share, 1.0)
+        wins = random_wins(8, 7) * np.minimum.outer(scale, scale)
+        np.testing.assert_allclose(bradley_terry.fit(wins), by_scipy_newton(wins), atol=1e-3)
 
     def test_against_logistic_regression_on_weighted_battles_with_ties(self):
         rng = np.random.default_rng(6)
