@@ -12,6 +12,7 @@ import safetensors.numpy
 from routerjax import InputError, Router, export
 from routerjax.cli import main
 from routerjax.export import hf
+from routerjax.features import load_encoder
 from routerjax.importing import import_hf
 from tests.routers import tiny_router, tiny_text_router
 
@@ -42,6 +43,18 @@ def test_a_written_folder_is_read_back_bit_for_bit(router: Router, tmp_path: Pat
     for name in ("config.json", "model.safetensors", "tokenizer_config.json"):
         assert (tmp_path / "twice" / name).read_bytes() == (tmp_path / "out" / name).read_bytes()
     assert import_hf(tmp_path / "out", weak="medium").weak == "medium"
+
+
+def test_it_is_a_sentence_encoder_too(router: Router, tmp_path: Path) -> None:
+    export.export_hf(router, tmp_path / "out")
+    encoder = load_encoder(tmp_path / "out", max_length=48)
+    prompts = ["prove it", "a poem about primes"]
+    query = encoder.tokenize(prompts)
+    variables = {"params": router.variables["params"]["encoder"]}
+    hidden = np.asarray(router.reader.encoder.apply(variables, query))
+    mask = query["attention_mask"][:, :, None]
+    expected = (hidden * mask).sum(axis=1) / mask.sum(axis=1)
+    np.testing.assert_allclose(encoder.encode(prompts), expected, rtol=0, atol=1e-5)
 
 
 def test_logits_of_outcomes_keep_their_loss(tmp_path: Path) -> None:
