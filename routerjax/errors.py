@@ -3,7 +3,10 @@
 from __future__ import annotations
 
 import difflib
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
+from typing import TypeVar
+
+Entry = TypeVar("Entry")
 
 
 class InputError(ValueError):
@@ -30,3 +33,24 @@ def nearest(name: str, known: Iterable[str]) -> str:
     lowered = {candidate.lower(): candidate for candidate in known}
     close = difflib.get_close_matches(name.lower(), list(lowered), n=1, cutoff=0.5)
     return f" (did you mean '{lowered[close[0]]}'?)" if close else ""
+
+
+def choose(name: object, known: Mapping[str, Entry], what: str) -> Entry:
+    """The entry of ``known`` that a user named.
+
+    Args:
+        name: as given; anything but text is no name.
+        known: the names that there are, and what each stands for.
+        what: is named, with its article: ``the loss``.
+
+    Raises:
+        InputError: no such name; lists those that there are and suggests the nearest.
+
+    Example:
+        >>> choose("bert", {"mf": 1, "bert": 2}, "the family")
+        2
+    """
+    if not isinstance(name, str) or name not in known:
+        close = nearest(str(name), known)
+        raise InputError(f"{what} must be one of {', '.join(known)}, got {name!r}{close}")
+    return known[name]

@@ -9,7 +9,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from routerjax.errors import InputError
+from routerjax.errors import InputError, choose
 from routerjax.pretrained.weights import TensorNames
 
 CONFIG_FILE = "config.json"
@@ -194,9 +194,7 @@ def read_bert_config(folder: Path) -> BertConfig:
     if not isinstance(config, dict):
         raise InputError(f"{path} must hold a JSON object")
     model_type = config.get("model_type")
-    if not isinstance(model_type, str) or model_type not in _ARCHITECTURES:
-        raise InputError(f"{path}: model_type must be one of {', '.join(_ARCHITECTURES)}, got {model_type!r}")
-    own = _ARCHITECTURES[model_type]
+    own = choose(model_type, _ARCHITECTURES, f"{path}: model_type")
     required = {own.activation: "gelu", "position_embedding_type": "absolute", "is_decoder": False}
     for key, expected in required.items():
         if config.get(key, expected) != expected:
