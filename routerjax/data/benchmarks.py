@@ -92,7 +92,9 @@ def load_benchmark(name: str, root: str | os.PathLike[str]) -> Benchmark:
     folder = Path(root) / name
     if not folder.is_dir():
         raise InputError(
-            f"no folder {folder}: expected RouteLLM's routellm/evals folder, with {', '.join(loaders)} in it"
+            f"no folder {folder}: expected RouteLLM's routellm/evals folder, with {', '.join(loaders)} in it, and "
+            f"looked in {Path(root).resolve()}; git clone https://github.com/lm-sys/RouteLLM, and name that folder by "
+            "--data-root (evaluate) or by the golden source's root (train)"
         )
     return load(folder)
 

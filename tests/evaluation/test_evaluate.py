@@ -1,5 +1,6 @@
 """Figures of routers against the metrics themselves, the controls, and the report."""
 
+import dataclasses
 import io
 import json
 import re
@@ -11,7 +12,7 @@ import pytest
 from rich.console import Console
 from sklearn.metrics import log_loss
 
-from routerjax import InputError, data, evaluation, metrics, save_router
+from routerjax import InputError, Router, data, evaluation, metrics, save_router
 from routerjax.tables import write_table
 from tests.routers import tiny_router
 
@@ -166,6 +167,34 @@ def test_router_folders_and_score_files_side_by_side(tmp_path: Path, monkeypatch
         output=tmp_path / "smaller",
     )
     assert smaller[0].num_prompts == 200
+
+
+def test_what_is_refused_is_refused_before_any_prompt_is_scored(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def scores_nothing(*_: object, **__: object) -> np.ndarray:
+        raise AssertionError("a prompt was scored")
+
+    monkeypatch.setattr(Router, "win_prob", scores_nothing)
+    save_router(tiny_router(tmp_path), tmp_path / "router")
+    other, scores = tmp_path / "other.parquet", tmp_path / "outside.csv"
+    equal = dataclasses.replace(BENCHMARK, quality={name: BENCHMARK.quality["big"] for name in BENCHMARK.quality})
+    data.write_benchmark_table(equal, other)
+    write_table(pa.table({"prompt": ["x"], "win_prob": [0.5]}), str(scores))
+    pair = {"strong": "big", "weak": "small"}
+    # The first benchmark is sound: it waits for the second one.
+    both = [benchmark_file(tmp_path), str(other)]
+    for arguments, message in (
+        ({"benchmarks": both, **pair}, "the same mean quality"),
+        ({"benchmarks": both[:1]}, "no usual pair of models"),
+        ({"benchmarks": both[:1], "strong": "big"}, "no usual pair of models"),
+        ({"benchmarks": both[:1], "score_files": [scores], **pair}, "no win_prob for 300 of the 300 prompts"),
+        ({"benchmarks": both[:1], "score_files": [tmp_path / "no.csv"], **pair}, "no file .*no.csv"),
+    ):
+        with pytest.raises(InputError, match=message):
+            evaluation.evaluate_routers([tmp_path / "router"], **arguments, output=tmp_path / "results")
+    with pytest.raises(AssertionError, match="a prompt was scored"):
+        evaluation.evaluate_routers([tmp_path / "router"], benchmarks=both[:1], **pair, output=tmp_path / "results")
 
 
 @pytest.mark.parametrize(
