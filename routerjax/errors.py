@@ -3,10 +3,13 @@
 from __future__ import annotations
 
 import difflib
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from typing import TypeVar
 
 Entry = TypeVar("Entry")
+
+# More names than these are counted, not listed.
+MOST_LISTED = 10
 
 
 class InputError(ValueError):
@@ -54,3 +57,24 @@ def choose(name: object, known: Mapping[str, Entry], what: str) -> Entry:
         close = nearest(str(name), known)
         raise InputError(f"{what} must be one of {', '.join(known)}, got {name!r}{close}")
     return known[name]
+
+
+def model_column(name: str, models: Sequence[str], whose: str) -> int:
+    """The place of a model among others.
+
+    Args:
+        name: of the model.
+        models: all names; there may be dozens.
+        whose: they are: ``the router's``.
+
+    Raises:
+        InputError: unknown; says how many there are, which if they are few, and the nearest.
+
+    Example:
+        >>> model_column("small", ["big", "small"], "the router's")
+        1
+    """
+    if name not in models:
+        listed = f": {', '.join(models)}" if len(models) <= MOST_LISTED else ""
+        raise InputError(f"{name!r} is not one of {whose} {len(models)} models{nearest(name, models)}{listed}")
+    return list(models).index(name)

@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 
 import routerjax
-from routerjax.errors import InputError, choose, nearest
+from routerjax.errors import InputError, choose, model_column, nearest
 from routerjax.prompts import prompt_ids
 
 
@@ -56,3 +56,13 @@ def test_choose_takes_names_alone() -> None:
     for name in (None, 3, ["platt"]):
         with pytest.raises(InputError, match="the method must be one of platt, isotonic, got"):
             choose(name, known, "the method")
+
+
+@pytest.mark.parametrize("count", [1, 10, 11, 64])
+def test_a_few_models_are_listed_many_are_counted(count: int) -> None:
+    models = [f"model-{row}" for row in range(count)]
+    assert [model_column(name, models, "the") for name in models] == list(range(count))
+    listed = f": {', '.join(models)}" if count <= 10 else ""
+    with pytest.raises(InputError) as raised:
+        model_column("zzz", models, "the router's")
+    assert str(raised.value) == f"'zzz' is not one of the router's {count} models{listed}"

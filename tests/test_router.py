@@ -94,7 +94,8 @@ def test_other_embeddings_are_refused(tmp_path: Path) -> None:
 
 def test_names_are_checked_and_the_nearest_is_named(tmp_path: Path) -> None:
     router = tiny_router(tmp_path)
-    with pytest.raises(InputError, match=r"'Bigg' is not one of the router's 3 models \(did you mean 'big'\?\)"):
+    unknown = r"'Bigg' is not one of the router's 3 models \(did you mean 'big'\?\): big, medium, small$"
+    with pytest.raises(InputError, match=unknown):
         router.win_prob(PROMPTS, strong="Bigg")
     with pytest.raises(InputError, match="prompts must be a sequence of texts, got one text"):
         router.win_prob("what")
