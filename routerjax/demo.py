@@ -14,7 +14,7 @@ from rich.console import Console
 from routerjax.atomic import new_directory, refuse_existing
 from routerjax.config import BattleSource, DataConfig, ExperimentConfig, FeatureConfig, RouterConfig, TrainingConfig
 from routerjax.data import simulate_arena, write_benchmark_table, write_preferences
-from routerjax.evaluation import evaluate_routers, terminal_table
+from routerjax.evaluation import evaluate_routers, print_table
 from routerjax.export import export_stablehlo
 from routerjax.features import EmbeddingCache, load_encoder
 from routerjax.pipeline import train_router
@@ -80,7 +80,7 @@ def run_demo(output: Path, *, seed: int = 0) -> None:
         weak=benchmark.weak,
         output=output / "evaluation",
     )
-    console.print(terminal_table(results[0]))
+    print_table(results[0], console)
     console.print(f"   {output}/evaluation: report.html, results.json, results.md, curves.png")
 
     step(4, f"Calibrate: the threshold that sends {STRONG_SHARE:.0%} of the training prompts to {router.strong}")
