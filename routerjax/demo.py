@@ -14,6 +14,7 @@ from rich.console import Console
 from routerjax.atomic import new_directory, refuse_existing
 from routerjax.config import BattleSource, DataConfig, ExperimentConfig, FeatureConfig, RouterConfig, TrainingConfig
 from routerjax.data import simulate_arena, write_benchmark_table, write_preferences
+from routerjax.errors import InputError
 from routerjax.evaluation import evaluate_routers, print_table
 from routerjax.export import export_stablehlo
 from routerjax.features import EmbeddingCache, load_encoder
@@ -41,7 +42,12 @@ def run_demo(output: Path, *, seed: int = 0) -> None:
     """
     console = Console(highlight=False, soft_wrap=True)
     started = time.monotonic()
-    refuse_existing(output)
+    try:
+        refuse_existing(output)
+    except InputError as error:
+        raise InputError(
+            f"{error}: rm -r {output}, or routerjax demo --output DIR (make demo DEMO_OUTPUT=DIR)"
+        ) from error
     features = FeatureConfig()
     # Fail now rather than after the first steps, if it is not there.
     load_encoder(features.encoder, max_length=features.max_length)
