@@ -148,3 +148,23 @@ def test_bad_arguments(folder: Path) -> None:
     (folder / "tokenizer.json").unlink()
     with pytest.raises(InputError, match=r"holds no tokenizer\.json"):
         load_bert(folder, key=KEY)
+
+
+@pytest.mark.parametrize(
+    ("model_type", "padding_id", "class_name"),
+    [
+        ("bert", 0, "BertForSequenceClassification"),
+        ("roberta", 1, "RobertaForSequenceClassification"),
+        ("xlm-roberta", 1, "XLMRobertaForSequenceClassification"),
+        ("distilbert", 0, "DistilBertForSequenceClassification"),
+    ],
+)
+def test_what_architectures_do_not_share(folder: Path, model_type: str, padding_id: int, class_name: str) -> None:
+    distilbert = {"dim": 16, "n_layers": 2, "n_heads": 4, "hidden_dim": 32, "dropout": 0.1, "attention_dropout": 0.1}
+    change_config(folder, model_type=model_type, **(distilbert if model_type == "distilbert" else {}))
+    config = read_bert_config(folder)
+    assert config.encoder["padding_id"] == padding_id
+    assert config.encoder["num_token_types"] == (0 if model_type == "distilbert" else 2)
+    assert config.to_json()["architectures"] == [class_name]
+    head = {"distilbert": "pre_classifier", "bert": "bert.pooler.dense"}.get(model_type, "classifier.dense")
+    assert bert_names(model_type, head=True).table[f"{head}.weight"] == "dense/kernel"
