@@ -1,6 +1,7 @@
 # `make demo` and `make test` each work on a machine that has only Python (3.11 or newer) and make.
 PYTHON ?= python3
 VENV ?= .venv
+DEMO_OUTPUT ?= demo_output
 BIN := $(VENV)/bin
 
 .PHONY: demo test lint types parity clean
@@ -13,7 +14,7 @@ $(VENV)/.installed: pyproject.toml
 	touch $@
 
 demo: $(VENV)/.installed  ## the whole path on a simulated arena: train, evaluate, calibrate, export, score
-	$(BIN)/routerjax demo
+	$(BIN)/routerjax demo --output $(DEMO_OUTPUT)
 
 test: $(VENV)/.installed  ## the suite, on 2 processes
 	$(BIN)/python -m pytest -n 2 -m 'not parity'

@@ -2,12 +2,12 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 
 import jax
 import jax.numpy as jnp
 import numpy as np
-from jaxtyping import Array, Float, Int
+from jaxtyping import Array, Bool, Float, Int
 
 from routerjax.errors import InputError
 
@@ -212,6 +212,59 @@ def tiers(ratings: Float[np.ndarray, "models"] | Float[Array, "models"], num_tie
         tier[order[begin:stop]] = index
         stop = begin
     return tier
+
+
+def rated_tiers(
+    model_a: Int[np.ndarray, "battles"],
+    model_b: Int[np.ndarray, "battles"],
+    label: Float[np.ndarray, "battles"],
+    weight: Float[np.ndarray, "battles"],
+    *,
+    models: Sequence[str],
+    num_tiers: int,
+    prior: float = 1e-4,
+) -> tuple[Float[np.ndarray, "models"], Int[np.ndarray, "models"]]:
+    """Rate the models of battles, which must connect all of them, and split them into tiers of least variance.
+
+    Args:
+        model_a, model_b, label, weight: as :func:`win_matrix`.
+        models: their names.
+        num_tiers: as :func:`tiers`.
+        prior: as :func:`fit`.
+
+    Returns:
+        Ratings in nats, float32, and the int32 tier of each model, 0 = strongest.
+
+    Raises:
+        InputError: models that no chain of battles compares, or ``num_tiers`` outside 1..models.
+
+    Example:
+        >>> a, b, label, weight = np.array([0, 1]), np.array([1, 2]), np.array([0.9, 0.4]), np.ones(2)
+        >>> rated_tiers(a, b, label, weight, models=["x", "y", "z"], num_tiers=2)[1].tolist()
+        [0, 1, 1]
+    """
+    wins = win_matrix(model_a, model_b, label, weight, num_models=len(models))
+    apart = ~_connected_to_first(wins > 0)
+    if apart.any():
+        first, other = models[0], models[np.flatnonzero(apart)[0]]
+        raise InputError(
+            f"{other} and {first} cannot be rated on one scale: no chain of battles connects them ({apart.sum()} of "
+            f"{len(apart)} models lie apart); select battles that do, and drop models without any "
+            "(without_unused_models)"
+        )
+    ratings = np.asarray(fit(wins, prior=prior))
+    return ratings, tiers(ratings, num_tiers)
+
+
+def _connected_to_first(met: Bool[np.ndarray, "models models"]) -> Bool[np.ndarray, "models"]:
+    """Which models chains of battles connect to the first one."""
+    met = met | met.T
+    reached = np.arange(len(met)) == 0
+    while True:
+        grown = reached | met[reached].any(axis=0)
+        if (grown == reached).all():
+            return reached
+        reached = grown
 
 
 def _differences(ratings: Float[Array, "models"]) -> Float[Array, "models models"]:

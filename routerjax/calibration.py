@@ -8,19 +8,16 @@ saved, loaded and exported with them.
 
 from __future__ import annotations
 
-from collections.abc import Mapping
-from typing import Literal, get_args
+import functools
+from collections.abc import Callable, Mapping
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, Float, Int
 
-from routerjax.errors import InputError
+from routerjax.errors import InputError, choose
 from routerjax.metrics.columns import Column, check_columns, check_probabilities
-
-Method = Literal["temperature", "platt", "isotonic"]
-METHODS: tuple[str, ...] = get_args(Method)
 
 Calibration = Mapping[str, Array]
 """``slope`` and ``intercept``, scalars; or ``knots`` and ``values``, both ``[knots]`` and non-decreasing."""
@@ -48,36 +45,50 @@ def fit_calibration(win_prob: Column, label: Column, *, method: str) -> Calibrat
     Reference:
         Guo et al., "On Calibration of Modern Neural Networks" (arXiv 1706.04599); Platt 1999; Zadrozny and Elkan 2002.
     """
-    if method not in METHODS:
-        raise InputError(f"the calibration method must be one of {', '.join(METHODS)}, got {method!r}")
+    fit = choose(method, METHODS, "the calibration method")
     win_prob, label = check_columns({"win_prob": win_prob, "label": label})
     check_probabilities("win_prob", win_prob)
     check_probabilities("label", label)
     if np.ptp(label) == 0:
         raise InputError(f"one class only: every label is {label[0]:g}; calibration needs battles that end differently")
-    if method == "isotonic":
-        from sklearn.isotonic import IsotonicRegression  # a second of imports that only fitting needs
+    return {name: jnp.asarray(array, jnp.float32) for name, array in fit(win_prob, label).items()}
 
-        fitted = IsotonicRegression(y_min=0.0, y_max=1.0).fit(win_prob, label)
-        arrays = {"knots": fitted.X_thresholds_, "values": fitted.y_thresholds_}
-    else:
-        from sklearn.linear_model import LogisticRegression
 
-        logit = _logit(win_prob)[:, None]
-        # A soft label is a win and a loss, each with its share.
-        regression = LogisticRegression(C=np.inf, fit_intercept=method == "platt", tol=1e-8, max_iter=1000).fit(
-            np.concatenate([logit, logit]),
-            np.repeat([1, 0], len(label)),
-            sample_weight=np.concatenate([label, 1 - label]),
+def _fit_isotonic(
+    win_prob: Float[np.ndarray, "battles"], label: Float[np.ndarray, "battles"]
+) -> Mapping[str, np.ndarray]:
+    from sklearn.isotonic import IsotonicRegression  # a second of imports that only fitting needs
+
+    fitted = IsotonicRegression(y_min=0.0, y_max=1.0).fit(win_prob, label)
+    return {"knots": fitted.X_thresholds_, "values": fitted.y_thresholds_}
+
+
+def _fit_log_odds(
+    win_prob: Float[np.ndarray, "battles"], label: Float[np.ndarray, "battles"], *, intercept: bool
+) -> Mapping[str, np.ndarray]:
+    from sklearn.linear_model import LogisticRegression
+
+    logit = _logit(win_prob)[:, None]
+    # A soft label is a win and a loss, each with its share.
+    regression = LogisticRegression(C=np.inf, fit_intercept=intercept, tol=1e-8, max_iter=1000).fit(
+        np.concatenate([logit, logit]),
+        np.repeat([1, 0], len(label)),
+        sample_weight=np.concatenate([label, 1 - label]),
+    )
+    slope = regression.coef_[0, 0]
+    if not slope > 0:
+        raise InputError(
+            f"the win probabilities tell nothing about these battles: the best slope is {slope:.3g}, which would "
+            "turn the order of prompts around; calibrate on battles of the kind that the router was trained for"
         )
-        slope, intercept = float(regression.coef_[0, 0]), float(np.ravel(regression.intercept_)[0])
-        if not slope > 0:
-            raise InputError(
-                f"the win probabilities tell nothing about these battles: the best slope is {slope:.3g}, which would "
-                "turn the order of prompts around; calibrate on battles of the kind that the router was trained for"
-            )
-        arrays = {"slope": slope, "intercept": intercept}
-    return {name: jnp.asarray(array, jnp.float32) for name, array in arrays.items()}
+    return {"slope": slope, "intercept": np.ravel(regression.intercept_)[0]}
+
+
+METHODS: Mapping[str, Callable[[np.ndarray, np.ndarray], Mapping[str, np.ndarray]]] = {
+    "temperature": functools.partial(_fit_log_odds, intercept=False),
+    "platt": functools.partial(_fit_log_odds, intercept=True),
+    "isotonic": _fit_isotonic,
+}
 
 
 def apply_calibration(calibration: Calibration, win_prob: Float[Array, "batch"]) -> Float[Array, "batch"]:

@@ -167,7 +167,7 @@ def _train(arguments: argparse.Namespace) -> None:
 def _evaluate(arguments: argparse.Namespace) -> None:
     from rich.console import Console
 
-    from routerjax.evaluation import evaluate_routers, terminal_table
+    from routerjax.evaluation import evaluate_routers, print_table
 
     results = evaluate_routers(
         arguments.routers,
@@ -184,7 +184,7 @@ def _evaluate(arguments: argparse.Namespace) -> None:
     )
     console = Console(highlight=False)
     for result in results:
-        console.print(terminal_table(result))
+        print_table(result, console)
     files = "report.html, results.json, results.md and curves.png"
     print(f"95 % intervals over prompts in brackets; {files} are in {arguments.output}")
 

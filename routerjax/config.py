@@ -10,7 +10,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Literal, TypeVar
 
-from routerjax.errors import InputError, nearest
+from routerjax.errors import InputError, choose, nearest
 
 ConfigT = TypeVar("ConfigT")
 AttributeValue = bool | int | float | str
@@ -280,8 +280,7 @@ def coerce(value: object, expected: object, full_path: str) -> object:
             except InputError:
                 continue
     elif origin is Literal:
-        if value in typing.get_args(expected):
-            return value
+        return choose(value, {option: option for option in typing.get_args(expected)}, full_path)
     elif expected is type(None):
         if value is None:
             return None

@@ -14,7 +14,8 @@ from rich.console import Console
 from routerjax.atomic import new_directory, refuse_existing
 from routerjax.config import BattleSource, DataConfig, ExperimentConfig, FeatureConfig, RouterConfig, TrainingConfig
 from routerjax.data import simulate_arena, write_benchmark_table, write_preferences
-from routerjax.evaluation import evaluate_routers, terminal_table
+from routerjax.errors import InputError
+from routerjax.evaluation import evaluate_routers, print_table
 from routerjax.export import export_stablehlo
 from routerjax.features import EmbeddingCache, load_encoder
 from routerjax.pipeline import train_router
@@ -41,7 +42,12 @@ def run_demo(output: Path, *, seed: int = 0) -> None:
     """
     console = Console(highlight=False, soft_wrap=True)
     started = time.monotonic()
-    refuse_existing(output)
+    try:
+        refuse_existing(output)
+    except InputError as error:
+        raise InputError(
+            f"{error}: rm -r {output}, or routerjax demo --output DIR (make demo DEMO_OUTPUT=DIR)"
+        ) from error
     features = FeatureConfig()
     # Fail now rather than after the first steps, if it is not there.
     load_encoder(features.encoder, max_length=features.max_length)
@@ -80,7 +86,7 @@ def run_demo(output: Path, *, seed: int = 0) -> None:
         weak=benchmark.weak,
         output=output / "evaluation",
     )
-    console.print(terminal_table(results[0]))
+    print_table(results[0], console)
     console.print(f"   {output}/evaluation: report.html, results.json, results.md, curves.png")
 
     step(4, f"Calibrate: the threshold that sends {STRONG_SHARE:.0%} of the training prompts to {router.strong}")

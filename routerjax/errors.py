@@ -3,7 +3,13 @@
 from __future__ import annotations
 
 import difflib
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping, Sequence
+from typing import TypeVar
+
+Entry = TypeVar("Entry")
+
+# More names than these are counted, not listed.
+MOST_LISTED = 10
 
 
 class InputError(ValueError):
@@ -30,3 +36,45 @@ def nearest(name: str, known: Iterable[str]) -> str:
     lowered = {candidate.lower(): candidate for candidate in known}
     close = difflib.get_close_matches(name.lower(), list(lowered), n=1, cutoff=0.5)
     return f" (did you mean '{lowered[close[0]]}'?)" if close else ""
+
+
+def choose(name: object, known: Mapping[str, Entry], what: str) -> Entry:
+    """The entry of ``known`` that a user named.
+
+    Args:
+        name: as given; anything but text is no name.
+        known: the names that there are, and what each stands for.
+        what: is named, with its article: ``the loss``.
+
+    Raises:
+        InputError: no such name; lists those that there are and suggests the nearest.
+
+    Example:
+        >>> choose("bert", {"mf": 1, "bert": 2}, "the family")
+        2
+    """
+    if not isinstance(name, str) or name not in known:
+        close = nearest(str(name), known)
+        raise InputError(f"{what} must be one of {', '.join(known)}, got {name!r}{close}")
+    return known[name]
+
+
+def model_column(name: str, models: Sequence[str], whose: str) -> int:
+    """The place of a model among others.
+
+    Args:
+        name: of the model.
+        models: all names; there may be dozens.
+        whose: they are: ``the router's``.
+
+    Raises:
+        InputError: unknown; says how many there are, which if they are few, and the nearest.
+
+    Example:
+        >>> model_column("small", ["big", "small"], "the router's")
+        1
+    """
+    if name not in models:
+        listed = f": {', '.join(models)}" if len(models) <= MOST_LISTED else ""
+        raise InputError(f"{name!r} is not one of {whose} {len(models)} models{nearest(name, models)}{listed}")
+    return list(models).index(name)

@@ -20,7 +20,7 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Float
 
-from routerjax.errors import InputError, nearest
+from routerjax.errors import choose
 from routerjax.typing import PreferenceBatch, PreferenceLoss, Readout
 
 
@@ -163,9 +163,7 @@ def outcome_model(loss: str) -> OutcomeModel:
     Raises:
         InputError: no such loss; suggests the nearest.
     """
-    if loss not in LOSSES:
-        raise InputError(f"the loss must be one of {', '.join(LOSSES)}, got {loss!r}{nearest(loss, LOSSES)}")
-    return LOSSES[loss]
+    return choose(loss, LOSSES, "the loss")
 
 
 def make_preference_loss(loss: str) -> PreferenceLoss:
@@ -237,11 +235,7 @@ def make_readout(loss: str, readout: str = "half_tie") -> Readout:
         >>> float(read(jnp.array([[jnp.log(3.0), 0.0]]), 0, 1)[0]).__round__(4)
         0.75
     """
-    if readout not in READOUTS:
-        raise InputError(
-            f"the readout must be one of {', '.join(READOUTS)}, got {readout!r}{nearest(readout, READOUTS)}"
-        )
-    outcome_prob, read = make_outcome_prob(loss), READOUTS[readout]
+    read, outcome_prob = choose(readout, READOUTS, "the readout"), make_outcome_prob(loss)
 
     def win_prob(scores: Float[Array, "batch columns"], strong: int, weak: int) -> Float[Array, "batch"]:
         return read(outcome_prob(scores, strong, weak))

@@ -192,7 +192,8 @@ def test_benchmarks(arena: Path, tmp_path: Path, refused: Refused) -> None:
     evaluate = ["evaluate", arena / "run", "--data-root", tmp_path, "--output", tmp_path / "results", "--benchmark"]
     refused(r"benchmark must be one of .*, got 'mmul' \(did you mean 'mmlu'\?\)", *evaluate, "mmul")
     for name in ("mmlu", "gsm8k", "mt_bench"):
-        refused(f"no folder .*{name}: expected RouteLLM's", *evaluate, name)
+        looked = f"no folder .*{name}: expected RouteLLM's .*looked in {tmp_path}; git clone .*--data-root"
+        refused(looked, *evaluate, name)
         (tmp_path / name).mkdir()
     refused("must hold 57 files", *evaluate, "mmlu")
     refused("no file .*gsm8k_responses.csv", *evaluate, "gsm8k")
@@ -205,7 +206,7 @@ def test_benchmarks(arena: Path, tmp_path: Path, refused: Refused) -> None:
     refused("question 1 needs 2 grades of gpt-4-1106-preview", *evaluate, "mt_bench")
 
     table = arena / "benchmark.parquet"
-    refused("has no usual pair of models", *evaluate, table)
+    refused("has no usual pair .*--strong, --weak.*; it has sim-large, sim-small", *evaluate, table)
     refused(
         r"'sim-lrge' is not one of the 2 models \(did you mean 'sim-large'\?\)",
         *evaluate,

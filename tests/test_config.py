@@ -51,7 +51,7 @@ def test_override_reaches_every_level() -> None:
         ("optimizer.learning_rate=True", "takes float"),
         ("training.epochs=1.5", "takes int"),
         ("training.epochs=0", "training.epochs must be positive, got 0"),
-        ("training.devices=tpu", "training.devices takes"),
+        ("training.devices=tpu", "training.devices must be one of jit, pmap, got .tpu."),
         ("data.battles.2.weight=1", "expected an index below 2"),
         ("data.battles.0.weight=-1", "weight must be positive"),
         ("data.battles.0.weight=heavy", "data.battles.0.weight takes float"),

@@ -4,6 +4,8 @@ import functools
 import json
 import math
 import os
+import shutil
+import subprocess
 from pathlib import Path
 
 import pytest
@@ -12,6 +14,8 @@ from routerjax import InputError, demo, load_router
 from routerjax.config import FeatureConfig
 from routerjax.data import simulate_arena
 from tests.encoders import save_tiny_encoder
+
+ROOT = Path(__file__).resolve().parents[1]
 
 
 def test_demo(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
@@ -38,5 +42,16 @@ def test_demo(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.Ca
     results = json.loads((output / "evaluation" / "results.json").read_text())
     assert set(results["benchmarks"][0]["routers"]) == {"mf", "knn", "random", "constant", "oracle"}
 
-    with pytest.raises(InputError, match="exists already"):
+    mending = rf"{output} exists already; .*: rm -r {output}, or .*--output DIR \(make demo DEMO_OUTPUT=DIR\)"
+    with pytest.raises(InputError, match=mending):
         demo.run_demo(output)
+
+
+@pytest.mark.skipif(shutil.which("make") is None, reason="this system has no make")
+def test_make_demo_writes_where_it_is_told() -> None:
+    made = ["make", "--dry-run", "--old-file=.venv/.installed", "VENV=.venv", "demo"]
+    # Not the settings of a make that runs this test.
+    environment = {"PATH": os.environ["PATH"]}
+    for setting, output in (([], "demo_output"), (["DEMO_OUTPUT=other"], "other")):
+        said = subprocess.run([*made, *setting], cwd=ROOT, env=environment, capture_output=True, check=True).stdout
+        assert said.decode() == f".venv/bin/routerjax demo --output {output}\n"

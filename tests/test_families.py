@@ -93,7 +93,7 @@ def test_three_labels_are_of_two_models(tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("family", "attributes", "message"),
     [
-        ("sw", {"normalize": "qurey"}, "sw.normalize takes .*got 'qurey'"),
+        ("sw", {"normalize": "qurey"}, "sw.normalize must be one of query, train, got 'qurey'"),
         ("sw", {"gamma": 0.0}, "sw.gamma must be positive, got 0.0"),
         ("knn", {"k": 2.5}, "knn.k takes int, got 2.5"),
         ("mf", {"model_dim": -3}, "mf.model_dim must be positive, got -3"),

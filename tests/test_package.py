@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 
 import routerjax
-from routerjax.errors import nearest
+from routerjax.errors import InputError, choose, model_column, nearest
 from routerjax.prompts import prompt_ids
 
 
@@ -46,3 +46,23 @@ def test_prompt_ids_are_the_first_bits_of_sha256() -> None:
 def test_nearest_ignores_case_and_stays_silent_when_nothing_is_near() -> None:
     assert nearest("GPT-4-1106", ["gpt-4-1106-preview", "claude-1"]) == " (did you mean 'gpt-4-1106-preview'?)"
     assert nearest("zzz", ["gpt-4"]) == ""
+
+
+def test_choose_takes_names_alone() -> None:
+    known = {"platt": 1, "isotonic": 2}
+    assert choose("isotonic", known, "the method") == 2
+    with pytest.raises(InputError, match=r"^the method must be one of platt, isotonic, got 'plat' \(did you mean 'pl"):
+        choose("plat", known, "the method")
+    for name in (None, 3, ["platt"]):
+        with pytest.raises(InputError, match="the method must be one of platt, isotonic, got"):
+            choose(name, known, "the method")
+
+
+@pytest.mark.parametrize("count", [1, 10, 11, 64])
+def test_a_few_models_are_listed_many_are_counted(count: int) -> None:
+    models = [f"model-{row}" for row in range(count)]
+    assert [model_column(name, models, "the") for name in models] == list(range(count))
+    listed = f": {', '.join(models)}" if count <= 10 else ""
+    with pytest.raises(InputError) as raised:
+        model_column("zzz", models, "the router's")
+    assert str(raised.value) == f"'zzz' is not one of the router's {count} models{listed}"

@@ -94,7 +94,8 @@ def test_other_embeddings_are_refused(tmp_path: Path) -> None:
 
 def test_names_are_checked_and_the_nearest_is_named(tmp_path: Path) -> None:
     router = tiny_router(tmp_path)
-    with pytest.raises(InputError, match=r"'Bigg' is not one of the router's 3 models \(did you mean 'big'\?\)"):
+    unknown = r"'Bigg' is not one of the router's 3 models \(did you mean 'big'\?\): big, medium, small$"
+    with pytest.raises(InputError, match=unknown):
         router.win_prob(PROMPTS, strong="Bigg")
     with pytest.raises(InputError, match="prompts must be a sequence of texts, got one text"):
         router.win_prob("what")
@@ -102,7 +103,7 @@ def test_names_are_checked_and_the_nearest_is_named(tmp_path: Path) -> None:
         tiny_router(tmp_path, weak="big")
     with pytest.raises(InputError, match=r"threshold must be in \[0, 1\]"):
         tiny_router(tmp_path, threshold=1.5)
-    with pytest.raises(InputError, match=r"the family must be one of mf, knn, sw, got 'fm' \(did you mean 'mf'\?\)"):
+    with pytest.raises(InputError, match=r"family must be one of mf, knn, sw, bert, got 'fm' \(did you mean 'mf'\?\)"):
         make_module("fm", num_models=2, attributes={})
     with pytest.raises(InputError, match=r"mf has no attribute 'model_dims' \(did you mean 'model_dim'\?\)"):
         make_module("mf", num_models=2, attributes={"model_dims": 3})

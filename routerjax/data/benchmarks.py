@@ -13,7 +13,7 @@ import pyarrow as pa
 from jaxtyping import Bool, Float64, Int
 
 from routerjax.data.preferences import Preferences, model_index
-from routerjax.errors import InputError, nearest
+from routerjax.errors import InputError, choose
 from routerjax.prompts import prompt_sha256
 from routerjax.tables import read_table, write_table
 
@@ -88,14 +88,15 @@ def load_benchmark(name: str, root: str | os.PathLike[str]) -> Benchmark:
         InputError: unknown name, or files missing, damaged or incomplete.
     """
     loaders = {"mmlu": _load_mmlu, "gsm8k": _load_gsm8k, "mt_bench": _load_mt_bench}
-    if name not in loaders:
-        raise InputError(f"benchmark must be one of {', '.join(loaders)}, got {name!r}{nearest(name, loaders)}")
+    load = choose(name, loaders, "the benchmark")
     folder = Path(root) / name
     if not folder.is_dir():
         raise InputError(
-            f"no folder {folder}: expected RouteLLM's routellm/evals folder, with {', '.join(loaders)} in it"
+            f"no folder {folder}: expected RouteLLM's routellm/evals folder, with {', '.join(loaders)} in it, and "
+            f"looked in {Path(root).resolve()}; git clone https://github.com/lm-sys/RouteLLM, and name that folder by "
+            "--data-root (evaluate) or by the golden source's root (train)"
         )
-    return loaders[name](folder)
+    return load(folder)
 
 
 def _contaminated(folder: Path) -> set[str]:

@@ -11,7 +11,7 @@ from dataclasses import dataclass
 import numpy as np
 from jaxtyping import Bool, Float32, Int, Int32
 
-from routerjax.errors import InputError, nearest
+from routerjax.errors import InputError, model_column, nearest
 from routerjax.prompts import prompt_sha256
 
 OUTCOMES: Mapping[str, tuple[float, float, float]] = {
@@ -271,11 +271,9 @@ def model_index(models: Sequence[str], name: str) -> int:
     """The column of a model.
 
     Raises:
-        InputError: unknown; suggests the nearest name.
+        InputError: unknown; says which there are, or how many, and the nearest.
     """
-    if name not in models:
-        raise InputError(f"{name!r} is not one of the {len(models)} models{nearest(name, models)}")
-    return list(models).index(name)
+    return model_column(name, models, "the")
 
 
 def require_both_outcomes(battles: Preferences) -> None:

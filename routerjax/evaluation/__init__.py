@@ -10,7 +10,7 @@ from routerjax.evaluation.evaluate import (
 )
 from routerjax.evaluation.figures import Figure
 from routerjax.evaluation.plots import plot_curves
-from routerjax.evaluation.report import markdown_table, results_json, terminal_table
+from routerjax.evaluation.report import markdown_table, print_table, results_json
 from routerjax.evaluation.report_html import html_report
 from routerjax.evaluation.run import evaluate_routers, read_scores
 from routerjax.evaluation.slices import Slice, SliceFigures
@@ -29,7 +29,7 @@ __all__ = [
     "markdown_table",
     "plot_curves",
     "preference_label",
+    "print_table",
     "read_scores",
     "results_json",
-    "terminal_table",
 ]

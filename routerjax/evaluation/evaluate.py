@@ -14,6 +14,7 @@ from routerjax.data import Benchmark, model_index
 from routerjax.errors import InputError
 from routerjax.evaluation.figures import CONTROLS, Figure, figure
 from routerjax.evaluation.slices import Slice, evaluate_slices
+from routerjax.metrics.columns import quality_gain
 
 TARGETS = (0.5, 0.8)
 BAND_SHARES = np.linspace(0.0, 1.0, 51)
@@ -110,6 +111,24 @@ def is_chance(quality: Float64[np.ndarray, "*shape"]) -> bool:
     return bool(quality.min() >= 0 and quality.max() <= 1)
 
 
+def find_pair(benchmark: Benchmark, strong: str | None, weak: str | None) -> tuple[str, str]:
+    """The strong and the weak model to evaluate on: those that are named, else the benchmark's own.
+
+    Raises:
+        InputError: neither named nor usual, unknown to the benchmark, or without a gap in quality to recover.
+    """
+    strong, weak = strong or benchmark.strong, weak or benchmark.weak
+    if strong is None or weak is None:
+        raise InputError(
+            f"benchmark {benchmark.name} has no usual pair of models: name the strong and the weak one "
+            f"(--strong, --weak); it has {', '.join(benchmark.quality)}"
+        )
+    for model in (strong, weak):
+        model_index(tuple(benchmark.quality), model)
+    quality_gain(benchmark.quality[strong], benchmark.quality[weak])
+    return strong, weak
+
+
 def evaluate(
     win_prob: Mapping[str, Float[np.ndarray, "prompts"]],
     benchmark: Benchmark,
@@ -133,11 +152,7 @@ def evaluate(
     Raises:
         InputError: no pair of models, another number of prompts, or win probabilities that are none.
     """
-    strong, weak = strong or benchmark.strong, weak or benchmark.weak
-    if strong is None or weak is None:
-        raise InputError(f"benchmark {benchmark.name} has no usual pair of models: name the strong and the weak one")
-    for model in (strong, weak):
-        model_index(tuple(benchmark.quality), model)
+    strong, weak = find_pair(benchmark, strong, weak)
     for name, values in win_prob.items():
         if np.shape(values) != (len(benchmark),):
             raise InputError(

@@ -1,6 +1,10 @@
 "use strict";
 
-// The page's only script: the cost calculator. These two are arithmetic alone.
+// The page's only script: the cost calculator. These four know nothing of the page. A price that is not filled in is
+// NaN, and so is every cost that depends on it.
+const price = (text) => (text === "" ? NaN : Math.max(0, Number(text) || 0));
+const dollars = (value) =>
+  Number.isNaN(value) ? "–" : "$" + value.toLocaleString("en-US", { maximumFractionDigits: value < 100 ? 2 : 0 });
 const requestCost = (inputTokens, outputTokens, inputPrice, outputPrice) =>
   (inputTokens * inputPrice + outputTokens * outputPrice) / 1e6;
 const monthlyCost = (requests, share, strong, weak) => 30 * requests * (share * strong + (1 - share) * weak);
@@ -8,12 +12,13 @@ const monthlyCost = (requests, share, strong, weak) => 30 * requests * (share * 
 const start = () => {
   const benchmarks = JSON.parse(document.getElementById("curves").textContent);
   const form = document.getElementById("calculator");
-  const dollars = (value) => "$" + value.toLocaleString("en-US", { maximumFractionDigits: value < 100 ? 2 : 0 });
   const read = (name) => Math.max(0, Number(form.elements[name].value) || 0);
 
   const update = () => {
     const [strong, weak] = ["strong", "weak"].map((model) =>
-      requestCost(read("input_tokens"), read("output_tokens"), read(model + "_input"), read(model + "_output")));
+      requestCost(
+        read("input_tokens"), read("output_tokens"),
+        price(form.elements[model + "_input"].value), price(form.elements[model + "_output"].value)));
     const always = monthlyCost(read("requests"), 1, strong, weak);
     for (const row of form.querySelectorAll("tbody tr")) {
       const benchmark = benchmarks[Number(row.closest("tbody").dataset.benchmark)];

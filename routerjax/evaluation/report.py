@@ -5,13 +5,16 @@ from __future__ import annotations
 import dataclasses
 import importlib.metadata
 import math
+import sys
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from collections.abc import Set as AbstractSet
 from typing import TYPE_CHECKING
 
 import numpy as np
 import rich.box
+from rich.console import Console
 from rich.table import Table
+from rich.text import Text
 
 from routerjax.evaluation.evaluate import TARGETS, BenchmarkResult, RouterResult
 from routerjax.evaluation.figures import Figure
@@ -63,8 +66,10 @@ COLUMNS: dict[str, Cell] = {
     "Brier": lambda _, __, router: f"{router.brier:.3f}",
     "calibration error": lambda _, __, router: f"{router.calibration_error:.3f}",
 }
-# What fits into 80 columns.
+# What fits into 80 columns, beside names of ten letters.
 TERMINAL_COLUMNS = ("router", "APGR", "of oracle", "CPT(50 %)", "CPT(80 %)")
+# Names are broken to make room for figures, but not into pieces shorter than this: the longest of the controls.
+SHORTEST_NAME = len("constant")
 MARKDOWN_COLUMNS = (*TERMINAL_COLUMNS, "APGR - random", "APGR, 10 bins", "log-loss")
 
 
@@ -82,13 +87,40 @@ def _headline(result: BenchmarkResult) -> str:
     )
 
 
-def terminal_table(result: BenchmarkResult) -> Table:
-    """A table for a rich console: figures with their 95 % intervals, best router first."""
-    table = Table(title=_headline(result), title_justify="left", title_style="bold", box=rich.box.SIMPLE_HEAD)
-    for name in TERMINAL_COLUMNS:
-        table.add_column(name, justify="left" if name == "router" else "right")
-    for row in figure_rows(result, TERMINAL_COLUMNS):
-        table.add_row(*row)
+def print_table(result: BenchmarkResult, console: Console) -> None:
+    """Print figures with their 95 % intervals, best router first.
+
+    A figure and its interval stay on one line. On a terminal that is too narrow names are broken; where that does not
+    help, lines are longer than the terminal is wide. What goes to a file or a pipe is never broken.
+    """
+    table = _terminal_table(result, breaks_title=console.is_terminal)
+    unlimited = console.options.update(max_width=sys.maxsize)
+    if console.is_terminal:
+        too_much = max(0, console.measure(table, options=unlimited).maximum - console.width)
+        name_width = max(len(name) for name in result.routers)
+        table.columns[0].width = max(min(name_width, SHORTEST_NAME), name_width - too_much)
+    table.width = console.measure(table, options=unlimited).maximum
+    console.print(table, "", crop=False, soft_wrap=False)
+
+
+def _terminal_table(result: BenchmarkResult, *, breaks_title: bool) -> Table:
+    title = Text(_headline(result), style="bold", overflow="fold" if breaks_title else "ignore")
+    table = Table(
+        title=title,
+        title_justify="left",
+        box=rich.box.SIMPLE_HEAD,
+        show_edge=False,
+        pad_edge=False,
+        padding=(0, 1, 0, 0),
+    )
+    rows = list(figure_rows(result, TERMINAL_COLUMNS))
+    for name, *cells in zip(TERMINAL_COLUMNS, *rows, strict=True):
+        # A title that is wider than its figures takes two lines.
+        header = name if max(map(len, cells)) >= len(name) else name.replace(" ", "\n")
+        is_name = name == "router"
+        table.add_column(header, justify="left" if is_name else "right", no_wrap=not is_name, overflow="fold")
+    for row in rows:
+        table.add_row(*map(Text, row))  # as Text, since brackets in a plain cell would be markup
     return table
 
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 import importlib.metadata
 import importlib.resources
 import itertools
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
 import jinja2
@@ -13,6 +13,7 @@ import numpy as np
 from jaxtyping import Float64
 from matplotlib.ticker import MaxNLocator
 
+from routerjax.data import ROUTELLM_STRONG, ROUTELLM_WEAK
 from routerjax.evaluation.evaluate import BenchmarkResult, RouterResult
 from routerjax.evaluation.figures import CONTROLS, Figure
 from routerjax.evaluation.report import COLUMNS, figure_rows, number
@@ -25,16 +26,11 @@ NUM_COLOURS = 6
 WORST = 10
 # An interval over fewer prompts than this says little about domains of its kind.
 FEW_PROMPTS = 100
-# What RouteLLM assumes: dollars per million tokens, and tokens of a request (arXiv 2406.18665, section 5.3).
-CALCULATOR_DEFAULTS = {
-    "requests": 10_000,
-    "input_tokens": 95,
-    "output_tokens": 264,
-    "strong_input": 10.0,
-    "strong_output": 30.0,
-    "weak_input": 0.24,
-    "weak_output": 0.24,
-}
+# What RouteLLM assumes of a request, and of its own pair of models in dollars per million tokens (arXiv 2406.18665,
+# section 5.3).
+TRAFFIC = {"requests": 10_000, "input_tokens": 95, "output_tokens": 264}
+ROUTELLM_PAIR = (ROUTELLM_STRONG, ROUTELLM_WEAK)
+ROUTELLM_PRICES = {"strong_input": 10.0, "strong_output": 30.0, "weak_input": 0.24, "weak_output": 0.24}
 INTERVALS = {
     "high": "better than the column by more than chance",
     "low": "worse by more than chance",
@@ -119,7 +115,8 @@ def html_report(results: Sequence[BenchmarkResult]) -> str:
         worst=WORST,
         few_prompts=FEW_PROMPTS,
         intervals=INTERVALS,
-        defaults=CALCULATOR_DEFAULTS,
+        traffic=TRAFFIC,
+        prices=_prices(results),
         calculator=[_calculator(result) for result in results],
     )
 
@@ -179,6 +176,12 @@ def _worst_first(result: BenchmarkResult, name: str) -> list[tuple[str, list[Sli
         (kind, sorted(parts, key=lambda part: -(part.routers[name].regret.value or 0.0) if kind == "domain" else 0))
         for kind, parts in grouped
     ]
+
+
+def _prices(results: Sequence[BenchmarkResult]) -> Mapping[str, float]:
+    """What the calculator's prices start from: those of RouteLLM's pair, of any other none."""
+    is_known = {(result.strong, result.weak) for result in results} == {ROUTELLM_PAIR}
+    return ROUTELLM_PRICES if is_known else {}
 
 
 def _calculator(result: BenchmarkResult) -> dict[str, object]:

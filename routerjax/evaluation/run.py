@@ -5,8 +5,9 @@ from __future__ import annotations
 import json
 import logging
 import os
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
+from typing import NamedTuple
 
 import numpy as np
 import pyarrow as pa
@@ -16,7 +17,7 @@ from routerjax.atomic import new_directory, refuse_existing
 from routerjax.data import Benchmark, load_benchmark, read_benchmark_table, smallest_by_hash
 from routerjax.errors import InputError
 from routerjax.evaluation.controls import control_win_probs
-from routerjax.evaluation.evaluate import BenchmarkResult, evaluate
+from routerjax.evaluation.evaluate import BenchmarkResult, evaluate, find_pair
 from routerjax.evaluation.figures import CONTROLS
 from routerjax.evaluation.plots import plot_curves
 from routerjax.evaluation.report import markdown_table, results_json
@@ -26,6 +27,15 @@ from routerjax.router import Router, load_router, router_folder
 from routerjax.tables import ENDINGS, read_table
 
 logger = logging.getLogger(__name__)
+
+
+class _Task(NamedTuple):
+    """A benchmark, its pair of models, and by name what outside routers say of its prompts."""
+
+    benchmark: Benchmark
+    strong: str
+    weak: str
+    outside: dict[str, Float64[np.ndarray, "prompts"]]
 
 
 def evaluate_routers(
@@ -75,26 +85,16 @@ def evaluate_routers(
         raise InputError(
             f"routers and score files must have different names, other than the controls': {sorted(taken)}"
         )
-    sets = []
+    # All that can be refused is refused before the prompts are scored, which may take minutes.
+    tasks = []
     for name in benchmarks:
         benchmark = _open_benchmark(name, data_root, strong, weak)
-        sets.append(smallest_by_hash(benchmark, exclude_smallest)[1] if exclude_smallest else benchmark)
-    results = []
+        if exclude_smallest:
+            _, benchmark = smallest_by_hash(benchmark, exclude_smallest)
+        outside = {outsider: read_scores(path, benchmark) for outsider, path in named_scores.items()}
+        tasks.append(_Task(benchmark, *find_pair(benchmark, strong, weak), outside))
     with EmbeddingCache() as cache:
-        for benchmark in sets:
-            logger.info("%s: scoring %d prompts", benchmark.name, len(benchmark))
-            win_prob = {
-                name: router.win_prob(benchmark.prompts, cache=cache, progress=True).astype(np.float64)
-                for name, router in loaded.items()
-            }
-            win_prob |= {name: read_scores(path, benchmark) for name, path in named_scores.items()}
-            pair = (strong or benchmark.strong, weak or benchmark.weak)
-            if pair[0] is None or pair[1] is None:
-                raise InputError(f"{benchmark.name} has no usual pair of models: name them with --strong and --weak")
-            win_prob |= control_win_probs(benchmark, strong=pair[0], weak=pair[1], seed=seed)
-            results.append(
-                evaluate(win_prob, benchmark, strong=pair[0], weak=pair[1], num_samples=num_samples, seed=seed)
-            )
+        results = [_evaluate(task, loaded, cache=cache, num_samples=num_samples, seed=seed) for task in tasks]
     pairs = {name: {"strong": router.strong, "weak": router.weak} for name, router in loaded.items()}
     with new_directory(output) as folder:
         described = {**results_json(results), "router_pairs": pairs, "excluded_smallest_sha256": exclude_smallest}
@@ -104,6 +104,20 @@ def evaluate_routers(
         (folder / "report.html").write_text(html_report(results), encoding="utf-8")
         plot_curves(results, folder / "curves.png")
     return results
+
+
+def _evaluate(
+    task: _Task, routers: Mapping[str, Router], *, cache: EmbeddingCache, num_samples: int, seed: int
+) -> BenchmarkResult:
+    benchmark, strong, weak, outside = task
+    logger.info("%s: scoring %d prompts", benchmark.name, len(benchmark))
+    win_prob = {
+        name: router.win_prob(benchmark.prompts, cache=cache, progress=True).astype(np.float64)
+        for name, router in routers.items()
+    }
+    win_prob |= outside
+    win_prob |= control_win_probs(benchmark, strong=strong, weak=weak, seed=seed)
+    return evaluate(win_prob, benchmark, strong=strong, weak=weak, num_samples=num_samples, seed=seed)
 
 
 def read_scores(path: str | os.PathLike[str], benchmark: Benchmark) -> Float64[np.ndarray, "prompts"]:

@@ -178,9 +178,13 @@ def shard_memory(memory: Variables, num_shards: int) -> tuple[Variables, Variabl
 
 
 def battle_tiers(battles: PreferenceBatch, *, num_models: int, num_tiers: int) -> Int[np.ndarray, "models"]:
-    """Tier of each model, 0 = strongest, by a Bradley-Terry fit to all battles; 0 tiers: every model its own."""
+    """Tier of each model, 0 = strongest, by a Bradley-Terry fit to all battles; 0 tiers: every model its own.
+
+    Raises:
+        InputError: fewer tiers than models, and no chain of battles that connects all of them.
+    """
     if num_tiers == 0 or num_tiers >= num_models:
         return np.arange(num_models, dtype=np.int32)
     columns = (np.asarray(leaf) for leaf in (battles.model_a, battles.model_b, battles.label, battles.weight))
-    wins = bradley_terry.win_matrix(*columns, num_models=num_models)
-    return bradley_terry.tiers(bradley_terry.fit(wins), num_tiers)
+    names = [f"models[{column}]" for column in range(num_models)]
+    return bradley_terry.rated_tiers(*columns, models=names, num_tiers=num_tiers)[1]

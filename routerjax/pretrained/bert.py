@@ -2,14 +2,15 @@
 
 from __future__ import annotations
 
+import dataclasses
 import json
 import re
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from routerjax.errors import InputError
+from routerjax.errors import InputError, choose
 from routerjax.pretrained.weights import TensorNames
 
 CONFIG_FILE = "config.json"
@@ -73,78 +74,61 @@ _DISTILBERT_LAYER = {
 
 @dataclass(frozen=True, kw_only=True)
 class _Architecture:
-    """What is particular to a ``model_type``.
+    """What is particular to a ``model_type``; where nothing is said, it is as in BERT.
 
     Attributes:
+        class_name: of the classifier in transformers.
+        prefix: of the encoder's tensors in a classifier.
+        head: parts of the head of ``class_name``, published -> ours.
+        pretraining: regular expression of tensors that a pre-training checkpoint holds and no classifier uses.
+        layers: prefix of the layers, below ``prefix``.
+        layer: a layer's parts, published -> ours.
         keys: our attribute -> the key in config.json.
         fixed: attributes that config.json does not say.
         padding_id: where config.json does not say it.
         activation, classifier_dropout: keys in config.json.
-        prefix: of the encoder's tensors in a classifier.
-        layers: prefix of the layers, below ``prefix``.
-        layer: a layer's parts, published -> ours.
-        head: likewise for the head of ``class_name``.
-        pretraining: regular expression of tensors that a pre-training checkpoint holds and no classifier uses.
-        class_name: of the classifier in transformers.
     """
 
-    keys: Mapping[str, str]
-    fixed: Mapping[str, int | float]
-    padding_id: int
-    activation: str
-    classifier_dropout: str
+    class_name: str
     prefix: str
-    layers: str
-    layer: Mapping[str, str]
     head: Mapping[str, str]
     pretraining: str
-    class_name: str
+    layers: str = "encoder.layer.{}."
+    layer: Mapping[str, str] = field(default_factory=lambda: _BERT_LAYER)
+    keys: Mapping[str, str] = field(default_factory=lambda: _BERT_KEYS)
+    fixed: Mapping[str, int | float] = field(default_factory=dict)
+    padding_id: int = 0
+    activation: str = "hidden_act"
+    classifier_dropout: str = "classifier_dropout"
 
 
-def _roberta(class_name: str) -> _Architecture:
-    return _Architecture(
-        keys=_BERT_KEYS,
-        fixed={},
-        padding_id=1,
-        activation="hidden_act",
-        classifier_dropout="classifier_dropout",
-        prefix="roberta.",
-        layers="encoder.layer.{}.",
-        layer=_BERT_LAYER,
-        head={"classifier.dense": "dense", "classifier.out_proj": "classifier"},
-        pretraining=r"roberta\.pooler\..*|lm_head\..*",
-        class_name=class_name,
-    )
-
-
+_ROBERTA = _Architecture(
+    class_name="RobertaForSequenceClassification",
+    prefix="roberta.",
+    head={"classifier.dense": "dense", "classifier.out_proj": "classifier"},
+    pretraining=r"roberta\.pooler\..*|lm_head\..*",
+    padding_id=1,
+)
 _ARCHITECTURES: Mapping[str, _Architecture] = {
     "bert": _Architecture(
-        keys=_BERT_KEYS,
-        fixed={},
-        padding_id=0,
-        activation="hidden_act",
-        classifier_dropout="classifier_dropout",
+        class_name="BertForSequenceClassification",
         prefix="bert.",
-        layers="encoder.layer.{}.",
-        layer=_BERT_LAYER,
         head={"bert.pooler.dense": "dense", "classifier": "classifier"},
         pretraining=r"cls\..*",
-        class_name="BertForSequenceClassification",
     ),
-    "roberta": _roberta("RobertaForSequenceClassification"),
-    "xlm-roberta": _roberta("XLMRobertaForSequenceClassification"),
+    "roberta": _ROBERTA,
+    "xlm-roberta": dataclasses.replace(_ROBERTA, class_name="XLMRobertaForSequenceClassification"),
     "distilbert": _Architecture(
-        keys=_DISTILBERT_KEYS,
-        fixed={"num_token_types": 0, "layer_norm_epsilon": 1e-12},
-        padding_id=0,
-        activation="activation",
-        classifier_dropout="seq_classif_dropout",
+        class_name="DistilBertForSequenceClassification",
         prefix="distilbert.",
-        layers="transformer.layer.{}.",
-        layer=_DISTILBERT_LAYER,
         head={"pre_classifier": "dense", "classifier": "classifier"},
         pretraining=r"vocab_(transform|layer_norm|projector)\..*",
-        class_name="DistilBertForSequenceClassification",
+        layers="transformer.layer.{}.",
+        layer=_DISTILBERT_LAYER,
+        keys=_DISTILBERT_KEYS,
+        fixed={"num_token_types": 0, "layer_norm_epsilon": 1e-12},
+        activation="activation",
+        classifier_dropout="seq_classif_dropout",
     ),
 }
 
@@ -194,9 +178,7 @@ def read_bert_config(folder: Path) -> BertConfig:
     if not isinstance(config, dict):
         raise InputError(f"{path} must hold a JSON object")
     model_type = config.get("model_type")
-    if not isinstance(model_type, str) or model_type not in _ARCHITECTURES:
-        raise InputError(f"{path}: model_type must be one of {', '.join(_ARCHITECTURES)}, got {model_type!r}")
-    own = _ARCHITECTURES[model_type]
+    own = choose(model_type, _ARCHITECTURES, f"{path}: model_type")
     required = {own.activation: "gelu", "position_embedding_type": "absolute", "is_decoder": False}
     for key, expected in required.items():
         if config.get(key, expected) != expected:

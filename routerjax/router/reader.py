@@ -15,7 +15,7 @@ import jax
 import jax.numpy as jnp
 
 from routerjax.config import AttributeValue, coerce
-from routerjax.errors import InputError, nearest
+from routerjax.errors import InputError, choose, nearest
 from routerjax.features import FeatureSpec, TextTokenizer, mean_is_normalized
 from routerjax.models import BertEncoder, BertRouter, EmbedThen, SentenceEmbedding, WithTie, stack_layers
 from routerjax.pretrained import TOKENIZER_FILES, bert_names, read_bert_config, read_weights
@@ -23,7 +23,7 @@ from routerjax.typing import Array, PyTree
 
 # What a run may say of an encoder that it trains; all else is what the encoder's files say.
 CHOICES = ("dropout_rate", "attention_dropout_rate", "dtype", "remat", "scan_layers")
-DTYPES = ("float32", "bfloat16")
+DTYPES = {"float32": jnp.dtype(jnp.float32), "bfloat16": jnp.dtype(jnp.bfloat16)}
 TOKENIZER_FILE = "tokenizer.json"
 
 
@@ -100,12 +100,11 @@ def make_encoder(described: Mapping[str, Any], chosen: Mapping[str, AttributeVal
                 f"features.encoder_attributes takes {', '.join(CHOICES)}, got {name!r}{nearest(name, CHOICES)}"
             )
     types = _encoder_types()
-    given = {name: str(value) if name == "dtype" else value for name, value in {**described, **chosen}.items()}
-    if given.get("dtype", "float32") not in DTYPES:
-        raise InputError(f"features.encoder_attributes.dtype must be one of {', '.join(DTYPES)}, got {given['dtype']}")
     checked: dict[str, Any] = {
-        name: jnp.dtype(value) if name == "dtype" else coerce(value, types[name], f"the encoder's {name}")
-        for name, value in given.items()
+        name: choose(str(value), DTYPES, "features.encoder_attributes.dtype")
+        if name == "dtype"
+        else coerce(value, types[name], f"the encoder's {name}")
+        for name, value in {**described, **chosen}.items()
     }
     for name in ("dropout_rate", "attention_dropout_rate"):
         if not 0 <= checked[name] < 1:

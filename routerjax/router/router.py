@@ -17,7 +17,7 @@ import tqdm
 from jaxtyping import Float32
 
 from routerjax.config import AttributeValue, FeatureConfig
-from routerjax.errors import InputError, nearest
+from routerjax.errors import InputError, model_column
 from routerjax.features import (
     EmbeddingCache,
     Embeddings,
@@ -145,12 +145,9 @@ class Router:
         """The column of a model in the scores.
 
         Raises:
-            InputError: unknown; suggests the nearest name.
+            InputError: unknown; says which there are, or how many, and the nearest.
         """
-        if model not in self.models:
-            count = len(self.models)
-            raise InputError(f"{model!r} is not one of the router's {count} models{nearest(model, self.models)}")
-        return self.models.index(model)
+        return model_column(model, self.models, "the router's")
 
     def with_pair(self, strong: str | None = None, weak: str | None = None) -> Router:
         """The same router for another pair of its models.

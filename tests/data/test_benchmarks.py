@@ -77,7 +77,7 @@ def test_gsm8k_and_mt_bench(evals: Path) -> None:
 
 
 def test_what_is_missing_is_named(evals: Path) -> None:
-    with pytest.raises(InputError, match=r"benchmark must be one of .*got 'mtbench' \(did you mean 'mt_bench'\?\)"):
+    with pytest.raises(InputError, match=r"the benchmark must be one of .*got 'mtbench' \(did you mean 'mt_bench'\?\)"):
         data.load_benchmark("mtbench", evals)
     with pytest.raises(InputError, match=r"no folder .*expected RouteLLM's routellm/evals folder"):
         data.load_benchmark("mmlu", evals / "mmlu")

@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 from sklearn.linear_model import LogisticRegression
 
-from routerjax import InputError, bradley_terry, data
+from routerjax import InputError, bradley_terry, data, models
 
 
 def random_battles(num_models: int, count: int, seed: int) -> data.Preferences:
@@ -139,3 +139,11 @@ def test_a_battle_of_no_weight_connects_nothing() -> None:
 def test_the_number_of_tiers(num_tiers: int) -> None:
     with pytest.raises(InputError, match=r"num_tiers must lie in 1\.\.3"):
         data.tier_models(three_models(), num_tiers)
+
+
+@pytest.mark.parametrize("num_tiers", [1, 3, 5])
+def test_tiers_of_battles_and_of_a_batch_of_them_are_the_same(num_tiers: int) -> None:
+    battles = random_battles(6, 300, 1)
+    batch = data.to_batch(battles, np.zeros((len(battles.unique_prompts), 2), np.float32))
+    found = models.battle_tiers(batch, num_models=6, num_tiers=num_tiers)
+    np.testing.assert_array_equal(found, data.tier_models(battles, num_tiers).tier)

@@ -1,5 +1,6 @@
 """Figures of routers against the metrics themselves, the controls, and the report."""
 
+import dataclasses
 import io
 import json
 import re
@@ -11,7 +12,7 @@ import pytest
 from rich.console import Console
 from sklearn.metrics import log_loss
 
-from routerjax import InputError, data, evaluation, metrics, save_router
+from routerjax import InputError, Router, data, evaluation, metrics, save_router
 from routerjax.tables import write_table
 from tests.routers import tiny_router
 
@@ -111,12 +112,41 @@ def test_bad_input() -> None:
         evaluation.evaluate(win_probs(), nameless)
 
 
+def printed(result: evaluation.BenchmarkResult, *, width: int, is_terminal: bool = True) -> str:
+    console = Console(width=width, record=True, file=io.StringIO(), force_terminal=is_terminal)
+    evaluation.print_table(result, console)
+    return console.export_text()
+
+
+@pytest.mark.parametrize(("width", "longest"), [(60, 76), (80, 80), (100, 100), (200, 109)])
+def test_a_figure_and_its_interval_stay_on_one_line(width: int, longest: int) -> None:
+    name = "a-router of a long [bold]name, it is true"
+    result = evaluation.evaluate({**win_probs(), name: win_probs()["good"]}, BENCHMARK, num_samples=100)
+    piped = printed(result, width=width, is_terminal=False)
+    assert sum(name in line for line in piped.splitlines()) == 1
+    text = printed(result, width=width)
+    for router in result.routers.values():
+        figure = evaluation.report.number(router.apgr)
+        assert figure in text
+        assert figure in piped
+    rows = [line for line in text.splitlines() if "[" in line and "]" in line and "%" in line]
+    assert len(rows) == len(result.routers)
+    assert all(line.count("[") - line.count("[bold") == 3 and line.rstrip().endswith("]") for line in rows)
+    assert max(map(len, text.splitlines())) <= longest
+    # Names are whole but for where they are broken, and their brackets are no markup.
+    assert name.replace(" ", "") in "".join(line[: longest - 68] for line in text.splitlines()).replace(" ", "")
+
+
+def test_a_title_is_broken_on_a_terminal_alone() -> None:
+    long = dataclasses.replace(evaluation.evaluate(win_probs(), BENCHMARK, num_samples=10), strong="strong " * 30)
+    assert max(map(len, printed(long, width=80).splitlines())) <= 80
+    assert "strong " * 30 in printed(long, width=80, is_terminal=False)
+
+
 def test_reports_say_the_same() -> None:
     result = evaluation.evaluate(win_probs(), BENCHMARK, num_samples=100)
     markdown = evaluation.markdown_table([result])
-    console = Console(width=80, record=True, file=io.StringIO())
-    console.print(evaluation.terminal_table(result))
-    text = console.export_text()
+    text = printed(result, width=80)
     figure = f"{result.routers['good'].apgr.value:.3f}"
     assert figure in markdown
     assert figure in text
@@ -166,6 +196,34 @@ def test_router_folders_and_score_files_side_by_side(tmp_path: Path, monkeypatch
         output=tmp_path / "smaller",
     )
     assert smaller[0].num_prompts == 200
+
+
+def test_what_is_refused_is_refused_before_any_prompt_is_scored(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def scores_nothing(*_: object, **__: object) -> np.ndarray:
+        raise AssertionError("a prompt was scored")
+
+    monkeypatch.setattr(Router, "win_prob", scores_nothing)
+    save_router(tiny_router(tmp_path), tmp_path / "router")
+    other, scores = tmp_path / "other.parquet", tmp_path / "outside.csv"
+    equal = dataclasses.replace(BENCHMARK, quality={name: BENCHMARK.quality["big"] for name in BENCHMARK.quality})
+    data.write_benchmark_table(equal, other)
+    write_table(pa.table({"prompt": ["x"], "win_prob": [0.5]}), str(scores))
+    pair = {"strong": "big", "weak": "small"}
+    # The first benchmark is sound: it waits for the second one.
+    both = [benchmark_file(tmp_path), str(other)]
+    for arguments, message in (
+        ({"benchmarks": both, **pair}, "the same mean quality"),
+        ({"benchmarks": both[:1]}, "no usual pair of models"),
+        ({"benchmarks": both[:1], "strong": "big"}, "no usual pair of models"),
+        ({"benchmarks": both[:1], "score_files": [scores], **pair}, "no win_prob for 300 of the 300 prompts"),
+        ({"benchmarks": both[:1], "score_files": [tmp_path / "no.csv"], **pair}, "no file .*no.csv"),
+    ):
+        with pytest.raises(InputError, match=message):
+            evaluation.evaluate_routers([tmp_path / "router"], **arguments, output=tmp_path / "results")
+    with pytest.raises(AssertionError, match="a prompt was scored"):
+        evaluation.evaluate_routers([tmp_path / "router"], benchmarks=both[:1], **pair, output=tmp_path / "results")
 
 
 @pytest.mark.parametrize(

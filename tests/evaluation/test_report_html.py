@@ -1,5 +1,7 @@
 """The page, parsed: what is drawn and printed is what was measured, and names are inert."""
 
+import dataclasses
+import html
 import json
 import re
 from html.parser import HTMLParser
@@ -230,6 +232,11 @@ def test_the_calculator_computes_what_python_does(reader: Reader) -> None:
                 assert curve.strong_share[at - 1] < share <= curve.strong_share[at]
     shares = [0, 0.13, 0.5, 1]
     script += f"""
+        const blank = ["", "0.24"].map((text) => requestCost(95, 264, 10, price(text)));
+        if (!Number.isNaN(blank[0]) || Number.isNaN(blank[1])) throw Error("a blank price is none");
+        if (dollars(monthlyCost(1, 0, blank[0], 1)) !== "\\u2013") throw Error("an unknown cost is a dash");
+        if (dollars(12.345) !== "$12.35") throw Error("dollars and cents");
+        if (price("0") !== 0 || price("-1") !== 0) throw Error("a price is at least 0");
         const strong = requestCost(95, 264, 10, 30), weak = requestCost(95, 264, 0.24, 0.24);
         console.log(JSON.stringify({shares}.map((share) => monthlyCost(10000, share, strong, weak))));
     """
@@ -237,3 +244,25 @@ def test_the_calculator_computes_what_python_does(reader: Reader) -> None:
     # 95 * 10 + 264 * 30 = 8,870 and 359 * 0.24 = 86.16 dollars a million requests; 300,000 requests a month.
     expected = [0.3 * (share * 8870 + (1 - share) * 86.16) for share in shares]
     np.testing.assert_allclose(json.loads(ran.stdout), expected)
+
+
+def calculator_fields(results: list[evaluation.BenchmarkResult]) -> dict[str, tuple[str, str]]:
+    """By name of a field, its label and the number it starts with."""
+    form = re.search(r'<form id="calculator".*?</form>', evaluation.html_report(results), re.DOTALL)
+    labels = re.findall(r'<label>([^<]*) <input type="number" name="(\w+)" value="([^"]*)"', form.group())
+    return {name: (html.unescape(label), value) for label, name, value in labels}
+
+
+def test_prices_are_those_of_the_pair_or_blank() -> None:
+    strong, weak = data.ROUTELLM_STRONG, data.ROUTELLM_WEAK
+    usual = [dataclasses.replace(result, strong=strong, weak=weak) for result in RESULTS]
+    own, known = calculator_fields(RESULTS), calculator_fields(usual)
+    mixed = calculator_fields([RESULTS[0], usual[1]])
+    assert own["weak_output"] == ("small (weak), output", "")
+    assert known["weak_output"] == (f"{weak} (weak), output", "0.24")
+    assert known["strong_input"] == (f"{strong} (strong), input", "10.0")
+    assert mixed["strong_input"] == (f"big / {strong} (strong), input", "")
+    for fields in (own, known, mixed):
+        assert len(fields) == 7
+        assert fields["requests"] == ("requests per day", "10000")
+    assert ("fill in all four" in PAGE, "fill in all four" in evaluation.html_report(usual)) == (True, False)

@@ -123,6 +123,17 @@ def test_tiers_of_battles_put_the_strongest_first() -> None:
     np.testing.assert_array_equal(models.battle_tiers(battles, num_models=4, num_tiers=2), [1, 0, 1, 0])
 
 
+def test_tiers_need_battles_that_connect_all_models() -> None:
+    battles = random_battles()
+    low = np.asarray([0, 1, 2])
+    apart = np.isin(battles.model_a, low) == np.isin(battles.model_b, low)
+    with pytest.raises(InputError, match=r"models\[3\] and models\[0\] cannot be rated on one scale.*\(3 of 6 models"):
+        models.battle_tiers(select(battles, apart), num_models=NUM_MODELS, num_tiers=3)
+    # Where every model is a tier of its own, none has to be rated beforehand.
+    tier = models.battle_tiers(select(battles, apart), num_models=NUM_MODELS, num_tiers=0)
+    np.testing.assert_array_equal(tier, np.arange(NUM_MODELS))
+
+
 def apply(module: models.SimilarityWeighted, memory: Variables, query: dict) -> jax.Array:
     return jax.jit(module.apply)({"memory": memory}, query)
 

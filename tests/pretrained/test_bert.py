@@ -11,7 +11,8 @@ import safetensors.numpy
 
 from routerjax import InputError
 from routerjax.pretrained import bert_names, publish_weights, read_bert_config
-from routerjax.router import load_bert
+from routerjax.router import load_reader, make_module, pretrained_params
+from routerjax.typing import PyTree
 from tests.encoders import save_tiny_encoder
 
 MODEL_TYPES = ("bert", "roberta", "xlm-roberta", "distilbert")
@@ -21,6 +22,13 @@ KEY = jax.random.key(0)
 @pytest.fixture
 def folder(tmp_path: Path) -> Path:
     return save_tiny_encoder(tmp_path / "tiny")
+
+
+def load_bert(folder: Path, *, key: jax.Array | None = None, num_models: int = 2, head: str = "architecture") -> PyTree:
+    """Parameters of a router of so many models that reads text with the folder's encoder."""
+    reader = load_reader(folder)
+    module = make_module("bert", num_models=num_models, attributes={"head": head}, reader=reader)
+    return pretrained_params(module, folder, key=key)
 
 
 def change_config(folder: Path, **changes: object) -> None:
@@ -68,16 +76,16 @@ def test_a_head_that_is_not_there_is_drawn_from_the_key_and_named(folder: Path, 
     with pytest.raises(InputError, match=r"- classifier/kernel; - classifier/bias|- classifier/bias; - classifier/ker"):
         load_bert(folder)
     with caplog.at_level(logging.WARNING):
-        loaded = load_bert(folder, labels=("a", "b", "c"), key=KEY)
+        loaded = load_bert(folder, num_models=3, key=KEY)
     assert "does not hold classifier/bias, classifier/kernel: initialised at random" in caplog.text
-    kernel = loaded.variables["params"]["classifier"]["kernel"]
+    kernel = loaded["classifier"]["kernel"]
     assert kernel.shape == (16, 3)
     assert 0.01 < kernel.std() < 0.04
-    again = load_bert(folder, labels=("a", "b", "c"), key=jax.random.key(1))
-    assert np.abs(again.variables["params"]["classifier"]["kernel"] - kernel).max() > 0.01
+    again = load_bert(folder, num_models=3, key=jax.random.key(1))
+    assert np.abs(again["classifier"]["kernel"] - kernel).max() > 0.01
     # The pooler is in the file.
     pooler = safetensors.numpy.load_file(folder / "model.safetensors")["pooler.dense.weight"]
-    np.testing.assert_array_equal(loaded.variables["params"]["dense"]["kernel"], pooler.T)
+    np.testing.assert_array_equal(loaded["dense"]["kernel"], pooler.T)
 
 
 def test_half_a_head_is_damage(folder: Path) -> None:
@@ -85,7 +93,7 @@ def test_half_a_head_is_damage(folder: Path) -> None:
     safetensors.numpy.save_file({**tensors, "classifier.bias": np.zeros(2, np.float32)}, folder / "model.safetensors")
     with pytest.raises(InputError, match=r": - classifier/kernel$"):
         load_bert(folder, key=KEY)
-    assert load_bert(folder, head="linear", key=KEY).module.head == "linear"
+    assert set(load_bert(folder, head="linear", key=KEY)) == {"encoder", "classifier"}
 
 
 def test_shards_are_one_file(folder: Path) -> None:
@@ -100,7 +108,7 @@ def test_shards_are_one_file(folder: Path) -> None:
         safetensors.numpy.save_file({name: tensors[name] for name in own}, folder / file)
     index = {"weight_map": {name: file for file, own in parts.items() for name in own}}
     (folder / "model.safetensors.index.json").write_text(json.dumps(index))
-    jax.tree.map(np.testing.assert_array_equal, load_bert(folder, key=KEY).variables, single.variables)
+    jax.tree.map(np.testing.assert_array_equal, load_bert(folder, key=KEY), single)
     (folder / "model-00002-of-00003.safetensors").unlink()
     with pytest.raises(InputError, match=r"model-00002-of-00003.safetensors is not a complete safetensors file"):
         load_bert(folder, key=KEY)
@@ -118,7 +126,7 @@ def test_names_of_the_first_checkpoints(folder: Path) -> None:
     }
     old |= {"cls.seq_relationship.bias": np.zeros(2), "bert.embeddings.position_ids": np.arange(64)[None]}
     safetensors.numpy.save_file(old, folder / "model.safetensors")
-    jax.tree.map(np.testing.assert_array_equal, load_bert(folder, key=KEY).variables, expected.variables)
+    jax.tree.map(np.testing.assert_array_equal, load_bert(folder, key=KEY), expected)
     safetensors.numpy.save_file({**old, "embeddings.LayerNorm.bias": np.zeros(16)}, folder / "model.safetensors")
     with pytest.raises(InputError, match=r"\+ (bert\.)?embeddings\.LayerNorm\."):
         load_bert(folder, key=KEY)
@@ -140,3 +148,23 @@ def test_bad_arguments(folder: Path) -> None:
     (folder / "tokenizer.json").unlink()
     with pytest.raises(InputError, match=r"holds no tokenizer\.json"):
         load_bert(folder, key=KEY)
+
+
+@pytest.mark.parametrize(
+    ("model_type", "padding_id", "class_name"),
+    [
+        ("bert", 0, "BertForSequenceClassification"),
+        ("roberta", 1, "RobertaForSequenceClassification"),
+        ("xlm-roberta", 1, "XLMRobertaForSequenceClassification"),
+        ("distilbert", 0, "DistilBertForSequenceClassification"),
+    ],
+)
+def test_what_architectures_do_not_share(folder: Path, model_type: str, padding_id: int, class_name: str) -> None:
+    distilbert = {"dim": 16, "n_layers": 2, "n_heads": 4, "hidden_dim": 32, "dropout": 0.1, "attention_dropout": 0.1}
+    change_config(folder, model_type=model_type, **(distilbert if model_type == "distilbert" else {}))
+    config = read_bert_config(folder)
+    assert config.encoder["padding_id"] == padding_id
+    assert config.encoder["num_token_types"] == (0 if model_type == "distilbert" else 2)
+    assert config.to_json()["architectures"] == [class_name]
+    head = {"distilbert": "pre_classifier", "bert": "bert.pooler.dense"}.get(model_type, "classifier.dense")
+    assert bert_names(model_type, head=True).table[f"{head}.weight"] == "dense/kernel"
