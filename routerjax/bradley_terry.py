@@ -83,7 +83,11 @@ def _fit(
     ties = prior * jnp.minimum(own_weight[:, None], own_weight[None, :]) / (num_models - 1)
     wins = wins + others * jnp.where(pair_weight > 0.0, ties / 2.0, 1.0)
 
-    # The first rating is held at zero, which leaves a positive definite problem in the others.
+    # The first rating is held at zero, which leaves a positive definite problem in the others; a well conditioned one
+    # if the first has the most battles, since then no others hang together more than on it.
+    order = jnp.argsort(-own_weight)
+    wins = wins[order][:, order]
+
     def ratings_of(free: Float[Array, "free"]) -> Float[Array, "models"]:
         return jnp.pad(free, (1, 0))
 
@@ -119,7 +123,7 @@ def _fit(
         return _solve(jax.jacobian(linear)(target), target)
 
     free = jax.lax.custom_root(gradient, jnp.zeros(num_models - 1), newton, tangent_solve)
-    ratings = ratings_of(free)
+    ratings = ratings_of(free)[jnp.argsort(order)]
     return ratings - jnp.mean(ratings)
 
 

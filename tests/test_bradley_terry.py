@@ -75,10 +75,18 @@ class TestFit:
         np.testing.assert_allclose(bradley_terry.fit(wins, prior=0.3), by_scipy(wins + tie), atol=1e-4)
 
     @pytest.mark.parametrize("share", [1e-2, 1e-4, 1e-6])
-    def test_models_with_few_battles_are_rated_by_them_and_not_by_the_prior(self, share):
-        scale = np.where(np.arange(8) >= 5, share, 1.0)
+    @pytest.mark.parametrize("few", [[0], [0, 1, 2], [3], [5, 6, 7]])
+    def test_models_with_few_battles_are_rated_by_them_and_not_by_the_prior(self, few, share):
+        scale = np.where(np.isin(np.arange(8), few), share, 1.0)
         wins = random_wins(8, 7) * np.minimum.outer(scale, scale)
         np.testing.assert_allclose(bradley_terry.fit(wins), by_scipy_newton(wins), atol=1e-3)
+
+    @pytest.mark.parametrize("battles", [2e2, 2e4, 2e6])
+    def test_a_first_model_that_only_won_is_finite(self, battles):
+        wins = np.array([[0, 1, 1], [0, 0, 0.7 * battles], [0, 0.3 * battles, 0]])
+        own = (wins + wins.T).sum(axis=0)
+        ties = 1e-4 * np.minimum.outer(own, own) / 2 / 2 * (1.0 - np.eye(3))
+        np.testing.assert_allclose(bradley_terry.fit(wins), by_scipy_newton(wins + ties), atol=2e-3)
 
     def test_against_logistic_regression_on_weighted_battles_with_ties(self):
         rng = np.random.default_rng(6)
