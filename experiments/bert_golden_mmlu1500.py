@@ -7,7 +7,11 @@ r"""MiniLM fine-tuned as a BERT classifier on 79,424 golden battles and the gold
         --data-root DATA/routellm_evals --output runs/bert_golden_mmlu1500_others
 
 DATA as in ``mf_golden.py``; the battles, their weights and the questions left out of the test are those of
-``mf_golden_mmlu1500.py``. A tenth of the prompts is held out, and the epoch with the lowest log-loss on it is kept.
+``mf_golden_mmlu1500.py``. A tenth of the prompts is held out, and the epoch with the lowest log-loss on it is kept (the
+first). The head is linear on the mean of the hidden states; ``--set router.attributes={} optimizer.learning_rate=5e-4
+optimizer.encoder_rate=0.2 training.epochs=3`` trains the architecture's own head instead, which alone can be exported
+to Hugging Face. 7 minutes an epoch on two idle CPU cores, and 2 minutes for MMLU's test. MMLU APGR .62 (.59 with the
+architecture's head); see ``results/bert_golden_mmlu1500.md``.
 """
 
 import dataclasses
@@ -23,7 +27,9 @@ def get_config() -> ExperimentConfig:
         like,
         data=dataclasses.replace(like.data, validation_fraction=0.1),
         features=FeatureConfig(encoder_attributes={"attention_dropout_rate": 0.0}),
-        router=RouterConfig(family="bert", strong=like.router.strong, weak=like.router.weak),
-        optimizer=OptimizerConfig(learning_rate=5e-4, encoder_rate=0.2, weight_decay=0.01, gradient_clip=1.0),
-        training=TrainingConfig(epochs=3, batch_tokens=4096),
+        router=RouterConfig(
+            family="bert", attributes={"head": "mean"}, strong=like.router.strong, weak=like.router.weak
+        ),
+        optimizer=OptimizerConfig(learning_rate=1e-4, weight_decay=0.01, gradient_clip=1.0),
+        training=TrainingConfig(epochs=2, batch_tokens=4096),
     )
