@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import hashlib
 import json
-import math
 import os
 import subprocess
 import sys
@@ -76,7 +75,8 @@ def export_stablehlo(
         encoder = None if router.reader is not None else cast(SentenceEncoder, router.encoder)
         tokenizer = router.tokenizer if encoder is None else encoder.tokenizer
         golden |= tokenizer.pad(tokenizer.token_ids(prompts))
-        files["encoder.safetensors"] = _tensor_bytes({} if encoder is None else flatten(encoder.variables))
+        if encoder is not None:
+            files["encoder.safetensors"] = _tensor_bytes(flatten(encoder.variables))
         files["tokenizer.json"] = tokenizer.tokenizer_json
         files["from_token_ids.stablehlo"] = bytes(export_from_token_ids(router, encoder).serialize())
     if router.reader is not None:
@@ -95,7 +95,7 @@ def export_stablehlo(
         "family": router.family,
         "strong": router.strong,
         "weak": router.weak,
-        "threshold": "inf" if router.threshold == math.inf else router.threshold,
+        "threshold": router.threshold_as_json,
         "features": router.features.to_dict(),
         "max_length": router.features.max_length if reads_text else None,
         "golden_prompts": prompts,
