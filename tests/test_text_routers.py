@@ -114,7 +114,6 @@ def test_train_evaluate_calibrate_and_export_from_the_command_line(
 def test_an_encoder_trained_under_matrix_factorisation(config: ExperimentConfig, tmp_path: Path) -> None:
     changes = ["features.train_encoder=True", "training.epochs=2", "router.loss=davidson", "training.devices=pmap"]
     changes += ["features.encoder_attributes.dropout_rate=0.0", "features.encoder_attributes.scan_layers=True"]
-    changes += ["features.encoder_attributes.dtype=bfloat16"]
     router = train_router(override(config, [*changes, "optimizer.frozen_layers=1"]), tmp_path / "run")
     before = load_reader(Path(config.features.encoder), {"scan_layers": True, "dropout_rate": 0.0}, embeds=True)
     assert router.reader.to_dict() == before.to_dict()

@@ -47,9 +47,8 @@ def export_stablehlo(
 
     The folder holds the scoring function from embeddings and, for routers of an encoder, from token ids (encoder and
     router as one function; of a router that reads text itself this one alone), as StableHLO for cpu, cuda and tpu with
-    symbolic batch and length; the weights; the
-    tokenizer; golden prompts with their win probabilities; and ``load.py``. A fresh process that imports jax and not
-    routerjax loads it and compares, before the folder gets its name.
+    symbolic batch and length; the weights; the tokenizer; golden prompts with their win probabilities; and ``load.py``.
+    A fresh process that imports jax and not routerjax loads it and compares, before the folder gets its name.
 
     Args:
         router: what to export.

@@ -149,6 +149,7 @@ def written(tmp_path_factory: pytest.TempPathFactory) -> Path:
         ({"weak": "big"}, "strong and weak must be different models, got 'big' for both"),
         ({"readout": "wins"}, r"the readout must be one of .*got 'wins'"),
         ({"loss": "ranking"}, r"the loss must be one of .*got 'ranking'"),
+        ({"models": 3}, "models must be a list of two or more different names, got 3"),
         ({"models": []}, r"models must be a list of two or more different names, got \[\]"),
         ({"models": ["big", "small", "big"]}, "models must be a list of two or more different names"),
         ({"max_length": "48"}, "max_length takes int, got '48'"),
