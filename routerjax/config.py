@@ -98,7 +98,7 @@ class FeatureConfig:
         embeddings: a .npy or .parquet file of given embeddings instead of an encoder's own.
         train_encoder: fine-tune the encoder with the router, which then stores it; the family ``bert`` always does.
         encoder_attributes: of an encoder that is trained, other than its files say: ``dropout_rate``,
-            ``attention_dropout_rate``, ``dtype`` (``bfloat16`` computes in it), ``remat``, ``scan_layers``.
+            ``attention_dropout_rate``, ``dtype`` (``bfloat16`` trains in it), ``remat``, ``scan_layers``.
         dollars_per_million_tokens: an endpoint's price, for the cost that is logged.
     """
 

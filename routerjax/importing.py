@@ -15,7 +15,7 @@ from routerjax.data import read_aligned_battles, to_batch
 from routerjax.errors import InputError
 from routerjax.features import routellm_features
 from routerjax.pretrained import file_sha256, locate, read_bert_config, routellm
-from routerjax.router import Router, make_module, remember
+from routerjax.router import Router, load_reader, make_module, remember
 from routerjax.router.hf import HfSettings, load_hf, read_settings, tokenizer_max_length
 
 logger = logging.getLogger(__name__)
@@ -111,21 +111,31 @@ def import_routellm_bert(
     Args:
         source: a folder in Hugging Face's format; a Hugging Face name (``routellm/bert_gpt4_augmented``); or a RouteLLM
             configuration (.yaml) with a section ``bert``, whose ``checkpoint_path`` is one of these.
-        strong: name of the strong model; default RouteLLM's, gpt-4-1106-preview. The classifier knows one pair alone.
+        strong: name of the strong model; default RouteLLM's, gpt-4-1106-preview. The classifier knows one pair alone:
+            these two the other way round swap it, other names rename it.
         weak: likewise; default mixtral-8x7b-instruct-v0.1.
 
     Raises:
-        InputError: no such source, damaged, or not three labels.
+        InputError: no such source, damaged, not three labels, or what :func:`routerjax.export.export_hf` wrote.
 
     Reference:
         ``BERTRouter`` in ``routellm/routers/routers.py`` of RouteLLM's code.
     """
     is_config = Path(source).suffix in CONFIG_ENDINGS
-    path = routellm.read_config(Path(source), "bert", routellm.BertConfig).checkpoint_path if is_config else source
+    config = routellm.read_config(Path(source), "bert", routellm.ClassifierConfig) if is_config else None
+    if config is not None and config.num_labels != 3:
+        raise InputError(f"{source}: bert.num_labels must be 3 (strong wins, tie, weak wins), got {config.num_labels}")
+    path = source if config is None else config.checkpoint_path
     folder = locate(path)
+    if read_settings(folder) is not None:
+        raise InputError(f"{path} is an exported router, not RouteLLM's classifier: import it with --format hf")
     strong, weak = strong or routellm.STRONG, weak or routellm.WEAK
-    settings = HfSettings([strong, weak], strong, weak, "three_labels", "win", tokenizer_max_length(folder))
-    router = load_hf(folder, settings, source=os.fspath(path))
+    # Names of their own only rename the columns; the other way round, the two that it was released for are swapped.
+    is_released_pair = {strong, weak} == {routellm.STRONG, routellm.WEAK}
+    first, last = (routellm.STRONG, routellm.WEAK) if is_released_pair else (strong, weak)
+    reader = load_reader(folder)
+    settings = HfSettings([first, last], first, last, "three_labels", "win", tokenizer_max_length(reader))
+    router = load_hf(folder, reader, settings, source=os.fspath(path)).with_pair(strong, weak)
     return dataclasses.replace(router, provenance={**router.provenance, "format": "routellm-bert"})
 
 
@@ -142,7 +152,7 @@ def import_hf(source: str | os.PathLike[str], *, strong: str | None = None, weak
         InputError: no such source, damaged, without a classifier, or no pair of models named where its files name none.
     """
     folder = locate(source)
-    settings = read_settings(folder)
+    settings, reader = read_settings(folder), load_reader(folder)
     if settings is None:
         labels = list(read_bert_config(folder).labels)
         if strong is None or weak is None:
@@ -150,8 +160,8 @@ def import_hf(source: str | os.PathLike[str], *, strong: str | None = None, weak
                 f"{source} does not say which models it routes between: give --strong and --weak, two of "
                 f"its labels {', '.join(labels)}"
             )
-        settings = HfSettings(labels, strong, weak, "bradley_terry", "half_tie", tokenizer_max_length(folder))
-    router = load_hf(folder, settings, source=os.fspath(source)).with_pair(strong, weak)
+        settings = HfSettings(labels, strong, weak, "bradley_terry", "half_tie", tokenizer_max_length(reader))
+    router = load_hf(folder, reader, settings, source=os.fspath(source)).with_pair(strong, weak)
     return dataclasses.replace(router, provenance={**router.provenance, "format": "hf"})
 
 

@@ -90,3 +90,22 @@ def save_tiny_encoder(folder: Path, *, normalize: bool = True, seed: int = 0) ->
     modules = [{"idx": i, "type": f"sentence_transformers.models.{name}"} for i, name in enumerate(types)]
     (folder / "modules.json").write_text(json.dumps(modules))
     return folder
+
+
+def save_tiny_classifier(folder: Path, labels: tuple[str, ...]) -> Path:
+    """The same with a head for labels: as transformers' BertForSequenceClassification is saved."""
+    save_tiny_encoder(folder)
+    change_json(folder / "config.json", id2label={str(index): label for index, label in enumerate(labels)})
+    tensors, rng = safetensors.numpy.load_file(folder / "model.safetensors"), np.random.default_rng(1)
+    tensors |= {
+        "classifier.weight": rng.standard_normal((len(labels), WIDTH)).astype(np.float32),
+        "classifier.bias": rng.standard_normal(len(labels)).astype(np.float32),
+    }
+    safetensors.numpy.save_file(tensors, folder / "model.safetensors")
+    return folder
+
+
+def change_json(path: Path, **changes: object) -> None:
+    """Other values in a file that holds an object, which is made if there is none."""
+    content = json.loads(path.read_text()) if path.exists() else {}
+    path.write_text(json.dumps({**content, **changes}))

@@ -6,7 +6,8 @@ from pathlib import Path
 import jax
 import jax.numpy as jnp
 
-from routerjax import Router, features, models
+from routerjax import Router, features
+from routerjax import models as modules
 from routerjax.config import OptimizerConfig
 from routerjax.router import load_reader, make_module, pretrained_params
 from routerjax.training import create_state, make_optimizer
@@ -21,7 +22,7 @@ def tiny_router(folder: Path, **changes: object) -> Router:
     if not source.exists():
         save_tiny_encoder(source)
     spec = features.load_encoder(source, max_length=48).spec
-    module = models.MatrixFactorization(num_models=3, model_dim=8)
+    module = modules.MatrixFactorization(num_models=3, model_dim=8)
     example = {"embedding": jnp.zeros((1, spec.width))}
     params = create_state(module, example, make_optimizer(OptimizerConfig(), 1), key=jax.random.key(5)).params
     router = Router(
@@ -43,20 +44,22 @@ def tiny_text_router(
     family: str = "bert",
     attributes: dict | None = None,
     loss: str = "bradley_terry",
+    chosen: dict | None = None,
     **changes: object,
 ) -> Router:
-    """A router that reads text itself; its encoder started as that in ``folder/encoder``."""
+    """A router that reads text itself; its encoder started as that in ``folder/encoder``, with what is chosen of it."""
     source = folder / "encoder"
     if not source.exists():
         save_tiny_encoder(source)
     attributes = attributes or {}
-    reader = load_reader(source, embeds=family != "bert")
-    module = make_module(family, num_models=3, attributes=attributes, loss=loss, reader=reader)
+    reader = load_reader(source, chosen, embeds=family != "bert")
+    models = ("big", "small") if loss == "three_labels" else NAMES
+    module = make_module(family, num_models=len(models), attributes=attributes, loss=loss, reader=reader)
     params = pretrained_params(module, source, key=jax.random.key(3))
     router = Router(
         family=family,
         attributes=attributes,
-        models=NAMES,
+        models=models,
         strong="big",
         weak="small",
         features=reader.spec(source, 48),

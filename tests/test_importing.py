@@ -13,10 +13,11 @@ import safetensors.numpy
 from routerjax import InputError, Router, data, export, features, load_router, models, routing
 from routerjax.cli import main
 from routerjax.features import routellm_features
-from routerjax.importing import import_routellm_mf, import_routellm_sw
+from routerjax.importing import import_routellm_bert, import_routellm_mf, import_routellm_sw
 from routerjax.pretrained import routellm
 from routerjax.prompts import prompt_sha256
 from routerjax.tables import write_table
+from tests.encoders import TEXTS, change_json, save_tiny_classifier
 from tests.routellm import random_tensors, reference_win_prob, unit_rows, write_checkpoint
 
 STRONG, WEAK = "gpt-4-1106-preview", "mixtral-8x7b-instruct-v0.1"
@@ -199,3 +200,34 @@ def test_what_the_format_cannot_hold_is_not_exported(tmp_path: Path, checkpoint:
     with pytest.raises(InputError, match="has no place for the loss rao_kupper"):
         export.export_routellm(dataclasses.replace(router, loss="rao_kupper"), tmp_path / "out")
     assert not (tmp_path / "out").exists()
+
+
+def test_a_classifier_of_three_labels(tmp_path: Path) -> None:
+    folder = save_tiny_classifier(tmp_path / "bert", ("LABEL_0", "LABEL_1", "LABEL_2"))
+    router = import_routellm_bert(folder)
+    assert (router.models, router.strong, router.weak) == ((STRONG, WEAK), STRONG, WEAK)
+    win, _, loss = np.moveaxis(router.outcome_prob(TEXTS), -1, 0)
+    assert np.abs(win - loss).min() > 1e-3
+    np.testing.assert_allclose(router.win_prob(TEXTS), win, rtol=1e-6)
+    # Its own two the other way round: the weak one's wins, not those of the strong one under its name.
+    swapped = import_routellm_bert(folder, strong=WEAK, weak=STRONG)
+    assert (swapped.models, swapped.strong, swapped.weak) == ((STRONG, WEAK), WEAK, STRONG)
+    np.testing.assert_allclose(swapped.win_prob(TEXTS), loss, rtol=1e-6)
+    renamed = import_routellm_bert(folder, strong="large", weak="small")
+    assert (renamed.models, renamed.strong) == (("large", "small"), "large")
+    np.testing.assert_array_equal(renamed.win_prob(TEXTS), router.win_prob(TEXTS))
+
+    config = tmp_path / "config.yaml"
+    config.write_text(f"bert: {{checkpoint_path: {folder}, num_labels: 2}}")
+    with pytest.raises(InputError, match=r"bert.num_labels must be 3 \(strong wins, tie, weak wins\), got 2"):
+        import_routellm_bert(config)
+    config.write_text(f"bert: {{checkpoint_path: {folder}}}")
+    assert import_routellm_bert(config).models == (STRONG, WEAK)
+    export.export_hf(router, tmp_path / "exported")
+    with pytest.raises(InputError, match=r"is an exported router, not RouteLLM's classifier: .* --format hf"):
+        import_routellm_bert(tmp_path / "exported")
+    change_json(folder / "tokenizer_config.json", truncation_side="left")
+    with pytest.raises(InputError, match="truncation_side must be 'right'"):
+        import_routellm_bert(folder)
+    with pytest.raises(InputError, match="expected 3 labels, got 2: yes, no"):
+        import_routellm_bert(save_tiny_classifier(tmp_path / "two", ("yes", "no")))

@@ -2,6 +2,7 @@
 
 import dataclasses
 import json
+import shutil
 from pathlib import Path
 
 import jax
@@ -14,11 +15,18 @@ from routerjax.config import ExperimentConfig, override
 from routerjax.pipeline import load_config, train_router
 from routerjax.router import load_reader, make_module
 from routerjax.router.router import _jit_win_prob
-from tests.encoders import TEXTS, save_tiny_encoder
+from tests.encoders import TEXTS, change_json, save_tiny_encoder
 from tests.routers import tiny_router, tiny_text_router
 
 PROMPTS = [*TEXTS, "poem " * 100, "", "half an emoji \ud83d", "poem"]
 BERT = ["router.family=bert", "training.batch_tokens=256", "training.micro_batches=2", "optimizer.encoder_rate=0.5"]
+
+
+@pytest.fixture(scope="module")
+def saved(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    folder = tmp_path_factory.mktemp("router")
+    save_router(tiny_text_router(folder), folder / "saved")
+    return folder / "saved"
 
 
 @pytest.fixture
@@ -28,7 +36,7 @@ def config(arena: Path) -> ExperimentConfig:
 
 
 @pytest.mark.parametrize("family", ["bert", "mf"])
-@pytest.mark.parametrize("loss", ["bradley_terry", "davidson", "three_outcome"])
+@pytest.mark.parametrize("loss", ["bradley_terry", "davidson", "three_outcome", "three_labels"])
 def test_it_is_saved_loaded_and_scores_each_prompt_as_if_alone(tmp_path: Path, family: str, loss: str) -> None:
     router = tiny_text_router(tmp_path, family=family, loss=loss)
     win_prob = router.win_prob([*PROMPTS, PROMPTS[0]])
@@ -40,7 +48,7 @@ def test_it_is_saved_loaded_and_scores_each_prompt_as_if_alone(tmp_path: Path, f
         scores = router.module.apply(router.variables, router.query(PROMPTS))[:, :3]
     np.testing.assert_allclose(router.scores(PROMPTS), scores, rtol=0, atol=1e-5)
     assert router.win_prob([]).shape == (0,)
-    assert router.scores([]).shape == (0, 3)
+    assert router.scores([]).shape == (0, 3)  # models, or labels of two models
     save_router(router, tmp_path / "saved")
     loaded = load_router(tmp_path / "saved")
     assert loaded.module == router.module
@@ -75,14 +83,17 @@ def test_train_evaluate_calibrate_and_export_from_the_command_line(
 ) -> None:
     config, run = tmp_path / "config.py", tmp_path / "run"
     config.write_text((arena / "config.py").read_text().replace('"model_dim": 8, "noise_std": 0.1', '"head": "linear"'))
-    assert main(["train", str(config), "--set", *BERT, "--output", str(run)]) == 0
+    chosen = [
+        f"features.encoder_attributes.{choice}" for choice in ("dtype=bfloat16", "remat=True", "scan_layers=True")
+    ]
+    assert main(["train", str(config), "--set", *BERT, *chosen, "--output", str(run)]) == 0
     assert {path.name for path in run.iterdir()} == {"config.json", "knn", "router", "training"}
     rows = [json.loads(line) for line in (run / "training" / "metrics.jsonl").read_text().splitlines()]
     assert rows[-1]["loss"] < rows[0]["loss"]
     router = load_router(run / "router")
     assert router.features.kind == "tokens"
-    started = load_reader(arena / "encoder")
-    assert router.reader.encoder == started.encoder
+    started = load_reader(arena / "encoder", {"scan_layers": True})
+    assert router.reader.encoder == started.encoder  # bfloat16 and remat were choices of the training
 
     benchmark, names = str(arena / "benchmark.parquet"), ["--strong", "sim-large", "--weak", "sim-small"]
     out = str(tmp_path / "evaluated")
@@ -97,6 +108,7 @@ def test_train_evaluate_calibrate_and_export_from_the_command_line(
     assert main(["export", str(run), "--format", "hf", "--output", str(tmp_path / "hf")]) == 2
     assert "head='architecture'" in capsys.readouterr().err
     assert main(["export", str(run), "--format", "routellm", "--output", str(tmp_path / "routellm")]) == 2
+    assert "encoder.safetensors" not in {path.name for path in (tmp_path / "bundle").iterdir()}
 
 
 def test_an_encoder_trained_under_matrix_factorisation(config: ExperimentConfig, tmp_path: Path) -> None:
@@ -115,6 +127,7 @@ def test_an_encoder_trained_under_matrix_factorisation(config: ExperimentConfig,
     np.testing.assert_array_equal(own[0], old[0])  # frozen
     assert (own[1] != old[1]).mean() > 0.9
     loaded = load_router(tmp_path / "run" / "router")
+    assert loaded.module == router.module
     np.testing.assert_array_equal(loaded.win_prob(PROMPTS), router.win_prob(PROMPTS))
 
 
@@ -213,3 +226,42 @@ def test_damaged_folders_and_other_queries(tmp_path: Path) -> None:
     tokenizer.parent.rmdir()
     with pytest.raises(InputError, match="the router is incomplete: no folder"):
         load_router(folder)
+
+
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [
+        ({"dtype": "float16"}, "saved: reader.encoder.dtype must be one of float32, bfloat16, got 'float16'"),
+        ({"num_heads": 0}, "saved: reader.encoder.num_heads must be at least 1, got 0"),
+        ({"num_heads": 5}, r"saved: reader.encoder.num_heads \(5\) must divide its width \(16\)"),
+        ({"dropout_rate": 1.5}, r"saved: reader.encoder.dropout_rate must be in \[0, 1\), got 1.5"),
+        ({"depth": 3}, "saved: reader.encoder has vocab_size, .*'depth': 3"),
+    ],
+)
+def test_a_damaged_description_is_named(saved: Path, tmp_path: Path, changes: dict, message: str) -> None:
+    shutil.copytree(saved, tmp_path / "saved")
+    path = tmp_path / "saved" / "router.json"
+    reader = json.loads(path.read_text())["reader"]
+    change_json(path, reader={**reader, "encoder": {**reader["encoder"], **changes}})
+    with pytest.raises(InputError, match=message):
+        load_router(tmp_path / "saved")
+
+
+@pytest.mark.parametrize("content", ["{", "[]"])
+def test_a_damaged_tokenizer_configuration_is_said_before_training(saved: Path, tmp_path: Path, content: str) -> None:
+    folder = save_tiny_encoder(tmp_path / "encoder")
+    (folder / "tokenizer_config.json").write_text(content)
+    with pytest.raises(InputError, match=r"encoder: tokenizer_config.json (is not JSON|must hold a JSON object)"):
+        load_reader(folder)
+    shutil.copytree(saved, tmp_path / "saved")
+    (tmp_path / "saved" / "tokenizer" / "tokenizer_config.json").write_text(content)
+    with pytest.raises(InputError, match=r"saved: tokenizer_config.json (is not JSON|must hold a JSON object)"):
+        load_router(tmp_path / "saved")
+
+
+def test_bfloat16_is_a_choice_of_training_alone(tmp_path: Path) -> None:
+    plain = tiny_text_router(tmp_path)
+    half = tiny_text_router(tmp_path, chosen={"dtype": "bfloat16", "remat": True})
+    assert half.module == plain.module
+    assert half.reader.to_dict() == plain.reader.to_dict()
+    np.testing.assert_array_equal(half.scores(PROMPTS), plain.scores(PROMPTS))

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import hashlib
 import json
-import math
 import os
 import subprocess
 import sys
@@ -48,9 +47,8 @@ def export_stablehlo(
 
     The folder holds the scoring function from embeddings and, for routers of an encoder, from token ids (encoder and
     router as one function; of a router that reads text itself this one alone), as StableHLO for cpu, cuda and tpu with
-    symbolic batch and length; the weights; the
-    tokenizer; golden prompts with their win probabilities; and ``load.py``. A fresh process that imports jax and not
-    routerjax loads it and compares, before the folder gets its name.
+    symbolic batch and length; the weights; the tokenizer; golden prompts with their win probabilities; and ``load.py``.
+    A fresh process that imports jax and not routerjax loads it and compares, before the folder gets its name.
 
     Args:
         router: what to export.
@@ -76,7 +74,8 @@ def export_stablehlo(
         encoder = None if router.reader is not None else cast(SentenceEncoder, router.encoder)
         tokenizer = router.tokenizer if encoder is None else encoder.tokenizer
         golden |= tokenizer.pad(tokenizer.token_ids(prompts))
-        files["encoder.safetensors"] = _tensor_bytes({} if encoder is None else flatten(encoder.variables))
+        if encoder is not None:
+            files["encoder.safetensors"] = _tensor_bytes(flatten(encoder.variables))
         files["tokenizer.json"] = tokenizer.tokenizer_json
         files["from_token_ids.stablehlo"] = bytes(export_from_token_ids(router, encoder).serialize())
     if router.reader is not None:
@@ -95,7 +94,7 @@ def export_stablehlo(
         "family": router.family,
         "strong": router.strong,
         "weak": router.weak,
-        "threshold": "inf" if router.threshold == math.inf else router.threshold,
+        "threshold": router.threshold_as_json,
         "features": router.features.to_dict(),
         "max_length": router.features.max_length if reads_text else None,
         "golden_prompts": prompts,

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import hashlib
 import json
 import os
 from collections.abc import Mapping
@@ -10,7 +11,6 @@ from pathlib import Path
 from typing import cast
 
 import jax
-import jax.numpy as jnp
 import numpy as np
 import safetensors.numpy
 import tokenizers
@@ -21,8 +21,9 @@ from routerjax.export.bundle import golden_prompts
 from routerjax.export.verification import reject
 from routerjax.models import BertRouter, unstack_layers
 from routerjax.pretrained import BertConfig, bert_names, publish_weights
-from routerjax.router import Router, TextReader
-from routerjax.router.hf import SECTION, TOKENIZER_CONFIG, load_hf, read_settings, router_settings
+from routerjax.router import Router, TextReader, load_reader
+from routerjax.router.hf import SECTION, load_hf, read_settings, router_settings
+from routerjax.router.reader import TOKENIZER_CONFIG
 
 TOLERANCE = 1e-5
 """Largest difference of score that is accepted: times the largest score where that is above 1."""
@@ -59,23 +60,22 @@ def export_hf(router: Router, path: str | os.PathLike[str]) -> float:
         labels=_labels(router),
     )
     names = bert_names(reader.encoder.model_type, head=True)
+    # torch's loaders ask for the metadata that torch's savers write.
+    weights = safetensors.numpy.save(publish_weights(plain.variables["params"], names), metadata={"format": "pt"})
+    settings = router_settings(plain, max_length, hashlib.sha256(weights).hexdigest())
     files = {
         **reader.files,
         TOKENIZER_CONFIG: _tokenizer_config(reader, max_length),
-        "config.json": _json_bytes({**config.to_json(), SECTION: router_settings(plain, max_length)._asdict()}),
-        # torch's loaders ask for the metadata that torch's savers write.
-        "model.safetensors": safetensors.numpy.save(
-            publish_weights(plain.variables["params"], names), metadata={"format": "pt"}
-        ),
+        "config.json": _json_bytes({**config.to_json(), SECTION: settings._asdict()}),
+        "model.safetensors": weights,
     }
-    own = _golden_scores(plain)
+    own = _golden_scores(router)
     with new_directory(path) as folder:
         for name, content in files.items():
             (folder / name).write_bytes(content)
-        settings = read_settings(folder)
-        if settings is None:
-            reject(folder, path, "its settings are not there")
-        written = load_hf(folder, settings, source=os.fspath(path))
+        if read_settings(folder) != settings._replace(threshold=router.threshold):
+            reject(folder, path, "its settings are others")
+        written = load_hf(folder, load_reader(folder), settings, source=os.fspath(path))
         difference = float(np.abs(_golden_scores(written) - own).max())
         if written.features.fingerprint != plain.features.fingerprint:
             reject(folder, path, "its tokens are others")
@@ -107,30 +107,31 @@ def _labels(router: Router) -> tuple[str, ...]:
 
 
 def _as_published(router: Router) -> Router:
-    """The router in float32, layer by layer: as the file will hold it."""
+    """The router layer by layer: as the file will hold it."""
     reader = cast(TextReader, router.reader)
     params = router.variables["params"]
-    if reader.encoder.scan_layers:
-        params = {**params, "encoder": unstack_layers(params["encoder"])}
-    encoder = reader.encoder.clone(dtype=jnp.dtype("float32"), remat=False, scan_layers=False, parent=None)
-    plain = dataclasses.replace(reader, encoder=encoder)
-    return dataclasses.replace(router, reader=plain, variables={"params": params})
+    if not reader.encoder.scan_layers:
+        return router
+    plain = dataclasses.replace(reader, encoder=reader.encoder.clone(scan_layers=False, parent=None))
+    unstacked = {**params, "encoder": unstack_layers(params["encoder"])}
+    return dataclasses.replace(router, reader=plain, variables={"params": unstacked})
 
 
 def _tokenizer_config(reader: TextReader, max_length: int) -> bytes:
-    """The tokenizer's own, reading as many tokens as the router; made where only tokenizer.json is known."""
-    if TOKENIZER_CONFIG in reader.files:
-        own = reader.files[TOKENIZER_CONFIG]
-        described = json.loads(own)
-        if described.get("model_max_length") == max_length:
-            return own
-        return _json_bytes({**described, "model_max_length": max_length})
+    """The tokenizer's own, reading as many tokens as the router does, the first ones; made where only tokenizer.json is
+    known.
+    """
+    reads = {"model_max_length": max_length, "truncation_side": "right"}
+    described = reader.tokenizer_config
+    if described:
+        is_told = all(described.get(name) == value for name, value in reads.items())
+        return reader.files[TOKENIZER_CONFIG] if is_told else _json_bytes({**described, **reads})
     tokenizer = tokenizers.Tokenizer.from_str(reader.files["tokenizer.json"].decode("utf-8"))
     return _json_bytes(
         {
             "tokenizer_class": "PreTrainedTokenizerFast",
             "pad_token": tokenizer.id_to_token(reader.encoder.padding_id),
-            "model_max_length": max_length,
+            **reads,
             "model_input_names": ["input_ids", "attention_mask"],
         }
     )

@@ -46,7 +46,8 @@ class Bundle:
             self._from_embedding = self._function("from_embedding.stablehlo")
         self.max_length = self.description["max_length"]
         if self.max_length is not None:
-            self.encoder = load_file(self.folder / "encoder.safetensors")
+            has_encoder = "encoder.safetensors" in self.description["sha256"]
+            self.encoder = load_file(self.folder / "encoder.safetensors") if has_encoder else {}
             self._from_token_ids = self._function("from_token_ids.stablehlo")
 
     def _function(self, name):

@@ -70,6 +70,11 @@ def _require_form(router: Router) -> None:
         raise InputError(
             f"RouteLLM's format has no place for {held}: its win probability is sigmoid(s_strong - s_weak)"
         )
+    if router.reader is not None:
+        raise InputError(
+            "RouteLLM's format has no place for an encoder, and this router has its own: train with "
+            "features.train_encoder=False"
+        )
     module = router.module
     form = {"bias": False, "normalize_models": True}
     wrong = [f"{name}={getattr(module, name)}" for name, value in form.items() if getattr(module, name) != value]

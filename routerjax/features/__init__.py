@@ -6,7 +6,7 @@ from routerjax.features.encoder import SentenceEncoder, load_encoder, mean_is_no
 from routerjax.features.endpoint import EndpointEncoder, open_encoder, routellm_features
 from routerjax.features.spec import FeatureSpec
 from routerjax.features.token_cache import tokenize_once
-from routerjax.features.tokens import TextTokenizer
+from routerjax.features.tokens import TextTokenizer, tokenizer_for
 
 __all__ = [
     "EmbeddingCache",
@@ -21,4 +21,5 @@ __all__ = [
     "read_embeddings",
     "routellm_features",
     "tokenize_once",
+    "tokenizer_for",
 ]

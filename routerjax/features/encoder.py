@@ -20,9 +20,9 @@ from jaxtyping import Float32, Int32
 from routerjax.errors import InputError
 from routerjax.features.cache import EmbeddingCache, encode_once
 from routerjax.features.spec import FeatureSpec
-from routerjax.features.tokens import TextTokenizer
+from routerjax.features.tokens import TextTokenizer, tokenizer_for
 from routerjax.models import BertEncoder, SentenceEmbedding
-from routerjax.pretrained import bert_names, locate, read_bert_config, read_weights, weights_sha256
+from routerjax.pretrained import bert_names, locate, read_bert_config, read_json, read_weights, weights_sha256
 from routerjax.typing import Array, Query, Variables
 
 # So much work at most is lost when an encoding run is killed.
@@ -37,18 +37,13 @@ class SentenceEncoder:
         spec: width, length and fingerprint of what it makes.
         module: linen, ``{"token_ids", "attention_mask"} -> embedding [batch, embed]``.
         variables: of the module.
-        tokenizer_json: the tokenizer's file, byte for byte.
+        tokenizer: the real tokenizer, which reads ``spec.max_length`` tokens.
     """
 
     spec: FeatureSpec
     module: SentenceEmbedding
     variables: Variables
-    tokenizer_json: bytes
-
-    @functools.cached_property
-    def tokenizer(self) -> TextTokenizer:
-        """The real tokenizer, which reads ``spec.max_length`` tokens."""
-        return TextTokenizer(self.tokenizer_json, cast(int, self.spec.max_length))
+    tokenizer: TextTokenizer
 
     def tokenize(self, prompts: Sequence[str]) -> dict[str, Int32[np.ndarray, "prompts length"]]:
         """``token_ids`` and ``attention_mask``, padded to the longest prompt."""
@@ -108,16 +103,17 @@ def load_encoder(source: str | os.PathLike[str], *, max_length: int = 256) -> Se
         if not (folder / name).is_file():
             raise InputError(f"{folder} is not a sentence encoder: no {name} in it")
     encoder = BertEncoder(**read_bert_config(folder).encoder)
-    if not 2 <= max_length <= encoder.max_length:
-        raise InputError(f"max_length must be in [2, {encoder.max_length}] for {source}, got {max_length}")
+    try:
+        tokenizer = tokenizer_for(encoder, (folder / "tokenizer.json").read_bytes(), max_length)
+    except InputError as error:
+        raise InputError(f"{folder}: {error}") from error
     module = SentenceEmbedding(encoder, normalize=mean_is_normalized(folder))
     example = {name: jnp.zeros((1, 2), jnp.int32) for name in ("token_ids", "attention_mask")}
     expected = nn.meta.unbox(jax.eval_shape(module.init, jax.random.key(0), example))["params"]
     params = read_weights(folder, bert_names(encoder.model_type, head=False), expected)
-    tokenizer_json = (folder / "tokenizer.json").read_bytes()
     described = {
         "weights": weights_sha256(folder),
-        "tokenizer": hashlib.sha256(tokenizer_json).hexdigest(),
+        "tokenizer": hashlib.sha256(tokenizer.tokenizer_json).hexdigest(),
         "max_length": max_length,
         "pooling": "mean",
         "normalize": module.normalize,
@@ -129,45 +125,28 @@ def load_encoder(source: str | os.PathLike[str], *, max_length: int = 256) -> Se
         fingerprint=hashlib.sha256(json.dumps(described, sort_keys=True).encode()).hexdigest(),
         max_length=max_length,
     )
-    loaded = SentenceEncoder(
+    return SentenceEncoder(
         spec=spec,
         module=module,
         variables={"params": jax.tree.map(jnp.asarray, params)},
-        tokenizer_json=tokenizer_json,
+        tokenizer=tokenizer,
     )
-    try:
-        vocab_size = loaded.tokenizer.tokenizer.get_vocab_size()
-    except InputError as error:
-        raise InputError(f"{folder}: {error}") from error
-    if vocab_size > encoder.vocab_size:
-        raise InputError(f"{folder}: the tokenizer has {vocab_size} tokens, the encoder only {encoder.vocab_size}")
-    return loaded
 
 
 def mean_is_normalized(folder: Path) -> bool:
     """Whether a sentence encoder scales the mean of its hidden states to unit length.
 
     Raises:
-        InputError: it pools in another way than by the mean.
+        InputError: it pools in another way than by the mean, or its files are damaged.
     """
     for path in folder.glob("*_Pooling/config.json"):
-        modes = [name for name, used in _json(path).items() if name.startswith("pooling_mode") and used is True]
+        said = read_json(path, dict)
+        modes = [name for name, used in said.items() if name.startswith("pooling_mode") and used is True]
         if modes != ["pooling_mode_mean_tokens"]:
             raise InputError(f"{path}: only mean pooling is supported, got {modes}")
-    if not (folder / "modules.json").is_file():
-        return False
-    try:
-        modules = json.loads((folder / "modules.json").read_text(encoding="utf-8"))
-    except ValueError as error:
-        raise InputError(f"{folder / 'modules.json'} is not JSON: {error}") from error
+    path = folder / "modules.json"
+    modules = read_json(path, list) if path.is_file() else []
+    for module in modules:
+        if not isinstance(module, dict) or not isinstance(module.get("type"), str):
+            raise InputError(f"{path}: each module must have a type, got {module!r}")
     return any(module["type"].endswith(".Normalize") for module in modules)
-
-
-def _json(path: Path) -> dict:
-    try:
-        content = json.loads(path.read_text(encoding="utf-8"))
-    except ValueError as error:
-        raise InputError(f"{path} is not JSON: {error}") from error
-    if not isinstance(content, dict):
-        raise InputError(f"{path} must hold a JSON object")
-    return content

@@ -13,6 +13,7 @@ import tokenizers
 from jaxtyping import Int, Int32
 
 from routerjax.errors import InputError
+from routerjax.models import BertEncoder
 from routerjax.prompts import valid_text
 
 # Prompts are padded to one of these lengths: each is one compilation, and none comes later.
@@ -99,3 +100,18 @@ class TextTokenizer:
             for start in range(0, len(rows), batch):
                 own = rows[start : start + batch]
                 yield own, self.pad([token_ids[row] for row in own], self.lengths[bucket], batch=batch)
+
+
+def tokenizer_for(encoder: BertEncoder, tokenizer_json: bytes, max_length: int) -> TextTokenizer:
+    """The tokenizer of an encoder, which keeps the first ``max_length`` tokens of a text.
+
+    Raises:
+        InputError: a length that the encoder does not read, not a tokenizer's file, or not that of the encoder.
+    """
+    if not 2 <= max_length <= encoder.max_length:
+        raise InputError(f"max_length must be in [2, {encoder.max_length}], what the encoder reads, got {max_length}")
+    loaded = TextTokenizer(tokenizer_json, max_length, encoder.padding_id)
+    tokens = loaded.tokenizer.get_vocab_size()
+    if tokens > encoder.vocab_size:
+        raise InputError(f"the tokenizer has {tokens} tokens, the encoder only {encoder.vocab_size}")
+    return loaded

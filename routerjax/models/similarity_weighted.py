@@ -73,9 +73,8 @@ class SimilarityWeighted(nn.Module):
         pairs = remembered("pairs")
 
         def ratings(part: Query) -> Float[Array, "part tiers"]:
-            similarity = (
-                embedding @ unit_length(part["embedding"]).T
-            )  # [prompts, part]: queries last, so that a cell's sum adds whole rows
+            # [prompts, part]: queries last, so that a cell's sum adds whole rows.
+            similarity = embedding @ unit_length(part["embedding"]).T
             if "prompt_id" in part:
                 is_own = jnp.all(own_id[:, None, :] == part["prompt_id"][None, :, :], axis=-1)
                 similarity = jnp.where(is_own, EXCLUDED, similarity)

@@ -2,7 +2,8 @@
 
 from routerjax.pretrained import routellm
 from routerjax.pretrained.bert import BertConfig, bert_names, read_bert_config
-from routerjax.pretrained.locate import MINILM, TOKENIZER_FILES, file_sha256, locate
+from routerjax.pretrained.files import file_sha256, parse_json, read_json
+from routerjax.pretrained.locate import MINILM, TOKENIZER_FILES, locate
 from routerjax.pretrained.weights import TensorNames, publish_weights, read_weights, weights_sha256
 
 __all__ = [
@@ -13,8 +14,10 @@ __all__ = [
     "bert_names",
     "file_sha256",
     "locate",
+    "parse_json",
     "publish_weights",
     "read_bert_config",
+    "read_json",
     "read_weights",
     "routellm",
     "weights_sha256",

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import dataclasses
-import json
 import re
 from collections.abc import Mapping
 from dataclasses import dataclass, field
@@ -11,6 +10,7 @@ from pathlib import Path
 from typing import Any
 
 from routerjax.errors import InputError, choose
+from routerjax.pretrained.files import read_json
 from routerjax.pretrained.weights import TensorNames
 
 CONFIG_FILE = "config.json"
@@ -42,7 +42,8 @@ _DISTILBERT_KEYS = {
     "attention_dropout_rate": "attention_dropout",
     "initializer_range": "initializer_range",
 }
-_RATES = {"dropout_rate", "attention_dropout_rate", "layer_norm_epsilon", "initializer_range"}
+_DROPOUT_RATES = {"dropout_rate", "attention_dropout_rate"}
+_RATES = {*_DROPOUT_RATES, "layer_norm_epsilon", "initializer_range"}
 
 _EMBEDDINGS = {
     "embeddings.word_embeddings.weight": "token_embedding",
@@ -169,14 +170,7 @@ def read_bert_config(folder: Path) -> BertConfig:
         InputError: no such file, damaged, or an architecture that :class:`routerjax.models.BertEncoder` is not.
     """
     path = folder / CONFIG_FILE
-    try:
-        config = json.loads(path.read_text(encoding="utf-8"))
-    except FileNotFoundError as error:
-        raise InputError(f"{folder} has no {CONFIG_FILE}") from error
-    except ValueError as error:
-        raise InputError(f"{path} is not JSON: {error}") from error
-    if not isinstance(config, dict):
-        raise InputError(f"{path} must hold a JSON object")
+    config = read_json(path, dict)
     model_type = config.get("model_type")
     own = choose(model_type, _ARCHITECTURES, f"{path}: model_type")
     required = {own.activation: "gelu", "position_embedding_type": "absolute", "is_decoder": False}
@@ -188,7 +182,9 @@ def read_bert_config(folder: Path) -> BertConfig:
     for ours, theirs in own.keys.items():
         if theirs not in config:
             raise InputError(f"{path} has no {theirs!r}")
-        encoder[ours] = _number(config[theirs], f"{path}: {theirs}", whole=ours not in _RATES)
+        encoder[ours] = _number(
+            config[theirs], f"{path}: {theirs}", whole=ours not in _RATES, below=1 if ours in _DROPOUT_RATES else None
+        )
     if encoder["num_heads"] < 1 or encoder["width"] % encoder["num_heads"] != 0:
         raise InputError(f"{path}: {encoder['num_heads']} heads do not divide a width of {encoder['width']}")
     # As in transformers: BERT and RoBERTa take the hidden dropout, DistilBERT 0.2, where nothing is said.
@@ -200,24 +196,26 @@ def read_bert_config(folder: Path) -> BertConfig:
         raise InputError(f"{path}: id2label must map '0', '1', ... to names, got {labels!r}")
     return BertConfig(
         encoder=encoder,
-        classifier_dropout_rate=_number(rate, f"{path}: {own.classifier_dropout}", whole=False),
+        classifier_dropout_rate=_number(rate, f"{path}: {own.classifier_dropout}", whole=False, below=1),
         labels=tuple(str(labels[str(index)]) for index in range(len(labels))),
     )
 
 
-def bert_names(model_type: str, *, head: bool) -> TensorNames:
+def bert_names(model_type: str, *, head: bool, classifier: bool = True) -> TensorNames:
     """Tensors of a classifier in transformers -> parameters of a module that holds the encoder as ``encoder``.
 
     Args:
         model_type: as in config.json.
         head: whether the module has the architecture's own head; if not, a published head is left out.
+        classifier: whether the last layer of that head is taken: its columns are the labels that it was trained for.
     """
     own = _ARCHITECTURES[model_type]
+    taken = {published: ours for published, ours in own.head.items() if head and (classifier or ours != "classifier")}
     encoder = {published: f"encoder/{ours}" for published, ours in _EMBEDDINGS.items()}
     encoder |= {f"{own.layers}{published}": f"encoder/layer_{{}}/{ours}" for published, ours in own.layer.items()}
     encoder = {f"{own.prefix}{published}": ours for published, ours in encoder.items()}
     table: dict[str, str] = {}
-    for published, ours in {**encoder, **(own.head if head else {})}.items():
+    for published, ours in {**encoder, **taken}.items():
         if published.endswith(".weight"):
             table[published] = ours
         else:
@@ -229,14 +227,13 @@ def bert_names(model_type: str, *, head: bool) -> TensorNames:
         (r"LayerNorm\.gamma$", "LayerNorm.weight"),
         (r"LayerNorm\.beta$", "LayerNorm.bias"),
     )
-    ignored = [rf".*\.position_ids|{own.pretraining}"]
-    if not head:
-        ignored += [rf"{re.escape(published)}\..*" for published in own.head]
-    return TensorNames(table, aliases=aliases, ignored=ignored)
+    left_out = [rf"{re.escape(published)}\..*" for published in own.head if published not in taken]
+    return TensorNames(table, aliases=aliases, ignored=[rf".*\.position_ids|{own.pretraining}", *left_out])
 
 
-def _number(value: object, what: str, *, whole: bool) -> int | float:
+def _number(value: object, what: str, *, whole: bool, below: int | None = None) -> int | float:
     accepted = (int,) if whole else (int, float)
-    if isinstance(value, bool) or not isinstance(value, accepted) or value < 0:
-        raise InputError(f"{what} must be a non-negative {'whole ' if whole else ''}number, got {value!r}")
+    if isinstance(value, bool) or not isinstance(value, accepted) or value < 0 or (below and value >= below):
+        limit = f" below {below}" if below else ""
+        raise InputError(f"{what} must be a non-negative {'whole ' if whole else ''}number{limit}, got {value!r}")
     return value

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import contextlib
-import hashlib
 import importlib.util
 import logging
 import os
@@ -14,6 +13,7 @@ import huggingface_hub
 import huggingface_hub.errors
 
 from routerjax.errors import InputError
+from routerjax.pretrained.files import file_sha256
 
 MINILM = "sentence-transformers/all-MiniLM-L6-v2"
 
@@ -75,12 +75,6 @@ def locate(source: str | os.PathLike[str]) -> Path:
         if got != expected:
             raise InputError(f"{path} is not that of {name}: expected sha256 {expected}, got {got}; install it again")
     return folder
-
-
-def file_sha256(path: Path) -> str:
-    """SHA-256 of a file, in hexadecimal."""
-    with path.open("rb") as stream:
-        return hashlib.file_digest(stream, "sha256").hexdigest()
 
 
 def _in_cache(name: str) -> Path | None:

@@ -113,7 +113,7 @@ class SimilarityWeightedConfig:
 
 
 @dataclass(frozen=True, kw_only=True)
-class BertConfig:
+class ClassifierConfig:
     """Section ``bert`` of RouteLLM's configuration file, with its defaults.
 
     Attributes:
@@ -125,7 +125,7 @@ class BertConfig:
     num_labels: int = 3
 
 
-ConfigT = TypeVar("ConfigT", MatrixFactorizationConfig, SimilarityWeightedConfig, BertConfig)
+ConfigT = TypeVar("ConfigT", MatrixFactorizationConfig, SimilarityWeightedConfig, ClassifierConfig)
 
 
 def find_checkpoint(source: str | os.PathLike[str]) -> Path:

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import hashlib
-import json
 import logging
 import re
 from collections.abc import Iterator, Mapping, Sequence
@@ -18,7 +17,7 @@ import safetensors
 from jaxtyping import Float32
 
 from routerjax.errors import InputError
-from routerjax.pretrained.locate import file_sha256
+from routerjax.pretrained.files import file_sha256, read_json
 from routerjax.typing import PyTree
 
 logger = logging.getLogger(__name__)
@@ -83,7 +82,7 @@ def read_weights(path: Path, names: TensorNames, expected: PyTree, *, initial: P
         listed = "; ".join(problems[:20]) + ("; ..." if len(problems) > 20 else "")
         raise InputError(f"{path} does not hold the expected tensors (- missing, + extra, ! misshaped): {listed}")
     if new:
-        logger.warning("%s does not hold %s: initialised at random, to be trained", path, ", ".join(sorted(new)))
+        logger.warning("%s gives no %s: initialised at random, to be trained", path, ", ".join(sorted(new)))
     both = {**found, **{name: np.asarray(leaf, np.float32) for name, leaf in new.items()}}
     return jax.tree.map(np.ascontiguousarray, flax.traverse_util.unflatten_dict(both, sep="/"))
 
@@ -148,8 +147,7 @@ def _files(path: Path) -> list[Path]:
         return [path / WEIGHTS_FILE]
     if not (path / INDEX_FILE).is_file():
         raise InputError(f"{path} holds no {WEIGHTS_FILE} and no {INDEX_FILE}; save it in the safetensors format")
-    try:
-        shards = sorted(set(json.loads((path / INDEX_FILE).read_text(encoding="utf-8"))["weight_map"].values()))
-    except (ValueError, KeyError, TypeError, AttributeError) as error:
-        raise InputError(f"{path / INDEX_FILE} is damaged: {type(error).__name__} {error}") from error
-    return [path / shard for shard in shards]
+    file_of = read_json(path / INDEX_FILE, dict).get("weight_map")
+    if not isinstance(file_of, dict) or not all(isinstance(file, str) for file in file_of.values()):
+        raise InputError(f"{path / INDEX_FILE} is damaged: weight_map must map tensors to files, got {file_of!r:.40}")
+    return [path / shard for shard in sorted(set(file_of.values()))]

@@ -4,11 +4,9 @@ from __future__ import annotations
 
 import hashlib
 import json
-import math
 import os
-from collections.abc import Mapping
 from pathlib import Path
-from typing import Any, cast
+from typing import cast
 
 import flax.errors
 import flax.traverse_util
@@ -50,8 +48,7 @@ def save_router(router: Router, path: str | os.PathLike[str]) -> None:
         "models": list(router.models),
         "strong": router.strong,
         "weak": router.weak,
-        # JSON has no infinity; float("inf") reads it back.
-        "threshold": "inf" if router.threshold == math.inf else router.threshold,
+        "threshold": router.threshold_as_json,
         "features": router.features.to_dict(),
         "reader": None if router.reader is None else router.reader.to_dict(),
         "tensors_sha256": hashlib.sha256(content).hexdigest(),
@@ -129,7 +126,7 @@ def router_folder(path: str | os.PathLike[str]) -> Path:
     return inner if is_run else path
 
 
-def _read_reader(described: Mapping[str, Any] | None, folder: Path) -> TextReader | None:
+def _read_reader(described: object, folder: Path) -> TextReader | None:
     if described is None:
         return None
     if not folder.is_dir():

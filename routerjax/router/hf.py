@@ -2,40 +2,52 @@
 
 from __future__ import annotations
 
-import json
-import math
+import logging
+from collections.abc import Sequence
 from pathlib import Path
-from typing import Any, NamedTuple, cast
+from typing import NamedTuple
 
-from routerjax.errors import InputError
-from routerjax.losses import outcome_model
-from routerjax.pretrained import read_bert_config, weights_sha256
+from routerjax.config import coerce
+from routerjax.errors import InputError, model_column
+from routerjax.losses import make_readout, outcome_model
+from routerjax.pretrained import parse_json, read_bert_config, read_json, weights_sha256
 from routerjax.router.families import make_module
-from routerjax.router.reader import load_reader, pretrained_params
+from routerjax.router.reader import TOKENIZER_CONFIG, TOKENIZER_FILE, TextReader, pretrained_params
 from routerjax.router.router import Router
 
+logger = logging.getLogger(__name__)
+
 SECTION = "routerjax"
-"""The key in ``config.json`` under which a router's own settings lie; transformers passes over it."""
-TOKENIZER_CONFIG = "tokenizer_config.json"
+"""The key in ``config.json`` under which a router's own settings lie; transformers passes over it, and keeps it."""
 
 
 class HfSettings(NamedTuple):
-    """What a router is besides its logits; see :class:`routerjax.router.Router`. ``inf`` is text, as JSON has none."""
+    """What a router is besides its logits; see :class:`routerjax.router.Router`. ``inf`` is text, as JSON has none.
 
-    models: list[str]
+    ``weights_sha256`` is that of the weights which the threshold was found for.
+    """
+
+    models: Sequence[str]
     strong: str
     weak: str
     loss: str
     readout: str
     max_length: int
     threshold: float | str | None = None
+    weights_sha256: str | None = None
 
 
-def router_settings(router: Router, max_length: int) -> HfSettings:
+def router_settings(router: Router, max_length: int, weights_sha256: str) -> HfSettings:
     """Those of a router."""
-    threshold = "inf" if router.threshold == math.inf else router.threshold
     return HfSettings(
-        list(router.models), router.strong, router.weak, router.loss, router.readout, max_length, threshold
+        models=list(router.models),
+        strong=router.strong,
+        weak=router.weak,
+        loss=router.loss,
+        readout=router.readout,
+        max_length=max_length,
+        threshold=router.threshold_as_json,
+        weights_sha256=weights_sha256,
     )
 
 
@@ -45,46 +57,60 @@ def read_settings(folder: Path) -> HfSettings | None:
     Raises:
         InputError: they are damaged.
     """
-    described = _read_json(folder / "config.json").get(SECTION)
+    described = read_json(folder / "config.json", dict).get(SECTION)
     if described is None:
         return None
     try:
-        settings = HfSettings(**cast("dict[str, Any]", described))
-        outcome_model(settings.loss)
+        if not isinstance(described, dict):
+            raise TypeError(f"expected an object, got {described!r}")
+        settings = HfSettings(**described)
+        _check(settings)
         threshold = settings.threshold
-        if not (isinstance(settings.max_length, int) and all(isinstance(name, str) for name in settings.models)):
-            raise TypeError("wrong types")
         return settings._replace(threshold=None if threshold is None else float(threshold))
     except (TypeError, ValueError) as error:
         raise InputError(f"{folder / 'config.json'}: the section {SECTION} is damaged: {error}") from error
 
 
-def tokenizer_max_length(folder: Path) -> int:
-    """Tokens that transformers would read: what the tokenizer's configuration says, if that is less than the encoder's.
+def _check(settings: HfSettings) -> None:
+    models = settings.models
+    is_list = isinstance(models, list) and all(isinstance(name, str) for name in models)
+    if not is_list or len(models) < 2 or len(set(models)) != len(models):
+        raise InputError(f"models must be a list of two or more different names, got {models!r}")
+    for name in (settings.strong, settings.weak):
+        if not isinstance(name, str):
+            raise InputError(f"strong and weak must be names, got {name!r}")
+        model_column(name, models, "its")
+    if settings.strong == settings.weak:
+        raise InputError(f"strong and weak must be different models, got {settings.strong!r} for both")
+    make_readout(settings.loss, settings.readout)
+    coerce(settings.max_length, int, "max_length")
+    coerce(settings.weights_sha256, str | None, "weights_sha256")
 
-    Raises:
-        InputError: a damaged configuration.
-    """
-    reads = load_reader(folder).encoder.max_length
-    said = (
-        _read_json(folder / TOKENIZER_CONFIG).get("model_max_length") if (folder / TOKENIZER_CONFIG).is_file() else None
-    )
+
+def tokenizer_max_length(reader: TextReader) -> int:
+    """Tokens that transformers would read: as the tokenizer's configuration says, or all that the encoder can."""
+    said, reads = reader.tokenizer_config.get("model_max_length"), reader.encoder.max_length
     # Where nothing was said, transformers writes 1e30.
     return int(min(said, reads)) if isinstance(said, int | float) and said >= 2 else reads
 
 
-def load_hf(folder: Path, settings: HfSettings, *, source: str) -> Router:
+def load_hf(folder: Path, reader: TextReader, settings: HfSettings, *, source: str) -> Router:
     """The router whose scores are the logits of a classifier of the BERT family, as transformers computes them.
+
+    A threshold that was found for other weights, which somebody trained further since, is dropped; it is logged.
 
     Args:
         folder: with ``config.json``, ``model.safetensors`` (or shards and their index) and ``tokenizer.json``.
+        reader: the folder's; see :func:`routerjax.router.load_reader`.
         settings: the columns of the logits, and how they are read.
         source: where the folder came from, to be remembered.
 
     Raises:
-        InputError: damaged, of another architecture, without a classifier, or of another number of labels.
+        InputError: damaged, of another architecture, without a classifier, of another number of labels, or with a
+            tokenizer that cuts off the beginning of a long text.
     """
-    config, reader = read_bert_config(folder), load_reader(folder)
+    _require_first_tokens(reader, folder)
+    config = read_bert_config(folder)
     attributes = {"head": "architecture", "dropout_rate": config.classifier_dropout_rate}
     module = make_module(
         "bert", num_models=len(settings.models), attributes=attributes, loss=settings.loss, reader=reader
@@ -92,6 +118,10 @@ def load_hf(folder: Path, settings: HfSettings, *, source: str) -> Router:
     columns = len(settings.models) + (outcome_model(settings.loss).tie != "none")
     if len(config.labels) != columns:
         raise InputError(f"{folder}: expected {columns} labels, got {len(config.labels)}: {', '.join(config.labels)}")
+    sha256, threshold = weights_sha256(folder), settings.threshold
+    if threshold is not None and settings.weights_sha256 != sha256:
+        logger.warning("%s: dropped the threshold %s, which was found for other weights: calibrate", source, threshold)
+        threshold = None
     return Router(
         family="bert",
         attributes=attributes,
@@ -100,21 +130,22 @@ def load_hf(folder: Path, settings: HfSettings, *, source: str) -> Router:
         weak=settings.weak,
         loss=settings.loss,
         readout=settings.readout,
-        threshold=None if settings.threshold is None else float(settings.threshold),
+        threshold=None if threshold is None else float(threshold),
         features=reader.spec(source, settings.max_length),
         reader=reader,
         variables={"params": pretrained_params(module, folder)},
-        provenance={"imported_from": source, "sha256": weights_sha256(folder)},
+        provenance={"imported_from": source, "sha256": sha256},
     )
 
 
-def _read_json(path: Path) -> dict[str, object]:
-    try:
-        content = json.loads(path.read_text(encoding="utf-8"))
-    except FileNotFoundError as error:
-        raise InputError(f"{path.parent} has no {path.name}") from error
-    except ValueError as error:
-        raise InputError(f"{path} is not JSON: {error}") from error
-    if not isinstance(content, dict):
-        raise InputError(f"{path} must hold a JSON object")
-    return content
+def _require_first_tokens(reader: TextReader, folder: Path) -> None:
+    """Refuse what transformers would score by the last tokens of a long text, where a router reads the first."""
+    side = reader.tokenizer_config.get("truncation_side")
+    if side is None:  # then transformers goes by the tokenizer itself
+        truncation = parse_json(reader.files[TOKENIZER_FILE], dict, folder / TOKENIZER_FILE).get("truncation")
+        side = truncation.get("direction") if isinstance(truncation, dict) else None
+    if str(side).lower() == "left":
+        raise InputError(
+            f"{folder / TOKENIZER_CONFIG}: truncation_side must be 'right', since a router reads the first tokens of a "
+            "prompt, got 'left'; its scores of long prompts would be others"
+        )

@@ -16,15 +16,18 @@ import jax.numpy as jnp
 
 from routerjax.config import AttributeValue, coerce
 from routerjax.errors import InputError, choose, nearest
-from routerjax.features import FeatureSpec, TextTokenizer, mean_is_normalized
+from routerjax.features import FeatureSpec, TextTokenizer, mean_is_normalized, tokenizer_for
 from routerjax.models import BertEncoder, BertRouter, EmbedThen, SentenceEmbedding, WithTie, stack_layers
-from routerjax.pretrained import TOKENIZER_FILES, bert_names, read_bert_config, read_weights
+from routerjax.pretrained import TOKENIZER_FILES, bert_names, parse_json, read_bert_config, read_weights
 from routerjax.typing import Array, PyTree
 
 # What a run may say of an encoder that it trains; all else is what the encoder's files say.
+WHOSE_CHOICES = "features.encoder_attributes"
 CHOICES = ("dropout_rate", "attention_dropout_rate", "dtype", "remat", "scan_layers")
 DTYPES = {"float32": jnp.dtype(jnp.float32), "bfloat16": jnp.dtype(jnp.bfloat16)}
+SIZES = ("vocab_size", "width", "num_layers", "num_heads", "mlp_dim", "max_positions")
 TOKENIZER_FILE = "tokenizer.json"
+TOKENIZER_CONFIG = "tokenizer_config.json"
 
 
 @dataclass(frozen=True, eq=False)
@@ -35,11 +38,29 @@ class TextReader:
         encoder: linen, from tokens to hidden states; its parameters are the router's.
         normalize: whether the mean of the hidden states, which routers of embeddings take, is scaled to unit length.
         files: of the tokenizer, name -> content, byte for byte.
+
+    Raises:
+        InputError: no tokenizer among the files, or a damaged configuration of it.
     """
 
     encoder: BertEncoder
     normalize: bool
     files: Mapping[str, bytes]
+
+    def __post_init__(self) -> None:
+        if TOKENIZER_FILE not in self.files:
+            raise InputError(f"no {TOKENIZER_FILE}")
+        _ = self.tokenizer_config  # damage is said now, not by an export after the training
+
+    @functools.cached_property
+    def tokenizer_config(self) -> Mapping[str, object]:
+        """What ``tokenizer_config.json`` says; empty where there is none."""
+        content = self.files.get(TOKENIZER_CONFIG)
+        return {} if content is None else parse_json(content, dict, TOKENIZER_CONFIG)
+
+    @functools.cached_property
+    def _tokenizers(self) -> dict[int, TextTokenizer]:
+        return {}
 
     def tokenizer(self, max_length: int) -> TextTokenizer:
         """The real tokenizer, which keeps the first ``max_length`` tokens of a text.
@@ -47,15 +68,19 @@ class TextReader:
         Raises:
             InputError: no such length, or a tokenizer that is not the encoder's.
         """
-        if not 2 <= max_length <= self.encoder.max_length:
-            raise InputError(
-                f"max_length must be in [2, {self.encoder.max_length}], what the encoder reads, got {max_length}"
-            )
-        loaded = TextTokenizer(self.files[TOKENIZER_FILE], max_length, self.encoder.padding_id)
-        tokens = loaded.tokenizer.get_vocab_size()
-        if tokens > self.encoder.vocab_size:
-            raise InputError(f"the tokenizer has {tokens} tokens, the encoder only {self.encoder.vocab_size}")
-        return loaded
+        if max_length not in self._tokenizers:  # large ones take seconds to parse
+            self._tokenizers[max_length] = tokenizer_for(self.encoder, self.files[TOKENIZER_FILE], max_length)
+        return self._tokenizers[max_length]
+
+    def for_scoring(self) -> TextReader:
+        """The same in float32 and without remat, which are choices of training alone: how fast, and in what space.
+
+        Scores are thus the same wherever they are computed, and those of every format that a router is exported to.
+        """
+        exact = {"dtype": DTYPES["float32"], "remat": False}
+        if all(getattr(self.encoder, name) == value for name, value in exact.items()):
+            return self
+        return dataclasses.replace(self, encoder=self.encoder.clone(**exact, parent=None))
 
     def spec(self, source: str | os.PathLike[str], max_length: int) -> FeatureSpec:
         """What a router remembers of its tokens."""
@@ -73,43 +98,45 @@ class TextReader:
         return {"normalize": self.normalize, "encoder": {**fields, "dtype": str(self.encoder.dtype)}}
 
     @classmethod
-    def from_dict(cls, fields: Mapping[str, Any], files: Mapping[str, bytes]) -> TextReader:
+    def from_dict(cls, fields: object, files: Mapping[str, bytes]) -> TextReader:
         """The inverse of :meth:`to_dict`.
 
         Raises:
-            InputError: fields missing or unknown, of another type, or no tokenizer among the files.
+            InputError: fields missing or unknown, of another type or out of range, or no tokenizer among the files.
         """
-        if set(fields) != {"normalize", "encoder"} or set(fields["encoder"]) != set(_encoder_types()):
-            raise InputError(f"a text reader has normalize and an encoder's attributes, got {dict(fields)}")
-        if TOKENIZER_FILE not in files:
-            raise InputError(f"no {TOKENIZER_FILE}")
-        encoder = make_encoder(fields["encoder"], {})
-        return cls(encoder, cast(bool, coerce(fields["normalize"], bool, "normalize")), files)
+        if not isinstance(fields, Mapping) or set(fields) != {"normalize", "encoder"}:
+            raise InputError(f"a text reader has normalize and an encoder, got {fields!r}")
+        described, types = fields["encoder"], _encoder_types()
+        if not isinstance(described, Mapping) or set(described) != set(types):
+            raise InputError(f"reader.encoder has {', '.join(types)}; got {described!r}")
+        encoder = BertEncoder(**_checked(described, "reader.encoder"))
+        return cls(encoder, cast(bool, coerce(fields["normalize"], bool, "reader.normalize")), files)
 
 
-def make_encoder(described: Mapping[str, Any], chosen: Mapping[str, AttributeValue]) -> BertEncoder:
-    """An encoder as its files describe it, with what a run chooses.
+def _checked(attributes: Mapping[str, object], whose: str) -> dict[str, Any]:
+    """Attributes of an encoder in their types; an error calls them ``whose.name``.
 
     Raises:
-        InputError: a choice that is none of dropout_rate, attention_dropout_rate, dtype, remat, scan_layers; a value of
-            another type or out of range.
+        InputError: a value of another type or out of range.
     """
+    types, checked = _encoder_types(), {}
+    for name, value in attributes.items():
+        what = f"{whose}.{name}"
+        checked[name] = choose(str(value), DTYPES, what) if name == "dtype" else coerce(value, types[name], what)
+        if name in ("dropout_rate", "attention_dropout_rate") and not 0 <= checked[name] < 1:
+            raise InputError(f"{what} must be in [0, 1), got {value}")
+        if name in SIZES and checked[name] < 1:
+            raise InputError(f"{what} must be at least 1, got {value}")
+    if "num_heads" in checked and checked["width"] % checked["num_heads"] != 0:
+        raise InputError(f"{whose}.num_heads ({checked['num_heads']}) must divide its width ({checked['width']})")
+    return checked
+
+
+def _checked_choices(chosen: Mapping[str, AttributeValue]) -> dict[str, Any]:
     for name in chosen:
         if name not in CHOICES:
-            raise InputError(
-                f"features.encoder_attributes takes {', '.join(CHOICES)}, got {name!r}{nearest(name, CHOICES)}"
-            )
-    types = _encoder_types()
-    checked: dict[str, Any] = {
-        name: choose(str(value), DTYPES, "features.encoder_attributes.dtype")
-        if name == "dtype"
-        else coerce(value, types[name], f"the encoder's {name}")
-        for name, value in {**described, **chosen}.items()
-    }
-    for name in ("dropout_rate", "attention_dropout_rate"):
-        if not 0 <= checked[name] < 1:
-            raise InputError(f"the encoder's {name} must be in [0, 1), got {checked[name]}")
-    return BertEncoder(**checked)
+            raise InputError(f"{WHOSE_CHOICES} takes {', '.join(CHOICES)}, got {name!r}{nearest(name, CHOICES)}")
+    return _checked(chosen, WHOSE_CHOICES)
 
 
 @functools.cache
@@ -129,14 +156,17 @@ def load_reader(
         embeds: whether it is read as a sentence encoder, whose files say how it makes an embedding.
 
     Raises:
-        InputError: damaged, of another architecture, or as :func:`make_encoder`.
+        InputError: damaged, of another architecture, or a choice that is none of dropout_rate, attention_dropout_rate,
+            dtype, remat, scan_layers, of another type or out of range.
     """
+    choices = _checked_choices(chosen or {})
     files = {name: (folder / name).read_bytes() for name in TOKENIZER_FILES if (folder / name).is_file()}
     if TOKENIZER_FILE not in files:
         raise InputError(f"{folder} holds no {TOKENIZER_FILE}; save its tokenizer as a fast one")
-    encoder = make_encoder(read_bert_config(folder).encoder, chosen or {})
-    reader = TextReader(encoder, embeds and mean_is_normalized(folder), files)
+    described = _checked(read_bert_config(folder).encoder, f"{folder / 'config.json'}: encoder")
+    normalize = embeds and mean_is_normalized(folder)
     try:
+        reader = TextReader(BertEncoder(**{**described, **choices}), normalize, files)
         reader.tokenizer(reader.encoder.max_length)
     except InputError as error:
         raise InputError(f"{folder}: {error}") from error
@@ -146,13 +176,14 @@ def load_reader(
 def pretrained_params(module: nn.Module, folder: Path, *, key: Array | None = None) -> PyTree:
     """Parameters of a router that reads text, with its encoder's from a folder.
 
-    What the folder holds of the head is taken where the module's head is the architecture's own; all else of the head
-    is initialised, and said so.
+    To be trained, with a key: the classifier, whose columns in the folder are other labels if there are any, is always
+    initialised, and so is all else of the head that the folder does not hold or whose head is not the architecture's
+    own; it is logged. Without a key, nothing is: the folder must hold all.
 
     Args:
         module: as :func:`routerjax.router.make_module` makes it for a reader.
         folder: with ``model.safetensors``, or shards and their index.
-        key: initialises what the folder does not hold; None where it must hold all.
+        key: initialises what is not taken from the folder; None to take all from there.
 
     Raises:
         InputError: tensors missing, extra or misshaped; all are listed.
@@ -171,7 +202,8 @@ def pretrained_params(module: nn.Module, folder: Path, *, key: Array | None = No
     else:
         router = cast(BertRouter, module)
         plain = router.clone(encoder=router.encoder.clone(scan_layers=False, parent=None), parent=None)
-        names = bert_names(router.encoder.model_type, head=router.head == "architecture")
+        has_own_head = router.head == "architecture"
+        names = bert_names(router.encoder.model_type, head=has_own_head, classifier=key is None)
         initial = None if key is None else _initialised(plain, key, leave_out="encoder")
         params = read_weights(folder, names, jax.eval_shape(lambda: _init(plain, jax.random.key(0))), initial=initial)
         params = {**params, "encoder": _stacked(params["encoder"], router.encoder)}

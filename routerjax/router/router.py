@@ -53,7 +53,8 @@ class Router:
         provenance: how it came to be: configuration, versions, data hashes; any JSON.
         loss: what the scores were trained with, a name in :data:`routerjax.losses.LOSSES`.
         readout: what the win probability counts, a name in :data:`routerjax.losses.READOUTS`.
-        reader: the part that reads text, where it is the router's own: ``features`` are tokens then.
+        reader: the part that reads text, where it is the router's own: ``features`` are tokens then. Whatever it was
+            trained in, a router computes in float32; see :meth:`TextReader.for_scoring`.
         threshold: route to the strong model from this win probability on (``inf``: never); None before calibration.
         encoder_source: where to look for the encoder instead of ``features.source``; its fingerprint must be the same.
     """
@@ -81,6 +82,13 @@ class Router:
             raise InputError(f"a router has a text reader if its features are tokens; they are {self.features.kind}")
         if self.threshold is not None and not (0 <= self.threshold <= 1 or self.threshold == math.inf):
             raise InputError(f"threshold must be in [0, 1], or inf for never, got {self.threshold!r}")
+        if self.reader is not None:
+            object.__setattr__(self, "reader", self.reader.for_scoring())  # however it comes: trained, loaded, replaced
+
+    @property
+    def threshold_as_json(self) -> float | str | None:
+        """The threshold as JSON holds it, which knows no infinity; ``float`` reads the text back."""
+        return "inf" if self.threshold == math.inf else self.threshold
 
     @functools.cached_property
     def module(self) -> nn.Module:

@@ -2,6 +2,9 @@
 
 import dataclasses
 import json
+import logging
+import math
+import shutil
 from pathlib import Path
 
 import jax
@@ -14,6 +17,7 @@ from routerjax.cli import main
 from routerjax.export import hf
 from routerjax.features import load_encoder
 from routerjax.importing import import_hf
+from tests.encoders import change_json, save_tiny_encoder
 from tests.routers import tiny_router, tiny_text_router
 
 
@@ -34,6 +38,7 @@ def test_a_written_folder_is_read_back_bit_for_bit(router: Router, tmp_path: Pat
     made = json.loads((tmp_path / "out" / "tokenizer_config.json").read_text())
     assert made["pad_token"] == "[PAD]"
     assert made["model_max_length"] == 48
+    assert made["truncation_side"] == "right"
     config = json.loads((tmp_path / "out" / "config.json").read_text())
     assert config["id2label"] == {"0": "big", "1": "medium", "2": "small"}
     assert config["architectures"] == ["BertForSequenceClassification"]
@@ -57,13 +62,18 @@ def test_it_is_a_sentence_encoder_too(router: Router, tmp_path: Path) -> None:
     np.testing.assert_allclose(encoder.encode(prompts), expected, rtol=0, atol=1e-5)
 
 
-def test_logits_of_outcomes_keep_their_loss(tmp_path: Path) -> None:
-    router = tiny_text_router(tmp_path, loss="three_outcome", readout="win")
+@pytest.mark.parametrize(
+    ("loss", "labels"),
+    [("three_outcome", ["big", "medium", "small", "tie"]), ("three_labels", ["big wins", "tie", "small wins"])],
+)
+def test_logits_of_outcomes_keep_their_loss(tmp_path: Path, loss: str, labels: list[str]) -> None:
+    router = tiny_text_router(tmp_path, loss=loss, readout="win", threshold=math.inf)
     export.export_hf(router, tmp_path / "out")
     config = json.loads((tmp_path / "out" / "config.json").read_text())
-    assert list(config["id2label"].values()) == ["big", "medium", "small", "tie"]
+    assert list(config["id2label"].values()) == labels
     prompts = ["prove it", "a poem"]
     again = import_hf(tmp_path / "out")
+    assert again.threshold == math.inf
     np.testing.assert_array_equal(again.win_prob(prompts), router.win_prob(prompts))
     np.testing.assert_array_equal(again.outcome_prob(prompts), router.outcome_prob(prompts))
 
@@ -77,9 +87,6 @@ def test_a_folder_of_another_program_needs_the_pair(router: Router, tmp_path: Pa
         import_hf(tmp_path / "out")
     again = import_hf(tmp_path / "out", strong="medium", weak="big")
     np.testing.assert_array_equal(again.scores(["a poem"]), router.scores(["a poem"]))
-    path.write_text(json.dumps({**config, "routerjax": {"models": 3}}))
-    with pytest.raises(InputError, match="the section routerjax is damaged"):
-        import_hf(tmp_path / "out")
 
 
 def test_a_folder_with_other_scores_is_kept_aside(
@@ -125,3 +132,80 @@ def test_from_the_command_line_there_and_back(
     assert "it reads text: the first 48 tokens of a prompt" in capsys.readouterr().out
     prompts = ["what is the capital", "write a poem"]
     np.testing.assert_array_equal(load_router(again).win_prob(prompts), router.win_prob(prompts))
+
+
+@pytest.fixture(scope="module")
+def written(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    folder = tmp_path_factory.mktemp("written")
+    export.export_hf(tiny_text_router(folder, threshold=0.4), folder / "out")
+    return folder / "out"
+
+
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [
+        ({"strong": 3}, "strong and weak must be names, got 3"),
+        ({"weak": "smal"}, r"'smal' is not one of its 3 models \(did you mean 'small'\?\)"),
+        ({"weak": "big"}, "strong and weak must be different models, got 'big' for both"),
+        ({"readout": "wins"}, r"the readout must be one of .*got 'wins'"),
+        ({"loss": "ranking"}, r"the loss must be one of .*got 'ranking'"),
+        ({"models": 3}, "models must be a list of two or more different names, got 3"),
+        ({"models": []}, r"models must be a list of two or more different names, got \[\]"),
+        ({"models": ["big", "small", "big"]}, "models must be a list of two or more different names"),
+        ({"max_length": "48"}, "max_length takes int, got '48'"),
+        ({"threshold": "half"}, "could not convert string to float"),
+        ({"head": 1}, "unexpected keyword argument 'head'"),
+    ],
+)
+def test_settings_are_checked(written: Path, tmp_path: Path, changes: dict, message: str) -> None:
+    shutil.copytree(written, tmp_path / "out")
+    path = tmp_path / "out" / "config.json"
+    change_json(path, routerjax={**json.loads(path.read_text())["routerjax"], **changes})
+    with pytest.raises(InputError, match=f"config.json: the section routerjax is damaged: .*{message}"):
+        import_hf(tmp_path / "out")
+
+
+def test_a_threshold_is_dropped_with_the_weights_it_was_found_for(
+    written: Path, tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    assert import_hf(written).threshold == 0.4
+    shutil.copytree(written, tmp_path / "out")
+    tensors = safetensors.numpy.load_file(written / "model.safetensors")
+    trained = {**tensors, "classifier.bias": tensors["classifier.bias"] + 1}
+    safetensors.numpy.save_file(trained, tmp_path / "out" / "model.safetensors")
+    with caplog.at_level(logging.WARNING):
+        assert import_hf(tmp_path / "out").threshold is None
+    assert "dropped the threshold 0.4, which was found for other weights" in caplog.text
+
+
+def test_a_tokenizer_that_keeps_the_last_tokens(written: Path, tmp_path: Path) -> None:
+    folder = save_tiny_encoder(tmp_path / "encoder")
+    change_json(folder / "tokenizer_config.json", truncation_side="left", model_max_length=48)
+    export.export_hf(tiny_text_router(tmp_path), tmp_path / "right")
+    said = json.loads((tmp_path / "right" / "tokenizer_config.json").read_text())
+    assert said == {"truncation_side": "right", "model_max_length": 48}
+    shutil.copytree(written, tmp_path / "left")
+    change_json(tmp_path / "left" / "tokenizer_config.json", truncation_side="left")
+    with pytest.raises(InputError, match="truncation_side must be 'right'"):
+        import_hf(tmp_path / "left")
+    # Where nothing is said of it, the tokenizer itself is asked.
+    (tmp_path / "left" / "tokenizer_config.json").unlink()
+    assert import_hf(tmp_path / "left").models == ("big", "medium", "small")
+    path = tmp_path / "left" / "tokenizer.json"
+    change_json(path, truncation={**json.loads(path.read_text())["truncation"], "direction": "Left"})
+    with pytest.raises(InputError, match="truncation_side must be 'right'"):
+        import_hf(tmp_path / "left")
+
+
+def test_what_is_compared_is_the_router_itself(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    router = tiny_text_router(tmp_path, chosen={"scan_layers": True, "dtype": "bfloat16"})
+    assert export.export_hf(router, tmp_path / "out") < 1e-5
+    unstack = hf.unstack_layers
+
+    def out_of_order(params: dict) -> dict:
+        layers = unstack(params)
+        return {**layers, "layer_0": layers["layer_1"], "layer_1": layers["layer_0"]}
+
+    monkeypatch.setattr(hf, "unstack_layers", out_of_order)
+    with pytest.raises(export.VerificationError, match="scores differ by"):
+        export.export_hf(router, tmp_path / "swapped")

@@ -13,7 +13,7 @@ from routerjax import InputError, Router, export, features
 from routerjax.importing import import_routellm_mf
 from routerjax.pretrained import routellm
 from tests.routellm import random_tensors, reference_win_prob, unit_rows, write_checkpoint
-from tests.routers import tiny_router
+from tests.routers import tiny_router, tiny_text_router
 
 
 @pytest.fixture(scope="module")
@@ -64,7 +64,9 @@ def test_large_scores_are_allowed_their_rounding(router: Router, tmp_path: Path)
 def test_other_forms_are_refused(router: Router, tmp_path: Path) -> None:
     kernel = np.zeros((384, 128), np.float32)
     narrow = {**router.variables["params"], "prompt_projection": {"kernel": kernel}}
+    own_encoder = tiny_text_router(tmp_path, family="mf")
     refused = [
+        (own_encoder, "RouteLLM's format has no place for an encoder"),
         (tiny_router(tmp_path), r"no place for bias=True, normalize_models=False: train with router attributes"),
         (dataclasses.replace(router, attributes={"bias": False}), "no place for normalize_models=False: train"),
         (dataclasses.replace(router, family="knn", attributes={}), "holds matrix factorisations .* family knn"),

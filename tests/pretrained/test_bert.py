@@ -61,6 +61,12 @@ def test_the_configuration_is_read_and_written(folder: Path, tmp_path: Path) -> 
         ({"position_embedding_type": "relative_key"}, "position_embedding_type must be 'absolute'"),
         ({"is_decoder": True}, "is_decoder must be False"),
         ({"hidden_size": "16"}, "hidden_size must be a non-negative whole number, got '16'"),
+        (
+            {"hidden_dropout_prob": 1.5},
+            "config.json: hidden_dropout_prob must be .*number below 1, got 1.5",
+        ),
+        ({"classifier_dropout": 1}, "config.json: classifier_dropout must be a non-negative number below 1, got 1"),
+        ({"intermediate_size": 0}, "config.json: encoder.mlp_dim must be at least 1, got 0"),
         ({"num_attention_heads": 5}, "5 heads do not divide a width of 16"),
         ({"id2label": {"0": "a", "2": "b"}}, "id2label must map '0', '1', ... to names"),
         ({"model_type": "distilbert"}, "has no 'dim'"),
@@ -77,7 +83,7 @@ def test_a_head_that_is_not_there_is_drawn_from_the_key_and_named(folder: Path, 
         load_bert(folder)
     with caplog.at_level(logging.WARNING):
         loaded = load_bert(folder, num_models=3, key=KEY)
-    assert "does not hold classifier/bias, classifier/kernel: initialised at random" in caplog.text
+    assert "gives no classifier/bias, classifier/kernel: initialised at random" in caplog.text
     kernel = loaded["classifier"]["kernel"]
     assert kernel.shape == (16, 3)
     assert 0.01 < kernel.std() < 0.04
@@ -92,8 +98,25 @@ def test_half_a_head_is_damage(folder: Path) -> None:
     tensors = safetensors.numpy.load_file(folder / "model.safetensors")
     safetensors.numpy.save_file({**tensors, "classifier.bias": np.zeros(2, np.float32)}, folder / "model.safetensors")
     with pytest.raises(InputError, match=r": - classifier/kernel$"):
-        load_bert(folder, key=KEY)
+        load_bert(folder)
     assert set(load_bert(folder, head="linear", key=KEY)) == {"encoder", "classifier"}
+    safetensors.numpy.save_file(
+        {name: leaf for name, leaf in tensors.items() if name != "pooler.dense.weight"}, folder / "model.safetensors"
+    )
+    with pytest.raises(InputError, match=r": - dense/kernel$"):
+        load_bert(folder, key=KEY)
+
+
+def test_a_classifier_of_other_labels_is_trained_anew_and_the_rest_of_its_head_kept(folder: Path, caplog) -> None:
+    plain = load_bert(folder, num_models=3, key=KEY)
+    tensors = safetensors.numpy.load_file(folder / "model.safetensors")
+    for labels in (2, 3):  # a head of another size, and one that would fit by accident
+        head = {"classifier.weight": np.ones((labels, 16), np.float32), "classifier.bias": np.ones(labels, np.float32)}
+        safetensors.numpy.save_file({**tensors, **head}, folder / "model.safetensors")
+        caplog.clear()
+        jax.tree.map(np.testing.assert_array_equal, load_bert(folder, num_models=3, key=KEY), plain)
+        assert "gives no classifier/bias, classifier/kernel: initialised at random" in caplog.text
+    np.testing.assert_array_equal(load_bert(folder, num_models=3)["classifier"]["kernel"], 1)
 
 
 def test_shards_are_one_file(folder: Path) -> None:
@@ -113,7 +136,10 @@ def test_shards_are_one_file(folder: Path) -> None:
     with pytest.raises(InputError, match=r"model-00002-of-00003.safetensors is not a complete safetensors file"):
         load_bert(folder, key=KEY)
     (folder / "model.safetensors.index.json").write_text("[]")
-    with pytest.raises(InputError, match=r"model.safetensors.index.json is damaged"):
+    with pytest.raises(InputError, match=r"model.safetensors.index.json must hold a JSON object, got \[\]"):
+        load_bert(folder, key=KEY)
+    (folder / "model.safetensors.index.json").write_text('{"weight_map": ["model.safetensors"]}')
+    with pytest.raises(InputError, match=r"model.safetensors.index.json is damaged: weight_map must map tensors"):
         load_bert(folder, key=KEY)
 
 
