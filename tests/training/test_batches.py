@@ -30,8 +30,9 @@ def params() -> dict:
     return nn.meta.unbox(MODULE.init(jax.random.key(0), example)["params"])
 
 
-def batches(group: tuple[int, ...], tokens: int = 32) -> data.TokenBatches:
-    return data.TokenBatches(BATTLES, TOKEN_IDS, lengths=LENGTHS, batch_tokens=tokens, group=group)
+def batches(group: tuple[int, ...], tokens: int = 32, battles: data.Preferences = BATTLES) -> data.TokenBatches:
+    token_ids = TOKEN_IDS[: len(battles.unique_prompts)]
+    return data.TokenBatches(battles, token_ids, lengths=LENGTHS, batch_tokens=tokens, group=group)
 
 
 def state_of(params: dict, transformation: object) -> training.TrainState:
@@ -90,13 +91,13 @@ def fit(params: dict, directory: Path, **changes: object) -> training.FitResult:
     arguments = {"training": config, "optimizer": dataclasses.replace(OPTIMIZER, learning_rate=1e-2), "resume": False}
     arguments |= changes
     group = training.batch_group(arguments["training"])
+    train, validation = arguments.pop("train", BATTLES), arguments.pop("validation", BATTLES)
     return training.fit_batches(
         MODULE,
-        batches(group),
-        batches(()),
+        batches(group, battles=train),
+        batches((), battles=validation),
         params=params,
         loss=losses.preference_loss,
-        num_battles=len(BATTLES),
         directory=directory,
         progress=False,
         **arguments,
@@ -117,6 +118,12 @@ def test_it_learns_and_a_killed_run_resumes_bit_for_bit(params: dict, tmp_path: 
         patch.setattr(training.loop.MetricsLog, "write", killed)
         with pytest.raises(KeyboardInterrupt):
             fit(params, tmp_path / "killed")
+    other = dataclasses.replace(BATTLES, weight=2 * BATTLES.weight)
+    with pytest.raises(InputError, match=r"train_weight was .*, is .*; resume with the same configuration"):
+        fit(params, tmp_path / "killed", resume=True, train=other)
+    fewer = BATTLES.select(np.arange(len(BATTLES)) < len(BATTLES) // 2)
+    with pytest.raises(InputError, match=r"validation_battles was .*, is .*; resume with the same configuration"):
+        fit(params, tmp_path / "killed", resume=True, validation=fewer)
     resumed = fit(params, tmp_path / "killed", resume=True)
     jax.tree.map(np.testing.assert_array_equal, resumed.variables, whole.variables)
 
