@@ -130,7 +130,12 @@ def test_an_encoder_for_a_router_that_has_its_own_is_refused(
 
 
 def test_an_encoder_trained_under_matrix_factorisation(config: ExperimentConfig, tmp_path: Path) -> None:
-    changes = ["features.train_encoder=True", "training.epochs=1", "router.loss=davidson"]
+    changes = [
+        "features.train_encoder=True",
+        "training.epochs=1",
+        "router.loss=davidson",
+        "data.validation_fraction=0.0",
+    ]
     changes += ["features.encoder_attributes={'dropout_rate': 0.0, 'scan_layers': True}"]
     router = train_router(override(config, [*changes, "optimizer.frozen_layers=1"]), tmp_path / "run")
     before = load_reader(Path(config.features.encoder), {"scan_layers": True, "dropout_rate": 0.0}, embeds=True)
