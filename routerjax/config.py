@@ -271,7 +271,10 @@ def _replace(node: ConfigT, path: Sequence[str], value: object, full_path: str) 
 
 
 def coerce(value: object, expected: object, full_path: str) -> object:
-    """Check ``value`` against a field's annotation; an int is taken where a float is expected."""
+    """Check ``value`` against a field's annotation; an int is taken where a float is expected.
+
+    A mapping is one of attributes: what the module makes of their names it says itself.
+    """
     origin = typing.get_origin(expected)
     if origin in (typing.Union, types.UnionType):
         for option in typing.get_args(expected):
@@ -281,6 +284,9 @@ def coerce(value: object, expected: object, full_path: str) -> object:
                 continue
     elif origin is Literal:
         return choose(value, {option: option for option in typing.get_args(expected)}, full_path)
+    elif origin is Mapping:
+        if isinstance(value, dict):
+            return {str(name): _attribute(item, f"{full_path}.{name}") for name, item in value.items()}
     elif expected is type(None):
         if value is None:
             return None
@@ -293,3 +299,9 @@ def coerce(value: object, expected: object, full_path: str) -> object:
         if expected is str:
             return str(value)
     raise InputError(f"{full_path} takes {getattr(expected, '__name__', expected)}, got {value!r}")
+
+
+def _attribute(value: object, full_path: str) -> AttributeValue:
+    if isinstance(value, AttributeValue):
+        return value
+    raise InputError(f"{full_path} takes a boolean, a number or text, got {value!r}")

@@ -8,6 +8,8 @@ from collections.abc import Sequence
 import numpy as np
 from jaxtyping import UInt32
 
+from routerjax.errors import InputError
+
 
 def prompt_sha256(prompt: str) -> bytes:
     """SHA-256 of the prompt's UTF-8 bytes, 32 bytes.
@@ -19,6 +21,19 @@ def prompt_sha256(prompt: str) -> bytes:
         '2cf24dba5fb0a30e'
     """
     return hashlib.sha256(prompt.encode("utf-8", "surrogatepass")).digest()
+
+
+def require_texts(prompts: Sequence[str]) -> None:
+    """Refuse what is no sequence of texts, before any of it is read.
+
+    Raises:
+        InputError: one text, or a row that is not text; says which.
+    """
+    if isinstance(prompts, str):
+        raise InputError("prompts must be a sequence of texts, got one text; write [prompt]")
+    for row, prompt in enumerate(prompts):
+        if not isinstance(prompt, str):
+            raise InputError(f"row {row}: a prompt must be text, got {prompt!r}")
 
 
 def prompt_ids(prompts: Sequence[str]) -> UInt32[np.ndarray, "prompts 2"]:

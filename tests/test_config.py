@@ -41,6 +41,9 @@ def test_override_reaches_every_level() -> None:
     assert changed.data.root == "2024"
     assert override(changed, ["optimizer.gradient_clip=None"]).optimizer.gradient_clip is None
     assert CONFIG.optimizer == OptimizerConfig()
+    assert override(changed, ["router.attributes={}"]).router.attributes == {}
+    described = {"k": 5, "noise_std": 0.5, "head": "mean", "remat": True}
+    assert override(changed, [f"router.attributes={described}"]).router.attributes == described
 
 
 @pytest.mark.parametrize(
@@ -57,6 +60,9 @@ def test_override_reaches_every_level() -> None:
         ("data.battles.0.weight=heavy", "data.battles.0.weight takes float"),
         ("training.epochs.more=1", "nothing lies below int"),
         ("training.epochs", "NAME=VALUE"),
+        ("router.attributes=5", "router.attributes takes Mapping, got 5"),
+        ("router.attributes={'k': [1]}", r"router.attributes.k takes a boolean, a number or text, got \[1\]"),
+        ("router.attributes={'k': None}", "router.attributes.k takes a boolean, a number or text, got None"),
     ],
 )
 def test_override_refuses(assignment: str, message: str) -> None:

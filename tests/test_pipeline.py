@@ -6,6 +6,7 @@ import importlib.metadata
 import json
 import os
 import re
+import shutil
 import sys
 from pathlib import Path
 
@@ -13,8 +14,8 @@ import numpy as np
 import pytest
 
 from routerjax import InputError, data, load_router
-from routerjax.config import BattleSource, DataConfig, ExperimentConfig, FeatureConfig
-from routerjax.pipeline import embed, load_config, load_preferences, train_router
+from routerjax.config import BattleSource, DataConfig, ExperimentConfig, FeatureConfig, override
+from routerjax.pipeline import embed, load_config, load_preferences, provenance, train_router
 
 
 @pytest.fixture
@@ -31,7 +32,7 @@ def test_a_run_is_what_the_docstring_says(arena: Path, config: ExperimentConfig)
     assert described["versions"] == {
         name: importlib.metadata.version(name) for name in ("routerjax", "jax", "flax", "optax", "numpy")
     }
-    files = ("battles.parquet", "encoder/model.safetensors")
+    files = ("battles.parquet", "encoder/model.safetensors", "encoder/tokenizer.json")
     digests = {name: hashlib.sha256((arena / name).read_bytes()).hexdigest() for name in files}
     assert described["data_sha256"] == digests
     assert described["git_commit"] is None or re.fullmatch("[0-9a-f]{40}", described["git_commit"])
@@ -81,6 +82,53 @@ def test_data_that_changed_is_another_run(arena: Path, config: ExperimentConfig,
     data.write_preferences(data.swap_sides(battles, seed=5), tmp_path / "b" / "battles.csv")
     with pytest.raises(InputError, match=r"the run differs in b/battles.csv \(see"):
         train_router(config, tmp_path / "run", resume=True)
+
+
+def test_an_encoder_that_changed_is_another_run(config: ExperimentConfig, tmp_path: Path) -> None:
+    encoder = tmp_path / "encoder"
+    shutil.copytree(config.features.encoder, encoder)
+    config = override(config, ["router.family=knn", "router.attributes={'k': 5}", f"features.encoder={encoder}"])
+    train_router(config, tmp_path / "run")
+    for name in ("tokenizer.json", "model.safetensors"):
+        content = (encoder / name).read_bytes()
+        (encoder / name).write_bytes(content + b" ")
+        with pytest.raises(InputError, match=rf"the run differs in \S*encoder/{name} \(see"):
+            train_router(config, tmp_path / "run", resume=True)
+        (encoder / name).write_bytes(content)
+    train_router(config, tmp_path / "run", resume=True)
+
+
+def test_a_run_knows_its_encoder_wherever_it_is(
+    config: ExperimentConfig, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    encoder = tmp_path / "encoder"
+    shutil.copytree(config.features.encoder, encoder)
+    monkeypatch.setattr(provenance, "locate", lambda source: encoder if source == "owner/name" else Path(source))
+
+    def hashes(setting: str) -> dict[str, str]:
+        return {
+            name: digest
+            for name, digest in provenance.describe_run(override(config, [setting]))["data_sha256"].items()
+            if name != "battles.parquet"
+        }
+
+    named = hashes("features.encoder=owner/name")
+    assert named == {
+        f"owner/name/{name}": hashlib.sha256((encoder / name).read_bytes()).hexdigest()
+        for name in ("model.safetensors", "tokenizer.json")
+    }
+    (encoder / "model.safetensors").rename(encoder / "model-1.safetensors")
+    index = {"weight_map": {"a": "model-1.safetensors", "b": "model-2.safetensors"}}
+    (encoder / "model.safetensors.index.json").write_text(json.dumps(index))
+    with pytest.raises(InputError, match=r"is incomplete: no .*model-2.safetensors"):
+        hashes("features.encoder=owner/name")
+    (encoder / "model-2.safetensors").write_bytes(b"other")
+    sharded = hashes("features.encoder=owner/name")
+    (encoder / "model-2.safetensors").write_bytes(b"changed")
+    changed = hashes("features.encoder=owner/name")
+    assert len({one["owner/name/model.safetensors"] for one in (named, sharded, changed)}) == 3
+    for without in ("features.encoder=openai:any", "features.embeddings=none.npy"):
+        assert hashes(without) == {}
 
 
 def test_battles_of_all_sources_with_their_weights(arena: Path) -> None:

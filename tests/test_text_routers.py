@@ -2,24 +2,33 @@
 
 import dataclasses
 import json
+import re
 import shutil
 from pathlib import Path
 
 import jax
 import numpy as np
+import pyarrow as pa
 import pytest
+import tokenizers
 
-from routerjax import InputError, features, load_router, save_router
+from routerjax import InputError, features, load_router, pipeline, save_router
 from routerjax.cli import main
 from routerjax.config import ExperimentConfig, override
+from routerjax.losses import make_readout
 from routerjax.pipeline import load_config, train_router
-from routerjax.router import load_reader, make_module
+from routerjax.router import load_reader, make_module, pretrained_params
 from routerjax.router.router import _jit_win_prob
+from routerjax.training import FitResult
 from tests.encoders import TEXTS, change_json, save_tiny_encoder
 from tests.routers import tiny_router, tiny_text_router
 
 PROMPTS = [*TEXTS, "poem " * 100, "", "half an emoji \ud83d", "poem"]
-BERT = ["router.family=bert", "training.batch_tokens=256", "training.micro_batches=2", "optimizer.encoder_rate=0.5"]
+BERT = [
+    *("router.family=bert", "router.attributes.head=linear", "optimizer.encoder_rate=0.5"),
+    *("training.epochs=2", "training.batch_tokens=256", "training.micro_batches=2"),
+    *(f"features.encoder_attributes.{choice}" for choice in ("dtype=bfloat16", "remat=True", "scan_layers=True")),
+]
 
 
 @pytest.fixture(scope="module")
@@ -29,14 +38,25 @@ def saved(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return folder / "saved"
 
 
-@pytest.fixture
+@pytest.fixture(scope="module")
 def config(arena: Path) -> ExperimentConfig:
-    loaded = load_config(arena / "config.py")
-    return dataclasses.replace(loaded, router=dataclasses.replace(loaded.router, attributes={}))
+    """Without attributes, and with prompts of one static length, so that little is compiled."""
+    return override(load_config(arena / "config.py"), ["router.attributes={}", "features.max_length=16"])
 
 
-@pytest.mark.parametrize("family", ["bert", "mf"])
-@pytest.mark.parametrize("loss", ["bradley_terry", "davidson", "three_outcome", "three_labels"])
+@pytest.fixture(scope="module")
+def trained(config: ExperimentConfig, arena: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A folder with ``run``, trained from the command line, and ``cache``, in which it tokenised."""
+    folder = tmp_path_factory.mktemp("trained")
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv("ROUTERJAX_CACHE", str(folder / "cache"))
+        settings = ["router.attributes={}", "features.max_length=16", *BERT]
+        train = ["train", str(arena / "config.py"), "--set", *settings, "--output", str(folder / "run")]
+        assert main(train) == 0
+    return folder
+
+
+@pytest.mark.parametrize(("family", "loss"), [("mf", "davidson"), ("bert", "three_outcome"), ("bert", "three_labels")])
 def test_it_is_saved_loaded_and_scores_each_prompt_as_if_alone(tmp_path: Path, family: str, loss: str) -> None:
     router = tiny_text_router(tmp_path, family=family, loss=loss)
     win_prob = router.win_prob([*PROMPTS, PROMPTS[0]])
@@ -45,7 +65,7 @@ def test_it_is_saved_loaded_and_scores_each_prompt_as_if_alone(tmp_path: Path, f
     for row, prompt in enumerate(PROMPTS):
         np.testing.assert_allclose(router.win_prob([prompt]), win_prob[row], rtol=0, atol=1e-6)
     with jax.default_matmul_precision("highest"):
-        scores = router.module.apply(router.variables, router.query(PROMPTS))[:, :3]
+        scores = jax.jit(router.module.apply)(router.variables, router.query(PROMPTS))[:, :3]
     np.testing.assert_allclose(router.scores(PROMPTS), scores, rtol=0, atol=1e-5)
     assert router.win_prob([]).shape == (0,)
     assert router.scores([]).shape == (0, 3)  # models, or labels of two models
@@ -58,7 +78,7 @@ def test_it_is_saved_loaded_and_scores_each_prompt_as_if_alone(tmp_path: Path, f
 def test_a_family_of_embeddings_computes_what_it_does_on_those_of_the_encoder(tmp_path: Path) -> None:
     router = tiny_text_router(tmp_path, family="mf")
     head = tiny_router(tmp_path, attributes={}, variables={"params": router.variables["params"]["head"]})
-    np.testing.assert_allclose(router.scores(PROMPTS), head.scores(PROMPTS), rtol=0, atol=1e-5)
+    np.testing.assert_allclose(router.scores(TEXTS), head.scores(TEXTS), rtol=0, atol=1e-5)
 
 
 def test_no_more_compilations_than_lengths(tmp_path: Path) -> None:
@@ -68,25 +88,14 @@ def test_no_more_compilations_than_lengths(tmp_path: Path) -> None:
     _jit_win_prob.cache_clear()
     for start in (0, 7, 250):
         router.win_prob(prompts[start:])
-    compiled = _jit_win_prob(router.module, 0, 2, _readout(router))
+    compiled = _jit_win_prob(router.module, 0, 2, make_readout(router.loss, router.readout))
     assert 2 <= compiled._cache_size() <= len(router.tokenizer.lengths)
 
 
-def _readout(router: object) -> object:
-    from routerjax.losses import make_readout
-
-    return make_readout(router.loss, router.readout)
-
-
 def test_train_evaluate_calibrate_and_export_from_the_command_line(
-    arena: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+    trained: Path, arena: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    config, run = tmp_path / "config.py", tmp_path / "run"
-    config.write_text((arena / "config.py").read_text().replace('"model_dim": 8, "noise_std": 0.1', '"head": "linear"'))
-    chosen = [
-        f"features.encoder_attributes.{choice}" for choice in ("dtype=bfloat16", "remat=True", "scan_layers=True")
-    ]
-    assert main(["train", str(config), "--set", *BERT, *chosen, "--output", str(run)]) == 0
+    run = trained / "run"
     assert {path.name for path in run.iterdir()} == {"config.json", "knn", "router", "training"}
     rows = [json.loads(line) for line in (run / "training" / "metrics.jsonl").read_text().splitlines()]
     assert rows[-1]["loss"] < rows[0]["loss"]
@@ -96,8 +105,9 @@ def test_train_evaluate_calibrate_and_export_from_the_command_line(
     assert router.reader.encoder == started.encoder  # bfloat16 and remat were choices of the training
 
     benchmark, names = str(arena / "benchmark.parquet"), ["--strong", "sim-large", "--weak", "sim-small"]
-    out = str(tmp_path / "evaluated")
-    assert main(["evaluate", str(run), "--benchmark", benchmark, *names, "--samples", "20", "--output", out]) == 0
+    evaluate = ["--benchmark", benchmark, *names, "--samples", "20", "--encoder", str(arena / "encoder"), "--output"]
+    # The encoder is for the control, and the router has its own.
+    assert main(["evaluate", str(run), *evaluate, str(tmp_path / "evaluated")]) == 0
     results = json.loads((tmp_path / "evaluated" / "results.json").read_text())
     assert {"run", "knn", "random", "oracle"} <= set(results["benchmarks"][0]["routers"])
     calibrate = ["calibrate", str(run), "--prompts", benchmark, "--strong-share", "0.3"]
@@ -111,15 +121,35 @@ def test_train_evaluate_calibrate_and_export_from_the_command_line(
     assert "encoder.safetensors" not in {path.name for path in (tmp_path / "bundle").iterdir()}
 
 
+def test_an_encoder_for_a_router_that_has_its_own_is_refused(
+    trained: Path, arena: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    router, encoder = str(trained / "run" / "router"), ["--encoder", str(arena / "encoder")]
+    benchmark, output = str(arena / "benchmark.parquet"), ["--output", str(tmp_path / "output")]
+    for command in (
+        ["score", router, "--input", benchmark],
+        ["calibrate", router, "--prompts", benchmark, "--strong-share", "0.3", *output],
+        ["export", router, "--format", "stablehlo", *output],
+        ["evaluate", router, "--benchmark", benchmark, "--strong", "sim-large", "--weak", "sim-small", *output],
+    ):
+        assert main([*command, *encoder]) == 2
+        said = capsys.readouterr().err
+        assert re.fullmatch(r"routerjax: error: .* reads? text .*: leave --encoder out\n", said), said
+    assert not (tmp_path / "output").exists()
+
+
 def test_an_encoder_trained_under_matrix_factorisation(config: ExperimentConfig, tmp_path: Path) -> None:
-    changes = ["features.train_encoder=True", "training.epochs=2", "router.loss=davidson", "training.devices=pmap"]
-    changes += ["features.encoder_attributes.dropout_rate=0.0", "features.encoder_attributes.scan_layers=True"]
+    changes = [
+        "features.train_encoder=True",
+        "training.epochs=1",
+        "router.loss=davidson",
+        "data.validation_fraction=0.0",
+    ]
+    changes += ["features.encoder_attributes={'dropout_rate': 0.0, 'scan_layers': True}"]
     router = train_router(override(config, [*changes, "optimizer.frozen_layers=1"]), tmp_path / "run")
     before = load_reader(Path(config.features.encoder), {"scan_layers": True, "dropout_rate": 0.0}, embeds=True)
     assert router.reader.to_dict() == before.to_dict()
     assert router.reader.normalize
-    from routerjax.router import pretrained_params
-
     started = pretrained_params(router.module, Path(config.features.encoder), key=jax.random.key(0))
     own, old = (
         tree["encoder"]["encoder"]["layers"]["mlp_in"]["kernel"] for tree in (router.variables["params"], started)
@@ -131,32 +161,51 @@ def test_an_encoder_trained_under_matrix_factorisation(config: ExperimentConfig,
     np.testing.assert_array_equal(loaded.win_prob(PROMPTS), router.win_prob(PROMPTS))
 
 
-def test_a_killed_run_resumes_and_tokenises_once(
-    config: ExperimentConfig, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+def test_an_interrupted_run_goes_on_and_tokenises_once(
+    config: ExperimentConfig, trained: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setenv("ROUTERJAX_CACHE", str(tmp_path / "cache"))
-    config = override(config, [*BERT, "training.epochs=2"])
-    whole = train_router(config, tmp_path / "whole")
-    files = sorted((tmp_path / "cache" / "tokens").iterdir())
+    monkeypatch.setenv("ROUTERJAX_CACHE", str(trained / "cache"))
+    files = sorted((trained / "cache" / "tokens").iterdir())
     assert len(files) == 2  # training and validation
-    from routerjax import training
-
-    original = training.loop.MetricsLog.write
-
-    def killed(self: object, row: dict) -> None:
-        original(self, row)
-        if row["epoch"] == 2:
-            raise KeyboardInterrupt
-
-    with monkeypatch.context() as patch:
-        patch.setattr(training.loop.MetricsLog, "write", killed)
-        patch.setattr(features.TextTokenizer, "token_ids", _must_not_run)
-        with pytest.raises(KeyboardInterrupt):
-            train_router(config, tmp_path / "killed")
-        assert not (tmp_path / "killed" / "router").exists()
-    resumed = train_router(config, tmp_path / "killed", resume=True)
+    # What a run that is killed in its second epoch leaves.
+    run = tmp_path / "run"
+    shutil.copytree(trained / "run", run)
+    for name in ("router", "knn", "training/checkpoints/2"):
+        shutil.rmtree(run / name)
+    monkeypatch.setattr(features.TextTokenizer, "token_ids", _must_not_run)
+    resumed = train_router(override(config, BERT), run, resume=True)
+    whole = load_router(trained / "run" / "router")
     jax.tree.map(np.testing.assert_array_equal, resumed.variables, whole.variables)
-    assert sorted((tmp_path / "cache" / "tokens").iterdir()) == files
+    assert sorted((trained / "cache" / "tokens").iterdir()) == files
+
+
+def _with_cls_pooling(config: ExperimentConfig, folder: Path) -> ExperimentConfig:
+    shutil.copytree(config.features.encoder, folder)
+    pooling = folder / "1_Pooling" / "config.json"
+    modes = json.loads(pooling.read_text())
+    modes |= {"pooling_mode_cls_token": True, "pooling_mode_mean_tokens": False}
+    pooling.write_text(json.dumps(modes))
+    return override(config, [f"features.encoder={folder}"])
+
+
+def test_an_encoder_that_pools_otherwise_can_be_trained_without_the_control(
+    config: ExperimentConfig, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    config = _with_cls_pooling(config, tmp_path / "encoder")
+
+    def untrained(*_: object, params: object, **__: object) -> FitResult:
+        return FitResult({"params": params}, 1, 0.5, ())
+
+    monkeypatch.setattr(pipeline.train, "learn_on_tokens", untrained)
+    with caplog.at_level("INFO", "routerjax"):
+        router = train_router(override(config, BERT), tmp_path / "run")
+    assert caplog.text.count("no nearest-neighbour control") == 1
+    assert {path.name for path in (tmp_path / "run").iterdir()} == {"config.json", "router"}
+    np.testing.assert_array_equal(load_router(tmp_path / "run" / "router").win_prob(TEXTS), router.win_prob(TEXTS))
+    with pytest.raises(InputError, match="only mean pooling is supported"):
+        train_router(override(config, ["features.train_encoder=True"]), tmp_path / "mf")
+    with pytest.raises(InputError, match="only mean pooling is supported"):
+        train_router(config, tmp_path / "frozen")
 
 
 def _must_not_run(tokenizer: object, texts: list[str]) -> list:
@@ -179,6 +228,49 @@ def test_token_ids_from_the_cache_are_those_of_the_tokenizer(tmp_path: Path) -> 
 
 
 @pytest.mark.parametrize(
+    ("table", "message"),
+    [
+        (pa.table({"tokens": [[1]]}), "is damaged .*token_ids.*; delete it"),
+        (pa.table({"token_ids": ["a"]}), r"is damaged \(token_ids of string, expected list<item: int32>\); delete it"),
+        (pa.table({"token_ids": pa.array([[1]] * 4, pa.list_(pa.int32()))}), r"is damaged \(4 rows of 3\); delete it"),
+        (None, "is damaged .*; delete it"),
+    ],
+)
+def test_a_file_that_does_not_hold_the_token_ids(tmp_path: Path, table: pa.Table | None, message: str) -> None:
+    tokenizer = load_reader(save_tiny_encoder(tmp_path / "encoder")).tokenizer(16)
+    features.tokenize_once(tokenizer, TEXTS, folder=tmp_path / "tokens")
+    (file,) = (tmp_path / "tokens").iterdir()
+    if table is None:  # the schema's bytes, which come first
+        content = file.read_bytes()
+        file.write_bytes(content[:8] + b"\xff" * 64 + content[72:-40] + b"\xff" * 20 + content[-20:])
+    else:
+        with pa.OSFile(str(file), "wb") as stream, pa.ipc.new_file(stream, table.schema) as writer:
+            writer.write_table(table)
+    with pytest.raises(InputError, match=f"{re.escape(str(file))} {message}"):
+        features.tokenize_once(tokenizer, TEXTS, folder=tmp_path / "tokens")
+
+
+def test_another_version_of_the_library_tokenises_anew(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    tokenizer = load_reader(save_tiny_encoder(tmp_path / "encoder")).tokenizer(16)
+    for version in ("1.0", "2.0", "2.0"):
+        monkeypatch.setattr(tokenizers, "__version__", version)
+        features.tokenize_once(tokenizer, TEXTS, folder=tmp_path / "tokens")
+    assert len(list((tmp_path / "tokens").iterdir())) == 2
+
+
+def test_prompts_that_are_not_text(tmp_path: Path) -> None:
+    router = tiny_text_router(tmp_path)
+    for refused in (router.win_prob, router.scores, router.query):
+        with pytest.raises(InputError, match=r"row 2: a prompt must be text, got None"):
+            refused(["a", "a", None])
+    for refused in (router.tokenizer.token_ids, lambda prompts: features.tokenize_once(router.tokenizer, prompts)):
+        with pytest.raises(InputError, match=r"row 1: a prompt must be text, got 3"):
+            refused(["a", 3])
+        with pytest.raises(InputError, match=r"got one text; write \[prompt\]"):
+            refused("a")
+
+
+@pytest.mark.parametrize(
     ("changes", "message"),
     [
         (["router.family=knn", "features.train_encoder=True"], "knn trains nothing, so it cannot train an encoder"),
@@ -193,11 +285,23 @@ def test_token_ids_from_the_cache_are_those_of_the_tokenizer(tmp_path: Path) -> 
         ([*BERT, "features.encoder=openai:any"], "no folder openai:any"),
         ([*BERT, "optimizer.frozen_layers=3"], "frozen_layers must be at most the encoder's 2, got 3"),
         (["optimizer.frozen_layers=1"], "are for routers that train an encoder"),
+        (["training.micro_batches=2"], "micro_batches must be 1 for a router of embeddings, got 2"),
+        (["training.devices=pmap", "training.batch_size=12"], r"batch size \(12\) must be divisible by device count"),
+        ([*BERT, "features.encoder=ENCODER"], "does not hold the expected tensors .* encoder/layer_2"),
     ],
 )
-def test_bad_configurations(config: ExperimentConfig, tmp_path: Path, changes: list[str], message: str) -> None:
+def test_bad_configurations_are_refused_before_anything_is_encoded_or_written(
+    config: ExperimentConfig, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, changes: list[str], message: str
+) -> None:
+    shutil.copytree(config.features.encoder, tmp_path / "encoder")
+    described = (tmp_path / "encoder" / "config.json").read_text()
+    deeper = described.replace('"num_hidden_layers": 2', '"num_hidden_layers": 3')
+    (tmp_path / "encoder" / "config.json").write_text(deeper)
+    changes = [change.replace("ENCODER", str(tmp_path / "encoder")) for change in changes]
+    monkeypatch.delattr(features.SentenceEncoder, "encode")
     with pytest.raises(InputError, match=message):
         train_router(override(config, changes), tmp_path / "run")
+    assert not (tmp_path / "run").exists()
 
 
 def test_damaged_folders_and_other_queries(tmp_path: Path) -> None:

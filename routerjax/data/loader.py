@@ -69,6 +69,16 @@ class TokenBatches:
         self._battles_of = np.split(order, cuts)
 
     @property
+    def num_battles(self) -> int:
+        """Battles of a pass."""
+        return len(self.battles)
+
+    @property
+    def total_weight(self) -> float:
+        """Sum of their weights."""
+        return float(self.battles.weight.sum())
+
+    @property
     def padding_share(self) -> float:
         """Share of the tokens of a pass, in prompts that are there, that are padding."""
         used = sum(map(len, self.token_ids))

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import json
 import logging
 import os
@@ -154,14 +155,21 @@ def read_scores(path: str | os.PathLike[str], benchmark: Benchmark) -> Float64[n
 def _load(paths: Sequence[str | os.PathLike[str]], encoder: str | None) -> dict[str, Router]:
     """Routers by the name of their folder; each run's nearest-neighbour control once."""
     runs = _named({Path(path).resolve().name: path for path in paths}, paths)
-    loaded = {name: load_router(router_folder(path), encoder=encoder) for name, path in runs.items()}
+    loaded = {name: load_router(router_folder(path)) for name, path in runs.items()}
     controls = {
         name: Path(path) / "knn" for name, path in runs.items() if (Path(path) / "knn" / "router.json").exists()
     }
     for name, folder in controls.items():
         is_clear = len(controls) == 1 and "knn" not in runs
-        loaded["knn" if is_clear else f"knn of {name}"] = load_router(folder, encoder=encoder)
-    return loaded
+        loaded["knn" if is_clear else f"knn of {name}"] = load_router(folder)
+    if encoder is None:
+        return loaded
+    # A router that reads text itself has its encoder with it.
+    elsewhere = {name: router for name, router in loaded.items() if router.reader is None}
+    if loaded and not elsewhere:
+        raise InputError(f"the routers read text themselves and take no other encoder ({encoder}): leave --encoder out")
+    moved = {name: dataclasses.replace(router, encoder_source=encoder) for name, router in elsewhere.items()}
+    return {**loaded, **moved}
 
 
 def _named(

@@ -2,8 +2,8 @@
 
 from routerjax.features.cache import EmbeddingCache
 from routerjax.features.embeddings import Embeddings, read_embeddings
-from routerjax.features.encoder import SentenceEncoder, load_encoder, mean_is_normalized
-from routerjax.features.endpoint import EndpointEncoder, open_encoder, routellm_features
+from routerjax.features.encoder import SentenceEncoder, load_encoder, mean_is_normalized, pools_by_mean
+from routerjax.features.endpoint import EndpointEncoder, is_endpoint, open_encoder, routellm_features
 from routerjax.features.spec import FeatureSpec
 from routerjax.features.token_cache import tokenize_once
 from routerjax.features.tokens import TextTokenizer, tokenizer_for
@@ -15,9 +15,11 @@ __all__ = [
     "FeatureSpec",
     "SentenceEncoder",
     "TextTokenizer",
+    "is_endpoint",
     "load_encoder",
     "mean_is_normalized",
     "open_encoder",
+    "pools_by_mean",
     "read_embeddings",
     "routellm_features",
     "tokenize_once",

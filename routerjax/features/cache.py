@@ -14,7 +14,7 @@ import tqdm
 from jaxtyping import Float32
 
 from routerjax.errors import InputError
-from routerjax.prompts import prompt_sha256
+from routerjax.prompts import prompt_sha256, require_texts
 
 # Another process may hold the file while it commits a few hundred embeddings; nobody needs it for longer.
 LOCK_SECONDS = 60.0
@@ -110,9 +110,7 @@ def encode_once(
     Raises:
         InputError: a prompt that is not text; or embeddings of another width than those that are in the cache.
     """
-    for row, prompt in enumerate(prompts):
-        if not isinstance(prompt, str):
-            raise InputError(f"row {row}: a prompt must be text, got {prompt!r}")
+    require_texts(prompts)
     digests = [prompt_sha256(prompt) for prompt in prompts]
     known = {} if cache is None else cache.get(fingerprint, list(dict.fromkeys(digests)))
     missing = {digest: prompt for digest, prompt in zip(digests, prompts, strict=True) if digest not in known}

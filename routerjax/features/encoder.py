@@ -27,6 +27,7 @@ from routerjax.typing import Array, Query, Variables
 
 # So much work at most is lost when an encoding run is killed.
 PROMPTS_PER_COMMIT = 256
+MEAN = ["pooling_mode_mean_tokens"]
 
 
 @dataclass(frozen=True, eq=False)
@@ -133,16 +134,26 @@ def load_encoder(source: str | os.PathLike[str], *, max_length: int = 256) -> Se
     )
 
 
+def pools_by_mean(folder: Path) -> bool:
+    """Whether an encoder may be read as a sentence encoder: its files say mean pooling, or nothing of pooling."""
+    return all(modes == MEAN for modes in _pooling_modes(folder).values())
+
+
+def _pooling_modes(folder: Path) -> dict[Path, list[str]]:
+    return {
+        path: [name for name, used in read_json(path, dict).items() if name.startswith("pooling_mode") and used is True]
+        for path in folder.glob("*_Pooling/config.json")
+    }
+
+
 def mean_is_normalized(folder: Path) -> bool:
     """Whether a sentence encoder scales the mean of its hidden states to unit length.
 
     Raises:
         InputError: it pools in another way than by the mean, or its files are damaged.
     """
-    for path in folder.glob("*_Pooling/config.json"):
-        said = read_json(path, dict)
-        modes = [name for name, used in said.items() if name.startswith("pooling_mode") and used is True]
-        if modes != ["pooling_mode_mean_tokens"]:
+    for path, modes in _pooling_modes(folder).items():
+        if modes != MEAN:
             raise InputError(f"{path}: only mean pooling is supported, got {modes}")
     path = folder / "modules.json"
     modules = read_json(path, list) if path.is_file() else []

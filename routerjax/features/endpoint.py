@@ -279,6 +279,11 @@ def _read_embeddings(answer: dict, count: int) -> Float32[np.ndarray, "prompts e
     return embedding
 
 
+def is_endpoint(source: str | os.PathLike[str]) -> bool:
+    """Whether ``source`` names an endpoint's model (``openai:MODEL``), not an encoder's files."""
+    return os.fspath(source).startswith(PREFIX)
+
+
 def open_encoder(
     source: str | os.PathLike[str],
     *,
@@ -297,7 +302,7 @@ def open_encoder(
     Raises:
         InputError: as those two.
     """
-    if os.fspath(source).startswith(PREFIX):
+    if is_endpoint(source):
         return EndpointEncoder(os.fspath(source), width=width, dollars_per_million_tokens=dollars_per_million_tokens)
     return load_encoder(source, max_length=max_length)
 

@@ -9,6 +9,7 @@ from pathlib import Path
 
 import numpy as np
 import pyarrow as pa
+import tokenizers
 import tqdm
 from jaxtyping import Int32
 
@@ -16,7 +17,7 @@ from routerjax.atomic import atomic_file
 from routerjax.errors import InputError
 from routerjax.features.cache import cache_folder
 from routerjax.features.tokens import TextTokenizer
-from routerjax.prompts import prompt_sha256
+from routerjax.prompts import prompt_sha256, require_texts
 
 # Prompts that the tokenizer's threads take at a time, one record batch of the file.
 PROMPTS_PER_PART = 1024
@@ -32,7 +33,8 @@ def tokenize_once(
 ) -> list[Int32[np.ndarray, "length"]]:
     """Token ids of each prompt, without padding, read from an Arrow file where these prompts were tokenised before.
 
-    The file is named after the tokenizer and the prompts, and holds no texts. It is mapped into memory rather than
+    The file is named after the tokenizer, the version of its library, and the prompts. Whoever has the tokenizer can
+    decode the prompts' texts from it: keep it as the prompts themselves are kept. It is mapped into memory rather than
     read, so that more prompts than fit there can be trained on. The tokenizer's threads use all cores.
 
     Args:
@@ -45,7 +47,9 @@ def tokenize_once(
         InputError: a prompt that is not text, or a damaged file.
         OSError: the file cannot be written.
     """
-    name = hashlib.sha256(tokenizer.fingerprint.encode())
+    require_texts(prompts)
+    # A tokenizer's file may be read otherwise by another version of the library.
+    name = hashlib.sha256(f"{tokenizer.fingerprint} {tokenizers.__version__}".encode())
     for prompt in prompts:
         name.update(prompt_sha256(prompt))
     path = (cache_folder() / "tokens" if folder is None else Path(folder)) / f"{name.hexdigest()}.arrow"
@@ -61,11 +65,21 @@ def tokenize_once(
                 part = prompts[start : start + PROMPTS_PER_PART]
                 writer.write_batch(pa.record_batch([pa.array(tokenizer.token_ids(part), SCHEMA[0].type)], SCHEMA))
                 bar.update(len(part))
+    token_ids = _read(path)
+    if len(token_ids) != len(prompts):
+        raise InputError(f"{path} is damaged ({len(token_ids)} rows of {len(prompts)}); delete it")
+    return token_ids
+
+
+def _read(path: Path) -> list[Int32[np.ndarray, "length"]]:
     try:
         table = pa.ipc.open_file(pa.memory_map(str(path))).read_all()
-    except pa.ArrowInvalid as error:
+        column = table.column("token_ids")
+    except (pa.ArrowInvalid, OSError, KeyError) as error:
         raise InputError(f"{path} is damaged ({error}); delete it") from error
+    if column.type != SCHEMA[0].type:
+        raise InputError(f"{path} is damaged (token_ids of {column.type}, expected {SCHEMA[0].type}); delete it")
     token_ids: list[Int32[np.ndarray, "length"]] = []
-    for chunk in table.column("token_ids").chunks:
+    for chunk in column.chunks:
         token_ids += np.split(chunk.values.to_numpy(), chunk.offsets.to_numpy()[1:-1]) if len(chunk) else []
     return token_ids

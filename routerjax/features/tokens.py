@@ -14,7 +14,7 @@ from jaxtyping import Int, Int32
 
 from routerjax.errors import InputError
 from routerjax.models import BertEncoder
-from routerjax.prompts import valid_text
+from routerjax.prompts import require_texts, valid_text
 
 # Prompts are padded to one of these lengths: each is one compilation, and none comes later.
 LENGTHS = (16, 32, 48, 64, 96, 128, 192, 256, 384, 512)
@@ -60,7 +60,12 @@ class TextTokenizer:
         return hashlib.sha256(described.encode()).hexdigest()
 
     def token_ids(self, texts: Sequence[str]) -> list[list[int]]:
-        """Token ids of each text, without padding; the library uses all cores."""
+        """Token ids of each text, without padding; the library uses all cores.
+
+        Raises:
+            InputError: a row that is not text.
+        """
+        require_texts(texts)
         return [encoding.ids for encoding in self.tokenizer.encode_batch([valid_text(text) for text in texts])]
 
     def pad(

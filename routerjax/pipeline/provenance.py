@@ -11,9 +11,10 @@ from collections.abc import Mapping
 from pathlib import Path
 
 from routerjax.atomic import atomic_file
-from routerjax.config import ExperimentConfig
+from routerjax.config import ExperimentConfig, FeatureConfig
 from routerjax.errors import InputError
-from routerjax.pretrained import file_sha256
+from routerjax.features import is_endpoint
+from routerjax.pretrained import file_sha256, locate, weights_sha256
 
 
 def require_same_run(provenance: Mapping[str, object], output: Path) -> None:
@@ -37,20 +38,41 @@ def require_same_run(provenance: Mapping[str, object], output: Path) -> None:
 
 
 def describe_run(config: ExperimentConfig) -> dict[str, object]:
-    """What is needed to repeat a run: the configuration, the code, the versions and the data's hashes."""
+    """What is needed to repeat a run: the configuration, the code, the versions and the data's hashes.
+
+    Data is also the encoder, wherever it is found: its tokenizer and its weights, those of shards under the one name
+    ``model.safetensors``. An endpoint shows neither.
+
+    Raises:
+        InputError: the encoder is found nowhere, or its weights are incomplete.
+    """
     versions = {name: importlib.metadata.version(name) for name in ("routerjax", "jax", "flax", "optax", "numpy")}
     root = Path(config.data.root)
     given = () if config.features.embeddings is None else (config.features.embeddings,)
     files = [root / name for name in (*(source.path for source in config.data.battles), *given)]
     for source in config.data.golden:
         files += sorted((root / source.root / source.benchmark).rglob("*.*"))
-    files.append(Path(config.features.encoder) / "model.safetensors")
+    found = {os.path.relpath(file, root): file_sha256(file) for file in files if file.is_file()}
     return {
         "config": dataclasses.asdict(config),
         "git_commit": _git_commit(),
         "versions": versions,
-        "data_sha256": {os.path.relpath(file, root): file_sha256(file) for file in files if file.is_file()},
+        "data_sha256": {**found, **_encoder_sha256(config.features, root)},
     }
+
+
+def _encoder_sha256(features: FeatureConfig, root: Path) -> dict[str, str]:
+    """Of the encoder that makes a run's features or is trained by it, if any."""
+    if features.embeddings is not None or is_endpoint(features.encoder):
+        return {}
+    folder = locate(features.encoder)
+    name = os.path.relpath(folder, root) if Path(features.encoder).is_dir() else features.encoder
+    try:
+        found = {f"{name}/model.safetensors": weights_sha256(folder)}
+    except FileNotFoundError as error:
+        raise InputError(f"{folder} is incomplete: no {error.filename}; get the encoder again") from error
+    tokenizer = folder / "tokenizer.json"  # without one the encoder is refused when it is loaded
+    return {**found, f"{name}/tokenizer.json": file_sha256(tokenizer)} if tokenizer.is_file() else found
 
 
 def _git_commit() -> str | None:

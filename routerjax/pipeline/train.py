@@ -2,12 +2,17 @@
 
 from __future__ import annotations
 
-import dataclasses
 import functools
 import logging
 from pathlib import Path
+from typing import NamedTuple
 
-from routerjax import losses, models
+import flax.linen as nn
+import jax
+import numpy as np
+from jaxtyping import Float32
+
+from routerjax import losses, models, training
 from routerjax.atomic import refuse_existing
 from routerjax.config import ExperimentConfig
 from routerjax.data import (
@@ -18,15 +23,44 @@ from routerjax.data import (
     to_batch,
 )
 from routerjax.errors import InputError
-from routerjax.features import EmbeddingCache
+from routerjax.features import EmbeddingCache, FeatureSpec, TextTokenizer, pools_by_mean
 from routerjax.pipeline.features import embed, load_preferences
-from routerjax.pipeline.learn import learn_on_embeddings, learn_on_tokens
 from routerjax.pipeline.provenance import describe_run, require_same_run, write_json
+from routerjax.pipeline.tokens import learn_on_tokens
 from routerjax.pretrained import locate
-from routerjax.router import Router, TextReader, find_family, load_reader, make_module, remember, save_router
-from routerjax.typing import PreferenceBatch
+from routerjax.router import (
+    Router,
+    TextReader,
+    find_family,
+    load_reader,
+    make_module,
+    pretrained_params,
+    remember,
+    save_router,
+)
+from routerjax.typing import PreferenceBatch, PyTree
 
 logger = logging.getLogger(__name__)
+
+
+class _Text(NamedTuple):
+    """An encoder that is trained with the router: what reads text, and the parameters that training starts from."""
+
+    reader: TextReader
+    tokenizer: TextTokenizer
+    params: PyTree
+
+
+class _Embedded(NamedTuple):
+    """The prompts of a run as embeddings that stay as they are."""
+
+    row_of: dict[str, int]
+    embedding: Float32[np.ndarray, "prompts embed"]
+    spec: FeatureSpec
+
+    def batch(self, battles: Preferences) -> PreferenceBatch:
+        """Battles on the device with the embeddings of their prompts."""
+        return to_batch(battles, self.embedding[[self.row_of[prompt] for prompt in battles.unique_prompts]])
 
 
 def train_router(config: ExperimentConfig, output: str | Path, *, resume: bool = False) -> Router:
@@ -34,6 +68,8 @@ def train_router(config: ExperimentConfig, output: str | Path, *, resume: bool =
 
     ``output`` then holds ``config.json``, ``router/`` (see :func:`routerjax.save_router`), ``knn/`` (the
     nearest-neighbour control on the same battles), and ``training/`` (checkpoints, metrics.jsonl, TensorBoard files).
+    A router that reads text itself has no control where its encoder says that it makes embeddings in another way than
+    by the mean, which the control needs.
 
     Args:
         config: see :class:`routerjax.config.ExperimentConfig`.
@@ -44,69 +80,66 @@ def train_router(config: ExperimentConfig, output: str | Path, *, resume: bool =
         InputError: the data, the names or the folder cannot be used.
     """
     output = Path(output)
-    family = config.router.family
+    if not resume:
+        refuse_existing(output)
     provenance = describe_run(config)
     if resume:
         require_same_run(provenance, output)
-    else:
-        refuse_existing(output)
     preferences = load_preferences(config.data)
     require_both_outcomes(preferences)
     for name in (config.router.strong, config.router.weak):
         model_index(preferences.models, name)
-    num_models = len(preferences.models)
-    reader = _open_reader(config)
-    module = make_module(
-        family, num_models=num_models, attributes=config.router.attributes, loss=config.router.loss, reader=reader
-    )
     losses.make_readout(config.router.loss, config.router.readout)  # an unknown one is refused now, not after training
-
-    tokenizer = None if reader is None else reader.tokenizer(config.features.max_length)
-    prompts = preferences.unique_prompts
-    with EmbeddingCache() as cache:
-        embedding, spec = embed(prompts, config.features, root=Path(config.data.root), cache=cache)
-    row_of = {prompt: row for row, prompt in enumerate(prompts)}
-
-    def batch_of(battles: Preferences) -> PreferenceBatch:
-        return to_batch(battles, embedding[[row_of[prompt] for prompt in battles.unique_prompts]])
+    module, text = _open_module(config, len(preferences.models))
+    _require_fit(config, text)
+    train, held_out = _split(preferences, config)
+    embedded = _embed(preferences, config) if _can_embed(config) else None
 
     make_router = functools.partial(
         Router,
         models=preferences.models,
         strong=config.router.strong,
         weak=config.router.weak,
-        features=spec,
         provenance=provenance,
     )
-    trains_nothing = find_family(family).memory is not None
-    if trains_nothing:
-        variables = {"memory": remember(family, module, batch_of(preferences))}
-        routers = {"router": make_router(family=family, attributes=config.router.attributes, variables=variables)}
-    else:
-        control = models.nearest_neighbors_memory(batch_of(preferences), num_models=num_models)
-        routers = {"knn": make_router(family="knn", attributes={}, variables={"memory": control})}
-    train, held_out = preferences, None
-    if config.data.validation_fraction > 0:
-        fraction, seed = config.data.validation_fraction, config.data.seed
-        train, held_out = split_by_prompt(preferences, validation_fraction=fraction, seed=seed)
+    family, attributes = config.router.family, config.router.attributes
+    routers: dict[str, Router] = {}
+    if embedded is not None and find_family(family).memory is not None:
+        memory = remember(family, module, embedded.batch(preferences))
+        routers["router"] = make_router(
+            family=family, attributes=attributes, features=embedded.spec, variables={"memory": memory}
+        )
+    elif embedded is not None:
+        control = models.nearest_neighbors_memory(embedded.batch(preferences), num_models=len(preferences.models))
+        routers["knn"] = make_router(family="knn", attributes={}, features=embedded.spec, variables={"memory": control})
 
     # From here on things are written: what can be refused has been.
     output.mkdir(parents=True, exist_ok=True)
     if not resume:
         write_json(output / "config.json", provenance)
-    if not trains_nothing:
+    if "router" not in routers:
         logger.info("training %s on %d battles, validating on %d", family, len(train), len(preferences) - len(train))
         where = {"directory": output / "training", "resume": resume}
-        if tokenizer is None:
-            result = learn_on_embeddings(module, train, held_out, batch_of, config, **where)
+        if text is not None:
+            result = learn_on_tokens(module, train, held_out, text.tokenizer, config, params=text.params, **where)
+            features = text.reader.spec(config.features.encoder, config.features.max_length)
         else:
-            result = learn_on_tokens(module, train, held_out, tokenizer, config, **where)
-        routers["router"] = dataclasses.replace(
-            routers["knn"],
+            assert embedded is not None  # all that does not read text itself
+            result = training.fit(
+                module,
+                embedded.batch(train),
+                None if held_out is None else embedded.batch(held_out),
+                loss=losses.make_preference_loss(config.router.loss),
+                optimizer=config.optimizer,
+                training=config.training,
+                **where,
+            )
+            features = embedded.spec
+        routers["router"] = make_router(
             family=family,
-            attributes=config.router.attributes,
-            features=spec if reader is None else reader.spec(config.features.encoder, config.features.max_length),
-            reader=reader,
+            attributes=attributes,
+            features=features,
+            reader=None if text is None else text.reader,
             loss=config.router.loss,
             readout=config.router.readout,
             variables=result.variables,
@@ -118,8 +151,26 @@ def train_router(config: ExperimentConfig, output: str | Path, *, resume: bool =
     return routers["router"]
 
 
+def _open_module(config: ExperimentConfig, num_models: int) -> tuple[nn.Module, _Text | None]:
+    """The router's module, and the encoder that is trained with it, if one is."""
+    reader = _open_reader(config)
+    module = make_module(
+        config.router.family,
+        num_models=num_models,
+        attributes=config.router.attributes,
+        loss=config.router.loss,
+        reader=reader,
+    )
+    if reader is None:
+        return module, None
+    tokenizer = reader.tokenizer(config.features.max_length)
+    key = jax.random.key(config.training.init_seed)
+    params = pretrained_params(module, locate(config.features.encoder), key=key)
+    # On the host, so that a device holds them once when training has copied them.
+    return module, _Text(reader, tokenizer, jax.device_get(params))
+
+
 def _open_reader(config: ExperimentConfig) -> TextReader | None:
-    """The encoder that is trained with the router, if one is."""
     reads_text = find_family(config.router.family).reads_text
     if not (reads_text or config.features.train_encoder):
         if config.features.encoder_attributes:
@@ -130,3 +181,39 @@ def _open_reader(config: ExperimentConfig) -> TextReader | None:
     if config.features.embeddings is not None:
         raise InputError(f"given embeddings ({config.features.embeddings}) have no encoder that could be trained")
     return load_reader(locate(config.features.encoder), config.features.encoder_attributes, embeds=not reads_text)
+
+
+def _require_fit(config: ExperimentConfig, text: _Text | None) -> None:
+    """Refuse what the optimiser or the loop would refuse, before anything is encoded or written."""
+    training.require_rates({} if text is None else text.params, config.optimizer)
+    if text is None and config.training.micro_batches > 1:
+        raise InputError(
+            f"training.micro_batches must be 1 for a router of embeddings, got {config.training.micro_batches}; its "
+            "steps are of training.batch_size battles"
+        )
+    trains_on_embeddings = text is None and find_family(config.router.family).memory is None
+    if trains_on_embeddings and config.training.devices == "pmap":
+        training.require_divisible(config.training.batch_size, jax.local_device_count())
+
+
+def _split(preferences: Preferences, config: ExperimentConfig) -> tuple[Preferences, Preferences | None]:
+    """Battles to train on and, where some are, battles that are held out."""
+    if config.data.validation_fraction == 0:
+        return preferences, None
+    fraction, seed = config.data.validation_fraction, config.data.seed
+    return split_by_prompt(preferences, validation_fraction=fraction, seed=seed)
+
+
+def _can_embed(config: ExperimentConfig) -> bool:
+    """Whether prompts are embedded: not for the control's sake alone by an encoder that is no sentence encoder."""
+    if not find_family(config.router.family).reads_text or pools_by_mean(locate(config.features.encoder)):
+        return True
+    logger.info("no nearest-neighbour control: %s does not make embeddings by the mean", config.features.encoder)
+    return False
+
+
+def _embed(preferences: Preferences, config: ExperimentConfig) -> _Embedded:
+    prompts = preferences.unique_prompts
+    with EmbeddingCache() as cache:
+        embedding, spec = embed(prompts, config.features, root=Path(config.data.root), cache=cache)
+    return _Embedded({prompt: row for row, prompt in enumerate(prompts)}, embedding, spec)

@@ -28,7 +28,7 @@ from routerjax.features import (
     open_encoder,
 )
 from routerjax.losses import make_outcome_prob, make_readout, outcome_model
-from routerjax.prompts import prompt_ids
+from routerjax.prompts import prompt_ids, require_texts
 from routerjax.router.families import make_module
 from routerjax.router.reader import TextReader
 from routerjax.scoring import make_score_fn
@@ -80,6 +80,11 @@ class Router:
             self.column(name)
         if (self.features.kind == "tokens") != (self.reader is not None):
             raise InputError(f"a router has a text reader if its features are tokens; they are {self.features.kind}")
+        if self.reader is not None and self.encoder_source is not None:
+            raise InputError(
+                f"this router reads text itself and takes no encoder but its own, got {self.encoder_source}: leave "
+                "--encoder out"
+            )
         if self.threshold is not None and not (0 <= self.threshold <= 1 or self.threshold == math.inf):
             raise InputError(f"threshold must be in [0, 1], or inf for never, got {self.threshold!r}")
         if self.reader is not None:
@@ -250,7 +255,7 @@ class Router:
                 width = prompts.embedding.shape[1]
                 raise InputError(f"embeddings must be {self.features.width} wide, as in training, got {width}")
             return {"embedding": prompts.embedding}
-        _require_texts(prompts)
+        require_texts(prompts)
         if self.reader is not None:
             read = self.tokenizer.pad(self.tokenizer.token_ids(prompts))
         else:
@@ -287,7 +292,7 @@ class Router:
         self, compiled: ScoreFn, variables: Variables, prompts: Sequence[str], *, progress: bool
     ) -> np.ndarray:
         """Each different prompt once, and one shape for each length: no more compilations than lengths."""
-        _require_texts(prompts)
+        require_texts(prompts)
         row_of = {prompt: row for row, prompt in enumerate(dict.fromkeys(prompts))}
         token_ids = self.tokenizer.token_ids(list(row_of))
         outputs: list[np.ndarray] = [np.zeros(0, np.float32)] * len(row_of)
@@ -304,11 +309,6 @@ class Router:
 
 def _on_device(query: Mapping[str, np.ndarray]) -> dict[str, Array]:
     return {name: jnp.asarray(leaf) for name, leaf in query.items()}
-
-
-def _require_texts(prompts: Sequence[str]) -> None:
-    if isinstance(prompts, str):
-        raise InputError("prompts must be a sequence of texts, got one text; write [prompt]")
 
 
 @functools.lru_cache(maxsize=32)

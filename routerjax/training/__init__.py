@@ -4,8 +4,8 @@ from routerjax.training.batches import Batches, batch_group, fit_batches
 from routerjax.training.checkpoint import Checkpoints
 from routerjax.training.loop import FitResult, fit
 from routerjax.training.order import epoch_order
-from routerjax.training.parallel import jit_step, pmap_step, split_batch
-from routerjax.training.state import TrainState, create_state, learning_rate_schedule, make_optimizer
+from routerjax.training.parallel import jit_step, pmap_step, require_divisible, split_batch
+from routerjax.training.state import TrainState, create_state, learning_rate_schedule, make_optimizer, require_rates
 from routerjax.training.step import make_train_step, scan_steps, take
 
 __all__ = [
@@ -23,6 +23,8 @@ __all__ = [
     "make_optimizer",
     "make_train_step",
     "pmap_step",
+    "require_divisible",
+    "require_rates",
     "scan_steps",
     "split_batch",
     "take",

@@ -23,6 +23,16 @@ from routerjax.typing import Array, PreferenceBatch, PreferenceLoss, PyTree
 class Batches(Protocol):
     """What training asks of a source of batches; :class:`routerjax.data.TokenBatches` is one."""
 
+    @property
+    def num_battles(self) -> int:
+        """Battles of a pass."""
+        ...
+
+    @property
+    def total_weight(self) -> float:
+        """Sum of their weights."""
+        ...
+
     def num_steps(self, *, seed: int, epoch: int) -> int:
         """Batches of an epoch."""
         ...
@@ -51,7 +61,6 @@ def fit_batches(
     loss: PreferenceLoss,
     optimizer: OptimizerConfig,
     training: TrainingConfig,
-    num_battles: int,
     directory: str | Path,
     resume: bool = False,
     progress: bool = True,
@@ -66,7 +75,6 @@ def fit_batches(
         loss: per battle.
         optimizer: AdamW, its schedule, and the rates of the encoder's layers.
         training: epochs, patience, seeds, devices.
-        num_battles: of ``train``, for the log.
         directory: for ``checkpoints/``, ``metrics.jsonl`` and TensorBoard files.
         resume: go on from the newest checkpoint in ``directory``.
         progress: show progress bars.
@@ -106,7 +114,11 @@ def fit_batches(
         steps_per_epoch=steps,
         optimizer=optimizer,
         training=training,
-        identity={"train_battles": num_battles, "steps": steps},
+        identity={
+            "train_battles": train.num_battles,
+            "train_weight": train.total_weight,
+            "validation_battles": 0 if validation is None else validation.num_battles,
+        },
         directory=directory,
         resume=resume,
         progress=progress,

@@ -155,6 +155,7 @@ def run_epochs(
         **dataclasses.asdict(optimizer),
         **{name: value for name, value in dataclasses.asdict(training).items() if name != "checkpoint_every"},
         **identity,
+        "steps": list(steps_per_epoch),
     }
     logger.info(
         "%d parameters, %s battles, %d steps on %d device(s)",

@@ -58,7 +58,7 @@ def make_optimizer(config: OptimizerConfig, num_steps: int) -> optax.GradientTra
     """
     adamw = optax.adamw(learning_rate_schedule(config, num_steps), weight_decay=config.weight_decay)
     clip = [] if config.gradient_clip is None else [optax.clip_by_global_norm(config.gradient_clip)]
-    if (config.encoder_rate, config.layer_decay, config.frozen_layers) == (1.0, 1.0, 0):
+    if not has_own_rates(config):
         return optax.chain(*clip, adamw)
 
     def scaled(updates: PyTree, params: PyTree | None = None) -> PyTree:
@@ -74,11 +74,25 @@ def make_optimizer(config: OptimizerConfig, num_steps: int) -> optax.GradientTra
     return optax.chain(optax.stateless(thawed), *clip, adamw, optax.stateless(scaled))
 
 
+def has_own_rates(config: OptimizerConfig) -> bool:
+    """Whether the encoder's parameters learn otherwise than the head's."""
+    return (config.encoder_rate, config.layer_decay, config.frozen_layers) != (1.0, 1.0, 0)
+
+
+def require_rates(params: PyTree, config: OptimizerConfig) -> None:
+    """Raise InputError unless these parameters have the encoder, and the layers, that the configuration speaks of."""
+    if has_own_rates(config):
+        learning_rates(params, config)
+
+
 def learning_rates(params: PyTree, config: OptimizerConfig) -> PyTree:
     """Each parameter's learning rate over that of the head: a number, or ``[layers, 1, ...]`` where layers are stacked.
 
     The encoder is what lies below ``encoder``, at any depth; its layers are ``layer_0``, ``layer_1`` ... or a stack
     ``layers``; what is neither is its embeddings, below all layers.
+
+    Raises:
+        InputError: no encoder among the parameters, or fewer layers than are frozen.
     """
     leaves, tree = jax.tree_util.tree_flatten_with_path(params)
     names = [[str(getattr(key, "key", key)) for key in path] for path, _ in leaves]

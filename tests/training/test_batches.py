@@ -1,6 +1,7 @@
 """Routers of tokens: several devices and micro-batches make the update of one, and layers learn at their own rates."""
 
 import dataclasses
+import shutil
 from pathlib import Path
 
 import flax.linen as nn
@@ -13,7 +14,7 @@ import pytest
 from routerjax import InputError, data, losses, models, training
 from routerjax.config import OptimizerConfig, TrainingConfig
 from routerjax.training.state import learning_rates
-from tests.data.test_loader import LENGTHS, token_battles
+from tests.data.test_loader import token_battles
 
 ENCODER = models.BertEncoder(
     vocab_size=100, width=8, num_layers=2, num_heads=2, mlp_dim=16, max_positions=16, dropout_rate=0.0,
@@ -22,6 +23,7 @@ ENCODER = models.BertEncoder(
 MODULE = models.BertRouter(ENCODER, num_models=3, head="mean", dropout_rate=0.0)
 OPTIMIZER = OptimizerConfig(learning_rate=1e-3, warmup_fraction=0.0, final_fraction=1.0)
 BATTLES, TOKEN_IDS = token_battles()
+LENGTHS, ONE_LENGTH = (8, 16), (16,)  # each is compiled on its own
 
 
 @pytest.fixture(scope="module")
@@ -30,8 +32,11 @@ def params() -> dict:
     return nn.meta.unbox(MODULE.init(jax.random.key(0), example)["params"])
 
 
-def batches(group: tuple[int, ...], tokens: int = 32) -> data.TokenBatches:
-    return data.TokenBatches(BATTLES, TOKEN_IDS, lengths=LENGTHS, batch_tokens=tokens, group=group)
+def batches(
+    group: tuple[int, ...], *, battles: data.Preferences = BATTLES, lengths: tuple[int, ...] = LENGTHS
+) -> data.TokenBatches:
+    token_ids = TOKEN_IDS[: len(battles.unique_prompts)]
+    return data.TokenBatches(battles, token_ids, lengths=lengths, batch_tokens=32, group=group)
 
 
 def state_of(params: dict, transformation: object) -> training.TrainState:
@@ -90,13 +95,14 @@ def fit(params: dict, directory: Path, **changes: object) -> training.FitResult:
     arguments = {"training": config, "optimizer": dataclasses.replace(OPTIMIZER, learning_rate=1e-2), "resume": False}
     arguments |= changes
     group = training.batch_group(arguments["training"])
+    train, validation = arguments.pop("train", BATTLES), arguments.pop("validation", BATTLES)
+    lengths = arguments.pop("lengths", LENGTHS)
     return training.fit_batches(
         MODULE,
-        batches(group),
-        batches(()),
+        batches(group, battles=train, lengths=lengths),
+        batches((), battles=validation, lengths=lengths),
         params=params,
         loss=losses.preference_loss,
-        num_battles=len(BATTLES),
         directory=directory,
         progress=False,
         **arguments,
@@ -106,30 +112,29 @@ def fit(params: dict, directory: Path, **changes: object) -> training.FitResult:
 def test_it_learns_and_a_killed_run_resumes_bit_for_bit(params: dict, tmp_path: Path) -> None:
     whole = fit(params, tmp_path / "whole")
     assert whole.history[-1]["validation_loss"] < whole.history[0]["validation_loss"]
-    original = training.loop.MetricsLog.write
-
-    def killed(self: object, row: dict) -> None:
-        original(self, row)
-        if row["epoch"] == 3:
-            raise KeyboardInterrupt
-
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(training.loop.MetricsLog, "write", killed)
-        with pytest.raises(KeyboardInterrupt):
-            fit(params, tmp_path / "killed")
+    # What a run that is killed in its fourth epoch leaves; tests/training/test_loop.py kills one.
+    shutil.copytree(tmp_path / "whole", tmp_path / "killed")
+    shutil.rmtree(tmp_path / "killed" / "checkpoints" / "4")
+    other = dataclasses.replace(BATTLES, weight=2 * BATTLES.weight)
+    with pytest.raises(InputError, match=r"train_weight was .*, is .*; resume with the same configuration"):
+        fit(params, tmp_path / "killed", resume=True, train=other)
+    fewer = BATTLES.select(np.arange(len(BATTLES)) < len(BATTLES) // 2)
+    with pytest.raises(InputError, match=r"validation_battles was .*, is .*; resume with the same configuration"):
+        fit(params, tmp_path / "killed", resume=True, validation=fewer)
     resumed = fit(params, tmp_path / "killed", resume=True)
     jax.tree.map(np.testing.assert_array_equal, resumed.variables, whole.variables)
 
 
 def test_pmap_trains_too(params: dict, tmp_path: Path) -> None:
     config = TrainingConfig(epochs=1, devices="pmap", micro_batches=2)
-    result = fit(params, tmp_path, training=config)
+    result = fit(params, tmp_path, training=config, lengths=ONE_LENGTH)
     assert np.isfinite(result.best_loss)
 
 
 def test_it_stops_when_validation_gets_no_better(params: dict, tmp_path: Path) -> None:
     config = TrainingConfig(epochs=12, patience=2)
-    result = fit(params, tmp_path, training=config, optimizer=dataclasses.replace(OPTIMIZER, learning_rate=0.3))
+    optimizer = dataclasses.replace(OPTIMIZER, learning_rate=0.3)
+    result = fit(params, tmp_path, training=config, optimizer=optimizer, lengths=ONE_LENGTH)
     validation = [row["validation_loss"] for row in result.history]
     best = int(np.argmin(validation))
     assert result.best_epoch == best + 1

@@ -1,0 +1,81 @@
+"""From battles to trained variables on tokens, with the encoder itself."""
+
+from __future__ import annotations
+
+import logging
+from pathlib import Path
+
+import flax.linen as nn
+import numpy as np
+
+from routerjax import losses, training
+from routerjax.config import ExperimentConfig
+from routerjax.data import Preferences, TokenBatches
+from routerjax.features import TextTokenizer, tokenize_once
+from routerjax.training import FitResult
+from routerjax.typing import PyTree
+
+logger = logging.getLogger(__name__)
+
+
+def learn_on_tokens(
+    module: nn.Module,
+    train: Preferences,
+    held_out: Preferences | None,
+    tokenizer: TextTokenizer,
+    config: ExperimentConfig,
+    *,
+    params: PyTree,
+    directory: Path,
+    resume: bool,
+) -> FitResult:
+    """Train a router that reads text.
+
+    Args:
+        module: from tokens to scores.
+        train: battles to learn from.
+        held_out: battles that the best epoch is chosen by, or None.
+        tokenizer: of the module's encoder.
+        config: the loss, the optimiser, and the batches.
+        params: where training starts, see :func:`routerjax.router.pretrained_params`.
+        directory: of the training state.
+        resume: go on from its last checkpoint.
+
+    Raises:
+        InputError: as :func:`routerjax.training.fit_batches` and :func:`routerjax.features.tokenize_once`.
+    """
+    group = training.batch_group(config.training)
+    batches = _batches(train, tokenizer, config.training.batch_tokens, group)
+    return training.fit_batches(
+        module,
+        batches,
+        None if held_out is None else _batches(held_out, tokenizer, config.training.batch_tokens, ()),
+        params=params,
+        loss=losses.make_preference_loss(config.router.loss),
+        optimizer=config.optimizer,
+        training=config.training,
+        directory=directory,
+        resume=resume,
+    )
+
+
+def _batches(battles: Preferences, tokenizer: TextTokenizer, batch_tokens: int, group: tuple[int, ...]) -> TokenBatches:
+    token_ids = tokenize_once(tokenizer, battles.unique_prompts, progress=True)
+    batches = TokenBatches(
+        battles,
+        token_ids,
+        lengths=tokenizer.lengths,
+        batch_tokens=batch_tokens,
+        group=group,
+        padding_id=tokenizer.padding_id,
+    )
+    logger.info(
+        "%d prompts of %.0f tokens on average; %.0f %% of what is computed is padding",
+        *(len(token_ids), np.mean([len(ids) for ids in token_ids]), 100 * batches.padding_share),
+    )
+    full = sum(len(ids) == tokenizer.max_length for ids in token_ids)
+    if full:
+        logger.info(
+            "%d prompts fill all %d tokens that are read; what is longer is cut at the end", full, tokenizer.max_length
+        )
+    return batches
