@@ -118,10 +118,19 @@ def printed(result: evaluation.BenchmarkResult, *, width: int, is_terminal: bool
     return console.export_text()
 
 
+LONG_NAME = "a-router of a long [bold]name, it is true"
+
+
+@pytest.fixture(scope="module")
+def long_result() -> evaluation.BenchmarkResult:
+    return evaluation.evaluate({**win_probs(), LONG_NAME: win_probs()["good"]}, BENCHMARK, num_samples=100)
+
+
 @pytest.mark.parametrize(("width", "longest"), [(60, 76), (80, 80), (100, 100), (200, 109)])
-def test_a_figure_and_its_interval_stay_on_one_line(width: int, longest: int) -> None:
-    name = "a-router of a long [bold]name, it is true"
-    result = evaluation.evaluate({**win_probs(), name: win_probs()["good"]}, BENCHMARK, num_samples=100)
+def test_a_figure_and_its_interval_stay_on_one_line(
+    long_result: evaluation.BenchmarkResult, width: int, longest: int
+) -> None:
+    name, result = LONG_NAME, long_result
     piped = printed(result, width=width, is_terminal=False)
     assert sum(name in line for line in piped.splitlines()) == 1
     text = printed(result, width=width)
@@ -137,8 +146,8 @@ def test_a_figure_and_its_interval_stay_on_one_line(width: int, longest: int) ->
     assert name.replace(" ", "") in "".join(line[: longest - 68] for line in text.splitlines()).replace(" ", "")
 
 
-def test_a_title_is_broken_on_a_terminal_alone() -> None:
-    long = dataclasses.replace(evaluation.evaluate(win_probs(), BENCHMARK, num_samples=10), strong="strong " * 30)
+def test_a_title_is_broken_on_a_terminal_alone(long_result: evaluation.BenchmarkResult) -> None:
+    long = dataclasses.replace(long_result, strong="strong " * 30)
     assert max(map(len, printed(long, width=80).splitlines())) <= 80
     assert "strong " * 30 in printed(long, width=80, is_terminal=False)
 

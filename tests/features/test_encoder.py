@@ -3,6 +3,7 @@
 import json
 from pathlib import Path
 
+import jax
 import numpy as np
 import pytest
 import tokenizers
@@ -23,14 +24,14 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 def test_each_prompt_alone_or_among_others_is_the_same(folder: Path) -> None:
     encoder = features.load_encoder(folder, max_length=40)
-    together = encoder.encode(PROMPTS)
+    apply, together = jax.jit(encoder.module.apply), encoder.encode(PROMPTS)
     assert together.shape == (len(PROMPTS), WIDTH)
     assert together.dtype == np.float32
     np.testing.assert_allclose(np.linalg.norm(together, axis=1), 1, rtol=1e-5)
     for row, prompt in enumerate(PROMPTS):
         query = encoder.tokenize([prompt])
         assert query["token_ids"].shape[1] == query["attention_mask"].sum() <= 40
-        np.testing.assert_allclose(together[row], encoder.module.apply(encoder.variables, query)[0], atol=1e-5)
+        np.testing.assert_allclose(together[row], apply(encoder.variables, query)[0], atol=1e-5)
     assert encoder.encode([]).shape == (0, WIDTH)
 
 

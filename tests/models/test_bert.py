@@ -108,9 +108,9 @@ def test_attention_whose_logits_are_far_apart_is_finite() -> None:
 def test_a_row_of_nothing_but_padding_is_finite() -> None:
     module = models.SentenceEmbedding(ENCODER)
     query = {"token_ids": jnp.zeros((2, 4), jnp.int32), "attention_mask": jnp.zeros((2, 4), jnp.int32)}
-    embedding, variables = module.init_with_output(jax.random.key(0), query)
+    embedding, variables = jax.jit(module.init_with_output)(jax.random.key(0), query)
     assert np.isfinite(embedding).all()
-    gradient = jax.grad(lambda variables: module.apply(variables, query).sum())(variables)
+    gradient = jax.jit(jax.grad(lambda variables: module.apply(variables, query).sum()))(variables)
     assert all(np.isfinite(leaf).all() for leaf in jax.tree.leaves(gradient))
 
 

@@ -157,8 +157,8 @@ def test_the_mean_of_attention_dropout_is_no_dropout() -> None:
     attention = models.layers.SelfAttention(2, dropout_rate=0.3, initializer_range=0.5)
     hidden, is_token = jax.random.normal(jax.random.key(0), (10, 8)), query()["attention_mask"][1:2, :10] > 0
     variables = attention.init(jax.random.key(1), hidden, is_token)
-    draw = jax.vmap(
-        lambda key: attention.apply(variables, hidden, is_token, deterministic=False, rngs={"dropout": key})
+    draw = jax.jit(
+        jax.vmap(lambda key: attention.apply(variables, hidden, is_token, deterministic=False, rngs={"dropout": key}))
     )
     drawn = draw(jax.random.split(jax.random.key(2), 2_000))
     error = np.abs(drawn.mean(axis=0) - attention.apply(variables, hidden, is_token))
