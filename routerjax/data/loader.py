@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Iterator, Sequence
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import numpy as np
 from jaxtyping import Int, Int32
@@ -149,10 +149,8 @@ class TokenBatches:
         def grouped(leaf: np.ndarray) -> np.ndarray:
             return leaf.reshape(*self.group, *leaf.shape[1:])
 
-        query = {"token_ids": grouped(token_ids), "attention_mask": grouped(mask)}
-        return PreferenceBatch(
-            query=query,  # type: ignore[arg-type] - numpy until a step takes it
-            **{name: grouped(leaf) for name, leaf in columns.items()},  # type: ignore[arg-type]
-            outcome=grouped(outcome),  # type: ignore[arg-type]
-            weight=grouped(weight),  # type: ignore[arg-type]
-        )
+        columns |= {"outcome": outcome, "weight": weight}
+        # Any, since leaves are numpy's until a step takes them.
+        fields: dict[str, Any] = {name: grouped(leaf) for name, leaf in columns.items()}
+        query: Any = {"token_ids": grouped(token_ids), "attention_mask": grouped(mask)}
+        return PreferenceBatch(query=query, **fields)

@@ -2,13 +2,19 @@
 
 from __future__ import annotations
 
-from typing import cast
+from typing import Protocol, cast
 
 import flax.linen as nn
 import jax.numpy as jnp
 from jaxtyping import Array, Float
 
 from routerjax.typing import Query
+
+
+class _Scorer(Protocol):
+    """What every family has, and nn.Module has not."""
+
+    num_models: int
 
 
 class WithTie(nn.Module):
@@ -23,7 +29,7 @@ class WithTie(nn.Module):
     @property
     def num_models(self) -> int:
         """Columns that are models."""
-        return cast(int, getattr(self.scorer, "num_models"))  # noqa: B009 - every family has it, nn.Module has not
+        return cast(_Scorer, self.scorer).num_models
 
     @nn.compact
     def __call__(self, query: Query, *, deterministic: bool = True) -> Float[Array, "batch columns"]:

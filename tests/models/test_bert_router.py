@@ -31,8 +31,7 @@ def initial(module: nn.Module) -> dict:
     """Random parameters, biases too, in the module's form; drawn by numpy, which compiles nothing."""
     rng = np.random.default_rng(0)
     shapes = nn.meta.unbox(jax.eval_shape(module.init, jax.random.key(0), query()))["params"]
-    draw = lambda leaf: jnp.asarray(0.3 * rng.standard_normal(leaf.shape), leaf.dtype)  # noqa: E731
-    return jax.tree.map(draw, shapes)
+    return jax.tree.map(lambda leaf: jnp.asarray(0.3 * rng.standard_normal(leaf.shape), leaf.dtype), shapes)
 
 
 def scores_of(module: nn.Module, params: dict, own: dict) -> jax.Array:
@@ -42,6 +41,10 @@ def scores_of(module: nn.Module, params: dict, own: dict) -> jax.Array:
 def loss(module: nn.Module, params: dict, **arguments) -> jax.Array:
     scores = module.apply({"params": params}, query(), **arguments)
     return losses.bradley_terry(scores[:, 0] - scores[:, 1], jnp.asarray([1.0, 0.0, 0.7])).mean()
+
+
+def training_loss(module: nn.Module, params: dict, stream: str, key: jax.Array) -> jax.Array:
+    return loss(module, params, deterministic=False, rngs={stream: key})
 
 
 @pytest.mark.parametrize(
@@ -146,7 +149,7 @@ def test_hidden_and_attention_dropout_each_act_in_training_alone() -> None:
         encoder = tiny(**{"dropout_rate": 0.0, "attention_dropout_rate": 0.0, **rates, **form})
         router = models.BertRouter(encoder, num_models=2, dropout_rate=0.0)
         params = initial(router)
-        noisy = jax.jit(lambda key: loss(router, params, deterministic=False, rngs={"dropout": key}))  # noqa: B023
+        noisy = jax.jit(functools.partial(training_loss, router, params, "dropout"))
         one, two, again = (noisy(jax.random.key(seed)) for seed in (1, 2, 1))
         clean = jax.jit(functools.partial(loss, router))(params)
         assert one == again
@@ -196,7 +199,7 @@ def test_embed_then_is_its_two_parts() -> None:
     # Each part is told that it is in training.
     for given, missing in (("dropout", "noise"), ("noise", "dropout")):
         with pytest.raises(flax.errors.InvalidRngError, match=missing):
-            jax.eval_shape(lambda key: loss(both, params, deterministic=False, rngs={given: key}), jax.random.key(0))  # noqa: B023
+            jax.eval_shape(functools.partial(training_loss, both, params, given), jax.random.key(0))
 
 
 def test_embed_then_passes_the_prompts_identity_on() -> None:
