@@ -16,8 +16,8 @@ $(VENV)/.installed: pyproject.toml
 demo: $(VENV)/.installed  ## the whole path on a simulated arena: train, evaluate, calibrate, export, score
 	$(BIN)/routerjax demo --output $(DEMO_OUTPUT)
 
-test: $(VENV)/.installed  ## the suite, on 2 processes; what a file prepares is prepared once
-	$(BIN)/python -m pytest -n 2 --dist loadfile -m 'not parity'
+test: $(VENV)/.installed  ## the suite, on 2 processes
+	$(BIN)/python -m pytest -n 2 -m 'not parity'
 
 lint: $(VENV)/.installed
 	$(BIN)/ruff check .
