@@ -10,12 +10,11 @@ from typing import NamedTuple
 import jax
 import jax.numpy as jnp
 import numpy as np
-from jaxtyping import Array, Float, Float64, Int, Key
+from jaxtyping import Array, Float, Float64, Int
 
 from routerjax.data import Benchmark
 from routerjax.evaluation.figures import Figure, figure
-from routerjax.metrics import prompt_counts
-from routerjax.metrics.bootstrap import CHUNK_ELEMENTS
+from routerjax.metrics import over_resamples
 
 # The share of all prompts that every router sends to the strong model here.
 STRONG_SHARE = 0.5
@@ -112,15 +111,12 @@ def evaluate_slices(
             weak=jnp.asarray(benchmark.quality[weak][order], jnp.float32),
             gain=jnp.asarray(gain[order], jnp.float32),
         )
-        exact, samples = jax.tree.map(
-            lambda leaf: np.asarray(leaf, np.float64),
-            _resample(
-                jax.random.key(seed),
-                prompts,
-                jnp.asarray(sent[:, order], jnp.float32),
-                num_slices=len(names),
-                num_samples=num_samples,
-            ),
+        statistics = partial(
+            _statistics, prompts=prompts, sent=jnp.asarray(sent[:, order], jnp.float32), num_slices=len(names)
+        )
+        exact = jax.tree.map(lambda leaf: np.asarray(leaf[0], np.float64), statistics(jnp.ones((1, len(order)))))
+        samples = over_resamples(
+            statistics, num_prompts=len(order), num_samples=num_samples, seed=seed, elements=sent.size
         )
         for column, name in enumerate(names):
             chosen = slice_id == column
@@ -174,45 +170,25 @@ def _partitions(benchmark: Benchmark) -> Iterator[tuple[str, list[str], Int[np.n
     yield "length", names, np.searchsorted(ends, length)
 
 
+@partial(jax.jit, static_argnames="num_slices")
 def _statistics(
-    counts: Float[Array, "prompts"], prompts: _Prompts, sent: Float[Array, "routers prompts"], num_slices: int
+    counts: Float[Array, "samples prompts"], prompts: _Prompts, sent: Float[Array, "routers prompts"], num_slices: int
 ) -> _Statistics:
-    """Figures with each prompt taken ``counts`` times; NaN where a slice is empty."""
-    count = counts[prompts.order]
+    """Figures ``[samples, routers, slices]`` with each prompt taken ``counts`` times; NaN where a slice is empty."""
 
-    def total(column: Float[Array, "prompts"]) -> Float[Array, "slices"]:
-        return jax.ops.segment_sum(column, prompts.slice_id, num_slices, indices_are_sorted=True)
+    def of_router(counts: Float[Array, "prompts"], sent: Float[Array, "prompts"]) -> _Statistics:
+        count = counts[prompts.order]
 
-    size, weak, gain = total(count), total(count * prompts.weak), total(count * prompts.gain)
-    # How many prompts of the same slice have a larger gain.
-    before = jnp.cumsum(count) - count - (jnp.cumsum(size) - size)[prompts.slice_id]
+        def total(column: Float[Array, "prompts"]) -> Float[Array, "slices"]:
+            return jax.ops.segment_sum(column, prompts.slice_id, num_slices, indices_are_sorted=True)
 
-    def of_router(sent: Float[Array, "prompts"]) -> _Statistics:
+        size, weak, gain = total(count), total(count * prompts.weak), total(count * prompts.gain)
+        # How many prompts of the same slice have a larger gain.
+        before = jnp.cumsum(count) - count - (jnp.cumsum(size) - size)[prompts.slice_id]
         calls, gained = total(count * sent), total(count * sent * prompts.gain)
         taken = jnp.clip(calls[prompts.slice_id] - before, 0.0, count)
         best = total(taken * prompts.gain)
         share = calls / size
         return _Statistics(share, (weak + gained) / size, (gained - share * gain) / size, (best - gained) / size)
 
-    return jax.vmap(of_router)(sent)
-
-
-@partial(jax.jit, static_argnames=("num_slices", "num_samples"))
-def _resample(
-    key: Key[Array, ""],
-    prompts: _Prompts,
-    sent: Float[Array, "routers prompts"],
-    *,
-    num_slices: int,
-    num_samples: int,
-) -> tuple[_Statistics, _Statistics]:
-    """The figures on all prompts, and on each resample (a leading axis)."""
-    num_prompts = sent.shape[1]
-
-    def one(sample: Int[Array, ""]) -> _Statistics:
-        counts = prompt_counts(jax.random.fold_in(key, sample), num_prompts)
-        return _statistics(counts, prompts, sent, num_slices)
-
-    batch_size = max(1, CHUNK_ELEMENTS // sent.size)
-    samples = jax.lax.map(one, jnp.arange(num_samples), batch_size=batch_size)
-    return _statistics(jnp.ones(num_prompts), prompts, sent, num_slices), samples
+    return jax.vmap(jax.vmap(of_router, in_axes=(None, 0)), in_axes=(0, None))(counts, sent)

@@ -7,6 +7,7 @@ from routerjax.metrics.bootstrap import BootstrapSamples as BootstrapSamples
 from routerjax.metrics.bootstrap import Interval as Interval
 from routerjax.metrics.bootstrap import Ranking as Ranking
 from routerjax.metrics.bootstrap import bootstrap as bootstrap
+from routerjax.metrics.bootstrap import over_resamples as over_resamples
 from routerjax.metrics.bootstrap import percentile_interval as percentile_interval
 from routerjax.metrics.bootstrap import prompt_counts as prompt_counts
 from routerjax.metrics.bootstrap import rank_prompts as rank_prompts

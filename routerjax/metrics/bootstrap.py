@@ -7,10 +7,10 @@ router. So a resample costs cumulative sums, and routers are compared on the sam
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from functools import partial
-from typing import NamedTuple
+from typing import NamedTuple, TypeVar
 
 import jax
 import jax.numpy as jnp
@@ -22,6 +22,9 @@ from routerjax.metrics.columns import Column, check_columns, quality_gain
 
 # Elements of one intermediate array; a dozen such arrays are alive at a time.
 CHUNK_ELEMENTS = 2**20
+CHUNK_SAMPLES = 64
+
+StatisticsT = TypeVar("StatisticsT")
 
 
 class Interval(NamedTuple):
@@ -87,6 +90,34 @@ def prompt_counts(key: Key[Array, ""], num_prompts: int) -> Float[Array, "prompt
     """How often each prompt is drawn in ``num_prompts`` draws with replacement: float32 integers that sum to it."""
     drawn = jax.random.randint(key, (num_prompts,), 0, num_prompts)
     return jnp.zeros(num_prompts, jnp.float32).at[drawn].add(1.0)
+
+
+def over_resamples(
+    statistics: Callable[[Float[Array, "samples prompts"]], StatisticsT],
+    *,
+    num_prompts: int,
+    num_samples: int,
+    seed: int,
+    elements: int,
+) -> StatisticsT:
+    """What ``statistics`` of the prompts' counts are on each resample: leaves float64 ``[samples, ...]``.
+
+    Resamples are taken in chunks of one size whatever their number, so that ``statistics`` is compiled once.
+
+    Args:
+        statistics: of counts ``[samples, prompts]``, see :func:`prompt_counts`, to leaves ``[samples, ...]``.
+        num_prompts: in the benchmark.
+        num_samples: resamples, at least 1.
+        seed: of the resamples.
+        elements: numbers that ``statistics`` holds for one resample; bounds a chunk.
+    """
+    key = jax.random.key(seed)
+    chunk = min(CHUNK_SAMPLES, max(1, CHUNK_ELEMENTS // elements))
+    parts = [
+        statistics(_resample(key, jnp.arange(start, start + chunk), num_prompts))
+        for start in range(0, num_samples, chunk)
+    ]
+    return jax.tree.map(lambda *leaves: np.concatenate(leaves, dtype=np.float64)[:num_samples], *parts)
 
 
 def weighted_apgr_and_cpt(
@@ -202,15 +233,17 @@ def bootstrap(
         raise InputError(f"PGR targets must be finite, such as 0.5; got {list(targets)}")
     if not shares or not all(0.0 <= share <= 1.0 for share in shares):
         raise InputError(f"strong shares must be at least one number in [0, 1], such as 0.5; got {list(shares)}")
-    rankings = [rank_prompts(column, quality_strong, quality_weak) for column in win_prob.values()]
-    apgr, cpt, pgr = _resample(
-        jax.random.key(seed),
-        jax.tree.map(lambda *leaves: jnp.stack(leaves), *rankings),
-        jnp.asarray(targets, jnp.float32),
-        jnp.asarray(shares, jnp.float32),
+    ranked = [rank_prompts(column, quality_strong, quality_weak) for column in win_prob.values()]
+    rankings = Ranking(*(jnp.asarray(np.stack(leaves)) for leaves in zip(*ranked, strict=True)))
+    apgr, cpt, pgr = over_resamples(
+        lambda counts: _statistics(
+            counts, rankings, jnp.asarray(targets, jnp.float32), jnp.asarray(shares, jnp.float32)
+        ),
+        num_prompts=rankings.order.shape[1],
         num_samples=num_samples,
+        seed=seed,
+        elements=rankings.order.size,
     )
-    apgr, cpt, pgr = (np.asarray(samples, np.float64) for samples in (apgr, cpt, pgr))
     return {
         name: BootstrapSamples(
             apgr=apgr[:, row],
@@ -252,24 +285,20 @@ def percentile_interval(samples: Float[np.ndarray, "samples"], *, level: float =
     return Interval(float(samples[left_out]), float(samples[-1 - left_out]))
 
 
-@partial(jax.jit, static_argnames="num_samples")
-def _resample(
-    key: Key[Array, ""],
+@jax.jit
+@partial(jax.vmap, in_axes=(0, None, None, None))
+def _statistics(
+    counts: Float[Array, "prompts"],
     rankings: Ranking,
     targets: Float[Array, "targets"],
     shares: Float[Array, "shares"],
-    *,
-    num_samples: int,
-) -> tuple[
-    Float[Array, "samples routers"], Float[Array, "samples routers targets"], Float[Array, "samples routers shares"]
-]:
-    num_prompts = rankings.order.shape[1]
+) -> tuple[Float[Array, "routers"], Float[Array, "routers targets"], Float[Array, "routers shares"]]:
+    """APGR, CPT and PGR of each router; the leaves of ``rankings`` are stacked over routers."""
+    apgr, cpt = jax.vmap(weighted_apgr_and_cpt, in_axes=(None, 0, None))(counts, rankings, targets)
+    return apgr, cpt, jax.vmap(weighted_pgr, in_axes=(None, 0, None))(counts, rankings, shares)
 
-    def one(
-        sample: Int[Array, ""],
-    ) -> tuple[Float[Array, "routers"], Float[Array, "routers targets"], Float[Array, "routers shares"]]:
-        counts = prompt_counts(jax.random.fold_in(key, sample), num_prompts)
-        apgr, cpt = jax.vmap(weighted_apgr_and_cpt, in_axes=(None, 0, None))(counts, rankings, targets)
-        return apgr, cpt, jax.vmap(weighted_pgr, in_axes=(None, 0, None))(counts, rankings, shares)
 
-    return jax.lax.map(one, jnp.arange(num_samples), batch_size=max(1, CHUNK_ELEMENTS // rankings.order.size))
+@partial(jax.jit, static_argnums=2)
+@partial(jax.vmap, in_axes=(None, 0, None))
+def _resample(key: Key[Array, ""], sample: Int[Array, ""], num_prompts: int) -> Float[Array, "prompts"]:
+    return prompt_counts(jax.random.fold_in(key, sample), num_prompts)
