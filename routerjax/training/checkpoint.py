@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import Any
 
 import jax
+import jax.numpy as jnp
 import numpy as np
 import orbax.checkpoint as ocp
 
@@ -88,7 +89,9 @@ class Checkpoints:
             raise InputError(
                 f"{where} cannot be restored ({reason[0]}); remove that folder to go on from the one before it"
             ) from error
-        return number, restored["tree"], restored["note"]
+        # Orbax commits arrays to a device, for which jit compiles anew; these run in the programs of a whole run.
+        tree = jax.tree.map(lambda leaf: jnp.array(np.asarray(leaf)), restored["tree"])
+        return number, tree, restored["note"]
 
 
 @contextlib.contextmanager
