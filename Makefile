@@ -17,7 +17,7 @@ demo: $(VENV)/.installed  ## the whole path on a simulated arena: train, evaluat
 	$(BIN)/routerjax demo --output $(DEMO_OUTPUT)
 
 test: $(VENV)/.installed  ## the suite, on 2 processes
-	$(BIN)/python -m pytest -n 2 -m 'not parity'
+	$(BIN)/python -m pytest -n 2 --dist loadgroup -m 'not parity'
 
 lint: $(VENV)/.installed
 	$(BIN)/ruff check .

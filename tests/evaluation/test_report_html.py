@@ -1,6 +1,7 @@
 """The page, parsed: what is drawn and printed is what was measured, and names are inert."""
 
 import dataclasses
+import functools
 import html
 import json
 import re
@@ -14,12 +15,15 @@ import pytest
 from routerjax import data, evaluation
 from routerjax.evaluation import report_html
 
+pytestmark = pytest.mark.xdist_group("report")  # one process evaluates
+
 NAUGHTY = "<script>alert(1)</script>"
 
 
-def make_results() -> list[evaluation.BenchmarkResult]:
+@functools.cache
+def results() -> list[evaluation.BenchmarkResult]:
     rng = np.random.default_rng(0)
-    results = []
+    found = []
     for name, num_prompts in (("tasks & <b>more</b>", 900), ("small", 60)):
         strong, weak = (rng.random(num_prompts) < chance for chance in (0.8, 0.5))
         benchmark = data.Benchmark(
@@ -33,12 +37,13 @@ def make_results() -> list[evaluation.BenchmarkResult]:
         good = 1 / (1 + np.exp(weak - 1.0 * strong + rng.standard_normal(num_prompts)))
         win_prob = {"good": good, NAUGHTY: rng.random(num_prompts).round(1)}
         win_prob |= evaluation.control_win_probs(benchmark, strong="big", weak="small")
-        results.append(evaluation.evaluate(win_prob, benchmark, num_samples=100))
-    return results
+        found.append(evaluation.evaluate(win_prob, benchmark, num_samples=100))
+    return found
 
 
-RESULTS = make_results()
-PAGE = evaluation.html_report(RESULTS)
+@functools.cache
+def page() -> str:
+    return evaluation.html_report(results())
 
 
 class Reader(HTMLParser):
@@ -86,15 +91,15 @@ class Reader(HTMLParser):
 @pytest.fixture(scope="module")
 def reader() -> Reader:
     found = Reader()
-    found.feed(PAGE)
+    found.feed(page())
     found.close()
     assert found.open == []
     return found
 
 
 def charts() -> list[ElementTree.Element]:
-    found = [ElementTree.fromstring(text) for text in re.findall(r"<svg class=\"chart.*?</svg>", PAGE, re.DOTALL)]
-    assert len(found) == len(RESULTS) * 3  # the curves, and the reliability of two routers
+    found = [ElementTree.fromstring(text) for text in re.findall(r"<svg class=\"chart.*?</svg>", page(), re.DOTALL)]
+    assert len(found) == len(results()) * 3  # the curves, and the reliability of two routers
     return found
 
 
@@ -106,7 +111,7 @@ def points(path: str) -> np.ndarray:
 
 def test_curves_and_bands_are_the_results() -> None:
     drawings = [chart for chart in charts() if "wide" in chart.attrib["class"]]
-    for result, chart in zip(RESULTS, drawings, strict=True):
+    for result, chart in zip(results(), drawings, strict=True):
         groups = {group.attrib["data-router"]: group for group in chart.iter("g") if "data-router" in group.attrib}
         assert list(groups) == list(result.routers)
         for name, group in groups.items():
@@ -136,7 +141,7 @@ def test_curves_and_bands_are_the_results() -> None:
 
 def test_reliability_points_are_the_bins() -> None:
     drawings = [chart for chart in charts() if "wide" not in chart.attrib["class"]]
-    expected = [result.routers[name].reliability for result in RESULTS for name in ("good", NAUGHTY)]
+    expected = [result.routers[name].reliability for result in results() for name in ("good", NAUGHTY)]
     for bins, chart in zip(expected, drawings, strict=True):
         said = [dot.find("title").text for dot in chart.iter("circle")]
         numbers = np.array([[float(n) for n in re.findall(r"\d+(?:\.\d+)?", text)] for text in said])
@@ -146,7 +151,7 @@ def test_reliability_points_are_the_bins() -> None:
 
 
 def test_tables_are_results_json(reader: Reader) -> None:
-    described = json.loads(json.dumps(evaluation.results_json(RESULTS), allow_nan=False))["benchmarks"]
+    described = json.loads(json.dumps(evaluation.results_json(results()), allow_nan=False))["benchmarks"]
     for benchmark, table in zip(described, reader.tables["figures"], strict=True):
         head, *rows = table
         assert {row[0] for row in rows} == set(benchmark["routers"])
@@ -171,7 +176,7 @@ def test_tables_are_results_json(reader: Reader) -> None:
 
 def test_domains_come_worst_first_the_rest_folded(reader: Reader) -> None:
     tables = iter(reader.tables["slices"])
-    for result in RESULTS:
+    for result in results():
         for name in ("good", NAUGHTY):
             domains = {part.name: part for part in result.slices if part.kind == "domain"}
             (_, *worst), (_, *rest), (_, *lengths) = next(tables), next(tables), next(tables)
@@ -190,16 +195,16 @@ def test_domains_come_worst_first_the_rest_folded(reader: Reader) -> None:
 
 
 def test_names_are_inert_and_nothing_comes_from_outside(reader: Reader) -> None:
-    assert NAUGHTY not in PAGE
+    assert NAUGHTY not in page()
     assert len(reader.scripts) == 2
     assert not {"b", "i", "img", "iframe"} & {tag for tag, _ in reader.tags}
     for tag, attributes in reader.tags:
         assert not any(name.startswith("on") for name in attributes), (tag, attributes)
         for name in ("href", "src"):
             assert attributes.get(name, "#").startswith(("#", "data:")), (tag, attributes)
-    assert "url(" not in PAGE
-    assert "@import" not in PAGE
-    assert "SECRET" not in PAGE
+    assert "url(" not in page()
+    assert "@import" not in page()
+    assert "SECRET" not in page()
     identities = [attributes["id"] for _, attributes in reader.tags if "id" in attributes]
     assert len(identities) == len(set(identities))
 
@@ -219,7 +224,7 @@ def test_a_router_keeps_its_colour(reader: Reader) -> None:
 def test_the_calculator_computes_what_python_does(reader: Reader) -> None:
     embedded, script = json.loads(reader.scripts[0]), reader.scripts[1]
     percent = np.arange(101)
-    for result, entry in zip(RESULTS, embedded, strict=True):
+    for result, entry in zip(results(), embedded, strict=True):
         assert (entry["benchmark"], entry["strong"]) == (result.benchmark, result.quality_strong)
         assert [own["name"] for own in entry["routers"]] == list(result.routers)
         for own, router in zip(entry["routers"], result.routers.values(), strict=True):
@@ -255,9 +260,9 @@ def calculator_fields(results: list[evaluation.BenchmarkResult]) -> dict[str, tu
 
 def test_prices_are_those_of_the_pair_or_blank() -> None:
     strong, weak = data.ROUTELLM_STRONG, data.ROUTELLM_WEAK
-    usual = [dataclasses.replace(result, strong=strong, weak=weak) for result in RESULTS]
-    own, known = calculator_fields(RESULTS), calculator_fields(usual)
-    mixed = calculator_fields([RESULTS[0], usual[1]])
+    usual = [dataclasses.replace(result, strong=strong, weak=weak) for result in results()]
+    own, known = calculator_fields(results()), calculator_fields(usual)
+    mixed = calculator_fields([results()[0], usual[1]])
     assert own["weak_output"] == ("small (weak), output", "")
     assert known["weak_output"] == (f"{weak} (weak), output", "0.24")
     assert known["strong_input"] == (f"{strong} (strong), input", "10.0")
@@ -265,4 +270,4 @@ def test_prices_are_those_of_the_pair_or_blank() -> None:
     for fields in (own, known, mixed):
         assert len(fields) == 7
         assert fields["requests"] == ("requests per day", "10000")
-    assert ("fill in all four" in PAGE, "fill in all four" in evaluation.html_report(usual)) == (True, False)
+    assert ("fill in all four" in page(), "fill in all four" in evaluation.html_report(usual)) == (True, False)

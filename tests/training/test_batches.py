@@ -73,7 +73,7 @@ def without_key_bias(tree: dict) -> dict:
 
 def test_devices_and_micro_batches_make_the_gradient_and_the_update_of_one_batch(params: dict) -> None:
     # 8 devices with 2 micro-batches each, against one device that takes the same prompts as one batch.
-    grouped = [batch for batch in batches((8, 2)).shuffled(seed=0, epoch=0)]
+    grouped = [batch for batch in batches((8, 2), lengths=ONE_LENGTH).shuffled(seed=0, epoch=0)]
 
     def joined(batch: data.TokenBatches) -> object:
         """The same battles as one batch without leading axes."""
