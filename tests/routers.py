@@ -1,16 +1,17 @@
 """Small routers on a tiny encoder."""
 
 import dataclasses
+import functools
 from pathlib import Path
 
+import flax.linen as nn
 import jax
 import jax.numpy as jnp
 
 from routerjax import Router, features
 from routerjax import models as modules
-from routerjax.config import OptimizerConfig
 from routerjax.router import load_reader, make_module, pretrained_params
-from routerjax.training import create_state, make_optimizer
+from routerjax.typing import PyTree
 from tests.encoders import save_tiny_encoder
 
 NAMES = ("big", "medium", "small")
@@ -23,8 +24,6 @@ def tiny_router(folder: Path, **changes: object) -> Router:
         save_tiny_encoder(source)
     spec = features.load_encoder(source, max_length=48).spec
     module = modules.MatrixFactorization(num_models=3, model_dim=8)
-    example = {"embedding": jnp.zeros((1, spec.width))}
-    params = create_state(module, example, make_optimizer(OptimizerConfig(), 1), key=jax.random.key(5)).params
     router = Router(
         family="mf",
         attributes={"model_dim": 8},
@@ -32,10 +31,16 @@ def tiny_router(folder: Path, **changes: object) -> Router:
         strong="big",
         weak="small",
         features=spec,
-        variables={"params": jax.tree.map(lambda leaf: 3 * leaf, params)},
+        variables={"params": _random_params(module, spec.width)},
         provenance={"made by": "a test"},
     )
     return dataclasses.replace(router, **changes)
+
+
+@functools.partial(jax.jit, static_argnums=(0, 1))
+def _random_params(module: nn.Module, width: int) -> PyTree:
+    variables = nn.meta.unbox(module.init(jax.random.key(5), {"embedding": jnp.zeros((1, width))}))
+    return jax.tree.map(lambda leaf: 3 * leaf, variables["params"])
 
 
 def tiny_text_router(

@@ -4,7 +4,6 @@ import dataclasses
 from pathlib import Path
 
 import jax
-import jax.numpy as jnp
 import numpy as np
 import pytest
 import scipy.optimize
@@ -15,6 +14,7 @@ from tests.routers import tiny_router
 
 WORDS = ("what", "prove", "poem", "country", "primes", "write", "please")
 METHODS = ("temperature", "platt", "isotonic")
+apply_calibration = jax.jit(calibration.apply_calibration)
 
 
 def overconfident(count: int = 3000, *, seed: int = 0) -> tuple[np.ndarray, np.ndarray]:
@@ -49,7 +49,7 @@ def test_isotonic_is_that_of_sklearn_between_its_knots_too() -> None:
     fitted = calibration.fit_calibration(win_prob, label, method="isotonic")
     reference = IsotonicRegression(out_of_bounds="clip").fit(win_prob, label)
     grid = np.linspace(0, 1, 301)
-    found = calibration.apply_calibration(fitted, jnp.asarray(grid, jnp.float32))
+    found = apply_calibration(fitted, grid.astype(np.float32))
     # A steep piece multiplies the rounding of its float32 knots.
     np.testing.assert_allclose(found, reference.predict(grid), atol=1e-4)
 
@@ -62,8 +62,7 @@ def test_it_mends_overconfidence_and_keeps_the_order(method: str) -> None:
     error = metrics.expected_calibration_error(calibrated, label)
     assert error < 0.5 * metrics.expected_calibration_error(win_prob, label)
     fitted = calibration.fit_calibration(win_prob, label, method=method)
-    grid = jnp.linspace(0, 1, 1001)
-    mapped = np.asarray(jax.jit(calibration.apply_calibration)(fitted, grid))
+    mapped = np.asarray(apply_calibration(fitted, np.linspace(0, 1, 1001, dtype=np.float32)))
     assert (np.diff(mapped) >= 0).all()
     assert mapped.min() >= 0
     assert mapped.max() <= 1
@@ -132,7 +131,7 @@ def test_a_calibrated_router_is_saved_loaded_and_exported(tmp_path: Path, method
     own = battles.select(np.arange(400))
     label = np.where(own.model_a == 0, own.label, 1 - own.label)
     fitted = calibration.fit_calibration(router.win_prob(own.prompts), label, method=method)
-    np.testing.assert_allclose(mapped, calibration.apply_calibration(fitted, jnp.asarray(raw)), atol=1e-6)
+    np.testing.assert_allclose(mapped, apply_calibration(fitted, raw), atol=1e-6)
     np.testing.assert_array_equal(calibrated.win_prob(prompts, "medium"), router.win_prob(prompts, "medium"))
     save_router(calibrated, tmp_path / "calibrated")
     np.testing.assert_array_equal(load_router(tmp_path / "calibrated").win_prob(prompts), mapped)

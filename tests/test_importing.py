@@ -5,6 +5,7 @@ import json
 import logging
 from pathlib import Path
 
+import jax
 import numpy as np
 import pyarrow as pa
 import pytest
@@ -153,7 +154,7 @@ def test_similarity_weighted_ranking_from_battles_and_aligned_embeddings(tmp_pat
     tier = models.battle_tiers(batch, num_models=4, num_tiers=3)
     memory = {"memory": models.similarity_weighted_memory(batch, tier=tier)}
     module = models.SimilarityWeighted(num_models=4, num_tiers=3)
-    scores = module.apply(memory, {"embedding": given.embedding})
+    scores = jax.jit(module.apply)(memory, {"embedding": given.embedding})
     np.testing.assert_allclose(router.scores(given), scores, rtol=1e-4, atol=1e-4)
     assert export.export_stablehlo(router, tmp_path / "bundle")["from_embedding"] <= 1e-6
 

@@ -12,6 +12,8 @@ from sklearn.metrics import log_loss
 from routerjax import InputError, losses
 from routerjax.typing import PreferenceBatch
 
+# Compiled whole: op by op, each operation would be a program of its own.
+bradley_terry = jax.jit(losses.bradley_terry)
 MARGINS = st.floats(-30, 30, width=32)
 LABELS = st.floats(0, 1, width=32)
 
@@ -27,28 +29,28 @@ LABELS = st.floats(0, 1, width=32)
     ],
 )
 def test_hand_values(margin: float, label: float, expected: float) -> None:
-    loss = losses.bradley_terry(jnp.float32(margin), jnp.float32(label))
+    loss = bradley_terry(np.float32(margin), np.float32(label))
     np.testing.assert_allclose(loss, expected, rtol=1e-6)
 
 
 def test_equals_sklearn_log_loss() -> None:
     rng = np.random.default_rng(0)
     margin, wins = rng.normal(size=200).astype(np.float32), rng.integers(2, size=200)
-    ours = losses.bradley_terry(jnp.asarray(margin), jnp.asarray(wins, jnp.float32)).mean()
-    np.testing.assert_allclose(ours, log_loss(wins, 1 / (1 + np.exp(-margin.astype(float)))), rtol=1e-6)
+    ours = np.asarray(bradley_terry(margin, wins.astype(np.float32)))
+    np.testing.assert_allclose(ours.mean(), log_loss(wins, 1 / (1 + np.exp(-margin.astype(float)))), rtol=1e-6)
 
 
 def test_extremes_are_finite_and_linear() -> None:
-    margin = jnp.asarray([-1e4, -100.0, 100.0, 1e4])
-    np.testing.assert_allclose(losses.bradley_terry(margin, jnp.ones(4)), [1e4, 100.0, 0.0, 0.0], atol=1e-6)
-    gradient = jax.vmap(jax.grad(losses.bradley_terry))(margin, jnp.ones(4))
+    margin, label = np.asarray([-1e4, -100.0, 100.0, 1e4], np.float32), np.ones(4, np.float32)
+    loss, gradient = jax.jit(jax.vmap(jax.value_and_grad(losses.bradley_terry)))(margin, label)
+    np.testing.assert_allclose(loss, [1e4, 100.0, 0.0, 0.0], atol=1e-6)
     np.testing.assert_allclose(gradient, [-1.0, -1.0, 0.0, 0.0], atol=1e-6)
 
 
 @given(margin=MARGINS, label=LABELS)
 def test_swapping_the_sides_changes_nothing(margin: float, label: float) -> None:
-    one = losses.bradley_terry(jnp.float32(margin), jnp.float32(label))
-    other = losses.bradley_terry(jnp.float32(-margin), jnp.float32(1) - jnp.float32(label))
+    one = bradley_terry(np.float32(margin), np.float32(label))
+    other = bradley_terry(np.float32(-margin), np.float32(1) - np.float32(label))
     np.testing.assert_allclose(one, other, rtol=1e-5, atol=1e-6)
 
 
@@ -56,7 +58,8 @@ def test_swapping_the_sides_changes_nothing(margin: float, label: float) -> None
 def test_the_minimum_is_the_entropy_at_the_log_odds(label: float) -> None:
     best = np.log(label / (1 - label))
     entropy = -label * np.log(label) - (1 - label) * np.log(1 - label)
-    at = losses.bradley_terry(jnp.asarray([best - 0.1, best, best + 0.1], jnp.float32), jnp.full(3, label))
+    margin = np.asarray([best - 0.1, best, best + 0.1], np.float32)
+    at = np.asarray(bradley_terry(margin, np.full(3, label, np.float32)))
     np.testing.assert_allclose(at[1], entropy, rtol=1e-5)
     assert at[1] < at[0]
     assert at[1] < at[2]
@@ -65,28 +68,28 @@ def test_the_minimum_is_the_entropy_at_the_log_odds(label: float) -> None:
 def test_gradients_and_jit() -> None:
     margin, label = jnp.linspace(-3, 3, 7), jnp.linspace(0, 1, 7)
     check_grads(losses.bradley_terry, (margin, label), order=2, modes=("fwd", "rev"), atol=1e-2, rtol=1e-2)
-    np.testing.assert_array_equal(jax.jit(losses.bradley_terry)(margin, label), losses.bradley_terry(margin, label))
+    np.testing.assert_array_equal(bradley_terry(margin, label), losses.bradley_terry(margin, label))
 
 
 def test_preference_loss_reads_the_right_scores() -> None:
-    scores = jnp.asarray([[0.0, 1.0, 5.0], [2.0, -1.0, 0.5]])
+    scores = np.asarray([[0.0, 1.0, 5.0], [2.0, -1.0, 0.5]], np.float32)
     batch = PreferenceBatch(
         query={},
-        query_index=jnp.asarray([1, 0]),
-        model_a=jnp.asarray([0, 1]),
-        model_b=jnp.asarray([1, 2]),
-        outcome=jnp.asarray([[1.0, 0.0, 0.0], [0.0, 1.0, 0.0]]),
-        weight=jnp.ones(2),
+        query_index=np.asarray([1, 0]),
+        model_a=np.asarray([0, 1]),
+        model_b=np.asarray([1, 2]),
+        outcome=np.asarray([[1.0, 0.0, 0.0], [0.0, 1.0, 0.0]], np.float32),
+        weight=np.ones(2, np.float32),
     )
-    np.testing.assert_allclose(losses.margin(scores, batch), [3.0, -4.0])
+    np.testing.assert_allclose(jax.jit(losses.margin)(scores, batch), [3.0, -4.0])
     expected = [np.log1p(np.exp(-3.0)), 0.5 * np.log1p(np.exp(4.0)) + 0.5 * np.log1p(np.exp(-4.0))]
-    np.testing.assert_allclose(losses.preference_loss(scores, batch), expected, rtol=1e-6)
+    np.testing.assert_allclose(jax.jit(losses.preference_loss)(scores, batch), expected, rtol=1e-6)
 
 
 def test_readout_is_the_sigmoid_of_the_margin() -> None:
-    scores = jnp.asarray([[np.log(3.0), 0.0, 9.0]])
-    np.testing.assert_allclose(losses.bradley_terry_readout(scores, 0, 1), [0.75], rtol=1e-6)
-    np.testing.assert_allclose(losses.bradley_terry_readout(scores, 1, 0), [0.25], rtol=1e-6)
+    scores, read = np.asarray([[np.log(3.0), 0.0, 9.0]], np.float32), jax.jit(losses.bradley_terry_readout)
+    np.testing.assert_allclose(read(scores, 0, 1), [0.75], rtol=1e-6)
+    np.testing.assert_allclose(read(scores, 1, 0), [0.25], rtol=1e-6)
 
 
 def reference_prob(loss: str, margin: float, tie: float) -> np.ndarray:
@@ -101,33 +104,33 @@ def reference_prob(loss: str, margin: float, tie: float) -> np.ndarray:
     return np.asarray([strength, nu * np.sqrt(strength), 1]) / total
 
 
-LOG_PROB = {"rao_kupper": losses.rao_kupper_log_prob, "davidson": losses.davidson_log_prob}
+LOG_PROB = {"rao_kupper": jax.jit(losses.rao_kupper_log_prob), "davidson": jax.jit(losses.davidson_log_prob)}
 
 
 @pytest.mark.parametrize("loss", LOG_PROB)
 @given(margin=st.floats(-12, 12, width=32), tie=st.floats(-6, 6, width=32))
 def test_outcomes_are_those_of_the_papers(loss: str, margin: float, tie: float) -> None:
-    found = LOG_PROB[loss](jnp.float32(margin), jnp.float32(tie))
+    found = np.asarray(LOG_PROB[loss](np.float32(margin), np.float32(tie)))
     np.testing.assert_allclose(np.exp(found), reference_prob(loss, margin, tie), rtol=2e-4, atol=1e-6)
-    other = LOG_PROB[loss](jnp.float32(-margin), jnp.float32(tie))
+    other = np.asarray(LOG_PROB[loss](np.float32(-margin), np.float32(tie)))
     np.testing.assert_allclose(found, other[::-1], rtol=1e-5, atol=1e-6)
 
 
 @pytest.mark.parametrize("loss", LOG_PROB)
 def test_outcomes_at_the_extremes_have_finite_logarithms_and_gradients(loss: str) -> None:
-    margin, tie = jnp.asarray([-1e4, 0.0, 1e4]), jnp.asarray([-40.0, 0.0, 40.0])
-    assert jnp.isfinite(LOG_PROB[loss](margin, tie)).all()
-    gradient = jax.grad(lambda both: LOG_PROB[loss](*both)[:, 1].sum())((margin, tie))
-    assert all(jnp.isfinite(leaf).all() for leaf in gradient)
+    margin, tie = np.asarray([-1e4, 0.0, 1e4], np.float32), np.asarray([-40.0, 0.0, 40.0], np.float32)
+    assert np.isfinite(LOG_PROB[loss](margin, tie)).all()
+    gradient = jax.jit(jax.grad(lambda both: LOG_PROB[loss](*both)[:, 1].sum()))((margin, tie))
+    assert all(np.isfinite(leaf).all() for leaf in gradient)
     check_grads(LOG_PROB[loss], (jnp.asarray([0.3, -2.0]), jnp.asarray([-0.5, 1.0])), order=1, modes=["rev"], rtol=1e-2)
 
 
-def three_battles() -> tuple[jax.Array, PreferenceBatch]:
+def three_battles() -> tuple[np.ndarray, PreferenceBatch]:
     """Two queries, three models, and a tie score as last column."""
-    scores = jnp.asarray([[1.0, 0.0, -1.0, 0.2], [0.5, 2.0, 0.0, -0.7]])
-    outcome = jnp.asarray([[1.0, 0.0, 0.0], [0.0, 1.0, 0.0], [0.2, 0.3, 0.5]])
-    index = jnp.asarray([0, 1, 1])
-    return scores, PreferenceBatch({}, index, jnp.asarray([0, 2, 1]), jnp.asarray([1, 0, 2]), outcome, jnp.ones(3))
+    scores = np.asarray([[1.0, 0.0, -1.0, 0.2], [0.5, 2.0, 0.0, -0.7]], np.float32)
+    outcome = np.asarray([[1.0, 0.0, 0.0], [0.0, 1.0, 0.0], [0.2, 0.3, 0.5]], np.float32)
+    index, model_a, model_b = np.asarray([[0, 1, 1], [0, 2, 1], [1, 0, 2]])
+    return scores, PreferenceBatch({}, index, model_a, model_b, outcome, np.ones(3, np.float32))
 
 
 @pytest.mark.parametrize("loss", ["rao_kupper", "davidson", "three_outcome"])
@@ -154,31 +157,39 @@ def test_three_labels_equal_sklearn_and_battles_the_other_way_round_are_read_bac
     outcome = np.eye(3)[drawn]
     batch = PreferenceBatch(
         {},
-        jnp.arange(50),
-        jnp.asarray(np.where(forward, 0, 1)),
-        jnp.asarray(np.where(forward, 1, 0)),
-        jnp.asarray(np.where(forward[:, None], outcome, outcome[:, ::-1]), jnp.float32),
-        jnp.ones(50),
+        np.arange(50),
+        np.where(forward, 0, 1),
+        np.where(forward, 1, 0),
+        np.where(forward[:, None], outcome, outcome[:, ::-1]).astype(np.float32),
+        np.ones(50, np.float32),
     )
     prob = np.exp(logits.astype(float)) / np.exp(logits.astype(float)).sum(axis=1, keepdims=True)
-    found = losses.make_preference_loss("three_labels")(jnp.asarray(logits), batch)
+    found = np.asarray(jax.jit(losses.make_preference_loss("three_labels"))(logits, batch))
     np.testing.assert_allclose(found.mean(), log_loss(drawn, prob, labels=[0, 1, 2]), rtol=1e-5)
-    read = losses.make_outcome_prob("three_labels")
-    np.testing.assert_allclose(read(jnp.asarray(logits), 0, 1), prob, rtol=1e-5)
-    np.testing.assert_allclose(read(jnp.asarray(logits), 1, 0), prob[:, ::-1], rtol=1e-5)
+    read = jax.jit(losses.make_outcome_prob("three_labels"), static_argnums=(1, 2))
+    np.testing.assert_allclose(read(logits, 0, 1), prob, rtol=1e-5)
+    np.testing.assert_allclose(read(logits, 1, 0), prob[:, ::-1], rtol=1e-5)
 
 
 @pytest.mark.parametrize("loss", ["rao_kupper", "davidson", "three_outcome", "three_labels"])
 def test_readouts(loss: str) -> None:
-    scores = jnp.asarray([[0.7, -0.4, 0.3]])
-    win, tie, lose = np.asarray(losses.make_outcome_prob(loss)(scores, 0, 1))[0]
+    scores, names = np.asarray([[0.7, -0.4, 0.3]], np.float32), ("half_tie", "win", "decisive")
+
+    @jax.jit
+    def read(scores: jax.Array) -> tuple[jax.Array, dict[str, jax.Array]]:
+        win_prob = {name: losses.make_readout(loss, name)(scores, 0, 1) for name in names}
+        return losses.make_outcome_prob(loss)(scores, 0, 1), win_prob
+
+    prob, win_prob = jax.device_get(read(scores))
+    win, tie, lose = prob[0]
     assert win + tie + lose == pytest.approx(1.0, abs=1e-6)
-    for name, expected in (("half_tie", (1 + win - lose) / 2), ("win", win), ("decisive", win / (win + lose))):
-        np.testing.assert_allclose(losses.make_readout(loss, name)(scores, 0, 1), [expected], rtol=1e-5)
+    for name, expected in zip(names, ((1 + win - lose) / 2, win, win / (win + lose)), strict=True):
+        np.testing.assert_allclose(win_prob[name], [expected], rtol=1e-5)
 
 
 def test_without_ties_the_expected_gain_is_twice_the_win_probability_minus_one() -> None:
-    prob = losses.make_outcome_prob("bradley_terry")(jnp.asarray([[jnp.log(3.0), 0.0]]), 0, 1)
+    outcome_prob = jax.jit(losses.make_outcome_prob("bradley_terry"))
+    prob = outcome_prob(np.asarray([[np.log(3.0), 0.0]], np.float32), 0, 1)
     np.testing.assert_allclose(prob, [[0.75, 0.0, 0.25]], rtol=1e-6)
 
 

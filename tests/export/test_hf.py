@@ -21,9 +21,9 @@ from tests.encoders import change_json, save_tiny_encoder
 from tests.routers import tiny_router, tiny_text_router
 
 
-@pytest.fixture
-def router(tmp_path: Path) -> Router:
-    return tiny_text_router(tmp_path, threshold=0.4)
+@pytest.fixture(scope="module")
+def router(tmp_path_factory: pytest.TempPathFactory) -> Router:
+    return tiny_text_router(tmp_path_factory.mktemp("router"), threshold=0.4)
 
 
 def test_a_written_folder_is_read_back_bit_for_bit(router: Router, tmp_path: Path) -> None:
@@ -56,7 +56,7 @@ def test_it_is_a_sentence_encoder_too(router: Router, tmp_path: Path) -> None:
     prompts = ["prove it", "a poem about primes"]
     query = encoder.tokenize(prompts)
     variables = {"params": router.variables["params"]["encoder"]}
-    hidden = np.asarray(router.reader.encoder.apply(variables, query))
+    hidden = np.asarray(jax.jit(router.reader.encoder.apply)(variables, query))
     mask = query["attention_mask"][:, :, None]
     expected = (hidden * mask).sum(axis=1) / mask.sum(axis=1)
     np.testing.assert_allclose(encoder.encode(prompts), expected, rtol=0, atol=1e-5)
@@ -135,9 +135,9 @@ def test_from_the_command_line_there_and_back(
 
 
 @pytest.fixture(scope="module")
-def written(tmp_path_factory: pytest.TempPathFactory) -> Path:
+def written(router: Router, tmp_path_factory: pytest.TempPathFactory) -> Path:
     folder = tmp_path_factory.mktemp("written")
-    export.export_hf(tiny_text_router(folder, threshold=0.4), folder / "out")
+    export.export_hf(router, folder / "out")
     return folder / "out"
 
 

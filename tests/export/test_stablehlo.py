@@ -80,8 +80,9 @@ def test_a_process_without_routerjax_gets_the_same_at_any_batch_and_length(
     for rows, found in zip(batches, answer["embedding"], strict=True):
         expected = router.win_prob(features.Embeddings(rows, router.features.fingerprint))
         np.testing.assert_allclose(found, expected, atol=1e-6)
+    apply = jax.jit(router.encoder.module.apply)
     for (ids, mask), found in zip(tokens, answer["tokens"], strict=True):
-        own = router.encoder.module.apply(router.encoder.variables, {"token_ids": ids, "attention_mask": mask})
+        own = apply(router.encoder.variables, {"token_ids": ids, "attention_mask": mask})
         expected = router.win_prob(features.Embeddings(np.asarray(own), router.features.fingerprint))
         np.testing.assert_allclose(found, expected, atol=1e-5)
 

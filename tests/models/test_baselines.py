@@ -1,5 +1,9 @@
 """The controls: random is uniform, kNN is the mean label of the neighbours, the oracle knows."""
 
+import functools
+
+import flax.linen as nn
+import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
@@ -8,7 +12,12 @@ from sklearn.neighbors import NearestNeighbors as SklearnNeighbors
 
 from routerjax import models, scoring
 from routerjax.prompts import prompt_ids
-from routerjax.typing import PreferenceBatch
+from routerjax.typing import PreferenceBatch, Variables
+
+
+@functools.partial(jax.jit, static_argnums=0)
+def apply(module: nn.Module, variables: Variables, query: dict) -> jax.Array:
+    return module.apply(variables, query)
 
 
 def test_random_is_uniform_for_every_pair_and_a_function_of_the_prompt() -> None:
@@ -17,7 +26,7 @@ def test_random_is_uniform_for_every_pair_and_a_function_of_the_prompt() -> None
     for strong, weak in ((0, 1), (2, 0)):
         win_prob = np.asarray(scoring.make_score_fn(module, strong=strong, weak=weak)({}, {"prompt_id": ids}))
         assert scipy.stats.kstest(win_prob, "uniform").pvalue > 0.01
-    scores = module.apply({}, {"prompt_id": ids})
+    scores = np.asarray(module.apply({}, {"prompt_id": ids}))
     np.testing.assert_array_equal(module.apply({}, {"prompt_id": ids[5:8]}), scores[5:8])
     assert not np.any(np.asarray(models.RandomScores(num_models=3, seed=1).apply({}, {"prompt_id": ids})) == scores)
 
@@ -27,6 +36,9 @@ def test_constant_scores_are_equal() -> None:
     np.testing.assert_array_equal(scores, np.zeros((4, 3)))
 
 
+remember = jax.jit(models.nearest_neighbors_memory, static_argnames="num_models")
+
+
 def pair_battles(num_prompts: int = 60, width: int = 5) -> PreferenceBatch:
     """One battle of models 0 and 1 on each prompt, half of them seen from the other side."""
     rng = np.random.default_rng(0)
@@ -34,24 +46,25 @@ def pair_battles(num_prompts: int = 60, width: int = 5) -> PreferenceBatch:
     swapped = rng.random(num_prompts) < 0.5
     return PreferenceBatch(
         query={
-            "embedding": jnp.asarray(rng.standard_normal((num_prompts, width)), jnp.float32),
-            "prompt_id": jnp.asarray(prompt_ids([str(row) for row in range(num_prompts)])),
+            "embedding": rng.standard_normal((num_prompts, width)).astype(np.float32),
+            "prompt_id": prompt_ids([str(row) for row in range(num_prompts)]),
         },
-        query_index=jnp.arange(num_prompts),
-        model_a=jnp.asarray(swapped, jnp.int32),
-        model_b=jnp.asarray(~swapped, jnp.int32),
-        outcome=jnp.asarray(np.where(swapped[:, None], outcome[:, ::-1], outcome), jnp.float32),
-        weight=jnp.ones(num_prompts),
+        query_index=np.arange(num_prompts, dtype=np.int32),
+        model_a=swapped.astype(np.int32),
+        model_b=(~swapped).astype(np.int32),
+        outcome=np.where(swapped[:, None], outcome[:, ::-1], outcome).astype(np.float32),
+        weight=np.ones(num_prompts, np.float32),
     )
 
 
 @pytest.mark.parametrize("k", [1, 7])
 def test_nearest_neighbors_is_the_mean_label(k: int) -> None:
     battles = pair_battles()
-    memory = models.nearest_neighbors_memory(battles, num_models=2)
+    memory = remember(battles, num_models=2)
     module = models.NearestNeighbors(num_models=2, k=k, smoothing=1e-4)
     embedding = np.random.default_rng(1).standard_normal((11, 5)).astype(np.float32)
-    win_prob = scoring.make_score_fn(module, strong=0, weak=1)({"memory": memory}, {"embedding": embedding})
+    score = jax.jit(scoring.make_score_fn(module, strong=0, weak=1))
+    win_prob = score({"memory": memory}, {"embedding": embedding})
     label = np.where(np.asarray(battles.model_a) == 0, battles.label, 1 - np.asarray(battles.label))
     neighbors = SklearnNeighbors(n_neighbors=k, metric="cosine").fit(np.asarray(battles.query["embedding"]))
     expected = label[neighbors.kneighbors(embedding, return_distance=False)].mean(axis=1)
@@ -60,9 +73,9 @@ def test_nearest_neighbors_is_the_mean_label(k: int) -> None:
 
 def test_a_prompt_is_not_its_own_neighbor() -> None:
     battles = pair_battles()
-    memory = models.nearest_neighbors_memory(battles, num_models=2)
+    memory = remember(battles, num_models=2)
     module = models.NearestNeighbors(num_models=2, k=1, smoothing=1e-4)
-    score = scoring.make_score_fn(module, strong=0, weak=1)
+    score = jax.jit(scoring.make_score_fn(module, strong=0, weak=1))
     label = np.where(np.asarray(battles.model_a) == 0, battles.label, 1 - np.asarray(battles.label))
     own = score({"memory": memory}, {"embedding": battles.query["embedding"]})
     np.testing.assert_allclose(own, label, atol=1e-3)
@@ -73,16 +86,17 @@ def test_a_prompt_is_not_its_own_neighbor() -> None:
 
 def test_a_model_without_battles_nearby_falls_back_on_its_prior() -> None:
     battles = pair_battles()
-    memory = models.nearest_neighbors_memory(battles, num_models=3)
-    scores = models.NearestNeighbors(num_models=3, k=5).apply({"memory": memory}, {"embedding": jnp.ones((1, 5))})
+    memory = remember(battles, num_models=3)
+    module = models.NearestNeighbors(num_models=3, k=5)
+    scores = np.asarray(apply(module, {"memory": memory}, {"embedding": np.ones((1, 5), np.float32)}))
     np.testing.assert_allclose(scores[0, 2], np.log(0.5), rtol=1e-6)
 
 
 def test_the_oracle_knows_and_says_when_it_does_not() -> None:
-    ids = jnp.asarray(prompt_ids(["a", "b"]))
-    quality = jnp.asarray([[1.0, 0.0], [0.0, 1.0]])
+    ids, oracle = prompt_ids(["a", "b"]), models.OracleScores(num_models=2)
+    quality = np.asarray([[1.0, 0.0], [0.0, 1.0]], np.float32)
     variables = {"memory": {"prompt_id": ids, "quality": quality}}
-    scores = models.OracleScores(num_models=2).apply(variables, {"prompt_id": ids[::-1]})
+    scores = apply(oracle, variables, {"prompt_id": ids[::-1]})
     np.testing.assert_array_equal(scores, quality[::-1])
-    unknown = models.OracleScores(num_models=2).apply(variables, {"prompt_id": jnp.asarray(prompt_ids(["c"]))})
+    unknown = apply(oracle, variables, {"prompt_id": prompt_ids(["c"])})
     assert np.isnan(unknown).all()

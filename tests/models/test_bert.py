@@ -1,5 +1,7 @@
 """The BERT encoder against a plain numpy forward, and its shapes at full size."""
 
+import functools
+from collections.abc import Callable
 from pathlib import Path
 
 import flax.linen as nn
@@ -53,6 +55,13 @@ def reference(tensors: dict[str, np.ndarray], token_ids: np.ndarray, mask: np.nd
     return hidden
 
 
+def initial(module: nn.Module, *inputs: object, scale: float) -> dict:
+    """Random variables, biases too, in the module's form; drawn by numpy, which compiles nothing."""
+    rng = np.random.default_rng(0)
+    shapes = nn.meta.unbox(jax.eval_shape(module.init, jax.random.key(0), *inputs))
+    return jax.tree.map(lambda leaf: scale * rng.standard_normal(leaf.shape, leaf.dtype), shapes)
+
+
 def our_params(tensors: dict[str, np.ndarray], folder: Path) -> dict:
     path = folder / "model.safetensors"
     safetensors.numpy.save_file({f"bert.{name}": tensor for name, tensor in tensors.items()}, path)
@@ -71,56 +80,73 @@ def test_equals_numpy_and_padding_changes_nothing(tmp_path: Path) -> None:
         token_ids[row, :length] = rng.integers(1, VOCAB, length)
         mask[row, :length] = 1
     token_ids[:, 9:] = 7  # what stands under the mask must not matter
-    hidden = ENCODER.apply({"params": params}, {"token_ids": token_ids, "attention_mask": mask})
+    query = {"token_ids": token_ids, "attention_mask": mask}
+
+    @jax.jit
+    def ours(params: dict) -> tuple[jax.Array, dict[bool, jax.Array]]:
+        modules = {normalize: models.SentenceEmbedding(ENCODER, normalize=normalize) for normalize in (True, False)}
+        pooled = {normalize: own.apply({"params": {"encoder": params}}, query) for normalize, own in modules.items()}
+        return ENCODER.apply({"params": params}, query), pooled
+
+    hidden, pooled = jax.device_get(ours(params))
     for row, length in enumerate(lengths):
         expected = reference(tensors, token_ids[row, :length], mask[row, :length])
         np.testing.assert_allclose(hidden[row, :length], expected, atol=2e-5)
     for normalize in (True, False):
-        pooled = models.SentenceEmbedding(ENCODER, normalize=normalize).apply(
-            {"params": {"encoder": params}}, {"token_ids": token_ids, "attention_mask": mask}
-        )
         for row, length in enumerate(lengths):
             mean = reference(tensors, token_ids[row, :length], mask[row, :length]).mean(axis=0)
             expected = mean / np.linalg.norm(mean) if normalize else mean
-            np.testing.assert_allclose(pooled[row], expected, atol=2e-5)
+            np.testing.assert_allclose(pooled[normalize][row], expected, atol=2e-5)
 
 
 def test_gelu_is_exact_keeps_nan_and_has_its_derivative() -> None:
     hidden = np.concatenate([np.linspace(-12, 12, 2001), [-40.0, 40.0, -6.0]]).astype(np.float32)
     expected = hidden * norm.cdf(hidden.astype(float))
-    np.testing.assert_allclose(gelu(jnp.asarray(hidden)), expected, rtol=1e-6, atol=1e-6)
-    slope = jax.vmap(jax.grad(gelu))(jnp.asarray(hidden))
+    activate = jax.jit(gelu)
+    np.testing.assert_allclose(activate(hidden), expected, rtol=1e-6, atol=1e-6)
+    slope = jax.jit(jax.vmap(jax.grad(gelu)))(hidden)
     np.testing.assert_allclose(slope, norm.cdf(hidden) + hidden * norm.pdf(hidden), atol=1e-6)
-    assert np.isnan(gelu(jnp.asarray([jnp.nan]))).all()
-    rounded = gelu(jnp.asarray(hidden, jnp.bfloat16))
+    assert np.isnan(activate(np.full(hidden.shape, np.nan, np.float32))).all()
+    rounded = activate(hidden.astype(jnp.bfloat16))
     assert rounded.dtype == jnp.bfloat16
-    np.testing.assert_allclose(rounded.astype(jnp.float32), expected, rtol=2**-7, atol=0.01)
+    np.testing.assert_allclose(np.asarray(rounded, np.float32), expected, rtol=2**-7, atol=0.01)
+
+
+def assert_value_and_gradient_are_finite(apply: Callable[[dict], jax.Array], variables: dict) -> None:
+    @functools.partial(jax.grad, has_aux=True)
+    def gradient_and_value(variables: dict) -> tuple[jax.Array, jax.Array]:
+        value = apply(variables)
+        return value.sum(), value
+
+    leaves = jax.tree.leaves(jax.jit(gradient_and_value)(variables))
+    assert all(np.isfinite(leaf).all() for leaf in leaves)
 
 
 def test_attention_whose_logits_are_far_apart_is_finite() -> None:
-    attention = SelfAttention(2, initializer_range=30.0)
-    hidden, is_token = jax.random.normal(jax.random.key(0), (6, 8)), jnp.ones((1, 6), bool)
-    mixed, variables = attention.init_with_output(jax.random.key(1), hidden, is_token)
-    gradient = jax.grad(lambda own: attention.apply(own, hidden, is_token).sum())(variables)
-    assert all(np.isfinite(leaf).all() for leaf in [mixed, *jax.tree.leaves(gradient)])
+    attention = SelfAttention(2)
+    hidden = np.random.default_rng(1).standard_normal((6, 8), np.float32)
+    is_token = np.ones((1, 6), bool)
+    variables = initial(attention, hidden, is_token, scale=30.0)
+    assert_value_and_gradient_are_finite(lambda own: attention.apply(own, hidden, is_token), variables)
 
 
 def test_a_row_of_nothing_but_padding_is_finite() -> None:
     module = models.SentenceEmbedding(ENCODER)
-    query = {"token_ids": jnp.zeros((2, 4), jnp.int32), "attention_mask": jnp.zeros((2, 4), jnp.int32)}
-    embedding, variables = jax.jit(module.init_with_output)(jax.random.key(0), query)
-    assert np.isfinite(embedding).all()
-    gradient = jax.jit(jax.grad(lambda variables: module.apply(variables, query).sum()))(variables)
-    assert all(np.isfinite(leaf).all() for leaf in jax.tree.leaves(gradient))
+    query = {name: np.zeros((2, 4), np.int32) for name in ("token_ids", "attention_mask")}
+    variables = initial(module, query, scale=0.02)
+    assert_value_and_gradient_are_finite(lambda own: module.apply(own, query), variables)
 
 
 def test_dropout_is_in_training_alone() -> None:
-    query = {"token_ids": jnp.ones((1, 4), jnp.int32), "attention_mask": jnp.ones((1, 4), jnp.int32)}
-    variables = ENCODER.init(jax.random.key(0), query)
-    clean = ENCODER.apply(variables, query)
-    one, two = (
-        ENCODER.apply(variables, query, deterministic=False, rngs={"dropout": jax.random.key(seed)}) for seed in (1, 2)
-    )
+    query = {name: np.ones((1, 4), np.int32) for name in ("token_ids", "attention_mask")}
+    variables = initial(ENCODER, query, scale=0.02)
+
+    @jax.jit
+    def apply(key: jax.Array) -> tuple[jax.Array, jax.Array]:
+        noisy = ENCODER.apply(variables, query, deterministic=False, rngs={"dropout": key})
+        return ENCODER.apply(variables, query), noisy
+
+    (clean, one), (_, two) = (jax.device_get(apply(jax.random.key(seed))) for seed in (1, 2))
     assert np.abs(one - clean).max() > 1e-3
     assert np.abs(one - two).max() > 1e-3
 

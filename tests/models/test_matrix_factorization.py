@@ -1,5 +1,6 @@
 """Matrix factorisation against its formula in numpy, in the paper's form and the published code's."""
 
+import flax.linen as nn
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -9,13 +10,14 @@ from routerjax import losses, models, training
 from routerjax.config import OptimizerConfig
 
 
-def initialised(module: models.MatrixFactorization, *, width: int = 5, batch: int = 3) -> tuple[dict, jax.Array]:
-    embedding = jax.random.normal(jax.random.key(1), (batch, width))
-    params = training.create_state(
-        module, {"embedding": embedding}, training.make_optimizer(OptimizerConfig(), 1), key=jax.random.key(0)
-    ).params
+def initialised(module: models.MatrixFactorization, *, width: int = 5, batch: int = 3) -> tuple[dict, np.ndarray]:
+    """Random parameters in the module's form, and embeddings; drawn by numpy, which compiles nothing."""
+    rng = np.random.default_rng(0)
+    embedding = rng.standard_normal((batch, width), np.float32)
+    shapes = nn.meta.unbox(jax.eval_shape(module.init, jax.random.key(0), {"embedding": embedding}))["params"]
+    params = jax.tree.map(lambda leaf: 0.5 * rng.standard_normal(leaf.shape, leaf.dtype), shapes)
     if module.bias:
-        params["prompt_projection"]["bias"] = jnp.arange(module.model_dim, dtype=jnp.float32)
+        params["prompt_projection"]["bias"] = np.arange(module.model_dim, dtype=np.float32)
     return params, embedding
 
 
@@ -31,26 +33,28 @@ def test_formula(bias: bool, normalize_models: bool) -> None:
     if normalize_models:
         v = v / np.linalg.norm(v, axis=1, keepdims=True)
     expected = [[w2 @ (v[m] * (w1.T @ e + b)) for m in range(4)] for e in np.asarray(embedding, float)]
-    np.testing.assert_allclose(module.apply({"params": params}, {"embedding": embedding}), expected, rtol=2e-5)
+    scores = jax.jit(module.apply)({"params": params}, {"embedding": embedding})
+    np.testing.assert_allclose(scores, expected, rtol=2e-5)
 
 
 def test_noise_is_on_the_prompt_and_in_training_alone() -> None:
     module = models.MatrixFactorization(num_models=3, model_dim=4, noise_std=0.5)
     params, embedding = initialised(module, batch=20_000)
     query = {"embedding": embedding}
-    clean = module.apply({"params": params}, query)
-    noisy = module.apply({"params": params}, query, deterministic=False, rngs={"noise": jax.random.key(3)})
+    apply = jax.jit(module.apply, static_argnames="deterministic")
+    clean = np.asarray(apply({"params": params}, query))
+    noisy = apply({"params": params}, query, deterministic=False, rngs={"noise": jax.random.key(3)})
     kernel = np.asarray(params["prompt_projection"]["kernel"], float)
     per_model = kernel @ (np.asarray(params["model_embedding"]) * np.asarray(params["classifier"])).T
     expected = 0.5 * np.linalg.norm(per_model, axis=0)
     np.testing.assert_allclose(np.std(noisy - clean, axis=0), expected, rtol=0.03)
-    np.testing.assert_array_equal(clean, module.apply({"params": params}, query))
+    np.testing.assert_array_equal(clean, apply({"params": params}, query))
 
 
 def test_a_pair_collapses_to_one_vector() -> None:
     module = models.MatrixFactorization(num_models=4, model_dim=6)
     params, embedding = initialised(module)
-    scores = module.apply({"params": params}, {"embedding": embedding})
+    scores = np.asarray(jax.jit(module.apply)({"params": params}, {"embedding": embedding}))
     difference = params["classifier"] * (params["model_embedding"][2] - params["model_embedding"][0])
     direction = params["prompt_projection"]["kernel"] @ difference
     offset = params["prompt_projection"]["bias"] @ difference
@@ -72,7 +76,8 @@ def test_one_step_changes_every_parameter() -> None:
     battles = random_battles()
     module = models.MatrixFactorization(num_models=NUM_MODELS, model_dim=8)
     optimizer = training.make_optimizer(OptimizerConfig(warmup_fraction=0.0), 10)
-    state = training.create_state(module, battles.query, optimizer, key=jax.random.key(0))
+    initialise = jax.jit(lambda key: training.create_state(module, battles.query, optimizer, key=key))
+    state = initialise(jax.random.key(0))
     before = jax.tree.map(np.asarray, state.params)
     step = training.jit_step(training.make_train_step(module, losses.preference_loss, optimizer))
     after, _ = step(state, battles, jax.random.key(1))
