@@ -16,8 +16,9 @@ $(VENV)/.installed: pyproject.toml
 demo: $(VENV)/.installed  ## the whole path on a simulated arena: train, evaluate, calibrate, export, score
 	$(BIN)/routerjax demo --output $(DEMO_OUTPUT)
 
+# Most of the suite's time is XLA optimising programs that run once; .ci/run also runs it with all optimisations.
 test: $(VENV)/.installed  ## the suite, on 2 processes
-	$(BIN)/python -m pytest -n 2 --dist loadgroup -m 'not parity'
+	JAX_DISABLE_MOST_OPTIMIZATIONS=1 $(BIN)/python -m pytest -n 2 --dist loadgroup -m 'not parity'
 
 lint: $(VENV)/.installed
 	$(BIN)/ruff check .
