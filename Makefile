@@ -17,8 +17,9 @@ demo: $(VENV)/.installed  ## the whole path on a simulated arena: train, evaluat
 	$(BIN)/routerjax demo --output $(DEMO_OUTPUT)
 
 # Most of the suite's time is XLA optimising programs that run once; .ci/run also runs it with all optimisations.
+test: export JAX_DISABLE_MOST_OPTIMIZATIONS ?= 1
 test: $(VENV)/.installed  ## the suite, on 2 processes
-	JAX_DISABLE_MOST_OPTIMIZATIONS=1 $(BIN)/python -m pytest -n 2 --dist loadgroup -m 'not parity'
+	$(BIN)/python -m pytest -n 2 --dist loadgroup -m 'not parity'
 
 lint: $(VENV)/.installed
 	$(BIN)/ruff check .

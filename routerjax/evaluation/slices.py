@@ -111,12 +111,15 @@ def evaluate_slices(
             weak=jnp.asarray(benchmark.quality[weak][order], jnp.float32),
             gain=jnp.asarray(gain[order], jnp.float32),
         )
-        statistics = partial(
-            _statistics, prompts=prompts, sent=jnp.asarray(sent[:, order], jnp.float32), num_slices=len(names)
-        )
-        exact = jax.tree.map(lambda leaf: np.asarray(leaf[0], np.float64), statistics(jnp.ones((1, len(order)))))
+        arguments = (prompts, jnp.asarray(sent[:, order], jnp.float32), len(names))
+        exact = _statistics(jnp.ones((1, len(order))), *arguments)
+        exact = jax.tree.map(lambda leaf: np.asarray(leaf[0], np.float64), exact)
         samples = over_resamples(
-            statistics, num_prompts=len(order), num_samples=num_samples, seed=seed, elements=sent.size
+            lambda counts, arguments=arguments: _statistics(counts, *arguments),
+            num_prompts=len(order),
+            num_samples=num_samples,
+            seed=seed,
+            elements=sent.size,
         )
         for column, name in enumerate(names):
             chosen = slice_id == column
@@ -170,25 +173,26 @@ def _partitions(benchmark: Benchmark) -> Iterator[tuple[str, list[str], Int[np.n
     yield "length", names, np.searchsorted(ends, length)
 
 
-@partial(jax.jit, static_argnames="num_slices")
+@partial(jax.jit, static_argnums=3)
+@partial(jax.vmap, in_axes=(0, None, None, None))
 def _statistics(
-    counts: Float[Array, "samples prompts"], prompts: _Prompts, sent: Float[Array, "routers prompts"], num_slices: int
+    counts: Float[Array, "prompts"], prompts: _Prompts, sent: Float[Array, "routers prompts"], num_slices: int
 ) -> _Statistics:
-    """Figures ``[samples, routers, slices]`` with each prompt taken ``counts`` times; NaN where a slice is empty."""
+    """Figures with each prompt taken ``counts`` times; NaN where a slice is empty."""
+    count = counts[prompts.order]
 
-    def of_router(counts: Float[Array, "prompts"], sent: Float[Array, "prompts"]) -> _Statistics:
-        count = counts[prompts.order]
+    def total(column: Float[Array, "prompts"]) -> Float[Array, "slices"]:
+        return jax.ops.segment_sum(column, prompts.slice_id, num_slices, indices_are_sorted=True)
 
-        def total(column: Float[Array, "prompts"]) -> Float[Array, "slices"]:
-            return jax.ops.segment_sum(column, prompts.slice_id, num_slices, indices_are_sorted=True)
+    size, weak, gain = total(count), total(count * prompts.weak), total(count * prompts.gain)
+    # How many prompts of the same slice have a larger gain.
+    before = jnp.cumsum(count) - count - (jnp.cumsum(size) - size)[prompts.slice_id]
 
-        size, weak, gain = total(count), total(count * prompts.weak), total(count * prompts.gain)
-        # How many prompts of the same slice have a larger gain.
-        before = jnp.cumsum(count) - count - (jnp.cumsum(size) - size)[prompts.slice_id]
+    def of_router(sent: Float[Array, "prompts"]) -> _Statistics:
         calls, gained = total(count * sent), total(count * sent * prompts.gain)
         taken = jnp.clip(calls[prompts.slice_id] - before, 0.0, count)
         best = total(taken * prompts.gain)
         share = calls / size
         return _Statistics(share, (weak + gained) / size, (gained - share * gain) / size, (best - gained) / size)
 
-    return jax.vmap(jax.vmap(of_router, in_axes=(None, 0)), in_axes=(0, None))(counts, sent)
+    return jax.vmap(of_router)(sent)

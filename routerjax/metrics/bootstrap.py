@@ -22,6 +22,7 @@ from routerjax.metrics.columns import Column, check_columns, quality_gain
 
 # Elements of one intermediate array; a dozen such arrays are alive at a time.
 CHUNK_ELEMENTS = 2**20
+# Resamples computed at once; those beyond the last one that is wanted are thrown away.
 CHUNK_SAMPLES = 64
 
 StatisticsT = TypeVar("StatisticsT")

@@ -219,6 +219,7 @@ def _init(module: nn.Module, key: Array) -> PyTree:
     return nn.meta.unbox(module.init(key, example))["params"]
 
 
+@functools.partial(jax.jit, static_argnames=("module", "leave_out"))
 def _initialised(module: nn.Module, key: Array, *, leave_out: str) -> PyTree:
     """Parameters but those of one part, which under jit are never made."""
-    return jax.jit(lambda key: {name: leaf for name, leaf in _init(module, key).items() if name != leave_out})(key)
+    return {name: leaf for name, leaf in _init(module, key).items() if name != leave_out}

@@ -15,6 +15,7 @@ from routerjax import InputError, data, losses, models, training
 from routerjax.config import OptimizerConfig, TrainingConfig
 from routerjax.training.state import learning_rates
 from tests.data.test_loader import token_battles
+from tests.training.battles import difference
 
 ENCODER = models.BertEncoder(
     vocab_size=100, width=8, num_layers=1, num_heads=2, mlp_dim=16, max_positions=16, dropout_rate=0.0,
@@ -54,10 +55,6 @@ def state_of(params: dict, transformation: object) -> training.TrainState:
     return training.create_state(MODULE, {}, transformation, key=jax.random.key(0), params=params)
 
 
-def difference(one: object, other: object) -> dict:
-    return jax.tree.map(lambda a, b: np.asarray(a) - np.asarray(b), one, other)
-
-
 def norm(tree: object) -> float:
     return float(np.sqrt(sum(np.sum(np.asarray(leaf, np.float64) ** 2) for leaf in jax.tree.leaves(tree))))
 
@@ -73,7 +70,7 @@ def without_key_bias(tree: dict) -> dict:
 
 def test_devices_and_micro_batches_make_the_gradient_and_the_update_of_one_batch(params: dict) -> None:
     # 8 devices with 2 micro-batches each, against one device that takes the same prompts as one batch.
-    grouped = [batch for batch in batches((8, 2), lengths=ONE_LENGTH).shuffled(seed=0, epoch=0)]
+    grouped = list(batches((8, 2), lengths=ONE_LENGTH).shuffled(seed=0, epoch=0))
 
     def joined(batch: data.TokenBatches) -> object:
         """The same battles as one batch without leading axes."""
@@ -165,14 +162,13 @@ def test_it_stops_when_validation_gets_no_better(params: dict, tmp_path: Path) -
 
 
 def test_learning_rates_by_layer(deeper_params: dict) -> None:
-    params = deeper_params
     config = OptimizerConfig(encoder_rate=0.5, layer_decay=0.1)
-    rates = learning_rates(params, config)
+    rates = learning_rates(deeper_params, config)
     assert rates["classifier"]["kernel"] == 1.0
     assert rates["encoder"]["layer_1"]["mlp_in"]["kernel"] == pytest.approx(0.5)
     assert rates["encoder"]["layer_0"]["mlp_in"]["kernel"] == pytest.approx(0.05)
     assert rates["encoder"]["token_embedding"] == pytest.approx(0.005)
-    stacked = {**params, "encoder": models.stack_layers(params["encoder"])}
+    stacked = {**deeper_params, "encoder": models.stack_layers(deeper_params["encoder"])}
     kernel = learning_rates(stacked, config)["encoder"]["layers"]["mlp_in"]["kernel"]
     np.testing.assert_allclose(np.ravel(kernel), [0.05, 0.5])
 
@@ -182,15 +178,14 @@ def update_of(transformation: optax.GradientTransformation, gradient: dict, para
 
 
 def test_the_update_is_scaled_and_what_is_frozen_stays(deeper_params: dict) -> None:
-    params = deeper_params
-    gradient = jax.tree.map(np.ones_like, params)
+    gradient = jax.tree.map(np.ones_like, deeper_params)
 
     def update(**changes: object) -> dict:
         transformation = training.make_optimizer(dataclasses.replace(OPTIMIZER, weight_decay=0.0, **changes), 5)
-        return update_of(transformation, gradient, params)
+        return update_of(transformation, gradient, deeper_params)
 
     plain, scaled = update(), update(encoder_rate=0.5, layer_decay=0.1)
-    rates = learning_rates(params, OptimizerConfig(encoder_rate=0.5, layer_decay=0.1))
+    rates = learning_rates(deeper_params, OptimizerConfig(encoder_rate=0.5, layer_decay=0.1))
     jax.tree.map(
         lambda one, rate, other: np.testing.assert_allclose(one * rate, other, rtol=1e-5), plain, rates, scaled
     )

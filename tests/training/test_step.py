@@ -9,7 +9,7 @@ import pytest
 from routerjax import InputError, losses, models, training
 from routerjax.config import OptimizerConfig
 from routerjax.typing import PreferenceBatch
-from tests.training.battles import NUM_MODELS, random_battles
+from tests.training.battles import NUM_MODELS, difference, random_battles
 
 BATTLES = random_battles()
 MODULE = models.MatrixFactorization(num_models=NUM_MODELS, model_dim=8)
@@ -20,14 +20,12 @@ def start(optimizer: optax.GradientTransformation, module: models.MatrixFactoriz
     return training.create_state(module, BATTLES.query, optimizer, key=jax.random.key(0))
 
 
+def flat(tree: object) -> np.ndarray:
+    return np.concatenate([np.ravel(leaf) for leaf in jax.tree.leaves(tree)])
+
+
 def relative(one: object, other: object) -> float:
-    pairs = zip(jax.tree.leaves(one), jax.tree.leaves(other), strict=True)
-    one, other = (np.concatenate([np.ravel(leaf) for leaf in leaves]) for leaves in zip(*pairs, strict=True))
-    return float(np.linalg.norm(one - other) / np.linalg.norm(other))
-
-
-def moved(before: object, after: object) -> object:
-    return jax.tree.map(lambda old, new: np.asarray(old) - np.asarray(new), before, after)
+    return float(np.linalg.norm(flat(one) - flat(other)) / np.linalg.norm(flat(other)))
 
 
 def test_padding_is_as_if_it_were_not_there() -> None:
@@ -53,7 +51,7 @@ def test_metrics_are_sums_and_the_gradient_is_of_the_weighted_mean() -> None:
         return jnp.average(each, weights=BATTLES.weight)
 
     loss, gradient = jax.jit(jax.value_and_grad(mean_loss))(state.params)
-    assert relative(moved(state.params, after.params), gradient) < 1e-5
+    assert relative(difference(state.params, after.params), gradient) < 1e-5
     np.testing.assert_allclose(metrics["weight_sum"], BATTLES.weight.sum(), rtol=1e-6)
     np.testing.assert_allclose(metrics["loss_sum"] / metrics["weight_sum"], loss, rtol=1e-6)
     np.testing.assert_allclose(metrics["gradient_norm"], optax.tree.norm(gradient), rtol=1e-5)
@@ -83,7 +81,7 @@ def test_eight_devices_have_the_gradient_of_one() -> None:
     initial = jax.tree.map(np.asarray, start(optimizer).params)
     one, _ = training.jit_step(step)(start(optimizer), batch, jax.random.key(0))
     eight, _ = training.pmap_step(step)(start(optimizer), training.split_batch(batch, 8), jax.random.key(0))
-    gradients = [moved(initial, state.params) for state in (eight, one)]
+    gradients = [difference(initial, state.params) for state in (eight, one)]
     assert relative(*gradients) < 1e-5
 
 
@@ -102,7 +100,7 @@ def test_eight_devices_make_the_update_of_one_over_five_steps() -> None:
         assert int(state.step) == 5
         assert state.params["classifier"].shape == (8,)  # no device axis
         assert metrics["loss_sum"].shape == ()
-        updates.append(moved(state.params, initial))
+        updates.append(difference(state.params, initial))
     assert relative(*updates) < 1e-3
 
 
