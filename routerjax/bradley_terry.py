@@ -166,9 +166,10 @@ def win_prob(ratings_a: Float[Array, "*batch"], ratings_b: Float[Array, "*batch"
 
 
 def tiers(ratings: Float[np.ndarray, "models"] | Float[Array, "models"], num_tiers: int) -> Int[np.ndarray, "models"]:
-    """Split models into contiguous tiers that minimise the sum of squared deviations from their tiers' means.
+    """Split models into contiguous tiers that minimise the sum of the tiers' variances.
 
-    Exact, by dynamic programming over the sorted ratings: O(models^2 * num_tiers).
+    ``argmin sum_tiers mean((rating - mean rating of the tier)^2)``: every tier counts alike, however many models it
+    holds. Exact, by dynamic programming over the sorted ratings: O(models^2 * num_tiers).
 
     Args:
         ratings: in any unit.
@@ -186,7 +187,8 @@ def tiers(ratings: Float[np.ndarray, "models"] | Float[Array, "models"], num_tie
         [1, 0, 0, 1]
 
     Reference:
-        RouteLLM (arXiv 2406.18665), section 4.1 and appendix A.
+        RouteLLM (arXiv 2406.18665), section 4.1 and appendix A; ``compute_tiers`` in
+        ``routellm/routers/similarity_weighted/utils.py`` of its code.
     """
     ratings = np.asarray(ratings, np.float64)
     if ratings.ndim != 1 or not np.isfinite(ratings).all():
@@ -201,12 +203,13 @@ def tiers(ratings: Float[np.ndarray, "models"] | Float[Array, "models"], num_tie
     num_models = ratings.size
     start, end = np.ogrid[: num_models + 1, : num_models + 1]
     size = np.maximum(end - start, 1)
-    deviation = squares[None, :] - squares[:, None] - (total[None, :] - total[:, None]) ** 2 / size
-    deviation = np.where(end > start, np.maximum(deviation, 0.0), np.inf)
+    mean = (total[None, :] - total[:, None]) / size
+    variance = np.maximum((squares[None, :] - squares[:, None]) / size - mean**2, 0.0)
+    variance = np.where(end - start == 1, 0.0, np.where(end > start, variance, np.inf))
     # best[e]: the least cost of the first e models in so many tiers; cut[k][e]: where the last of k + 1 tiers starts.
-    best, cuts = deviation[0], []
+    best, cuts = variance[0], []
     for _ in range(num_tiers - 1):
-        cost = best[:, None] + deviation
+        cost = best[:, None] + variance
         cuts.append(np.argmin(cost, axis=0))
         best = np.min(cost, axis=0)
     tier = np.zeros(num_models, np.int32)
@@ -228,7 +231,7 @@ def rated_tiers(
     num_tiers: int,
     prior: float = 1e-4,
 ) -> tuple[Float[np.ndarray, "models"], Int[np.ndarray, "models"]]:
-    """Rate the models of battles, which must connect all of them, and split them into tiers of least variance.
+    """Rate the models of battles, which must connect all of them, and split them into tiers (:func:`tiers`).
 
     Args:
         model_a, model_b, label, weight: as :func:`win_matrix`.

@@ -191,8 +191,8 @@ def test_win_prob():
     np.testing.assert_allclose(jax.jit(bradley_terry.win_prob)(jnp.zeros(3), ratings), [0.5, 0.25, 1.0], atol=1e-6)
 
 
-def deviation(ratings, tier):
-    return sum(((ratings[tier == each] - ratings[tier == each].mean()) ** 2).sum() for each in set(tier.tolist()))
+def sum_of_variances(ratings, tier):
+    return sum(np.var(ratings[tier == each]) for each in set(tier.tolist()))
 
 
 class TestTiers:
@@ -213,8 +213,12 @@ class TestTiers:
         for cuts in itertools.combinations(range(1, len(values)), num_tiers - 1):
             candidate = np.zeros(len(values), int)
             candidate[order] = np.searchsorted(cuts, np.arange(len(values)), side="right")
-            best = min(best, deviation(ratings, candidate))
-        assert deviation(ratings, tier) == pytest.approx(best, abs=1e-9)
+            best = min(best, sum_of_variances(ratings, candidate))
+        assert sum_of_variances(ratings, tier) == pytest.approx(best, abs=1e-9)
+
+    def test_a_tier_counts_alike_however_many_models_it_holds(self):
+        # {2} and the rest: variances 0 + .119, squares 1.31; {2, 1.2} and the zeros: .16 + 0, squares .32.
+        assert bradley_terry.tiers(np.array([2.0, 1.2] + [0.0] * 10), 2).tolist() == [0] + [1] * 11
 
     def test_a_large_offset_changes_nothing(self):
         ratings = np.random.default_rng(0).normal(size=64)

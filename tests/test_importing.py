@@ -19,6 +19,7 @@ from routerjax.pretrained import routellm
 from routerjax.prompts import prompt_sha256
 from routerjax.tables import write_table
 from tests.encoders import TEXTS, change_json, save_tiny_classifier
+from tests.golden import routellm_sw
 from tests.routellm import random_tensors, reference_win_prob, unit_rows, write_checkpoint
 
 STRONG, WEAK = "gpt-4-1106-preview", "mixtral-8x7b-instruct-v0.1"
@@ -157,6 +158,23 @@ def test_similarity_weighted_ranking_from_battles_and_aligned_embeddings(tmp_pat
     scores = jax.jit(module.apply)(memory, {"embedding": given.embedding})
     np.testing.assert_allclose(router.scores(given), scores, rtol=1e-4, atol=1e-4)
     assert export.export_stablehlo(router, tmp_path / "bundle")["from_embedding"] <= 1e-6
+
+
+def test_similarity_weighted_ranking_is_that_of_routellm(tmp_path: Path) -> None:
+    columns, embedding, queries = routellm_sw.arena()
+    # Each battle's prompt is a text of its own.
+    prompts = {"prompt": [f"a question with the number {row}" for row in range(len(embedding))]}
+    write_table(pa.table({**columns, **prompts}), str(tmp_path / "battles.parquet"))
+    write_table(pa.table({"embeddings": embedding.tolist()}), str(tmp_path / "embeddings.parquet"))
+    config = tmp_path / "config.yaml"
+    sources = f"arena_battle_datasets: [{tmp_path}/battles.parquet]\n  arena_embedding_datasets:"
+    settings = f"{sources} [{tmp_path}/embeddings.parquet]\n  num_tiers: {routellm_sw.NUM_TIERS}"
+    config.write_text(f"sw_ranking:\n  {settings}\n")
+    router = import_routellm_sw(config)
+    golden = json.loads(routellm_sw.GOLDEN.read_text())
+    assert dict(zip(router.models, np.asarray(router.variables["memory"]["tier"]), strict=True)) == golden["tier"]
+    win_rate = router.win_prob(features.Embeddings(queries, router.features.fingerprint))
+    np.testing.assert_allclose(win_rate, golden["win_rate"], rtol=0, atol=1e-3)
 
 
 @pytest.mark.parametrize(

@@ -27,7 +27,7 @@ class Tiering:
 
 
 def tier_models(battles: Preferences, num_tiers: int = 10, *, prior: float = 1e-4) -> Tiering:
-    """Rate all models by Bradley-Terry, and split them into tiers of least variance.
+    """Rate all models by Bradley-Terry, and split them into tiers whose variances have the least sum.
 
     Args:
         battles: in which every model of the vocabulary takes part, and which connect all models.

@@ -48,7 +48,7 @@ def by_brute_force(ratings: np.ndarray, num_tiers: int) -> np.ndarray:
     order = np.argsort(-ratings)
 
     def cost(cuts: tuple[int, ...]) -> float:
-        return sum(part.var() * part.size for part in np.split(ratings[order].astype(np.float64), cuts))
+        return sum(part.var() for part in np.split(ratings[order].astype(np.float64), cuts))
 
     cuts = min(itertools.combinations(range(1, len(ratings)), num_tiers - 1), key=cost)
     tier = np.empty(len(ratings), int)
