@@ -1,0 +1,239 @@
+"""What must hold of each command for any input. A property takes a place with good inputs, draws, and a new folder."""
+
+from __future__ import annotations
+
+import csv
+import io
+import json
+import shutil
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+from hypothesis import strategies as st
+
+from routerjax import load_router
+from routerjax.cli import main
+from tests.arena import save_arena
+from tests.encoders import save_tiny_classifier
+from tests.fuzz import configs, folders, tables
+from tests.fuzz.commands import Broken, run, strict_json
+
+STRONG, WEAK = "sim-large", "sim-small"
+PAIR = ["--strong", STRONG, "--weak", WEAK]
+PROMPTS = ("What is 2 + 2?", "Prove that pi is irrational.", "hello, world")
+
+
+@dataclass(frozen=True)
+class Place:
+    """A folder with good inputs.
+
+    Attributes:
+        root: holds ``arena/`` (battles, benchmark, encoder, config.py), ``router/``, ``text_router/``, ``classifier/``.
+        win_prob: of ``PROMPTS``, by the name of each of the two routers.
+    """
+
+    root: Path
+    win_prob: Mapping[str, np.ndarray]
+
+
+def make_place(root: Path) -> Place:
+    """Write the good inputs into an empty folder, and score with them."""
+    arena = root / "arena"
+    arena.mkdir()
+    save_arena(arena)
+    save_tiny_classifier(root / "classifier", (STRONG, WEAK))
+    battles, share = arena / "battles.parquet", "0.3"
+    commands = [
+        ["train", arena / "config.py", "--output", root / "run"],
+        ["calibrate", root / "run", "--prompts", battles, "--strong-share", share, "--output", root / "router"],
+        ["import", root / "classifier", "--format", "hf", *PAIR, "--output", root / "text_router"],
+    ]
+    for command in commands:
+        assert main([str(argument) for argument in command]) == 0
+    names = ("router", "text_router")
+    return Place(root, {name: load_router(root / name).win_prob(PROMPTS) for name in names})
+
+
+def score_a_table(place: Place, data: st.DataObject, folder: Path) -> None:
+    """Whatever table is scored: every row comes out with a probability, and the other columns as they came in."""
+    rows = [{"prompt": prompt, "id": f"{index:03}"} for index, prompt in enumerate(PROMPTS)]
+    path = tables.write(data, rows, folder, "prompts")
+    output = folder / f"out.{data.draw(st.sampled_from(['csv', 'jsonl', 'parquet']))}"
+    outcome = run(["score", place.root / "router", "--input", path, "--output", output])
+    if outcome.status != 0:
+        _require(not output.exists(), "a refused command left its output")
+        return
+    _require(output.is_file(), "exit 0 without output")
+    if output.suffix == ".jsonl":
+        scored = [strict_json(line) for line in output.read_text(encoding="utf-8").splitlines()]
+        _require(all(0 <= row["win_prob"] <= 1 for row in scored), f"win_prob outside [0, 1]: {scored}")
+        if path.suffix == ".jsonl":
+            lines = path.read_text(encoding="utf-8-sig", errors="surrogatepass").split("\n")
+            given = [json.loads(line) for line in lines if line.strip()]
+            _require(len(given) == len(scored), f"{len(given)} rows in, {len(scored)} out")
+    elif output.suffix == ".csv" and path.suffix == ".csv":
+        given, scored = (
+            list(csv.reader(io.StringIO(file.read_text("utf-8-sig"), newline=""))) for file in (path, output)
+        )
+        given = [row for row in given if row]
+        columns = len(given[0])
+        _require([row[:columns] for row in scored] == given, f"columns changed: {given} came out as {scored}")
+
+
+def score_standard_input(place: Place, data: st.DataObject, folder: Path) -> None:
+    """Any bytes on standard input: as many lines of strict JSON as prompts, or a refusal."""
+    lines = st.one_of(tables.texts, st.sampled_from(['{"prompt": "hi"}', '{"prompt": 1}', "[" * 100_000]))
+    text = "\n".join(data.draw(st.lists(lines, max_size=5), label="lines"))
+    stdin = tables.damaged(data, text.encode("utf-8", "surrogatepass"))
+    formats = data.draw(st.sampled_from([[], ["--input-format", "jsonl"], ["--input-format", "text"]]))
+    outcome = run(["score", place.root / "router", "--input", "-", *formats], stdin=stdin)
+    if outcome.status == 0:
+        rows = [strict_json(line) for line in outcome.out.splitlines()]
+        _require(bool(rows), "exit 0 without output")
+        _require(all(0 <= row["win_prob"] <= 1 for row in rows), f"win_prob outside [0, 1]: {rows}")
+
+
+def calibrate(place: Place, data: st.DataObject, folder: Path) -> None:
+    """Any table of prompts, or of battles: a router that loads and answers probabilities, or a refusal."""
+    output = folder / "calibrated"
+    if data.draw(st.booleans(), label="by battles"):
+        path = tables.write(data, _battles(data), folder, "battles")
+        method = data.draw(st.sampled_from(["temperature", "platt", "isotonic"]))
+        arguments = ["--battles", path, "--method", method]
+    else:
+        path = tables.write(data, [{"prompt": prompt} for prompt in PROMPTS], folder, "prompts")
+        share = data.draw(st.sampled_from(["0", "1", "0.5", "-1", "nan", "inf", "1e-300", "x", ""]))
+        arguments = ["--prompts", path, "--strong-share", share]
+    outcome = run(["calibrate", place.root / "router", *arguments, "--output", output])
+    if outcome.status == 0:
+        win_prob = load_router(output).win_prob(PROMPTS)
+        _require(bool(((win_prob >= 0) & (win_prob <= 1)).all()), f"win_prob outside [0, 1]: {win_prob}")
+    else:
+        _require(not output.exists(), "a refused command left its output")
+
+
+def evaluate(place: Place, data: st.DataObject, folder: Path) -> None:
+    """Any benchmark table and any outside scores: results in strict JSON, or a refusal."""
+    rows = [
+        {
+            "prompt_id": str(index),
+            "prompt": f"{PROMPTS[index % 3]} {index}",
+            "model": model,
+            "score": float(index % 3 == shift),
+        }
+        for index in range(6)
+        for shift, model in enumerate((STRONG, WEAK))
+    ]
+    benchmark = tables.write(data, rows, folder, "benchmark")
+    scores = [{"prompt": row["prompt"], "win_prob": 0.1 * index} for index, row in enumerate(rows[::2])]
+    arguments: list[object] = ["--benchmark", benchmark, *PAIR, "--samples", "20"]
+    if data.draw(st.booleans(), label="outside scores"):
+        arguments += ["--scores", tables.write(data, scores, folder, "scores")]
+    else:
+        arguments = [place.root / "router", *arguments]
+    output = folder / "evaluated"
+    outcome = run(["evaluate", *arguments, "--output", output])
+    if outcome.status == 0:
+        strict_json((output / "results.json").read_text(encoding="utf-8"))
+    else:
+        _require(not output.exists(), "a refused command left its output")
+
+
+def train_on_a_table(place: Place, data: st.DataObject, folder: Path) -> None:
+    """Any table of battles: a router that loads, or a refusal."""
+    path = tables.write(data, _battles(data), folder, "battles")
+    settings = [f"data.root={folder}", f"data.battles.0.path={path.name}", "training.epochs=1"]
+    family = data.draw(st.sampled_from(["mf", "sw", "knn"]), label="family")
+    settings += [f"router.family={family}", "router.attributes={}"]
+    _train(place, folder, ["--set", *settings])
+
+
+def train_with_settings(place: Place, data: st.DataObject, folder: Path) -> None:
+    """Any ``--set``: a router that loads, or a refusal."""
+    settings = data.draw(st.lists(configs.settings, min_size=1, max_size=2), label="settings")
+    _train(place, folder, ["--set", "training.epochs=1", *settings])
+
+
+def train_with_a_configuration(place: Place, data: st.DataObject, folder: Path) -> None:
+    """Any value in a configuration file: a router that loads, or a refusal."""
+    text = (place.root / "arena" / "config.py").read_text()
+    path = folder / "config.py"
+    path.write_text(configs.changed(data, text), encoding="utf-8", errors="surrogatepass")
+    _train(place, folder, [], config=path)
+
+
+def a_strangers_router(place: Place, data: st.DataObject, folder: Path) -> None:
+    """A router folder that was changed: it answers as it did, or it is refused; it reads no file but its own."""
+    name = data.draw(st.sampled_from(sorted(place.win_prob)), label="router")
+    router = folders.changed_copy(data, place.root / name, folder / "router")
+    stdin = "\n".join(PROMPTS).encode()
+    if data.draw(st.booleans(), label="calibrate it"):
+        arguments = ["--prompts", "-", "--strong-share", "0.5", "--output", folder / "out"]
+        run(["calibrate", router, *arguments], stdin=stdin)
+        _require(not folders.leaks(folder / "out"), "a file from outside of the router's folder was copied")
+        return
+    outcome = run(["score", router, "--input", "-"], stdin=stdin)
+    if outcome.status == 0:
+        win_prob = np.asarray([strict_json(line)["win_prob"] for line in outcome.out.splitlines()])
+        difference = np.abs(win_prob - place.win_prob[name]).max()
+        _require(bool(difference < 1e-6), f"another router's answers, and no word: {difference}")
+
+
+def a_strangers_classifier(place: Place, data: st.DataObject, folder: Path) -> None:
+    """A Hugging Face folder that was changed: a router that answers probabilities, or a refusal."""
+    source = folders.changed_copy(data, place.root / "classifier", folder / "classifier")
+    output = folder / "out"
+    outcome = run(
+        ["import", source, "--format", data.draw(st.sampled_from(["hf", "routellm-bert"])), *PAIR, "--output", output]
+    )
+    _require(not folders.leaks(output), "a file from outside of the folder was copied")
+    if outcome.status == 0:
+        run(["score", output, "--input", "-"], stdin="\n".join(PROMPTS).encode())
+
+
+def a_strangers_encoder(place: Place, data: st.DataObject, folder: Path) -> None:
+    """A sentence encoder's folder that was changed: a router is trained on it, or it is refused."""
+    encoder = folders.changed_copy(data, place.root / "arena" / "encoder", folder / "encoder")
+    _train(place, folder, ["--set", "training.epochs=1", f"features.encoder={encoder}", "features.max_length=16"])
+
+
+PROPERTIES: Mapping[str, Callable[[Place, st.DataObject, Path], None]] = {
+    function.__name__: function
+    for function in (
+        score_a_table,
+        score_standard_input,
+        calibrate,
+        evaluate,
+        train_on_a_table,
+        train_with_settings,
+        train_with_a_configuration,
+        a_strangers_router,
+        a_strangers_classifier,
+        a_strangers_encoder,
+    )
+}
+
+
+def _require(holds: bool, otherwise: str) -> None:
+    if not holds:
+        raise Broken(otherwise)
+
+
+def _battles(data: st.DataObject) -> list[tables.Row]:
+    # Few numbers of rows: another one is another compilation.
+    winners = ("model_a", "model_b", "tie")
+    return [
+        {"prompt": f"{PROMPTS[row % 3]} {row}", "model_a": STRONG, "model_b": WEAK, "winner": winners[row % 3]}
+        for row in range(12)
+    ]
+
+
+def _train(place: Place, folder: Path, arguments: list[object], config: Path | None = None) -> None:
+    output = folder / "run"
+    config = config or place.root / "arena" / "config.py"
+    outcome = run(["train", config, "--output", output, *arguments])
+    if outcome.status == 0:
+        load_router(output / "router")
+    shutil.rmtree(output, ignore_errors=True)
