@@ -13,7 +13,6 @@ from typing import cast
 
 import jax
 import numpy as np
-import safetensors.numpy
 from jaxtyping import Float32
 
 from routerjax.atomic import new_directory, refuse_existing
@@ -22,6 +21,7 @@ from routerjax.errors import InputError
 from routerjax.export.stablehlo import PLATFORMS, export_from_embedding, export_from_token_ids, flatten
 from routerjax.export.verification import reject
 from routerjax.features import Embeddings, SentenceEncoder
+from routerjax.pretrained import tensor_bytes
 from routerjax.router import Router
 
 FORMAT = "routerjax-stablehlo-1"
@@ -68,14 +68,14 @@ def export_stablehlo(
     if not reads_text and prompts is not None:
         raise InputError("golden prompts were given, but this router's bundle takes embeddings, not text")
     prompts = (list(prompts) if prompts is not None else list(golden_prompts())) if reads_text else []
-    files: dict[str, bytes] = {"router.safetensors": _tensor_bytes(flatten(router.variables))}
+    files: dict[str, bytes] = {"router.safetensors": tensor_bytes(flatten(router.variables))}
     golden: dict[str, np.ndarray] = {}
     if reads_text:
         encoder = None if router.reader is not None else cast(SentenceEncoder, router.encoder)
         tokenizer = router.tokenizer if encoder is None else encoder.tokenizer
         golden |= tokenizer.pad(tokenizer.token_ids(prompts))
         if encoder is not None:
-            files["encoder.safetensors"] = _tensor_bytes(flatten(encoder.variables))
+            files["encoder.safetensors"] = tensor_bytes(flatten(encoder.variables))
         files["tokenizer.json"] = tokenizer.tokenizer_json
         files["from_token_ids.stablehlo"] = bytes(export_from_token_ids(router, encoder).serialize())
     if router.reader is not None:
@@ -85,7 +85,7 @@ def export_stablehlo(
         golden["embedding"] = embedding
         files["from_embedding.stablehlo"] = bytes(export_from_embedding(router).serialize())
         win_prob = router.win_prob(Embeddings(embedding, router.features.fingerprint))
-    files["golden.safetensors"] = _tensor_bytes({**golden, "win_prob": win_prob})
+    files["golden.safetensors"] = tensor_bytes({**golden, "win_prob": win_prob})
     files["load.py"] = LOADER.read_bytes()
     description = {
         "format": FORMAT,
@@ -116,10 +116,6 @@ def _golden_embedding(router: Router, prompts: Sequence[str]) -> Float32[np.ndar
         return cast(SentenceEncoder, router.encoder).encode(prompts)
     embedding = np.random.default_rng(0).standard_normal((NUM_GOLDEN, router.features.width)).astype(np.float32)
     return embedding / np.linalg.norm(embedding, axis=1, keepdims=True)
-
-
-def _tensor_bytes(weights: dict[str, jax.Array] | dict[str, np.ndarray]) -> bytes:
-    return safetensors.numpy.save({name: np.ascontiguousarray(leaf) for name, leaf in weights.items()})
 
 
 def _verify(folder: Path, path: Path) -> dict[str, float]:

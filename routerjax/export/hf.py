@@ -12,7 +12,6 @@ from typing import cast
 
 import jax
 import numpy as np
-import safetensors.numpy
 import tokenizers
 
 from routerjax.atomic import new_directory, refuse_existing
@@ -20,7 +19,7 @@ from routerjax.errors import InputError
 from routerjax.export.bundle import golden_prompts
 from routerjax.export.verification import reject
 from routerjax.models import BertRouter, unstack_layers
-from routerjax.pretrained import BertConfig, bert_names, publish_weights
+from routerjax.pretrained import BertConfig, bert_names, publish_weights, tensor_bytes
 from routerjax.router import Router, TextReader, load_reader
 from routerjax.router.hf import SECTION, load_hf, read_settings, router_settings
 from routerjax.router.reader import TOKENIZER_CONFIG
@@ -61,7 +60,7 @@ def export_hf(router: Router, path: str | os.PathLike[str]) -> float:
     )
     names = bert_names(reader.encoder.model_type, head=True)
     # torch's loaders ask for the metadata that torch's savers write.
-    weights = safetensors.numpy.save(publish_weights(plain.variables["params"], names), metadata={"format": "pt"})
+    weights = tensor_bytes(publish_weights(plain.variables["params"], names), {"format": "pt"})
     settings = router_settings(plain, max_length, hashlib.sha256(weights).hexdigest())
     files = {
         **reader.files,

@@ -15,6 +15,7 @@ from routerjax.errors import InputError
 from routerjax.export.bundle import NUM_GOLDEN
 from routerjax.export.verification import reject
 from routerjax.features import Embeddings, routellm_features
+from routerjax.pretrained import tensor_bytes
 from routerjax.pretrained.routellm import MODELS, NAMINGS, WEIGHTS_FILE, Naming
 from routerjax.router import Router
 
@@ -52,10 +53,10 @@ def export_routellm(router: Router, path: str | os.PathLike[str], *, naming: Nam
         "prompt_projection/kernel": np.asarray(params["prompt_projection"]["kernel"]).T,
         "classifier": np.asarray(params["classifier"])[None, :],
     }
-    tensors = {NAMINGS[naming][name]: np.ascontiguousarray(leaf) for name, leaf in ours.items()}
+    tensors = {NAMINGS[naming][name]: leaf for name, leaf in ours.items()}
     with new_directory(path) as folder:
         # torch's loaders ask for the metadata that torch's savers write.
-        safetensors.numpy.save_file(tensors, folder / WEIGHTS_FILE, metadata={"format": "pt"})
+        (folder / WEIGHTS_FILE).write_bytes(tensor_bytes(tensors, {"format": "pt"}))
         difference, largest_score = _compare(router, folder / WEIGHTS_FILE, naming)
         if not difference <= TOLERANCE * max(1.0, largest_score):
             reject(folder, path, f"win probabilities differ by {difference:.1e}")

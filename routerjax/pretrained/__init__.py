@@ -4,7 +4,7 @@ from routerjax.pretrained import routellm
 from routerjax.pretrained.bert import BertConfig, bert_names, read_bert_config
 from routerjax.pretrained.files import file_sha256, parse_json, read_json
 from routerjax.pretrained.locate import MINILM, TOKENIZER_FILES, locate
-from routerjax.pretrained.weights import TensorNames, publish_weights, read_weights, weights_sha256
+from routerjax.pretrained.weights import TensorNames, publish_weights, read_weights, tensor_bytes, weights_sha256
 
 __all__ = [
     "MINILM",
@@ -20,5 +20,6 @@ __all__ = [
     "read_json",
     "read_weights",
     "routellm",
+    "tensor_bytes",
     "weights_sha256",
 ]

@@ -12,13 +12,15 @@ from typing import cast
 
 import flax.traverse_util
 import jax
+import jax.numpy as jnp
 import numpy as np
 import safetensors
+import safetensors.numpy
 from jaxtyping import Float32
 
 from routerjax.errors import InputError
 from routerjax.pretrained.files import file_sha256, read_json
-from routerjax.typing import PyTree
+from routerjax.typing import Array, PyTree
 
 logger = logging.getLogger(__name__)
 
@@ -84,7 +86,7 @@ def read_weights(path: Path, names: TensorNames, expected: PyTree, *, initial: P
     if new:
         logger.warning("%s gives no %s: initialised at random, to be trained", path, ", ".join(sorted(new)))
     both = {**found, **{name: np.asarray(leaf, np.float32) for name, leaf in new.items()}}
-    return jax.tree.map(np.ascontiguousarray, flax.traverse_util.unflatten_dict(both, sep="/"))
+    return jax.tree.map(_dense, flax.traverse_util.unflatten_dict(both, sep="/"))
 
 
 def publish_weights(params: PyTree, names: TensorNames) -> dict[str, Float32[np.ndarray, "..."]]:
@@ -99,8 +101,22 @@ def publish_weights(params: PyTree, names: TensorNames) -> dict[str, Float32[np.
         published = _rename(own, inverse)
         if published is None:
             raise InputError(f"the parameter {own} has no name in the published format")
-        tensors[published] = np.ascontiguousarray(np.asarray(leaf, np.float32).T if own.endswith("kernel") else leaf)
-    return tensors
+        tensors[published] = np.asarray(leaf, np.float32).T if own.endswith("kernel") else leaf
+    return jax.tree.map(_dense, tensors)
+
+
+def tensor_bytes(tensors: Mapping[str, Array | np.ndarray], metadata: Mapping[str, str] | None = None) -> bytes:
+    """Content of a safetensors file; shape, dtype and bits of each array are kept, as JAX holds it.
+
+    ``safetensors.numpy.load_file`` reads it back (its ``load`` knows no bfloat16).
+    """
+    arrays = {name: _dense(jnp.asarray(leaf)) for name, leaf in tensors.items()}
+    return safetensors.numpy.save(arrays, metadata=dict(metadata or {}) or None)
+
+
+def _dense(leaf: Array | np.ndarray) -> np.ndarray:
+    # safetensors writes memory as it lies; np.ascontiguousarray would make a vector of a scalar.
+    return np.asarray(leaf, order="C")
 
 
 def weights_sha256(path: Path) -> str:

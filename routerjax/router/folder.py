@@ -20,8 +20,10 @@ from routerjax.atomic import new_directory
 from routerjax.errors import InputError
 from routerjax.features import FeatureSpec
 from routerjax.losses import outcome_model
+from routerjax.pretrained import file_sha256, tensor_bytes
 from routerjax.router.reader import TextReader
 from routerjax.router.router import Router
+from routerjax.typing import Array
 
 FORMAT = "routerjax-router-1"
 DESCRIPTION_FILE = "router.json"
@@ -36,9 +38,8 @@ def save_router(router: Router, path: str | os.PathLike[str]) -> None:
     Raises:
         InputError: the folder exists.
     """
-    flat = flax.traverse_util.flatten_dict(dict(router.variables), sep="/")
-    tensors = {name: np.ascontiguousarray(leaf) for name, leaf in flat.items()}
-    content = safetensors.numpy.save(tensors, metadata={"format": FORMAT})
+    flat = cast("dict[str, Array]", flax.traverse_util.flatten_dict(dict(router.variables), sep="/"))
+    content = tensor_bytes(flat, {"format": FORMAT})
     description = {
         "format": FORMAT,
         "family": router.family,
@@ -93,14 +94,14 @@ def load_router(path: str | os.PathLike[str], *, encoder: str | None = None) -> 
         raise InputError(f"{folder / DESCRIPTION_FILE} is damaged: {type(error).__name__} {error}") from error
     if not (folder / TENSOR_FILE).is_file():
         raise InputError(f"{folder} is incomplete: no {TENSOR_FILE} in it")
-    content = (folder / TENSOR_FILE).read_bytes()
-    if hashlib.sha256(content).hexdigest() != expected_hash:
+    if file_sha256(folder / TENSOR_FILE) != expected_hash:
+        size = (folder / TENSOR_FILE).stat().st_size
         raise InputError(
-            f"{folder / TENSOR_FILE} is not the file that {DESCRIPTION_FILE} describes ({len(content)} bytes, its "
+            f"{folder / TENSOR_FILE} is not the file that {DESCRIPTION_FILE} describes ({size} bytes, its "
             "sha256 differs): truncated or exchanged; copy the folder again"
         )
     try:
-        flat = safetensors.numpy.load(content)
+        flat = safetensors.numpy.load_file(folder / TENSOR_FILE)
     except safetensors.SafetensorError as error:
         raise InputError(f"{folder / TENSOR_FILE} is damaged: {error}") from error
     variables = flax.traverse_util.unflatten_dict({name: jnp.asarray(leaf) for name, leaf in flat.items()}, sep="/")

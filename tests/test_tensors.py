@@ -1,0 +1,53 @@
+"""Arrays come back from router folders and bundles as they went in: shape, dtype and bits."""
+
+import dataclasses
+from pathlib import Path
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from routerjax import Router, export, load_router, save_router
+from routerjax.features import FeatureSpec
+from tests.bundles import loader
+from tests.routers import tiny_router
+
+KINDS = [(dtype, shape) for dtype in ("float32", "bfloat16", "int32", "uint32") for shape in ((), (3,), (2, 3))]
+
+
+@pytest.fixture
+def router(tmp_path: Path) -> Router:
+    """A router that is calibrated by Platt's method, whose slope is a scalar, with a memory of arrays of all kinds."""
+    spec = FeatureSpec(kind="given", source="e.npy", width=16, fingerprint="f")
+    rng = np.random.default_rng(0)
+    memory = {
+        f"{dtype}_{len(shape)}": jnp.asarray(rng.integers(1, 1 << 31, shape) / (7 if "float" in dtype else 1), dtype)
+        for dtype, shape in KINDS
+    }
+    calibration = {"slope": jnp.float32(2), "intercept": jnp.float32(0.25)}
+    plain = tiny_router(tmp_path, features=spec)
+    return dataclasses.replace(plain, variables={**plain.variables, "memory": memory, "calibration": calibration})
+
+
+def assert_same(before: jax.Array, after: jax.Array | np.ndarray) -> None:
+    assert (after.shape, after.dtype) == (before.shape, before.dtype)
+    assert np.asarray(after).tobytes() == np.asarray(before).tobytes()
+
+
+def test_arrays_of_a_router_folder(router: Router, tmp_path: Path) -> None:
+    save_router(router, tmp_path / "saved")
+    loaded = load_router(tmp_path / "saved")
+    jax.tree.map(assert_same, router.variables, loaded.variables)
+    save_router(loaded, tmp_path / "again")
+    for name in ("router.safetensors", "router.json"):
+        assert (tmp_path / "again" / name).read_bytes() == (tmp_path / "saved" / name).read_bytes()
+
+
+def test_arrays_of_a_bundle_of_a_router_that_was_never_saved(router: Router, tmp_path: Path) -> None:
+    assert export.export_stablehlo(router, tmp_path / "bundle")["from_embedding"] <= 1e-6
+    held = loader(tmp_path / "bundle").Bundle(tmp_path / "bundle").router
+    for collection, leaves in router.variables.items():
+        for path, leaf in jax.tree_util.tree_leaves_with_path(leaves):
+            name = "/".join([collection, *(key.key for key in path)])
+            assert_same(leaf, held[name])
