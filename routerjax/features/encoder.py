@@ -22,7 +22,15 @@ from routerjax.features.cache import EmbeddingCache, encode_once
 from routerjax.features.spec import FeatureSpec
 from routerjax.features.tokens import TextTokenizer, tokenizer_for
 from routerjax.models import BertEncoder, SentenceEmbedding
-from routerjax.pretrained import bert_names, locate, read_bert_config, read_json, read_weights, weights_sha256
+from routerjax.pretrained import (
+    bert_names,
+    locate,
+    read_bert_config,
+    read_json,
+    read_text_file,
+    read_weights,
+    weights_sha256,
+)
 from routerjax.typing import Array, Query, Variables
 
 # So much work at most is lost when an encoding run is killed.
@@ -100,12 +108,10 @@ def load_encoder(source: str | os.PathLike[str], *, max_length: int = 256) -> Se
         InputError: not found, damaged, or of another architecture or pooling.
     """
     folder = locate(source)
-    for name in ("config.json", "tokenizer.json"):
-        if not (folder / name).is_file():
-            raise InputError(f"{folder} is not a sentence encoder: no {name} in it")
     encoder = BertEncoder(**read_bert_config(folder).encoder)
+    tokenizer_json = read_text_file(folder / "tokenizer.json")
     try:
-        tokenizer = tokenizer_for(encoder, (folder / "tokenizer.json").read_bytes(), max_length)
+        tokenizer = tokenizer_for(encoder, tokenizer_json, max_length)
     except InputError as error:
         raise InputError(f"{folder}: {error}") from error
     module = SentenceEmbedding(encoder, normalize=mean_is_normalized(folder))

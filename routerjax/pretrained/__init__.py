@@ -2,7 +2,7 @@
 
 from routerjax.pretrained import routellm
 from routerjax.pretrained.bert import BertConfig, bert_names, read_bert_config
-from routerjax.pretrained.files import file_sha256, parse_json, read_json
+from routerjax.pretrained.files import file_sha256, parse_json, read_json, read_text_file
 from routerjax.pretrained.locate import MINILM, TOKENIZER_FILES, locate
 from routerjax.pretrained.weights import TensorNames, publish_weights, read_weights, tensor_bytes, weights_sha256
 
@@ -18,6 +18,7 @@ __all__ = [
     "publish_weights",
     "read_bert_config",
     "read_json",
+    "read_text_file",
     "read_weights",
     "routellm",
     "tensor_bytes",

@@ -3,15 +3,20 @@
 from __future__ import annotations
 
 import dataclasses
+import json
+import logging
+import math
 import re
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from routerjax.errors import InputError, choose
+from routerjax.errors import InputError
 from routerjax.pretrained.files import read_json
 from routerjax.pretrained.weights import TensorNames
+
+logger = logging.getLogger(__name__)
 
 CONFIG_FILE = "config.json"
 
@@ -41,6 +46,37 @@ _DISTILBERT_KEYS = {
     "dropout_rate": "dropout",
     "attention_dropout_rate": "attention_dropout",
     "initializer_range": "initializer_range",
+}
+# What transformers takes where config.json says nothing; tests compare it with transformers itself.
+_BERT_DEFAULTS: Mapping[str, object] = {
+    "vocab_size": 30522,
+    "hidden_size": 768,
+    "num_hidden_layers": 12,
+    "num_attention_heads": 12,
+    "intermediate_size": 3072,
+    "max_position_embeddings": 512,
+    "type_vocab_size": 2,
+    "pad_token_id": 0,
+    "hidden_dropout_prob": 0.1,
+    "attention_probs_dropout_prob": 0.1,
+    "layer_norm_eps": 1e-12,
+    "initializer_range": 0.02,
+    "hidden_act": "gelu",
+    "classifier_dropout": None,  # the hidden dropout
+}
+_DISTILBERT_DEFAULTS: Mapping[str, object] = {
+    "vocab_size": 30522,
+    "dim": 768,
+    "n_layers": 6,
+    "n_heads": 12,
+    "hidden_dim": 3072,
+    "max_position_embeddings": 512,
+    "pad_token_id": 0,
+    "dropout": 0.1,
+    "attention_dropout": 0.1,
+    "initializer_range": 0.02,
+    "activation": "gelu",
+    "seq_classif_dropout": 0.2,
 }
 _DROPOUT_RATES = {"dropout_rate", "attention_dropout_rate"}
 _RATES = {*_DROPOUT_RATES, "layer_norm_epsilon", "initializer_range"}
@@ -85,8 +121,9 @@ class _Architecture:
         layers: prefix of the layers, below ``prefix``.
         layer: a layer's parts, published -> ours.
         keys: our attribute -> the key in config.json.
+        defaults: what transformers takes for the keys that config.json leaves out.
+        synonyms: keys that transformers reads as others.
         fixed: attributes that config.json does not say.
-        padding_id: where config.json does not say it.
         activation, classifier_dropout: keys in config.json.
     """
 
@@ -97,8 +134,9 @@ class _Architecture:
     layers: str = "encoder.layer.{}."
     layer: Mapping[str, str] = field(default_factory=lambda: _BERT_LAYER)
     keys: Mapping[str, str] = field(default_factory=lambda: _BERT_KEYS)
+    defaults: Mapping[str, object] = field(default_factory=lambda: _BERT_DEFAULTS)
+    synonyms: Mapping[str, str] = field(default_factory=dict)
     fixed: Mapping[str, int | float] = field(default_factory=dict)
-    padding_id: int = 0
     activation: str = "hidden_act"
     classifier_dropout: str = "classifier_dropout"
 
@@ -108,7 +146,7 @@ _ROBERTA = _Architecture(
     prefix="roberta.",
     head={"classifier.dense": "dense", "classifier.out_proj": "classifier"},
     pretraining=r"roberta\.pooler\..*|lm_head\..*",
-    padding_id=1,
+    defaults={**_BERT_DEFAULTS, "vocab_size": 50265, "pad_token_id": 1},
 )
 _ARCHITECTURES: Mapping[str, _Architecture] = {
     "bert": _Architecture(
@@ -118,7 +156,11 @@ _ARCHITECTURES: Mapping[str, _Architecture] = {
         pretraining=r"cls\..*",
     ),
     "roberta": _ROBERTA,
-    "xlm-roberta": dataclasses.replace(_ROBERTA, class_name="XLMRobertaForSequenceClassification"),
+    "xlm-roberta": dataclasses.replace(
+        _ROBERTA,
+        class_name="XLMRobertaForSequenceClassification",
+        defaults={**_BERT_DEFAULTS, "pad_token_id": 1},
+    ),
     "distilbert": _Architecture(
         class_name="DistilBertForSequenceClassification",
         prefix="distilbert.",
@@ -127,6 +169,8 @@ _ARCHITECTURES: Mapping[str, _Architecture] = {
         layers="transformer.layer.{}.",
         layer=_DISTILBERT_LAYER,
         keys=_DISTILBERT_KEYS,
+        defaults=_DISTILBERT_DEFAULTS,
+        synonyms={"hidden_size": "dim", "num_hidden_layers": "n_layers", "num_attention_heads": "n_heads"},
         fixed={"num_token_types": 0, "layer_norm_epsilon": 1e-12},
         activation="activation",
         classifier_dropout="seq_classif_dropout",
@@ -150,13 +194,13 @@ class BertConfig:
 
     def to_json(self) -> dict[str, object]:
         """The ``config.json`` of a classifier, as transformers reads it: the inverse of :func:`read_bert_config`."""
-        own = _ARCHITECTURES[self.encoder["model_type"]]
+        architecture = _ARCHITECTURES[self.encoder["model_type"]]
         return {
-            "architectures": [own.class_name],
+            "architectures": [architecture.class_name],
             "model_type": self.encoder["model_type"],
-            **{theirs: self.encoder[ours] for ours, theirs in own.keys.items()},
-            own.activation: "gelu",
-            own.classifier_dropout: self.classifier_dropout_rate,
+            **{theirs: self.encoder[ours] for ours, theirs in architecture.keys.items()},
+            architecture.activation: "gelu",
+            architecture.classifier_dropout: self.classifier_dropout_rate,
             "id2label": {str(index): label for index, label in enumerate(self.labels)},
             "label2id": {label: index for index, label in enumerate(self.labels)},
             "dtype": "float32",
@@ -164,7 +208,7 @@ class BertConfig:
 
 
 def read_bert_config(folder: Path) -> BertConfig:
-    """Read a folder's ``config.json``.
+    """Read a folder's ``config.json``; what it leaves out is as transformers takes it.
 
     Raises:
         InputError: no such file, damaged, or an architecture that :class:`routerjax.models.BertEncoder` is not.
@@ -172,31 +216,35 @@ def read_bert_config(folder: Path) -> BertConfig:
     path = folder / CONFIG_FILE
     config = read_json(path, dict)
     model_type = config.get("model_type")
-    own = choose(model_type, _ARCHITECTURES, f"{path}: model_type")
-    required = {own.activation: "gelu", "position_embedding_type": "absolute", "is_decoder": False}
+    # No suggestion: nobody mistypes what a program wrote, and another architecture's name would be a wrong mend.
+    if not isinstance(model_type, str) or model_type not in _ARCHITECTURES:
+        raise InputError(f"{path}: model_type must be one of {', '.join(_ARCHITECTURES)}, got {model_type!r}")
+    architecture = _ARCHITECTURES[model_type]
+    config = {architecture.synonyms.get(key, key): value for key, value in config.items()}
+    left_out = {key: architecture.defaults[key] for key in architecture.keys.values() if key not in config}
+    if left_out:
+        logger.info("%s leaves out %s: taken as in transformers", path, json.dumps(left_out))
+    config = {**architecture.defaults, **config}
+    required = {architecture.activation: "gelu", "position_embedding_type": "absolute", "is_decoder": False}
     for key, expected in required.items():
         if config.get(key, expected) != expected:
             raise InputError(f"{path}: {key} must be {expected!r}, got {config[key]!r}")
-    config = {"pad_token_id": own.padding_id, **config}
-    encoder = {"model_type": model_type, **own.fixed}
-    for ours, theirs in own.keys.items():
-        if theirs not in config:
-            raise InputError(f"{path} has no {theirs!r}")
+    encoder = {"model_type": model_type, **architecture.fixed}
+    for ours, theirs in architecture.keys.items():
         encoder[ours] = _number(
             config[theirs], f"{path}: {theirs}", whole=ours not in _RATES, below=1 if ours in _DROPOUT_RATES else None
         )
     if encoder["num_heads"] < 1 or encoder["width"] % encoder["num_heads"] != 0:
         raise InputError(f"{path}: {encoder['num_heads']} heads do not divide a width of {encoder['width']}")
-    # As in transformers: BERT and RoBERTa take the hidden dropout, DistilBERT 0.2, where nothing is said.
-    rate = config.get(own.classifier_dropout)
-    if rate is None:
-        rate = 0.2 if model_type == "distilbert" else encoder["dropout_rate"]
+    rate = config[architecture.classifier_dropout]
+    if rate is None and architecture.defaults[architecture.classifier_dropout] is None:
+        rate = encoder["dropout_rate"]
     labels = config.get("id2label", {"0": "LABEL_0", "1": "LABEL_1"})
     if not isinstance(labels, dict) or set(labels) != {str(index) for index in range(len(labels))}:
         raise InputError(f"{path}: id2label must map '0', '1', ... to names, got {labels!r}")
     return BertConfig(
         encoder=encoder,
-        classifier_dropout_rate=_number(rate, f"{path}: {own.classifier_dropout}", whole=False, below=1),
+        classifier_dropout_rate=_number(rate, f"{path}: {architecture.classifier_dropout}", whole=False, below=1),
         labels=tuple(str(labels[str(index)]) for index in range(len(labels))),
     )
 
@@ -209,11 +257,18 @@ def bert_names(model_type: str, *, head: bool, classifier: bool = True) -> Tenso
         head: whether the module has the architecture's own head; if not, a published head is left out.
         classifier: whether the last layer of that head is taken: its columns are the labels that it was trained for.
     """
-    own = _ARCHITECTURES[model_type]
-    taken = {published: ours for published, ours in own.head.items() if head and (classifier or ours != "classifier")}
+    architecture = _ARCHITECTURES[model_type]
+    taken = {
+        published: ours
+        for published, ours in architecture.head.items()
+        if head and (classifier or ours != "classifier")
+    }
     encoder = {published: f"encoder/{ours}" for published, ours in _EMBEDDINGS.items()}
-    encoder |= {f"{own.layers}{published}": f"encoder/layer_{{}}/{ours}" for published, ours in own.layer.items()}
-    encoder = {f"{own.prefix}{published}": ours for published, ours in encoder.items()}
+    encoder |= {
+        f"{architecture.layers}{published}": f"encoder/layer_{{}}/{ours}"
+        for published, ours in architecture.layer.items()
+    }
+    encoder = {f"{architecture.prefix}{published}": ours for published, ours in encoder.items()}
     table: dict[str, str] = {}
     for published, ours in {**encoder, **taken}.items():
         if published.endswith(".weight"):
@@ -223,17 +278,17 @@ def bert_names(model_type: str, *, head: bool, classifier: bool = True) -> Tenso
             table |= {f"{published}.weight": f"{ours}/{weight}", f"{published}.bias": f"{ours}/bias"}
     # Checkpoints of the bare encoder have no prefix; those that came from TensorFlow call a norm's tensors otherwise.
     aliases = (
-        (r"^(embeddings|encoder|transformer|pooler)\.", rf"{own.prefix}\1."),
+        (r"^(embeddings|encoder|transformer|pooler)\.", rf"{architecture.prefix}\1."),
         (r"LayerNorm\.gamma$", "LayerNorm.weight"),
         (r"LayerNorm\.beta$", "LayerNorm.bias"),
     )
-    left_out = [rf"{re.escape(published)}\..*" for published in own.head if published not in taken]
-    return TensorNames(table, aliases=aliases, ignored=[rf".*\.position_ids|{own.pretraining}", *left_out])
+    left_out = [rf"{re.escape(published)}\..*" for published in architecture.head if published not in taken]
+    return TensorNames(table, aliases=aliases, ignored=[rf".*\.position_ids|{architecture.pretraining}", *left_out])
 
 
 def _number(value: object, what: str, *, whole: bool, below: int | None = None) -> int | float:
     accepted = (int,) if whole else (int, float)
-    if isinstance(value, bool) or not isinstance(value, accepted) or value < 0 or (below and value >= below):
+    if not isinstance(value, accepted) or isinstance(value, bool) or not 0 <= value < (below or math.inf):
         limit = f" below {below}" if below else ""
         raise InputError(f"{what} must be a non-negative {'whole ' if whole else ''}number{limit}, got {value!r}")
     return value

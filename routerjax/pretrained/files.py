@@ -1,7 +1,8 @@
-"""Files of pretrained models: their hashes, and JSON that others wrote."""
+"""Files of pretrained models, as others wrote them: text, JSON, and their hashes."""
 
 from __future__ import annotations
 
+import codecs
 import hashlib
 import json
 from pathlib import Path
@@ -11,6 +12,8 @@ from routerjax.errors import InputError
 
 JsonT = TypeVar("JsonT", bound=dict | list)
 
+LFS_POINTER = b"version https://git-lfs.github.com/spec/"
+
 
 def file_sha256(path: Path) -> str:
     """SHA-256 of a file, in hexadecimal."""
@@ -18,8 +21,33 @@ def file_sha256(path: Path) -> str:
         return hashlib.file_digest(stream, "sha256").hexdigest()
 
 
+def refuse_lfs_pointer(path: Path) -> None:
+    """Refuse the few lines that Git LFS leaves in place of a large file that was not fetched.
+
+    Raises:
+        InputError: the file is such a pointer.
+    """
+    with path.open("rb") as stream:
+        if stream.read(len(LFS_POINTER)) == LFS_POINTER:
+            raise InputError(
+                f"{path} is a Git LFS pointer, not the file itself: run git lfs pull in its repository, or download it"
+            )
+
+
+def read_text_file(path: Path) -> bytes:
+    """Read a text file of a pretrained model, without the byte order mark that some editors put before it.
+
+    Raises:
+        InputError: no such file, or a Git LFS pointer in its place.
+    """
+    if not path.is_file():
+        raise InputError(f"{path.parent} has no {path.name}")
+    refuse_lfs_pointer(path)
+    return path.read_bytes().removeprefix(codecs.BOM_UTF8)
+
+
 def read_json(path: Path, kind: type[JsonT]) -> JsonT:
-    """What a JSON file holds.
+    """Read a JSON file.
 
     Args:
         path: of the file.
@@ -28,15 +56,11 @@ def read_json(path: Path, kind: type[JsonT]) -> JsonT:
     Raises:
         InputError: no such file, not JSON, or not of this kind.
     """
-    try:
-        content = path.read_bytes()
-    except FileNotFoundError as error:
-        raise InputError(f"{path.parent} has no {path.name}") from error
-    return parse_json(content, kind, path)
+    return parse_json(read_text_file(path), kind, path)
 
 
 def parse_json(content: bytes, kind: type[JsonT], what: object) -> JsonT:
-    """What the content of a JSON file holds; ``what`` is the file, as an error names it.
+    """Parse the content of a JSON file; ``what`` is the file, as an error names it.
 
     Raises:
         InputError: not JSON, or not of this kind.

@@ -17,6 +17,7 @@ import safetensors
 import yaml
 
 from routerjax.errors import InputError, nearest
+from routerjax.pretrained.files import refuse_lfs_pointer
 from routerjax.pretrained.locate import locate
 from routerjax.pretrained.weights import TensorNames, read_weights
 from routerjax.typing import PyTree
@@ -220,6 +221,7 @@ def _require_keys(mapping: Mapping[object, object], known: Mapping[str, object] 
 
 def _shapes(path: Path) -> dict[str, tuple[int, ...]]:
     try:
+        refuse_lfs_pointer(path)
         with safetensors.safe_open(path, framework="numpy") as tensors:
             return {name: tuple(tensors.get_slice(name).get_shape()) for name in list(tensors.keys())}
     except (safetensors.SafetensorError, FileNotFoundError) as error:

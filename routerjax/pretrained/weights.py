@@ -19,13 +19,16 @@ import safetensors.numpy
 from jaxtyping import Float32
 
 from routerjax.errors import InputError
-from routerjax.pretrained.files import file_sha256, read_json
+from routerjax.pretrained.files import file_sha256, read_json, refuse_lfs_pointer
 from routerjax.typing import Array, PyTree
 
 logger = logging.getLogger(__name__)
 
 WEIGHTS_FILE = "model.safetensors"
 INDEX_FILE = "model.safetensors.index.json"
+# What weights may be stored as, in the words of safetensors. All else is quantised: numbers without the scales that
+# they are to be multiplied with.
+FLOATS = ("F64", "F32", "F16", "BF16")
 
 
 @dataclass(frozen=True)
@@ -58,12 +61,13 @@ def read_weights(path: Path, names: TensorNames, expected: PyTree, *, initial: P
         Nested dictionaries of float32 arrays.
 
     Raises:
-        InputError: a file is damaged, or a tensor is missing (-), extra (+) or of another shape (!); all are listed.
+        InputError: a file is damaged, a tensor is missing (-), extra (+) or of another shape (!), all of which are
+            listed; or weights are stored as integers or as floats of fewer than 16 bits.
     """
     shapes = {name: leaf.shape for name, leaf in _flatten(expected).items()}
     found: dict[str, Float32[np.ndarray, "..."]] = {}
-    problems = []
-    for published, tensor in _tensors(path):
+    problems, quantised = [], []
+    for published, tensors in _tensors(path):
         name = published
         for pattern, replacement in names.aliases:
             name = re.sub(pattern, replacement, name)
@@ -73,10 +77,20 @@ def read_weights(path: Path, names: TensorNames, expected: PyTree, *, initial: P
         if own not in shapes or own in found:
             problems.append(f"+ {published}")
             continue
+        dtype = tensors.get_slice(published).get_dtype()
+        if dtype not in FLOATS:
+            quantised.append(f"{published} ({dtype})")
+            continue
+        tensor = tensors.get_tensor(published)
         tensor = tensor.T if own.endswith("kernel") else tensor
         if tensor.shape != shapes[own]:
             problems.append(f"! {published}: expected shape {shapes[own]}, got {tensor.shape}")
         found[own] = tensor.astype(np.float32)
+    if quantised:
+        raise InputError(
+            f"{path}: weights must be stored as floats of 16 bits or more, got {quantised[0]}, one of "
+            f"{len(quantised)}; quantised weights are not read: save the model in float32 or bfloat16"
+        )
     held = {_layer(name) for name in found}
     new = {name: leaf for name, leaf in _flatten(initial or {}).items() if _layer(name) not in held}
     problems += [f"- {name}" for name in shapes if name not in found and name not in new]
@@ -145,13 +159,14 @@ def _rename(name: str, table: Mapping[str, str]) -> str | None:
     return table[template].format(*numbers[:1]) if template in table else None
 
 
-def _tensors(path: Path) -> Iterator[tuple[str, np.ndarray]]:
-    """Names and tensors, one at a time, of a file or of all shards."""
+def _tensors(path: Path) -> Iterator[tuple[str, safetensors.safe_open]]:
+    """Names of tensors, each with the open file that holds it: of one file, or of all shards."""
     for file in _files(path):
         try:
+            refuse_lfs_pointer(file)
             with safetensors.safe_open(file, framework="numpy") as tensors:
                 for name in list(tensors.keys()):
-                    yield name, tensors.get_tensor(name)
+                    yield name, tensors
         except (safetensors.SafetensorError, FileNotFoundError) as error:
             raise InputError(f"{file} is not a complete safetensors file: {error}") from error
 

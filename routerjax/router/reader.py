@@ -18,7 +18,14 @@ from routerjax.config import AttributeValue, coerce
 from routerjax.errors import InputError, choose, nearest
 from routerjax.features import FeatureSpec, TextTokenizer, mean_is_normalized, tokenizer_for
 from routerjax.models import BertEncoder, BertRouter, EmbedThen, SentenceEmbedding, WithTie, stack_layers
-from routerjax.pretrained import TOKENIZER_FILES, bert_names, parse_json, read_bert_config, read_weights
+from routerjax.pretrained import (
+    TOKENIZER_FILES,
+    bert_names,
+    parse_json,
+    read_bert_config,
+    read_text_file,
+    read_weights,
+)
 from routerjax.typing import Array, PyTree
 
 # What a run may say of an encoder that it trains; all else is what the encoder's files say.
@@ -160,7 +167,7 @@ def load_reader(
             dtype, remat, scan_layers, of another type or out of range.
     """
     choices = _checked_choices(chosen or {})
-    files = {name: (folder / name).read_bytes() for name in TOKENIZER_FILES if (folder / name).is_file()}
+    files = {name: read_text_file(folder / name) for name in TOKENIZER_FILES if (folder / name).is_file()}
     if TOKENIZER_FILE not in files:
         raise InputError(f"{folder} holds no {TOKENIZER_FILE}; save its tokenizer as a fast one")
     described = _checked(read_bert_config(folder).encoder, f"{folder / 'config.json'}: encoder")

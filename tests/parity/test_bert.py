@@ -14,7 +14,7 @@ import tokenizers
 from routerjax import export, losses, models
 from routerjax.features import load_encoder
 from routerjax.importing import import_hf, import_routellm_bert
-from routerjax.pretrained import MINILM, bert_names, locate, publish_weights
+from routerjax.pretrained import MINILM, bert_names, locate, publish_weights, read_bert_config
 from routerjax.router import Router, load_reader, make_module, pretrained_params
 from tests.encoders import TEXTS, make_tokenizer
 
@@ -82,6 +82,22 @@ def torch_inputs(query: dict[str, np.ndarray]) -> dict:
     import torch
 
     return {"input_ids": torch.tensor(query["token_ids"]), "attention_mask": torch.tensor(query["attention_mask"])}
+
+
+@pytest.mark.parametrize("model_type", MODEL_TYPES)
+def test_what_a_configuration_leaves_out_is_what_transformers_takes(model_type: str, tmp_path: Path) -> None:
+    import transformers
+
+    (tmp_path / "config.json").write_text(json.dumps({"model_type": model_type}))
+    read = read_bert_config(tmp_path).to_json()
+    defaults = transformers.AutoConfig.from_pretrained(tmp_path).to_dict()
+    compared = read.keys() - {"architectures", "dtype", "id2label", "label2id"}
+    assert len(compared) > 10
+    for key in compared:
+        expected = read["hidden_dropout_prob"] if key == "classifier_dropout" else defaults[key]
+        assert read[key] == expected, key
+    assert defaults.get("classifier_dropout") is None  # the hidden dropout, in the model itself
+    assert {int(label): name for label, name in read["id2label"].items()} == defaults["id2label"]
 
 
 @pytest.mark.parametrize("model_type", MODEL_TYPES)

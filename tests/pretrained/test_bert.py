@@ -1,7 +1,11 @@
 """Hugging Face folders of the BERT family: configuration, shards, heads that are not there."""
 
+import codecs
 import json
 import logging
+import math
+import re
+import struct
 from pathlib import Path
 
 import jax
@@ -10,6 +14,7 @@ import pytest
 import safetensors.numpy
 
 from routerjax import InputError
+from routerjax.features import load_encoder
 from routerjax.pretrained import bert_names, publish_weights, read_bert_config
 from routerjax.router import load_reader, make_module, pretrained_params
 from routerjax.typing import PyTree
@@ -56,7 +61,8 @@ def test_the_configuration_is_read_and_written(folder: Path, tmp_path: Path) -> 
 @pytest.mark.parametrize(
     ("changes", "message"),
     [
-        ({"model_type": "deberta-v2"}, "model_type must be one of bert, .* got 'deberta-v2'"),
+        ({"layer_norm_eps": math.nan}, "layer_norm_eps must be a non-negative number, got nan"),
+        ({"layer_norm_eps": None}, "layer_norm_eps must be a non-negative number, got None"),
         ({"hidden_act": "gelu_new"}, "hidden_act must be 'gelu', got 'gelu_new'"),
         ({"position_embedding_type": "relative_key"}, "position_embedding_type must be 'absolute'"),
         ({"is_decoder": True}, "is_decoder must be False"),
@@ -69,13 +75,76 @@ def test_the_configuration_is_read_and_written(folder: Path, tmp_path: Path) -> 
         ({"intermediate_size": 0}, "config.json: encoder.mlp_dim must be at least 1, got 0"),
         ({"num_attention_heads": 5}, "5 heads do not divide a width of 16"),
         ({"id2label": {"0": "a", "2": "b"}}, "id2label must map '0', '1', ... to names"),
-        ({"model_type": "distilbert"}, "has no 'dim'"),
     ],
 )
 def test_what_the_encoder_is_not_is_refused(folder: Path, changes: dict, message: str) -> None:
     change_config(folder, **changes)
     with pytest.raises(InputError, match=message):
         load_bert(folder, key=KEY)
+
+
+@pytest.mark.parametrize(
+    "model_type", ["modernbert", "deberta-v2", "nomic_bert", "albert", "robertas", "t5", None, 7, ["bert"]]
+)
+def test_another_architecture_is_refused_and_none_is_suggested(folder: Path, model_type: object) -> None:
+    change_config(folder, model_type=model_type)
+    known = r"config\.json: model_type must be one of bert, roberta, [-a-z, ]*"
+    with pytest.raises(InputError, match=rf"{known}, got {re.escape(repr(model_type))}$"):
+        read_bert_config(folder)
+
+
+def test_what_a_configuration_leaves_out_is_as_in_transformers_and_said(folder: Path, caplog) -> None:
+    whole = json.loads((folder / "config.json").read_text())
+    expected = read_bert_config(folder)
+    optional = ("layer_norm_eps", "initializer_range", "type_vocab_size", "hidden_dropout_prob", "pad_token_id")
+    kept = {key: value for key, value in whole.items() if key not in (*optional, "hidden_act")}
+    (folder / "config.json").write_text(json.dumps(kept))
+    with caplog.at_level(logging.INFO):
+        assert read_bert_config(folder) == expected
+    assert 'leaves out {"type_vocab_size": 2, "pad_token_id": 0, "hidden_dropout_prob": 0.1, "layer_norm_eps"' in (
+        caplog.text
+    )
+    # DistilBERT's sizes go by BERT's names too.
+    change_config(folder, model_type="distilbert")
+    assert read_bert_config(folder).encoder["width"] == 16
+    assert read_bert_config(folder).encoder["mlp_dim"] == 3072
+    assert read_bert_config(folder).classifier_dropout_rate == 0.2
+
+
+def save_tensor(path: Path, dtype: str, size: int) -> None:
+    """A safetensors file with one tensor of a type that numpy may not have."""
+    header = json.dumps({"embeddings.LayerNorm.bias": {"dtype": dtype, "shape": [8], "data_offsets": [0, size]}})
+    path.write_bytes(struct.pack("<Q", len(header)) + header.encode() + bytes(size))
+
+
+@pytest.mark.parametrize(("dtype", "size"), [("I8", 8), ("U8", 8), ("I32", 32), ("F8_E4M3", 8), ("F8_E5M2", 8)])
+def test_weights_that_are_no_floats_are_refused_as_quantised(folder: Path, dtype: str, size: int) -> None:
+    save_tensor(folder / "model.safetensors", dtype, size)
+    with pytest.raises(InputError, match=rf"got embeddings\.LayerNorm\.bias \({dtype}\), one of 1; quantised weights"):
+        load_bert(folder, key=KEY)
+
+
+@pytest.mark.parametrize("file", ["model.safetensors", "config.json", "tokenizer.json", "tokenizer_config.json"])
+def test_a_pointer_of_git_lfs_is_called_so(folder: Path, file: str) -> None:
+    (folder / file).write_text("version https://git-lfs.github.com/spec/v1\noid sha256:00\nsize 90\n")
+    with pytest.raises(InputError, match=rf"{re.escape(file)} is a Git LFS pointer, not the file itself: run git lfs"):
+        load_bert(folder, key=KEY)
+
+
+def test_a_byte_order_mark_changes_nothing(folder: Path) -> None:
+    change_config(folder, id2label={"0": "a", "1": "b"})
+    (folder / "tokenizer_config.json").write_text('{"model_max_length": 64}')
+    config, reader, params = read_bert_config(folder), load_reader(folder), load_bert(folder, key=KEY)
+    for path in folder.rglob("*.json"):
+        path.write_bytes(codecs.BOM_UTF8 + path.read_bytes())
+    assert read_bert_config(folder) == config
+    assert load_reader(folder).files == reader.files  # of which routers and exports are made, for others to read
+    jax.tree.map(np.testing.assert_array_equal, load_bert(folder, key=KEY), params)
+    spec, embedding = load_encoder(folder, max_length=32).spec, load_encoder(folder, max_length=32).encode(["x"])
+    for path in folder.rglob("*.json"):
+        path.write_bytes(path.read_bytes().removeprefix(codecs.BOM_UTF8))
+    assert load_encoder(folder, max_length=32).spec == spec
+    np.testing.assert_array_equal(load_encoder(folder, max_length=32).encode(["x"]), embedding)
 
 
 def test_a_head_that_is_not_there_is_drawn_from_the_key_and_named(folder: Path, caplog) -> None:
