@@ -217,7 +217,8 @@ def _calibrate(arguments: argparse.Namespace) -> None:
                 print(f"{name}: {found[name]['raw']:.4f} raw, {found[name]['calibrated']:.4f} calibrated (held out)")
         if wants_share:
             prompts = read_prompt_table(arguments.prompts).column("prompt").to_pylist()
-            win_prob = router.win_prob(prompts, cache=cache, progress=True)
+            # Prompts that the router remembers stand for new ones.
+            win_prob = router.win_prob(prompts, exclude_own_battles=True, cache=cache, progress=True)
             threshold, attained = threshold_for_share(win_prob, arguments.strong_share)
             print(f"threshold {threshold!r} sends {attained:.4f} of these {len(prompts)} prompts to {router.strong}")
             router = dataclasses.replace(router, threshold=threshold)

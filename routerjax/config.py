@@ -73,7 +73,8 @@ class DataConfig:
     Attributes:
         root: folder that relative paths below start from; ``--set data.root=...`` on the command line.
         battles: battle files; golden: benchmarks with golden answers.
-        validation_fraction: share of PROMPTS held out, in [0, 1); 0 trains on everything and keeps the last parameters.
+        validation_fraction: share of PROMPTS held out, in [0, 1), from memories too; 0 trains on everything and keeps
+            the last parameters.
         seed: of the split and of the side swaps.
     """
 

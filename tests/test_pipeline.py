@@ -13,9 +13,11 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from routerjax import InputError, data, load_router
+from routerjax import InputError, data, evaluation, export, load_router, metrics
 from routerjax.config import BattleSource, DataConfig, ExperimentConfig, FeatureConfig, override
+from routerjax.features import Embeddings
 from routerjax.pipeline import embed, load_config, load_preferences, provenance, train_router
+from routerjax.prompts import prompt_ids
 
 
 @pytest.fixture
@@ -63,6 +65,62 @@ def test_families_that_train_nothing(config: ExperimentConfig, tmp_path: Path, f
     np.testing.assert_array_equal(loaded.win_prob(prompts), router.win_prob(prompts))
     again = train_router(config, tmp_path / "run", resume=True)
     np.testing.assert_array_equal(again.win_prob(prompts), router.win_prob(prompts))
+
+
+@pytest.mark.parametrize("family", ["knn", "sw"])
+def test_a_memory_holds_no_battle_that_is_held_out(config: ExperimentConfig, tmp_path: Path, family: str) -> None:
+    config = override(config, [f"router.family={family}", "router.attributes={}"])
+    battles = load_preferences(config.data)
+    train, held_out = data.split_by_prompt(battles, validation_fraction=0.2, seed=config.data.seed)
+    remembered = train_router(config, tmp_path / "run").variables["memory"]
+    assert len(held_out) > 0
+    # sw leaves prompts out whose battles are all ties within a tier; no other prompt may appear.
+    ids = {tuple(row) for row in prompt_ids(train.unique_prompts).tolist()}
+    assert {tuple(row) for row in np.asarray(remembered["prompt_id"]).tolist()} <= ids
+    if family == "knn":
+        total = 2 * train.weight.sum(dtype=np.float64)  # a battle counts for both of its models
+        assert np.asarray(remembered["battle_count"]).sum(dtype=np.float64) == pytest.approx(total)
+
+
+def test_the_control_of_a_run_remembers_no_battle_that_is_held_out(arena: Path, config: ExperimentConfig) -> None:
+    train, _ = data.split_by_prompt(load_preferences(config.data), validation_fraction=0.2, seed=config.data.seed)
+    remembered = load_router(arena / "run" / "knn").variables["memory"]["prompt_id"]
+    np.testing.assert_array_equal(remembered, prompt_ids(train.unique_prompts))
+
+
+@pytest.mark.parametrize("family", ["knn", "sw"])
+def test_leaving_own_battles_out_is_evaluations_choice(
+    arena: Path, config: ExperimentConfig, tmp_path: Path, family: str
+) -> None:
+    settings = ["router.attributes={'k': 5}"] if family == "knn" else ["router.attributes={'num_tiers': 0}"]
+    config = override(config, [f"router.family={family}", *settings, "data.validation_fraction=0.0"])
+    router = train_router(config, tmp_path / "run")
+    prompts = load_preferences(config.data).unique_prompts[:8]
+    served = router.win_prob(prompts)
+    embeddings = Embeddings(router.encoder.encode(prompts), router.features.fingerprint)
+    # Serving gives one answer, whichever way the prompt comes, and the bundle gives the same.
+    np.testing.assert_allclose(router.win_prob(embeddings), served, atol=1e-6)
+    assert export.export_stablehlo(router, tmp_path / "bundle", prompts=prompts)["from_text"] <= 1e-5
+    evaluated = router.win_prob(prompts, exclude_own_battles=True)
+    assert np.abs(evaluated - served).max() > 1e-3
+    for one in (router.scores, router.outcome_prob):
+        assert np.abs(one(prompts, exclude_own_battles=True) - one(prompts)).max() > 1e-3
+    with pytest.raises(InputError, match="exclude_own_battles needs prompts as texts"):
+        router.win_prob(embeddings, exclude_own_battles=True)
+    if family == "knn":
+        quality = {model: np.arange(8) % (2 + column) / 3 for column, model in enumerate(("sim-large", "sim-small"))}
+        benchmark = data.Benchmark(name="b", prompts=prompts, quality=quality, strong="sim-large", weak="sim-small")
+        data.write_benchmark_table(benchmark, tmp_path / "b.parquet")
+        pair = {"strong": "sim-large", "weak": "sim-small", "num_samples": 1}
+        (result,) = evaluation.evaluate_routers(
+            [tmp_path / "run"], benchmarks=[str(tmp_path / "b.parquet")], **pair, output=tmp_path / "evaluated"
+        )
+        label = evaluation.preference_label(benchmark, strong="sim-large", weak="sim-small")
+        assert result.routers["run"].log_loss == pytest.approx(metrics.log_loss(evaluated, label), abs=1e-6)
+    # What is left out are the prompt's battles: a prompt that was not remembered scores as it is served.
+    np.testing.assert_allclose(
+        router.win_prob(["never seen"], exclude_own_battles=True), router.win_prob(["never seen"]), atol=1e-6
+    )
 
 
 def test_data_that_changed_is_another_run(arena: Path, config: ExperimentConfig, tmp_path: Path) -> None:

@@ -113,7 +113,9 @@ def _evaluate(
     benchmark, strong, weak, outside = task
     logger.info("%s: scoring %d prompts", benchmark.name, len(benchmark))
     win_prob = {
-        name: router.win_prob(benchmark.prompts, cache=cache, progress=True).astype(np.float64)
+        name: router.win_prob(benchmark.prompts, exclude_own_battles=True, cache=cache, progress=True).astype(
+            np.float64
+        )
         for name, router in routers.items()
     }
     win_prob |= outside

@@ -58,7 +58,7 @@ def calibrate_router(router: Router, battles: Preferences, *, method: str, cache
     label = np.asarray(readout(jnp.asarray(outcome)))
     variables = {name: leaf for name, leaf in router.variables.items() if name != "calibration"}
     raw = dataclasses.replace(router, variables=variables, threshold=None)
-    win_prob = raw.win_prob(own.prompts, cache=cache, progress=True)
+    win_prob = raw.win_prob(own.prompts, exclude_own_battles=True, cache=cache, progress=True)
     calibrated = cross_fitted(win_prob, label, own.prompt_index, method=method)
     figures = {
         name: {"raw": figure(win_prob, label), "calibrated": figure(calibrated, label)}

@@ -68,6 +68,7 @@ def train_router(config: ExperimentConfig, output: str | Path, *, resume: bool =
 
     ``output`` then holds ``config.json``, ``router/`` (see :func:`routerjax.save_router`), ``knn/`` (the
     nearest-neighbour control on the same battles), and ``training/`` (checkpoints, metrics.jsonl, TensorBoard files).
+    Neither router has seen the battles that are held out, whether it learns parameters or remembers battles.
     A router that reads text itself has no control where its encoder says that it makes embeddings in another way than
     by the mean, which the control needs.
 
@@ -104,13 +105,15 @@ def train_router(config: ExperimentConfig, output: str | Path, *, resume: bool =
     )
     family, attributes = config.router.family, config.router.attributes
     routers: dict[str, Router] = {}
+    held_out_battles = 0 if held_out is None else len(held_out)
     if embedded is not None and find_family(family).memory is not None:
-        memory = remember(family, module, embedded.batch(preferences))
+        logger.info("%s remembers %d battles; %d are held out", family, len(train), held_out_battles)
+        memory = remember(family, module, embedded.batch(train))
         routers["router"] = make_router(
             family=family, attributes=attributes, features=embedded.spec, variables={"memory": memory}
         )
     elif embedded is not None:
-        control = models.nearest_neighbors_memory(embedded.batch(preferences), num_models=len(preferences.models))
+        control = models.nearest_neighbors_memory(embedded.batch(train), num_models=len(preferences.models))
         routers["knn"] = make_router(family="knn", attributes={}, features=embedded.spec, variables={"memory": control})
 
     # From here on things are written: what can be refused has been.
@@ -118,7 +121,7 @@ def train_router(config: ExperimentConfig, output: str | Path, *, resume: bool =
     if not resume:
         write_json(output / "config.json", provenance)
     if "router" not in routers:
-        logger.info("training %s on %d battles, validating on %d", family, len(train), len(preferences) - len(train))
+        logger.info("training %s on %d battles, validating on %d", family, len(train), held_out_battles)
         where = {"directory": output / "training", "resume": resume}
         if text is not None:
             result = learn_on_tokens(module, train, held_out, text.tokenizer, config, params=text.params, **where)

@@ -185,14 +185,26 @@ class Router:
         return make_score_fn(self.module, strong=strong, weak=weak, readout=make_readout(self.loss, self.readout))
 
     def scores(
-        self, prompts: Sequence[str] | Embeddings, *, cache: EmbeddingCache | None = None, progress: bool = False
+        self,
+        prompts: Sequence[str] | Embeddings,
+        *,
+        exclude_own_battles: bool = False,
+        cache: EmbeddingCache | None = None,
+        progress: bool = False,
     ) -> Float32[np.ndarray, "prompts models"]:
         """Score every model on every prompt; see :meth:`win_prob` for the arguments.
 
         A loss with a tie score has it in a last column of the module's own scores, which is left out here; the columns
         of ``three_labels`` are win, tie and loss of ``models[0]`` against ``models[1]``.
         """
-        scores = self._run(_jit_scores(self.module), self.variables, prompts, cache=cache, progress=progress)
+        scores = self._run(
+            _jit_scores(self.module),
+            self.variables,
+            prompts,
+            exclude_own_battles=exclude_own_battles,
+            cache=cache,
+            progress=progress,
+        )
         return scores if outcome_model(self.loss).tie == "labels" else scores[:, : len(self.models)]
 
     def win_prob(
@@ -201,6 +213,7 @@ class Router:
         strong: str | None = None,
         weak: str | None = None,
         *,
+        exclude_own_battles: bool = False,
         cache: EmbeddingCache | None = None,
         progress: bool = False,
     ) -> Float32[np.ndarray, "prompts"]:
@@ -211,16 +224,22 @@ class Router:
             strong: a model of ``models``; default the router's own. Another pair is scored as it was trained: see
                 :meth:`with_pair`.
             weak: likewise.
+            exclude_own_battles: score each prompt as if its own battles were not in the memory of ``sw`` or ``knn``:
+                evaluation's choice, so that remembered prompts stand for new ones. It needs texts, by which battles are
+                known.
             cache: where embeddings are kept between runs.
             progress: show a progress bar while encoding.
 
         Raises:
-            InputError: an unknown model, or features other than those the router was trained with.
+            InputError: an unknown model, features other than those the router was trained with, or embeddings where a
+                memory is to leave their prompts' own battles out.
         """
         router = self.with_pair(strong, weak)
         columns = self.column(router.strong), self.column(router.weak)
         score = _jit_win_prob(self.module, *columns, make_readout(self.loss, self.readout))
-        return self._run(score, router.variables, prompts, cache=cache, progress=progress)
+        return self._run(
+            score, router.variables, prompts, exclude_own_battles=exclude_own_battles, cache=cache, progress=progress
+        )
 
     def outcome_prob(
         self,
@@ -228,6 +247,7 @@ class Router:
         strong: str | None = None,
         weak: str | None = None,
         *,
+        exclude_own_battles: bool = False,
         cache: EmbeddingCache | None = None,
         progress: bool = False,
     ) -> Float32[np.ndarray, "prompts 3"]:
@@ -238,29 +258,40 @@ class Router:
         """
         columns = self.column(strong or self.strong), self.column(weak or self.weak)
         outcome = _jit_outcome_prob(self.module, *columns, self.loss)
-        return self._run(outcome, self.variables, prompts, cache=cache, progress=progress)
+        return self._run(
+            outcome, self.variables, prompts, exclude_own_battles=exclude_own_battles, cache=cache, progress=progress
+        )
 
     def query(
-        self, prompts: Sequence[str] | Embeddings, *, cache: EmbeddingCache | None = None, progress: bool = False
+        self,
+        prompts: Sequence[str] | Embeddings,
+        *,
+        exclude_own_battles: bool = False,
+        cache: EmbeddingCache | None = None,
+        progress: bool = False,
     ) -> dict[str, np.ndarray]:
         """What the module looks at.
 
         ``embedding`` float32 ``[prompts, embed]``; or, of a router that reads text itself, ``token_ids`` and
-        ``attention_mask`` int32 ``[prompts, length]``. With ``prompt_id`` uint32 ``[prompts, 2]`` of texts.
+        ``attention_mask`` int32 ``[prompts, length]``. With ``prompt_id`` uint32 ``[prompts, 2]`` where a memory is to
+        leave the prompts' own battles out. See :meth:`win_prob` for the arguments.
         """
+        excludes = exclude_own_battles and "prompt_id" in self.variables.get("memory", {})
         if isinstance(prompts, Embeddings):
             if prompts.fingerprint != self.features.fingerprint:
                 raise self._refusal("the embeddings have", prompts.fingerprint)
             if prompts.embedding.shape[1] != self.features.width:
                 width = prompts.embedding.shape[1]
                 raise InputError(f"embeddings must be {self.features.width} wide, as in training, got {width}")
+            if excludes:
+                raise InputError("exclude_own_battles needs prompts as texts: battles are remembered by them")
             return {"embedding": prompts.embedding}
         require_texts(prompts)
         if self.reader is not None:
             read = self.tokenizer.pad(self.tokenizer.token_ids(prompts))
         else:
             read = {"embedding": self.encoder.encode(prompts, cache=cache, progress=progress)}
-        return {**read, "prompt_id": prompt_ids(prompts)}
+        return {**read, "prompt_id": prompt_ids(prompts)} if excludes else read
 
     def _run(
         self,
@@ -268,13 +299,15 @@ class Router:
         variables: Variables,
         prompts: Sequence[str] | Embeddings,
         *,
+        exclude_own_battles: bool,
         cache: EmbeddingCache | None,
         progress: bool,
     ) -> np.ndarray:
         """Apply to all prompts, in batches of a few static shapes."""
         if self.reader is not None and not isinstance(prompts, Embeddings):
             return self._run_on_tokens(compiled, variables, prompts, progress=progress)
-        query, parts = self.query(prompts, cache=cache, progress=progress), []
+        query = self.query(prompts, exclude_own_battles=exclude_own_battles, cache=cache, progress=progress)
+        parts = []
         count = len(query["embedding"])
         for start in range(0, max(count, 1), LARGEST_BATCH):
             own = {name: leaf[start : start + LARGEST_BATCH] for name, leaf in query.items()}
