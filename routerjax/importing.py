@@ -21,6 +21,8 @@ from routerjax.router.hf import HfSettings, load_hf, read_settings, tokenizer_ma
 logger = logging.getLogger(__name__)
 
 CONFIG_ENDINGS = (".yaml", ".yml")
+TRANSFORMERS_LABELS = ("LABEL_0", "LABEL_1")
+"""What transformers calls the outputs of a classifier whose configuration names none."""
 
 
 def import_routellm_mf(source: str | os.PathLike[str], *, strong: str | None = None, weak: str | None = None) -> Router:
@@ -154,7 +156,7 @@ def import_hf(source: str | os.PathLike[str], *, strong: str | None = None, weak
     folder = locate(source)
     settings, reader = read_settings(folder), load_reader(folder)
     if settings is None:
-        labels = list(read_bert_config(folder).labels)
+        labels = list(read_bert_config(folder).labels or TRANSFORMERS_LABELS)
         if strong is None or weak is None:
             raise InputError(
                 f"{source} does not say which models it routes between: give --strong and --weak, two of "

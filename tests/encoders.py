@@ -92,10 +92,11 @@ def save_tiny_encoder(folder: Path, *, normalize: bool = True, seed: int = 0) ->
     return folder
 
 
-def save_tiny_classifier(folder: Path, labels: tuple[str, ...]) -> Path:
-    """The same with a head for labels: as transformers' BertForSequenceClassification is saved."""
+def save_tiny_classifier(folder: Path, labels: tuple[str | None, ...], *, names: bool = True) -> Path:
+    """The same with a head for labels, as transformers' BertForSequenceClassification is saved."""
     save_tiny_encoder(folder)
-    change_json(folder / "config.json", id2label={str(index): label for index, label in enumerate(labels)})
+    if names:
+        change_json(folder / "config.json", id2label={str(index): label for index, label in enumerate(labels)})
     tensors, rng = safetensors.numpy.load_file(folder / "model.safetensors"), np.random.default_rng(1)
     tensors |= {
         "classifier.weight": rng.standard_normal((len(labels), WIDTH)).astype(np.float32),

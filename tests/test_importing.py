@@ -68,7 +68,7 @@ def test_the_command_line_imports_and_exports_bit_for_bit(
     assert main(["export", str(imported), "--format", "routellm", "--output", str(exported)]) == 0
     said = capsys.readouterr().out
     assert f"mf: {{checkpoint_path: {exported}, strong_model: {STRONG}, weak_model: {WEAK}, hidden_size: 128}}" in said
-    assert [path.name for path in exported.iterdir()] == ["model.safetensors"]
+    assert sorted(path.name for path in exported.iterdir()) == ["config.json", "model.safetensors"]
     before, after = (
         safetensors.numpy.load_file(folder / "model.safetensors") for folder in (checkpoint.parent, exported)
     )
@@ -250,3 +250,12 @@ def test_a_classifier_of_three_labels(tmp_path: Path) -> None:
         import_routellm_bert(folder)
     with pytest.raises(InputError, match="expected 3 labels, got 2: yes, no"):
         import_routellm_bert(save_tiny_classifier(tmp_path / "two", ("yes", "no")))
+
+
+def test_three_labels_need_no_names(tmp_path: Path) -> None:
+    labels = ("win", "tie", "loss")
+    named = import_routellm_bert(save_tiny_classifier(tmp_path / "named", labels))
+    nameless = import_routellm_bert(save_tiny_classifier(tmp_path / "nameless", labels, names=False))
+    np.testing.assert_array_equal(nameless.win_prob(TEXTS), named.win_prob(TEXTS))
+    with pytest.raises(InputError, match=r"classifier.*: expected shape \(16, 3\), got \(16, 2\)"):
+        import_routellm_bert(save_tiny_classifier(tmp_path / "two", ("yes", "no"), names=False))

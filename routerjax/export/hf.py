@@ -33,8 +33,10 @@ NUM_PROMPTS = 7
 def export_hf(router: Router, path: str | os.PathLike[str]) -> float:
     """Write a folder that ``AutoModelForSequenceClassification`` and ``AutoTokenizer`` of transformers load.
 
-    Its logits are the router's scores, labelled with the names of the models. The router's pair, loss, readout and
-    threshold go into ``config.json`` under ``routerjax``. The folder is read back and compared before it gets its name.
+    Its logits are the router's scores, labelled with the names of the models; those of ``three_labels`` are (strong
+    wins, tie, weak wins) of the router's pair, the order in which RouteLLM's code reads a classifier. The pair, loss,
+    readout and threshold go into ``config.json`` under ``routerjax``. The folder is read back and compared before it
+    gets its name.
 
     Args:
         router: of family ``bert``; its head must be the architecture's own. What was imported and not trained gives
@@ -56,7 +58,7 @@ def export_hf(router: Router, path: str | os.PathLike[str]) -> float:
     config = BertConfig(
         encoder=cast("dict[str, object]", reader.to_dict()["encoder"]),
         classifier_dropout_rate=cast(BertRouter, plain.module).dropout_rate,
-        labels=_labels(router),
+        labels=_labels(plain),
     )
     names = bert_names(reader.encoder.model_type, head=True)
     # torch's loaders ask for the metadata that torch's savers write.
@@ -68,17 +70,17 @@ def export_hf(router: Router, path: str | os.PathLike[str]) -> float:
         "config.json": _json_bytes({**config.to_json(), SECTION: settings._asdict()}),
         "model.safetensors": weights,
     }
-    own = _golden_scores(router)
+    expected = _golden_scores(router)
     with new_directory(path) as folder:
         for name, content in files.items():
             (folder / name).write_bytes(content)
         if read_settings(folder) != settings._replace(threshold=router.threshold):
             reject(folder, path, "its settings are others")
         written = load_hf(folder, load_reader(folder), settings, source=os.fspath(path))
-        difference = float(np.abs(_golden_scores(written) - own).max())
+        difference = float(np.abs(_golden_scores(written) - expected).max())
         if written.features.fingerprint != plain.features.fingerprint:
             reject(folder, path, "its tokens are others")
-        if not difference <= TOLERANCE * max(1.0, float(np.abs(own).max())):
+        if not difference <= TOLERANCE * max(1.0, float(np.abs(expected).max())):
             reject(folder, path, f"scores differ by {difference:.1e}")
     return difference
 
@@ -106,14 +108,20 @@ def _labels(router: Router) -> tuple[str, ...]:
 
 
 def _as_published(router: Router) -> Router:
-    """The router layer by layer: as the file will hold it."""
-    reader = cast(TextReader, router.reader)
-    params = router.variables["params"]
-    if not reader.encoder.scan_layers:
-        return router
-    plain = dataclasses.replace(reader, encoder=reader.encoder.clone(scan_layers=False, parent=None))
-    unstacked = {**params, "encoder": unstack_layers(params["encoder"])}
-    return dataclasses.replace(router, reader=plain, variables={"params": unstacked})
+    """Copy of the router in the form of the file: layer by layer, and labels with the strong model first."""
+    reader, params, models = cast(TextReader, router.reader), router.variables["params"], router.models
+    if reader.encoder.scan_layers:
+        reader = dataclasses.replace(reader, encoder=reader.encoder.clone(scan_layers=False, parent=None))
+        params = {**params, "encoder": unstack_layers(params["encoder"])}
+    if _are_labels_reversed(router):
+        classifier = jax.tree.map(lambda leaf: leaf[..., ::-1], params["classifier"])
+        params, models = {**params, "classifier": classifier}, models[::-1]
+    return dataclasses.replace(router, reader=reader, models=models, variables={"params": params})
+
+
+def _are_labels_reversed(router: Router) -> bool:
+    """Return True if the logits are (weak wins, tie, strong wins): a training run sorts its models by name."""
+    return router.loss == "three_labels" and router.strong == router.models[1]
 
 
 def _tokenizer_config(reader: TextReader, max_length: int) -> bytes:
@@ -137,11 +145,14 @@ def _tokenizer_config(reader: TextReader, max_length: int) -> bytes:
 
 
 def _golden_scores(router: Router) -> np.ndarray:
+    """Scores, in the order of the file, and outcome probabilities of a few golden prompts."""
     *short, long = golden_prompts()
     with jax.default_matmul_precision("highest"):
         prompts = [*short[:NUM_PROMPTS], long]
+        scores = router.scores(prompts)
         # A tie's logit is in the outcomes alone.
-        return np.concatenate([router.scores(prompts), router.outcome_prob(prompts)], axis=1)
+        outcome_prob = router.outcome_prob(prompts)
+    return np.concatenate([scores[:, ::-1] if _are_labels_reversed(router) else scores, outcome_prob], axis=1)
 
 
 def _json_bytes(content: Mapping[str, object]) -> bytes:

@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
+import json
 import os
 from pathlib import Path
 
 import jax
 import numpy as np
 import safetensors.numpy
-from jaxtyping import Float64
+from jaxtyping import Float32, Float64
 
 from routerjax.atomic import new_directory, refuse_existing
 from routerjax.errors import InputError
@@ -16,7 +17,7 @@ from routerjax.export.bundle import NUM_GOLDEN
 from routerjax.export.verification import reject
 from routerjax.features import Embeddings, routellm_features
 from routerjax.pretrained import tensor_bytes
-from routerjax.pretrained.routellm import MODELS, NAMINGS, WEIGHTS_FILE, Naming
+from routerjax.pretrained.routellm import CONFIG_FILE, MODELS, NAMINGS, WEIGHTS_FILE, Naming
 from routerjax.router import Router
 
 TOLERANCE = 1e-6
@@ -25,7 +26,7 @@ router, whose rounding in float32 grows with its scores: times the largest score
 
 
 def export_routellm(router: Router, path: str | os.PathLike[str], *, naming: Naming = "released") -> float:
-    """Write ``model.safetensors`` as RouteLLM's ``mf`` router loads it.
+    """Write ``model.safetensors`` and the ``config.json`` with which RouteLLM's ``mf`` router loads it from a folder.
 
     Only its own form can be written: all of its 64 models, in any order here; no bias; model embeddings normalised;
     trained on text-embedding-3-small, since that is what its code will feed it. Noise in training does not matter.
@@ -57,10 +58,17 @@ def export_routellm(router: Router, path: str | os.PathLike[str], *, naming: Nam
     with new_directory(path) as folder:
         # torch's loaders ask for the metadata that torch's savers write.
         (folder / WEIGHTS_FILE).write_bytes(tensor_bytes(tensors, {"format": "pt"}))
+        (folder / CONFIG_FILE).write_text(json.dumps(_model_config(ours["prompt_projection/kernel"]), indent=2) + "\n")
         difference, largest_score = _compare(router, folder / WEIGHTS_FILE, naming)
         if not difference <= TOLERANCE * max(1.0, largest_score):
             reject(folder, path, f"win probabilities differ by {difference:.1e}")
     return difference
+
+
+def _model_config(projection: Float32[np.ndarray, "model_dim embed"]) -> dict[str, int | bool]:
+    """Arguments of RouteLLM's ``MFModel``, whose ``from_pretrained`` takes them from ``config.json``."""
+    model_dim, embed = projection.shape
+    return {"dim": model_dim, "num_models": len(MODELS), "text_dim": embed, "num_classes": 1, "use_proj": True}
 
 
 def _require_form(router: Router) -> None:

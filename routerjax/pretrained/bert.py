@@ -185,24 +185,24 @@ class BertConfig:
     Attributes:
         encoder: the attributes of :class:`routerjax.models.BertEncoder`; as ``model_type`` names the architecture.
         classifier_dropout_rate: before the classifier.
-        labels: names of the classifier's outputs.
+        labels: names of the classifier's outputs; None where none are named, so that their number is not known either.
     """
 
     encoder: Mapping[str, Any]
     classifier_dropout_rate: float
-    labels: tuple[str, ...]
+    labels: tuple[str, ...] | None
 
     def to_json(self) -> dict[str, object]:
         """The ``config.json`` of a classifier, as transformers reads it: the inverse of :func:`read_bert_config`."""
-        architecture = _ARCHITECTURES[self.encoder["model_type"]]
+        architecture, labels = _ARCHITECTURES[self.encoder["model_type"]], dict(enumerate(self.labels or ()))
         return {
             "architectures": [architecture.class_name],
             "model_type": self.encoder["model_type"],
             **{theirs: self.encoder[ours] for ours, theirs in architecture.keys.items()},
             architecture.activation: "gelu",
             architecture.classifier_dropout: self.classifier_dropout_rate,
-            "id2label": {str(index): label for index, label in enumerate(self.labels)},
-            "label2id": {label: index for index, label in enumerate(self.labels)},
+            "id2label": {str(index): label for index, label in labels.items()},
+            "label2id": {label: index for index, label in labels.items()},
             "dtype": "float32",
         }
 
@@ -239,14 +239,21 @@ def read_bert_config(folder: Path) -> BertConfig:
     rate = config[architecture.classifier_dropout]
     if rate is None and architecture.defaults[architecture.classifier_dropout] is None:
         rate = encoder["dropout_rate"]
-    labels = config.get("id2label", {"0": "LABEL_0", "1": "LABEL_1"})
-    if not isinstance(labels, dict) or set(labels) != {str(index) for index in range(len(labels))}:
-        raise InputError(f"{path}: id2label must map '0', '1', ... to names, got {labels!r}")
     return BertConfig(
         encoder=encoder,
         classifier_dropout_rate=_number(rate, f"{path}: {architecture.classifier_dropout}", whole=False, below=1),
-        labels=tuple(str(labels[str(index)]) for index in range(len(labels))),
+        labels=_labels(config, path),
     )
+
+
+def _labels(config: Mapping[str, Any], path: Path) -> tuple[str, ...] | None:
+    labels = config.get("id2label")
+    if labels is None:
+        return None
+    places = {str(index) for index in range(len(labels))} if isinstance(labels, dict) else set()
+    if not places or set(labels) != places or not all(isinstance(name, str) and name for name in labels.values()):
+        raise InputError(f"{path}: id2label must map '0', '1', ... to names, got {str(labels)[:200]}")
+    return tuple(labels[str(index)] for index in range(len(labels)))
 
 
 def bert_names(model_type: str, *, head: bool, classifier: bool = True) -> TensorNames:

@@ -40,7 +40,7 @@ MODELS = (
 )
 """The rows of ``P.weight``: the models of Chatbot Arena 55k in ASCII order."""
 
-WEIGHTS_FILE = "model.safetensors"
+WEIGHTS_FILE, CONFIG_FILE = "model.safetensors", "config.json"
 TEXT_DIM = 1536
 """Width of OpenAI's text-embedding-3-small, from which the published code makes its scores."""
 

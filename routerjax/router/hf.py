@@ -116,7 +116,7 @@ def load_hf(folder: Path, reader: TextReader, settings: HfSettings, *, source: s
         "bert", num_models=len(settings.models), attributes=attributes, loss=settings.loss, reader=reader
     )
     columns = len(settings.models) + (outcome_model(settings.loss).tie != "none")
-    if len(config.labels) != columns:
+    if config.labels is not None and len(config.labels) != columns:
         raise InputError(f"{folder}: expected {columns} labels, got {len(config.labels)}: {', '.join(config.labels)}")
     sha256, threshold = weights_sha256(folder), settings.threshold
     if threshold is not None and settings.weights_sha256 != sha256:

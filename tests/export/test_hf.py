@@ -78,6 +78,27 @@ def test_logits_of_outcomes_keep_their_loss(tmp_path: Path, loss: str, labels: l
     np.testing.assert_array_equal(again.outcome_prob(prompts), router.outcome_prob(prompts))
 
 
+@pytest.mark.parametrize("strong", ["big", "small"])
+@pytest.mark.parametrize("scan_layers", [False, True])
+def test_three_labels_are_in_the_order_in_which_routellm_reads_them(
+    tmp_path: Path, strong: str, scan_layers: bool
+) -> None:
+    # Models of a run are in alphabetical order; which of them is the strong one is another matter.
+    weak = {"big": "small", "small": "big"}[strong]
+    chosen = {"scan_layers": scan_layers}
+    router = tiny_text_router(tmp_path, loss="three_labels", readout="win", strong=strong, weak=weak, chosen=chosen)
+    export.export_hf(router, tmp_path / "out")
+    config = json.loads((tmp_path / "out" / "config.json").read_text())
+    assert list(config["id2label"].values()) == [f"{strong} wins", "tie", f"{weak} wins"]
+    prompts = ["prove it", "a poem"]
+    again = import_hf(tmp_path / "out")
+    np.testing.assert_allclose(again.win_prob(prompts), router.win_prob(prompts), rtol=0, atol=1e-6)
+    # RouteLLM's BERTRouter, which knows no names: 1 - (softmax[1] + softmax[2]).
+    softmax = np.exp(again.scores(prompts)) / np.exp(again.scores(prompts)).sum(axis=1, keepdims=True)
+    assert np.abs(softmax[:, 0] - softmax[:, 2]).min() > 1e-3
+    np.testing.assert_allclose(1 - softmax[:, 1:].sum(axis=1), router.win_prob(prompts), rtol=0, atol=1e-6)
+
+
 def test_a_folder_of_another_program_needs_the_pair(router: Router, tmp_path: Path) -> None:
     export.export_hf(router, tmp_path / "out")
     path = tmp_path / "out" / "config.json"

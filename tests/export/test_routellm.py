@@ -1,6 +1,7 @@
 """Routers in RouteLLM's format do there what they do here, or are not written."""
 
 import dataclasses
+import json
 import os
 from pathlib import Path
 
@@ -29,6 +30,8 @@ def test_both_namings_give_the_tensors_back(router: Router, tmp_path: Path, nami
     assert written.keys() == expected.keys()
     for name, leaf in expected.items():
         assert leaf.tobytes() == written[name].tobytes()
+    config = json.loads((tmp_path / "out" / "config.json").read_text())
+    assert config == {"dim": 128, "num_models": 64, "text_dim": 1536, "num_classes": 1, "use_proj": True}
     again = import_routellm_mf(tmp_path / "out")
     jax.tree.map(np.testing.assert_array_equal, again.variables, router.variables)
 

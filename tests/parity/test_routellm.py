@@ -1,5 +1,6 @@
-"""A torch module with RouteLLM's tensor names saves what we import, and loads what we export."""
+"""RouteLLM's own classes, in torch: they save what we import, and load what we export."""
 
+import json
 from pathlib import Path
 
 import numpy as np
@@ -8,6 +9,7 @@ import pytest
 from routerjax import export, features
 from routerjax.importing import import_routellm_mf
 from tests.routellm import unit_rows
+from tests.routers import tiny_text_router
 
 pytestmark = pytest.mark.parity
 
@@ -42,3 +44,59 @@ def test_torch_saves_what_is_imported_and_loads_what_is_exported(tmp_path: Path)
     load_model(loaded, str(tmp_path / "out" / "model.safetensors"), strict=True)
     for name, leaf in published.state_dict().items():
         assert torch.equal(leaf, loaded.state_dict()[name])
+
+
+def test_mf_model_from_pretrained_loads_the_folder(tmp_path: Path) -> None:
+    import torch
+    from huggingface_hub import PyTorchModelHubMixin
+    from safetensors.torch import save_model
+
+    class MFModel(torch.nn.Module, PyTorchModelHubMixin):
+        """The constructor of RouteLLM's model, with its names: what from_pretrained needs is what it asks for."""
+
+        def __init__(self, dim, num_models, text_dim, num_classes, use_proj):
+            super().__init__()
+            self.P = torch.nn.Embedding(num_models, dim)
+            if use_proj:
+                self.text_proj = torch.nn.Sequential(torch.nn.Linear(text_dim, dim, bias=False))
+            else:
+                assert text_dim == dim
+            self.classifier = torch.nn.Sequential(torch.nn.Linear(dim, num_classes, bias=False))
+
+    torch.manual_seed(0)
+    published = MFModel(128, 64, 1536, 1, True)
+    save_model(published, str(tmp_path / "model.safetensors"))
+    export.export_routellm(import_routellm_mf(tmp_path), tmp_path / "out")
+    loaded = MFModel.from_pretrained(str(tmp_path / "out"))
+    for name, leaf in published.state_dict().items():
+        assert torch.equal(leaf, loaded.state_dict()[name])
+    loaded.save_pretrained(str(tmp_path / "again"))
+    written = [json.loads((tmp_path / name / "config.json").read_text()) for name in ("again", "out")]
+    assert written[0] == written[1]
+
+
+@pytest.mark.parametrize("strong", ["big", "small"])
+def test_bert_router_reads_the_strong_models_wins(tmp_path: Path, strong: str) -> None:
+    import torch
+    from transformers import AutoModelForSequenceClassification, AutoTokenizer
+
+    weak = {"big": "small", "small": "big"}[strong]
+    router = tiny_text_router(tmp_path, loss="three_labels", readout="win", strong=strong, weak=weak)
+    export.export_hf(router, tmp_path / "out")
+
+    # BERTRouter of RouteLLM: its constructor and calculate_strong_win_rate.
+    model = AutoModelForSequenceClassification.from_pretrained(tmp_path / "out", num_labels=3)
+    tokenizer = AutoTokenizer.from_pretrained(tmp_path / "out")
+
+    def strong_win_rate(prompt: str) -> float:
+        inputs = tokenizer(prompt, return_tensors="pt", padding=True, truncation=True)
+        with torch.no_grad():
+            logits = model(**inputs).logits.numpy()[0]
+        exp_scores = np.exp(logits - np.max(logits))
+        softmax_scores = exp_scores / np.sum(exp_scores)
+        return 1 - np.sum(softmax_scores[-2:])
+
+    prompts = ["prove it", "a poem", "primes " * 100]
+    win_rates = [strong_win_rate(prompt) for prompt in prompts]
+    np.testing.assert_allclose(win_rates, router.win_prob(prompts), rtol=0, atol=1e-5)
+    assert np.abs(router.outcome_prob(prompts)[:, 2] - win_rates).min() > 1e-3
