@@ -71,7 +71,14 @@ def _parser() -> argparse.ArgumentParser:
 
     train = commands.add_parser("train", help="train the router that a configuration describes")
     train.add_argument("config", type=Path, metavar="CONFIG.py", help="a Python file that defines get_config()")
-    train.add_argument("--set", nargs="+", default=[], metavar="NAME=VALUE", help="optimizer.learning_rate=1e-4 ...")
+    train.add_argument(
+        "--set",
+        nargs="+",
+        action="extend",
+        default=[],
+        metavar="NAME=VALUE",
+        help="optimizer.learning_rate=1e-4 ...; a tuple is written as JSON, 'data.battles.0.drop_where=[\"spam\"]'",
+    )
     train.add_argument("--output", type=Path, required=True, metavar="DIR", help="a new folder for the run")
     train.add_argument("--resume", action="store_true", help="go on from the last checkpoint in --output")
     train.set_defaults(run=_train)
@@ -197,7 +204,7 @@ def _calibrate(arguments: argparse.Namespace) -> None:
     from routerjax.features import EmbeddingCache
     from routerjax.pipeline import CALIBRATION_FIGURES, calibrate_router
     from routerjax.router import load_router, router_folder, save_router
-    from routerjax.routing import threshold_for_share
+    from routerjax.routing import require_share, threshold_for_share
     from routerjax.tables import read_prompt_table
 
     wants_share, wants_map = arguments.strong_share is not None, arguments.method is not None
@@ -205,6 +212,8 @@ def _calibrate(arguments: argparse.Namespace) -> None:
         raise InputError("--prompts goes with --strong-share, and --battles with --method")
     if not (wants_share or wants_map):
         raise InputError("nothing to calibrate: give --prompts and --strong-share, --battles and --method, or all four")
+    if wants_share:
+        require_share(arguments.strong_share)
     if arguments.output is not None:
         refuse_existing(arguments.output)
     router = load_router(router_folder(arguments.router), encoder=arguments.encoder)

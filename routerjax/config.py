@@ -2,27 +2,45 @@
 
 from __future__ import annotations
 
-import ast
 import dataclasses
-import types
 import typing
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import Literal, TypeVar
+from typing import Annotated, Any, ClassVar, Literal, TypeVar
 
-from routerjax.errors import InputError, choose, nearest
+from annotated_types import Interval
+from pydantic import ConfigDict
+
+from routerjax.errors import InputError, nearest
+from routerjax.validation import coerce, field_types, item_type, parse
 
 ConfigT = TypeVar("ConfigT")
 AttributeValue = bool | int | float | str
 
+Count = Annotated[int, Interval(ge=1, le=2**31 - 1)]
+Seed = Annotated[int, Interval(ge=0, le=2**32 - 1)]  # JAX drops all bits of a seed but these
+Positive = Annotated[float, Interval(gt=0)]
+NonNegative = Annotated[float, Interval(ge=0)]
+Weight = Annotated[float, Interval(ge=1e-9, le=1e9)]  # beyond these, products of weights leave float32
 
-def _require(holds: bool, name: str, expected: str, got: object) -> None:
-    if not holds:
-        raise InputError(f"{name} must be {expected}, got {got!r}")
+NO_IDENTITY: Mapping[str, bool] = {"identifies": False}
+"""Metadata of a field that changes nothing about what a run learns: where its data lies, how often it is saved."""
 
 
 @dataclass(frozen=True, kw_only=True)
-class BattleSource:
+class _Settings:
+    """Settings of which each is checked against its annotation, see :func:`routerjax.validation.coerce`."""
+
+    SECTION: ClassVar[str] = ""
+    __pydantic_config__: ClassVar[ConfigDict] = ConfigDict(extra="forbid")
+
+    def __post_init__(self) -> None:
+        for name, expected in field_types(type(self)).items():
+            object.__setattr__(self, name, coerce(getattr(self, name), expected, f"{self.SECTION}{name}"))
+
+
+@dataclass(frozen=True, kw_only=True)
+class BattleSource(_Settings):
     """A file (or Hugging Face data set) of battles.
 
     Attributes:
@@ -31,16 +49,15 @@ class BattleSource:
         weight: multiplies every battle's weight.
     """
 
+    SECTION: ClassVar[str] = "data.battles."
+
     path: str
     drop_where: tuple[str, ...] = ()
-    weight: float = 1.0
-
-    def __post_init__(self) -> None:
-        _require(self.weight > 0, "data.battles weight", "positive", self.weight)
+    weight: Weight = 1.0
 
 
 @dataclass(frozen=True, kw_only=True)
-class GoldenSource:
+class GoldenSource(_Settings):
     """Battles made from a benchmark's golden answers: the better answer wins, equal answers tie.
 
     Attributes:
@@ -52,22 +69,18 @@ class GoldenSource:
         weight: multiplies every battle's weight.
     """
 
+    SECTION: ClassVar[str] = "data.golden."
+
     benchmark: str
     root: str
     strong: str
     weak: str
-    num_prompts: int | None = None
-    weight: float = 1.0
-
-    def __post_init__(self) -> None:
-        _require(self.weight > 0, "data.golden weight", "positive", self.weight)
-        _require(
-            self.num_prompts is None or self.num_prompts > 0, "data.golden num_prompts", "positive", self.num_prompts
-        )
+    num_prompts: Count | None = None
+    weight: Weight = 1.0
 
 
 @dataclass(frozen=True, kw_only=True)
-class DataConfig:
+class DataConfig(_Settings):
     """Which battles a run learns from.
 
     Attributes:
@@ -78,18 +91,17 @@ class DataConfig:
         seed: of the split and of the side swaps.
     """
 
-    root: str = "."
+    SECTION: ClassVar[str] = "data."
+
+    root: str = field(default=".", metadata=NO_IDENTITY)
     battles: tuple[BattleSource, ...] = ()
     golden: tuple[GoldenSource, ...] = ()
-    validation_fraction: float = 0.1
-    seed: int = 0
-
-    def __post_init__(self) -> None:
-        _require(0 <= self.validation_fraction < 1, "data.validation_fraction", "in [0, 1)", self.validation_fraction)
+    validation_fraction: Annotated[float, Interval(ge=0, lt=1)] = 0.1
+    seed: Seed = 0
 
 
 @dataclass(frozen=True, kw_only=True)
-class FeatureConfig:
+class FeatureConfig(_Settings):
     """How text becomes a query.
 
     Attributes:
@@ -103,21 +115,18 @@ class FeatureConfig:
         dollars_per_million_tokens: an endpoint's price, for the cost that is logged.
     """
 
+    SECTION: ClassVar[str] = "features."
+
     encoder: str = "sentence-transformers/all-MiniLM-L6-v2"
-    max_length: int = 256
+    max_length: Count = 256
     embeddings: str | None = None
     train_encoder: bool = False
     encoder_attributes: Mapping[str, AttributeValue] = field(default_factory=dict)
-    dollars_per_million_tokens: float | None = None
-
-    def __post_init__(self) -> None:
-        price = self.dollars_per_million_tokens
-        _require(self.max_length > 0, "features.max_length", "positive", self.max_length)
-        _require(price is None or price >= 0, "features.dollars_per_million_tokens", "non-negative", price)
+    dollars_per_million_tokens: NonNegative | None = field(default=None, metadata=NO_IDENTITY)
 
 
 @dataclass(frozen=True, kw_only=True)
-class RouterConfig:
+class RouterConfig(_Settings):
     """Which router family, with its module's attributes, and the pair it routes between.
 
     Attributes:
@@ -129,6 +138,8 @@ class RouterConfig:
         weak: name of the weak (cheap) model.
     """
 
+    SECTION: ClassVar[str] = "router."
+
     family: str = "mf"
     attributes: Mapping[str, AttributeValue] = field(default_factory=dict)
     loss: str = "bradley_terry"
@@ -138,7 +149,7 @@ class RouterConfig:
 
 
 @dataclass(frozen=True, kw_only=True)
-class OptimizerConfig:
+class OptimizerConfig(_Settings):
     """AdamW with linear warm-up and cosine decay.
 
     Attributes:
@@ -152,33 +163,20 @@ class OptimizerConfig:
         frozen_layers: so many of the encoder's layers, from the bottom, stay as they are, and so do the embeddings.
     """
 
-    learning_rate: float = 3e-4
-    weight_decay: float = 1e-5
-    warmup_fraction: float = 0.05
-    final_fraction: float = 0.0
-    gradient_clip: float | None = None
-    encoder_rate: float = 1.0
-    layer_decay: float = 1.0
-    frozen_layers: int = 0
+    SECTION: ClassVar[str] = "optimizer."
 
-    def __post_init__(self) -> None:
-        _require(self.learning_rate > 0, "optimizer.learning_rate", "positive", self.learning_rate)
-        _require(self.weight_decay >= 0, "optimizer.weight_decay", "non-negative", self.weight_decay)
-        _require(0 <= self.warmup_fraction < 1, "optimizer.warmup_fraction", "in [0, 1)", self.warmup_fraction)
-        _require(self.encoder_rate >= 0, "optimizer.encoder_rate", "non-negative", self.encoder_rate)
-        _require(0 < self.layer_decay <= 1, "optimizer.layer_decay", "in (0, 1]", self.layer_decay)
-        _require(self.frozen_layers >= 0, "optimizer.frozen_layers", "non-negative", self.frozen_layers)
-        _require(0 <= self.final_fraction <= 1, "optimizer.final_fraction", "in [0, 1]", self.final_fraction)
-        _require(
-            self.gradient_clip is None or self.gradient_clip > 0,
-            "optimizer.gradient_clip",
-            "positive",
-            self.gradient_clip,
-        )
+    learning_rate: Positive = 3e-4
+    weight_decay: NonNegative = 1e-5
+    warmup_fraction: Annotated[float, Interval(ge=0, lt=1)] = 0.05
+    final_fraction: Annotated[float, Interval(ge=0, le=1)] = 0.0
+    gradient_clip: Positive | None = None
+    encoder_rate: NonNegative = 1.0
+    layer_decay: Annotated[float, Interval(gt=0, le=1)] = 1.0
+    frozen_layers: Annotated[int, Interval(ge=0)] = 0
 
 
 @dataclass(frozen=True, kw_only=True)
-class TrainingConfig:
+class TrainingConfig(_Settings):
     """How long and on what.
 
     Attributes:
@@ -192,26 +190,22 @@ class TrainingConfig:
         devices: ``jit`` (one device) or ``pmap`` (data-parallel over all local devices).
     """
 
-    epochs: int = 10
-    batch_size: int = 64
-    batch_tokens: int = 4096
-    micro_batches: int = 1
-    init_seed: int = 0
-    noise_seed: int = 1
-    order_seed: int = 2
-    checkpoint_every: int = 1
-    patience: int | None = None
-    devices: Literal["jit", "pmap"] = "jit"
+    SECTION: ClassVar[str] = "training."
 
-    def __post_init__(self) -> None:
-        _require(self.patience is None or self.patience > 0, "training.patience", "positive", self.patience)
-        for name in ("epochs", "batch_size", "batch_tokens", "micro_batches", "checkpoint_every"):
-            _require(getattr(self, name) > 0, f"training.{name}", "positive", getattr(self, name))
-        _require(self.devices in ("jit", "pmap"), "training.devices", "'jit' or 'pmap'", self.devices)
+    epochs: Annotated[int, Interval(ge=1, le=100_000)] = 10
+    batch_size: Count = 64
+    batch_tokens: Count = 4096
+    micro_batches: Annotated[int, Interval(ge=1, le=1024)] = 1
+    init_seed: Seed = 0
+    noise_seed: Seed = 1
+    order_seed: Seed = 2
+    checkpoint_every: Count = field(default=1, metadata=NO_IDENTITY)
+    patience: Count | None = None
+    devices: Literal["jit", "pmap"] = "jit"
 
 
 @dataclass(frozen=True, kw_only=True)
-class ExperimentConfig:
+class ExperimentConfig(_Settings):
     """Everything that determines a training run."""
 
     data: DataConfig
@@ -221,88 +215,70 @@ class ExperimentConfig:
     training: TrainingConfig = TrainingConfig()
 
 
+def identity(config: object) -> dict[str, Any]:
+    """Settings that make a run the run it is, as JSON has them; all but those marked ``NO_IDENTITY``.
+
+    Two runs with the same identity, on the same data, learn the same.
+
+    Example:
+        >>> "checkpoint_every" in identity(TrainingConfig())
+        False
+    """
+
+    def plain(value: object) -> Any:
+        if dataclasses.is_dataclass(value):
+            marked = [setting for setting in dataclasses.fields(value) if setting.metadata.get("identifies", True)]
+            return {setting.name: plain(getattr(value, setting.name)) for setting in marked}
+        if isinstance(value, Mapping):
+            return {name: plain(item) for name, item in value.items()}
+        return [plain(item) for item in value] if isinstance(value, tuple) else value
+
+    return plain(config)
+
+
 def override(config: ConfigT, assignments: Sequence[str]) -> ConfigT:
     """Return ``config`` with ``path.to.field=value`` assignments applied, validated as if written so.
 
-    Values are Python literals; what is not a literal is a string.
+    A value is read by the type of its field, see :func:`routerjax.validation.parse`: text stays as it is, and tuples
+    and mappings are written as JSON or Python literals. A value of ``attributes`` stays text until the module whose
+    attribute it is says its type.
 
     Raises:
-        InputError: no such field, or a value of the wrong type.
+        InputError: no such field, or a value of the wrong type or out of range.
 
     Example:
-        >>> override(OptimizerConfig(), ["learning_rate=1e-4"]).learning_rate
+        >>> override(OptimizerConfig(), ["learning_rate=1e-4", "gradient_clip=None"]).learning_rate
         0.0001
     """
     for assignment in assignments:
         path, separator, text = assignment.partition("=")
         if not separator:
             raise InputError(f"--set takes NAME=VALUE, got {assignment!r}; for example optimizer.learning_rate=1e-4")
-        try:
-            value = ast.literal_eval(text)
-        except (ValueError, SyntaxError):
-            value = text
-        config = _replace(config, path.split("."), value, path)
+        config = _replaced(config, type(config), path.split("."), text, path)
     return config
 
 
-def _replace(node: ConfigT, path: Sequence[str], value: object, full_path: str) -> ConfigT:
+def _replaced(value: Any, expected: object, path: Sequence[str], text: str, full_path: str) -> Any:
+    """``value``, of the annotation ``expected``, with what lies at ``path`` below it read from ``text``."""
+    if not path:
+        return parse(text, expected, full_path)
     head, rest = path[0], path[1:]
-    if isinstance(node, Mapping):  # attributes: the module itself validates the names
+    if isinstance(value, Mapping):
         if rest:
             raise InputError(f"no setting {full_path!r}: {head!r} has nothing below it")
-        return typing.cast(ConfigT, {**node, head: value})
-    if isinstance(node, tuple):
-        if not head.isdigit() or int(head) >= len(node):
-            raise InputError(f"no setting {full_path!r}: expected an index below {len(node)}, got {head!r}")
-        index = int(head)
-        child = _replace(node[index], rest, value, full_path) if rest else value
-        return typing.cast(ConfigT, (*node[:index], child, *node[index + 1 :]))
-    if not dataclasses.is_dataclass(node) or isinstance(node, type):
-        raise InputError(f"no setting {full_path!r}: nothing lies below {type(node).__name__} {node!r}")
-    names = [f.name for f in dataclasses.fields(node)]
-    if head not in names:
-        raise InputError(
-            f"no setting {full_path!r}: {type(node).__name__} has {', '.join(names)}{nearest(head, names)}"
-        )
-    current = getattr(node, head)
-    if rest:
-        return dataclasses.replace(node, **{head: _replace(current, rest, value, full_path)})
-    expected = typing.get_type_hints(type(node))[head]
-    return dataclasses.replace(node, **{head: coerce(value, expected, full_path)})
-
-
-def coerce(value: object, expected: object, full_path: str) -> object:
-    """Check ``value`` against a field's annotation; an int is taken where a float is expected.
-
-    A mapping is one of attributes: what the module makes of their names it says itself.
-    """
-    origin = typing.get_origin(expected)
-    if origin in (typing.Union, types.UnionType):
-        for option in typing.get_args(expected):
-            try:
-                return coerce(value, option, full_path)
-            except InputError:
-                continue
-    elif origin is Literal:
-        return choose(value, {option: option for option in typing.get_args(expected)}, full_path)
-    elif origin is Mapping:
-        if isinstance(value, dict):
-            return {str(name): _attribute(item, f"{full_path}.{name}") for name, item in value.items()}
-    elif expected is type(None):
-        if value is None:
-            return None
-    elif expected is float:
-        if isinstance(value, int | float) and not isinstance(value, bool):
-            return float(value)
-    elif expected in (int, str, bool):
-        if type(value) is expected:
-            return value
-        if expected is str:
-            return str(value)
-    raise InputError(f"{full_path} takes {getattr(expected, '__name__', expected)}, got {value!r}")
-
-
-def _attribute(value: object, full_path: str) -> AttributeValue:
-    if isinstance(value, AttributeValue):
-        return value
-    raise InputError(f"{full_path} takes a boolean, a number or text, got {value!r}")
+        return {**value, head: parse(text, str, full_path)}
+    if isinstance(value, tuple):
+        places = {str(place): place for place in range(len(value))}
+        if head not in places:
+            raise InputError(f"no setting {full_path!r}: expected an index below {len(value)}, got {head!r}")
+        place = places[head]
+        item = _replaced(value[place], item_type(expected), rest, text, full_path)
+        return (*value[:place], item, *value[place + 1 :])
+    if not dataclasses.is_dataclass(value):
+        raise InputError(f"no setting {full_path!r}: nothing lies below {type(value).__name__} {value!r}")
+    known = field_types(type(value))
+    if head not in known:
+        names, close = ", ".join(known), nearest(head, known)
+        raise InputError(f"no setting {full_path!r}: {type(value).__name__} has {names}{close}")
+    changed = _replaced(getattr(value, head), known[head], rest, text, full_path)
+    return dataclasses.replace(typing.cast(Any, value), **{head: changed})

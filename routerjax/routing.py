@@ -20,6 +20,12 @@ class Threshold(NamedTuple):
     strong_share: float
 
 
+def require_share(strong_share: float) -> None:
+    """Raise InputError unless a share of strong calls is in [0, 1]."""
+    if not 0.0 <= strong_share <= 1.0:
+        raise InputError(f"the wanted strong share must lie in [0, 1], such as 0.5; got {strong_share}")
+
+
 def threshold_for_share(
     win_prob: Float[np.ndarray, "prompts"] | Float[Array, "prompts"], strong_share: float
 ) -> Threshold:
@@ -48,8 +54,7 @@ def threshold_for_share(
     Reference:
         RouteLLM (arXiv 2406.18665), section 3.1; the (1 - share) quantile, exact under ties.
     """
-    if not 0.0 <= strong_share <= 1.0:
-        raise InputError(f"the wanted strong share must lie in [0, 1], such as 0.5; got {strong_share}")
+    require_share(strong_share)
     win_prob = _checked_win_prob(win_prob)
     # XLA flushes subnormal numbers to zero; a threshold there would mean another share in JAX than in numpy.
     smallest = float(np.finfo(np.float32).tiny)

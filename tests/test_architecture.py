@@ -22,6 +22,7 @@ GROUND = {
     "scoring",
     "tables",
     "typing",
+    "validation",
 }
 ALLOWED = {
     **{part: GROUND for part in GROUND},

@@ -130,8 +130,8 @@ def test_a_run_is_resumed_on_its_own_embeddings_alone(
         ("router.readout=half_ty", r"did you mean 'half_tie'\?"),
         ("router.attributes.model_dims=3", r"mf has no attribute 'model_dims' \(did you mean 'model_dim'\?\)"),
         ("optimizer.learning_rat=1", r"did you mean 'learning_rate'\?"),
-        ("optimizer.learning_rate=fast", "optimizer.learning_rate takes float, got 'fast'"),
-        ("training.epochs=0", "training.epochs must be positive, got 0"),
+        ("optimizer.learning_rate=fast", "optimizer.learning_rate must be a positive number, got 'fast'"),
+        ("training.epochs=0", r"training.epochs must be an integer in \[1, 100000\], got '0'"),
         ("training.epochs", "--set takes NAME=VALUE, got 'training.epochs'"),
         ("features.encoder=./no/encoder", "no folder ./no/encoder"),
         ("features.max_length=1000", r"max_length must be in \[2, 64\]"),
@@ -153,9 +153,12 @@ def test_settings(arena: Path, tmp_path: Path, refused: Refused, setting: str, m
         ("import no_such_module\n", "mine.py, line 1: ModuleNotFoundError: No module named 'no_such_module'"),
         (
             "from routerjax.config import TrainingConfig\ndef get_config():\n    return TrainingConfig(epochs=-1)\n",
-            "mine.py, line 3: training.epochs must be positive, got -1",
+            "mine.py, line 3: training.epochs must be an integer in .*, got -1",
         ),
         ("raise ValueError('first\\nsecond')", "mine.py, line 1: ValueError: first second"),
+        ("import sys\ndef get_config():\n    sys.exit('no')\n", "mine.py, line 3: SystemExit: no"),
+        ("class Odd(BaseException): pass\nraise Odd", "mine.py, line 2: Odd"),
+        ("raise GeneratorExit('x')", "mine.py, line 1: GeneratorExit: x"),
     ],
 )
 def test_configurations(tmp_path: Path, refused: Refused, text: str | None, message: str) -> None:

@@ -95,9 +95,9 @@ def test_three_labels_are_of_two_models(tmp_path: Path) -> None:
     [
         ("sw", {"normalize": "qurey"}, "sw.normalize must be one of query, train, got 'qurey'"),
         ("sw", {"gamma": 0.0}, "sw.gamma must be positive, got 0.0"),
-        ("knn", {"k": 2.5}, "knn.k takes int, got 2.5"),
+        ("knn", {"k": 2.5}, "knn.k must be an integer, got 2.5"),
         ("mf", {"model_dim": -3}, "mf.model_dim must be positive, got -3"),
-        ("mf", {"bias": 1}, "mf.bias takes bool, got 1"),
+        ("mf", {"bias": 1}, "mf.bias must be True or False, got 1"),
     ],
 )
 def test_attributes_of_another_kind_are_refused(family: str, attributes: dict, message: str) -> None:

@@ -222,15 +222,23 @@ def test_a_configuration_is_read_anew_each_time(arena: Path, tmp_path: Path) -> 
     assert os.listdir(tmp_path) == ["mine.py"]
 
 
+NEIGHBOURLY = """\
+from shared_part import EPOCHS
+from routerjax.config import *
+def get_config():
+    router = RouterConfig(strong='a', weak='b')
+    return ExperimentConfig(data=DataConfig(), router=router, training=TrainingConfig(epochs=EPOCHS))
+"""
+
+
 def test_a_configuration_may_import_its_neighbours(tmp_path: Path) -> None:
-    (tmp_path / "shared_part.py").write_text("EPOCHS = 7\n")
-    (tmp_path / "run.py").write_text(
-        "from shared_part import EPOCHS\n"
-        "from routerjax.config import *\n"
-        "def get_config():\n"
-        "    router = RouterConfig(strong='a', weak='b')\n"
-        "    return ExperimentConfig(data=DataConfig(), router=router, training=TrainingConfig(epochs=EPOCHS))\n"
-    )
-    before = list(sys.path)
-    assert load_config(tmp_path / "run.py").training.epochs == 7
+    before, modules = list(sys.path), set(sys.modules)
+    for folder, epochs in (("one", 7), ("two", 8), ("one", 9)):  # another neighbour of that name, and one that changed
+        (tmp_path / folder).mkdir(exist_ok=True)
+        (tmp_path / folder / "shared_part.py").write_text(f"EPOCHS = {epochs}\n")
+        os.utime(tmp_path / folder / "shared_part.py", (1e9, 1e9))
+        (tmp_path / folder / "run.py").write_text(NEIGHBOURLY)
+        assert load_config(tmp_path / folder / "run.py").training.epochs == epochs
+        assert sorted(os.listdir(tmp_path / folder)) == ["run.py", "shared_part.py"]
     assert sys.path == before
+    assert set(sys.modules) == modules

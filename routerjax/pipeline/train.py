@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import functools
 import logging
 from pathlib import Path
@@ -37,6 +38,8 @@ from routerjax.router import (
     pretrained_params,
     remember,
     save_router,
+    typed_attributes,
+    typed_choices,
 )
 from routerjax.typing import PreferenceBatch, PyTree
 
@@ -81,6 +84,7 @@ def train_router(config: ExperimentConfig, output: str | Path, *, resume: bool =
         InputError: the data, the names or the folder cannot be used.
     """
     output = Path(output)
+    config = _typed(config)
     if not resume:
         refuse_existing(output)
     provenance = describe_run(config)
@@ -152,6 +156,17 @@ def train_router(config: ExperimentConfig, output: str | Path, *, resume: bool =
         if not (output / name).exists():  # a run that was killed between the two has one of them already
             save_router(router, output / name)
     return routers["router"]
+
+
+def _typed(config: ExperimentConfig) -> ExperimentConfig:
+    """The configuration with attributes in the types of the modules that they are of."""
+    attributes = typed_attributes(config.router.family, config.router.attributes)
+    encoder_attributes = typed_choices(config.features.encoder_attributes)
+    return dataclasses.replace(
+        config,
+        router=dataclasses.replace(config.router, attributes=attributes),
+        features=dataclasses.replace(config.features, encoder_attributes=encoder_attributes),
+    )
 
 
 def _open_module(config: ExperimentConfig, num_models: int) -> tuple[nn.Module, _Text | None]:

@@ -1,8 +1,8 @@
 """Routers: what they are made of, how they score, and how they lie on disk."""
 
-from routerjax.router.families import FAMILIES, Family, find_family, make_module, remember
+from routerjax.router.families import FAMILIES, Family, find_family, make_module, remember, typed_attributes
 from routerjax.router.folder import load_router, router_folder, save_router
-from routerjax.router.reader import TextReader, load_reader, pretrained_params
+from routerjax.router.reader import TextReader, load_reader, pretrained_params, typed_choices
 from routerjax.router.router import Router
 
 __all__ = [
@@ -18,4 +18,6 @@ __all__ = [
     "remember",
     "router_folder",
     "save_router",
+    "typed_attributes",
+    "typed_choices",
 ]

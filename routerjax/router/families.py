@@ -3,17 +3,18 @@
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass
 from typing import Any, cast, get_type_hints
 
 import flax.linen as nn
 
 from routerjax import losses, models
-from routerjax.config import AttributeValue, coerce
+from routerjax.config import AttributeValue
 from routerjax.errors import InputError, choose, nearest
 from routerjax.router.reader import TextReader
 from routerjax.typing import PreferenceBatch, Variables
+from routerjax.validation import coerce, typed
 
 
 @dataclass(frozen=True)
@@ -74,6 +75,30 @@ def remember(family: str, module: nn.Module, battles: PreferenceBatch) -> Variab
     return memory(module, battles)
 
 
+def typed_attributes(family: str, attributes: Mapping[str, AttributeValue]) -> dict[str, AttributeValue]:
+    """Attributes in the types of the family's module; text, as a command line gives it, is read by its type.
+
+    Raises:
+        InputError: no such family or attribute, or a value of another type.
+
+    Example:
+        >>> typed_attributes("knn", {"k": "5", "smoothing": 1})
+        {'k': 5, 'smoothing': 1.0}
+    """
+    return typed(attributes, _attribute_types(family, attributes), family)
+
+
+def _attribute_types(family: str, names: Iterable[str]) -> Mapping[str, object]:
+    """Types of a family's attributes, among which are these names."""
+    module = find_family(family).module
+    known = {f.name for f in dataclasses.fields(module)} - {"parent", "name", "num_models", "encoder"}
+    for name in names:
+        if name not in known:
+            listed, close = ", ".join(sorted(known)), nearest(name, known)
+            raise InputError(f"{family} has no attribute {name!r}{close}; it has {listed}")
+    return get_type_hints(module)
+
+
 def make_module(
     family: str,
     *,
@@ -100,12 +125,7 @@ def make_module(
         raise InputError(f"{family} trains nothing, so it cannot train an encoder: set features.train_encoder=False")
     if found.reads_text and reader is None:
         raise InputError(f"{family} reads text with an encoder of its own, and none was given")
-    fields = {f.name for f in dataclasses.fields(found.module)} - {"parent", "name", "num_models", "encoder"}
-    for name in attributes:
-        if name not in fields:
-            known = ", ".join(sorted(fields))
-            raise InputError(f"{family} has no attribute {name!r}{nearest(name, fields)}; it has {known}")
-    types = get_type_hints(found.module)
+    types = _attribute_types(family, attributes)
     checked = {name: coerce(value, types[name], f"{family}.{name}") for name, value in attributes.items()}
     for name, value in checked.items():
         if isinstance(value, int | float) and (value < 0 or (value == 0 and name in POSITIVE)):

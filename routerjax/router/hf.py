@@ -7,13 +7,13 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import NamedTuple
 
-from routerjax.config import coerce
 from routerjax.errors import InputError, model_column
 from routerjax.losses import make_readout, outcome_model
 from routerjax.pretrained import parse_json, read_bert_config, read_json, weights_sha256
 from routerjax.router.families import make_module
 from routerjax.router.reader import TOKENIZER_CONFIG, TOKENIZER_FILE, TextReader, pretrained_params
 from routerjax.router.router import Router
+from routerjax.validation import coerce
 
 logger = logging.getLogger(__name__)
 

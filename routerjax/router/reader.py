@@ -5,7 +5,7 @@ from __future__ import annotations
 import dataclasses
 import functools
 import os
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, cast, get_type_hints
@@ -14,7 +14,7 @@ import flax.linen as nn
 import jax
 import jax.numpy as jnp
 
-from routerjax.config import AttributeValue, coerce
+from routerjax.config import AttributeValue
 from routerjax.errors import InputError, choose, nearest
 from routerjax.features import FeatureSpec, TextTokenizer, mean_is_normalized, tokenizer_for
 from routerjax.models import BertEncoder, BertRouter, EmbedThen, SentenceEmbedding, WithTie, stack_layers
@@ -27,6 +27,7 @@ from routerjax.pretrained import (
     read_weights,
 )
 from routerjax.typing import Array, PyTree
+from routerjax.validation import coerce, typed
 
 # What a run may say of an encoder that it trains; all else is what the encoder's files say.
 WHOSE_CHOICES = "features.encoder_attributes"
@@ -139,11 +140,20 @@ def _checked(attributes: Mapping[str, object], whose: str) -> dict[str, Any]:
     return checked
 
 
-def _checked_choices(chosen: Mapping[str, AttributeValue]) -> dict[str, Any]:
-    for name in chosen:
+def typed_choices(chosen: Mapping[str, AttributeValue]) -> dict[str, AttributeValue]:
+    """Attributes of an encoder that is trained, in their types; text, as a command line gives it, is read by its type.
+
+    Raises:
+        InputError: no such choice, or a value of another type.
+    """
+    _require_choices(chosen)
+    return typed(chosen, {**_encoder_types(), "dtype": str}, WHOSE_CHOICES)
+
+
+def _require_choices(names: Iterable[str]) -> None:
+    for name in names:
         if name not in CHOICES:
             raise InputError(f"{WHOSE_CHOICES} takes {', '.join(CHOICES)}, got {name!r}{nearest(name, CHOICES)}")
-    return _checked(chosen, WHOSE_CHOICES)
 
 
 @functools.cache
@@ -166,7 +176,8 @@ def load_reader(
         InputError: damaged, of another architecture, or a choice that is none of dropout_rate, attention_dropout_rate,
             dtype, remat, scan_layers, of another type or out of range.
     """
-    choices = _checked_choices(chosen or {})
+    _require_choices(chosen or {})
+    choices = _checked(chosen or {}, WHOSE_CHOICES)
     files = {name: read_text_file(folder / name) for name in TOKENIZER_FILES if (folder / name).is_file()}
     if TOKENIZER_FILE not in files:
         raise InputError(f"{folder} holds no {TOKENIZER_FILE}; save its tokenizer as a fast one")

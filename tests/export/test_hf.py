@@ -173,7 +173,7 @@ def written(router: Router, tmp_path_factory: pytest.TempPathFactory) -> Path:
         ({"models": 3}, "models must be a list of two or more different names, got 3"),
         ({"models": []}, r"models must be a list of two or more different names, got \[\]"),
         ({"models": ["big", "small", "big"]}, "models must be a list of two or more different names"),
-        ({"max_length": "48"}, "max_length takes int, got '48'"),
+        ({"max_length": "48"}, "max_length must be an integer, got '48'"),
         ({"threshold": "half"}, "could not convert string to float"),
         ({"head": 1}, "unexpected keyword argument 'head'"),
     ],
