@@ -14,7 +14,7 @@ TEXTS = ("what is the capital of this country", "prove that there are infinitely
 
 
 def make_tokenizer(model_type: str = "bert") -> tokenizers.Tokenizer:
-    roberta = model_type in ("roberta", "xlm-roberta")
+    roberta = model_type in ("roberta", "xlm-roberta", "camembert", "mpnet")
     special = ["<s>", "<pad>", "</s>", "<unk>"] if roberta else ["[PAD]", "[UNK]", "[CLS]", "[SEP]"]
     unknown, first, last = ("<unk>", "<s>", "</s>") if roberta else ("[UNK]", "[CLS]", "[SEP]")
     words = sorted({word for text in TEXTS for word in text.replace(",", " , ").replace("!", " ! ").split()})

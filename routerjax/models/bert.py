@@ -10,10 +10,20 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Bool, Float, Int
 
-from routerjax.models.layers import SelfAttention, dense, gelu, layer_norm, unit_length
+from routerjax.models.layers import (
+    BUCKET_STARTS,
+    SelfAttention,
+    dense,
+    gelu,
+    layer_norm,
+    relative_buckets,
+    unit_length,
+)
 from routerjax.typing import PyTree, Query
 
-ModelType = Literal["bert", "roberta", "xlm-roberta", "distilbert"]
+ModelType = Literal["bert", "roberta", "xlm-roberta", "camembert", "distilbert", "mpnet"]
+# They count positions and classify as RoBERTa does.
+ROBERTA_LIKE = ("roberta", "xlm-roberta", "camembert", "mpnet")
 
 
 class BertLayer(nn.Module):
@@ -30,7 +40,10 @@ class BertLayer(nn.Module):
 
     @nn.compact
     def __call__(
-        self, hidden: Float[Array, "tokens embed"], is_token: Bool[Array, "batch length"]
+        self,
+        hidden: Float[Array, "tokens embed"],
+        is_token: Bool[Array, "batch length"],
+        position_bias: Float[Array, "heads query key"] | None,
     ) -> Float[Array, "tokens embed"]:
         """One layer on tokens that lie flat, ``[batch * length, embed]``."""
         dropout = nn.Dropout(self.dropout_rate, deterministic=self.deterministic)
@@ -40,7 +53,7 @@ class BertLayer(nn.Module):
             initializer_range=self.initializer_range,
             dtype=self.dtype,
             name="attention",
-        )(hidden, is_token, deterministic=self.deterministic)
+        )(hidden, is_token, position_bias, deterministic=self.deterministic)
         hidden = layer_norm(epsilon=self.layer_norm_epsilon, name="attention_norm")(hidden + dropout(attended))
         wide = dense(
             self.mlp_dim, ("embed", "mlp"), name="mlp_in", initializer_range=self.initializer_range, dtype=self.dtype
@@ -58,9 +71,10 @@ class BertLayer(nn.Module):
 class BertEncoder(nn.Module):
     """Token ids to hidden states; the attributes are those of a Hugging Face ``config.json``.
 
-    One module is BERT, MiniLM, RoBERTa, XLM-RoBERTa and DistilBERT. They differ in the positions, which RoBERTa and
-    XLM-RoBERTa count from ``padding_id + 1`` on, over the tokens that are not padding; in the token types, of which
-    DistilBERT has none; and in the head of :class:`BertRouter`.
+    One module is BERT, MiniLM, RoBERTa, XLM-RoBERTa, CamemBERT, DistilBERT and MPNet. They differ in the positions,
+    which all but BERT and DistilBERT count from ``padding_id + 1`` on, over the tokens that are not padding; in the
+    token types, of which DistilBERT and MPNet have none; in the attention, to which MPNet adds a bias of the distance
+    between two tokens, one table for all layers; and in the head of :class:`BertRouter`.
 
     Attributes:
         vocab_size: rows of the token table.
@@ -80,7 +94,8 @@ class BertEncoder(nn.Module):
 
     Reference:
         Devlin et al., "BERT" (arXiv 1810.04805); Liu et al., "RoBERTa" (arXiv 1907.11692); Conneau et al., "XLM-R"
-        (arXiv 1911.02116); Sanh et al., "DistilBERT" (arXiv 1910.01108).
+        (arXiv 1911.02116); Martin et al., "CamemBERT" (arXiv 1911.03894); Sanh et al., "DistilBERT" (arXiv
+        1910.01108); Song et al., "MPNet" (arXiv 2004.09297).
     """
 
     vocab_size: int
@@ -107,7 +122,7 @@ class BertEncoder(nn.Module):
 
     @property
     def _counts_positions(self) -> bool:
-        return self.model_type in ("roberta", "xlm-roberta")
+        return self.model_type in ROBERTA_LIKE
 
     @nn.compact
     def __call__(self, query: Query, *, deterministic: bool = True) -> Float[Array, "batch length embed"]:
@@ -121,6 +136,7 @@ class BertEncoder(nn.Module):
         # Tokens lie flat, [batch * length, embed], so that each projection is one matmul.
         hidden = layer_norm(epsilon=self.layer_norm_epsilon, name="embedding_norm")(hidden + added)
         hidden = nn.Dropout(self.dropout_rate, deterministic=deterministic)(hidden.reshape(-1, self.width))
+        position_bias = self._position_bias(length) if self.model_type == "mpnet" else None
 
         def layer(name: str) -> BertLayer:
             layer_class = nn.remat(BertLayer, prevent_cse=not self.scan_layers) if self.remat else BertLayer
@@ -138,7 +154,7 @@ class BertEncoder(nn.Module):
 
         if self.scan_layers:
             scan = nn.scan(
-                lambda one, carry, _: (one(carry, is_token), None),
+                lambda one, carry, _: (one(carry, is_token, position_bias), None),
                 variable_axes={"params": 0},
                 split_rngs={"params": True, "dropout": True},
                 length=self.num_layers,
@@ -147,7 +163,7 @@ class BertEncoder(nn.Module):
             hidden, _ = scan(layer("layers"), hidden, None)
         else:
             for index in range(self.num_layers):
-                hidden = layer(f"layer_{index}")(hidden, is_token)
+                hidden = layer(f"layer_{index}")(hidden, is_token, position_bias)
         return hidden.reshape(batch, length, self.width)
 
     def _table(self, name: str, rows: int, axis: str) -> Float[Array, "rows embed"]:
@@ -167,6 +183,14 @@ class BertEncoder(nn.Module):
         # Unlike transformers, what stands under the mask is never counted, so that it cannot matter.
         counted = (is_token & (token_ids != self.padding_id)).astype(jnp.int32)
         return table[self.padding_id + jnp.cumsum(counted, axis=1) * counted]
+
+    def _position_bias(self, length: int) -> Float[Array, "heads query key"]:
+        """What attention adds for the distance between two tokens."""
+        initializer = nn.with_logical_partitioning(
+            nn.initializers.normal(self.initializer_range), ("distance", "heads")
+        )
+        table = cast(Array, self.param("distance_bias", initializer, (2 * len(BUCKET_STARTS) + 2, self.num_heads)))
+        return table[relative_buckets(length)].transpose(2, 0, 1)
 
 
 class SentenceEmbedding(nn.Module):
@@ -243,7 +267,7 @@ class BertRouter(nn.Module):
             )
 
         if self.head == "architecture":
-            if encoder.model_type in ("roberta", "xlm-roberta"):
+            if encoder.model_type in ROBERTA_LIKE:
                 pooled = dropout(pooled)
             activation = jax.nn.relu if encoder.model_type == "distilbert" else jnp.tanh
             pooled = activation(head_dense(encoder.width, ("embed", "mlp"), "dense")(pooled))

@@ -5,11 +5,13 @@ from __future__ import annotations
 import flax.linen as nn
 import jax
 import jax.numpy as jnp
-from jaxtyping import Array, Bool, Float
+from jaxtyping import Array, Bool, Float, Int
 
 # Added to the logits of keys that are padding. Finite, so that a row of nothing but padding has no NaN.
 MASKED = -1e9
 SMALLEST_NORM = 1e-12
+# Distances, in tokens, at which MPNet's buckets begin; those further away share the last one.
+BUCKET_STARTS = (*range(1, 9), 12, 16, 23, 32, 46, 64, 91)
 
 
 def unit_length(vector: Float[Array, "*batch embed"]) -> Float[Array, "*batch embed"]:
@@ -44,6 +46,20 @@ def layer_norm(*, epsilon: float, name: str) -> nn.LayerNorm:
     )
 
 
+def relative_buckets(length: int) -> Int[Array, "query key"]:
+    """Bucket of the distance from each query to each key, as MPNet numbers them: 32 in all.
+
+    0 is the token itself, 1 to 15 are the keys before it, the nearest first, and 17 to 31 the keys after it.
+
+    Reference:
+        Raffel et al., "T5" (arXiv 1910.10683), section 2.1, with the sizes of Song et al., "MPNet" (arXiv 2004.09297).
+    """
+    position = jnp.arange(length)
+    distance = position[None, :] - position[:, None]
+    bucket = jnp.searchsorted(jnp.asarray(BUCKET_STARTS), jnp.abs(distance), side="right", method="compare_all")
+    return bucket + (len(BUCKET_STARTS) + 1) * (distance > 0)
+
+
 def gelu(hidden: Float[Array, "*shape"]) -> Float[Array, "*shape"]:
     """``h * P(z <= h)`` of a standard normal z, exact, computed in float32.
 
@@ -73,9 +89,17 @@ class SelfAttention(nn.Module):
 
     @nn.compact
     def __call__(
-        self, hidden: Float[Array, "tokens embed"], is_token: Bool[Array, "batch length"], *, deterministic: bool = True
+        self,
+        hidden: Float[Array, "tokens embed"],
+        is_token: Bool[Array, "batch length"],
+        position_bias: Float[Array, "heads query key"] | None = None,
+        *,
+        deterministic: bool = True,
     ) -> Float[Array, "tokens embed"]:
-        """Attend within each row; ``hidden`` is ``[batch * length, embed]``, flat for one large matmul."""
+        """Attend within each row; ``hidden`` is ``[batch * length, embed]``, flat for one large matmul.
+
+        ``position_bias`` is added to the logits of each row.
+        """
         batch, length = is_token.shape
         width = hidden.shape[-1]
         head_dim = width // self.num_heads
@@ -88,6 +112,8 @@ class SelfAttention(nn.Module):
 
         query, key, value = heads("query") / head_dim**0.5, heads("key"), heads("value")
         logits = jnp.matmul(query, key.transpose(0, 1, 3, 2), preferred_element_type=jnp.float32)
+        if position_bias is not None:
+            logits = logits + position_bias[None]
         logits = logits + jnp.where(is_token, 0.0, MASKED)[:, None, None, :]
         # Softmax, with the division after the sum over keys: there are fewer values of a head than keys.
         weights = jnp.exp(logits - jax.lax.stop_gradient(logits.max(axis=-1, keepdims=True)))

@@ -165,7 +165,7 @@ def _encoder_types() -> dict[str, object]:
 def load_reader(
     folder: Path, chosen: Mapping[str, AttributeValue] | None = None, *, embeds: bool = False
 ) -> TextReader:
-    """The reader of a pretrained folder: BERT, RoBERTa, XLM-RoBERTa or DistilBERT.
+    """The reader of a pretrained folder of the BERT family.
 
     Args:
         folder: with ``config.json`` and ``tokenizer.json``; see :func:`routerjax.pretrained.locate`.

@@ -13,8 +13,8 @@ from routerjax import losses, models
 
 
 def tiny(model_type: str = "bert", **attributes) -> models.BertEncoder:
-    own = {"num_token_types": 0} if model_type == "distilbert" else {}
-    own |= {"padding_id": 1} if "roberta" in model_type else {}
+    own = {"num_token_types": 0} if model_type in ("distilbert", "mpnet") else {}
+    own |= {"padding_id": 1} if model_type not in ("bert", "distilbert") else {}
     sizes = {"vocab_size": 50, "width": 16, "num_layers": 1, "num_heads": 4, "mlp_dim": 32, "max_positions": 20}
     return models.BertEncoder(**{**sizes, **own, "model_type": model_type, **attributes})
 
@@ -79,7 +79,7 @@ def test_full_size_has_the_published_number_of_parameters(encoder: dict, paramet
 
 @pytest.mark.parametrize(
     ("model_type", "head"),
-    [("bert", "architecture"), ("xlm-roberta", "architecture"), ("distilbert", "linear"), ("roberta", "mean")],
+    [("bert", "architecture"), ("xlm-roberta", "architecture"), ("distilbert", "linear"), ("mpnet", "mean")],
 )
 def test_padding_and_what_stands_under_it_change_nothing(model_type: str, head: str) -> None:
     router = models.BertRouter(tiny(model_type), num_models=4, head=head)
@@ -119,8 +119,8 @@ def test_one_step_of_training_changes_every_parameter(model_type: str, head: str
 
 @pytest.fixture(scope="module")
 def plain() -> tuple[dict, jax.Array, dict]:
-    """Parameters of two layers in the plain form, their loss and its gradient."""
-    router = models.BertRouter(tiny(num_layers=2), num_models=2)
+    """Parameters of two layers in the plain form, their loss and its gradient; of MPNet, whose layers share a table."""
+    router = models.BertRouter(tiny("mpnet", num_layers=2), num_models=2)
     params = initial(router)
     return params, *jax.jit(jax.value_and_grad(functools.partial(loss, router)))(params)
 
@@ -128,7 +128,7 @@ def plain() -> tuple[dict, jax.Array, dict]:
 @pytest.mark.parametrize("form", [{"remat": True}, {"scan_layers": True}])
 def test_remat_and_scan_compute_the_same_values_and_gradients(form: dict, plain: tuple) -> None:
     params, expected, expected_gradient = plain
-    other = models.BertRouter(tiny(num_layers=2, **form), num_models=2)
+    other = models.BertRouter(tiny("mpnet", num_layers=2, **form), num_models=2)
     scans = form.get("scan_layers", False)
 
     def converted(tree: dict, convert) -> dict:

