@@ -162,6 +162,9 @@ def import_hf(source: str | os.PathLike[str], *, strong: str | None = None, weak
                 f"{source} does not say which models it routes between: give --strong and --weak, two of "
                 f"its labels {', '.join(labels)}"
             )
+        repeated = [label for label in labels if labels.count(label) > 1]
+        if repeated:
+            raise InputError(f"{source}: id2label gives the name {repeated[0]!r} to {labels.count(repeated[0])} labels")
         settings = HfSettings(labels, strong, weak, "bradley_terry", "half_tie", tokenizer_max_length(reader))
     router = load_hf(folder, reader, settings, source=os.fspath(source)).with_pair(strong, weak)
     return dataclasses.replace(router, provenance={**router.provenance, "format": "hf"})

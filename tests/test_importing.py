@@ -14,7 +14,7 @@ import safetensors.numpy
 from routerjax import InputError, Router, data, export, features, load_router, models, routing
 from routerjax.cli import main
 from routerjax.features import routellm_features
-from routerjax.importing import import_routellm_bert, import_routellm_mf, import_routellm_sw
+from routerjax.importing import import_hf, import_routellm_bert, import_routellm_mf, import_routellm_sw
 from routerjax.pretrained import routellm
 from routerjax.prompts import prompt_sha256
 from routerjax.tables import write_table
@@ -250,6 +250,33 @@ def test_a_classifier_of_three_labels(tmp_path: Path) -> None:
         import_routellm_bert(folder)
     with pytest.raises(InputError, match="expected 3 labels, got 2: yes, no"):
         import_routellm_bert(save_tiny_classifier(tmp_path / "two", ("yes", "no")))
+
+
+@pytest.mark.parametrize(
+    ("labels", "message"),
+    [
+        (("big", "small", "small"), "id2label gives the name 'small' to 2 labels"),
+        (("big", "small", ""), "id2label must map '0', '1', ... to names"),
+        (("big", "small", None), "id2label must map '0', '1', ... to names"),
+    ],
+)
+def test_labels_that_name_no_models(tmp_path: Path, labels: tuple, message: str) -> None:
+    with pytest.raises(InputError, match=message):
+        import_hf(save_tiny_classifier(tmp_path / "hf", labels), strong="big", weak="small")
+
+
+@pytest.mark.parametrize("value", [np.nan, -np.inf])
+def test_weights_that_are_not_finite(tmp_path: Path, value: float) -> None:
+    folder = save_tiny_classifier(tmp_path / "hf", ("big", "small"))
+    tensors = safetensors.numpy.load_file(folder / "model.safetensors")
+    tensors["classifier.bias"][1] = value
+    safetensors.numpy.save_file(tensors, folder / "model.safetensors")
+    with pytest.raises(InputError, match=r"weights must be finite numbers, got NaN or infinity in classifier\.bias"):
+        import_hf(folder, strong="big", weak="small")
+    factorization = random_tensors("released", model_dim=4, embed=6)
+    factorization["P.weight"][3, 1] = value
+    with pytest.raises(InputError, match=r"weights must be finite numbers, got NaN or infinity in P\.weight"):
+        import_routellm_mf(write_checkpoint(tmp_path, factorization))
 
 
 def test_three_labels_need_no_names(tmp_path: Path) -> None:

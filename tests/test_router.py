@@ -110,6 +110,37 @@ def test_names_are_checked_and_the_nearest_is_named(tmp_path: Path) -> None:
     assert router.models == NAMES
 
 
+def test_what_is_no_probability_is_refused_with_its_row(tmp_path: Path) -> None:
+    router = tiny_router(tmp_path)
+    params = {**router.variables["params"], "classifier": np.full(8, np.nan, np.float32)}
+    broken = dataclasses.replace(router, variables={"params": params})
+    said = r"row 0 \('what is the capital'\): the router's {} must be in \[0, 1\], got nan, and so in 5 of 5 rows"
+    with pytest.raises(InputError, match=said.format("win probability")):
+        broken.win_prob(PROMPTS)
+    with pytest.raises(InputError, match=said.format("probability of an outcome")):
+        broken.outcome_prob(PROMPTS)
+    # Finite weights and finite embeddings whose product is not.
+    embedding = np.ones((3, 16), np.float32)
+    embedding[1, 0] = np.finfo(np.float32).max
+    with pytest.raises(
+        InputError, match=r"row 1: the router's win probability must be in \[0, 1\], got nan, and so in 1"
+    ):
+        router.win_prob(features.Embeddings(embedding, router.features.fingerprint))
+
+
+@pytest.mark.parametrize(
+    ("names", "message"),
+    [
+        (("big", "small", "big"), "'big' among 3"),
+        (("big", "small", ""), "'' among 3"),
+        (("big",), r"\['big'\]"),
+    ],
+)
+def test_models_have_names_of_their_own(tmp_path: Path, names: tuple[str, ...], message: str) -> None:
+    with pytest.raises(InputError, match=rf"must be two or more different names, none of them empty, got {message}"):
+        tiny_router(tmp_path, models=names)
+
+
 def damage(folder: Path, **changes: object) -> None:
     path = folder / "router.json"
     description = json.loads(path.read_text()) | changes

@@ -62,11 +62,11 @@ def read_weights(path: Path, names: TensorNames, expected: PyTree, *, initial: P
 
     Raises:
         InputError: a file is damaged, a tensor is missing (-), extra (+) or of another shape (!), all of which are
-            listed; or weights are stored as integers or as floats of fewer than 16 bits.
+            listed; or weights are NaN, infinite, or stored as integers or as floats of fewer than 16 bits.
     """
     shapes = {name: leaf.shape for name, leaf in _flatten(expected).items()}
     found: dict[str, Float32[np.ndarray, "..."]] = {}
-    problems, quantised = [], []
+    problems, quantised, not_finite = [], [], []
     for published, tensors in _tensors(path):
         name = published
         for pattern, replacement in names.aliases:
@@ -85,7 +85,15 @@ def read_weights(path: Path, names: TensorNames, expected: PyTree, *, initial: P
         tensor = tensor.T if own.endswith("kernel") else tensor
         if tensor.shape != shapes[own]:
             problems.append(f"! {published}: expected shape {shapes[own]}, got {tensor.shape}")
-        found[own] = tensor.astype(np.float32)
+        with np.errstate(over="ignore"):  # a float64 beyond float32, which is found not finite
+            found[own] = tensor.astype(np.float32)
+        if not np.isfinite(found[own]).all():
+            not_finite.append(published)
+    if not_finite:
+        raise InputError(
+            f"{path}: weights must be finite numbers, got NaN or infinity in {not_finite[0]}, one of "
+            f"{len(not_finite)}: the training that made them diverged, or the file is damaged"
+        )
     if quantised:
         raise InputError(
             f"{path}: weights must be stored as floats of 16 bits or more, got {quantised[0]}, one of "

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import collections
 import dataclasses
 import functools
 import math
@@ -36,6 +37,8 @@ from routerjax.typing import Array, Query, Readout, ScoreFn, Variables
 
 # Prompts scored at a time: few shapes to compile, and bounded space for families that compare with a memory.
 SMALLEST_BATCH, LARGEST_BATCH = 8, 1024
+# A sum of probabilities in float32 is above 1 by less than this.
+ROUNDING = 1e-6
 
 
 @dataclass(frozen=True, eq=False)
@@ -74,6 +77,10 @@ class Router:
     encoder_source: str | None = None
 
     def __post_init__(self) -> None:
+        wrong = sorted(name for name, count in collections.Counter(self.models).items() if count > 1 or not name)
+        if wrong or len(self.models) < 2:
+            got = f"{wrong[0]!r} among {len(self.models)}" if wrong else list(self.models)
+            raise InputError(f"a router's models must be two or more different names, none of them empty, got {got}")
         if self.strong == self.weak:
             raise InputError(f"strong and weak must be different models, got {self.strong!r} for both")
         for name in (self.strong, self.weak):
@@ -231,15 +238,17 @@ class Router:
             progress: show a progress bar while encoding.
 
         Raises:
-            InputError: an unknown model, features other than those the router was trained with, or embeddings where a
-                memory is to leave their prompts' own battles out.
+            InputError: an unknown model, features other than those the router was trained with, embeddings where a
+                memory is to leave their prompts' own battles out, or a router that answers a prompt with no probability
+                (NaN); the row is named.
         """
         router = self.with_pair(strong, weak)
         columns = self.column(router.strong), self.column(router.weak)
         score = _jit_win_prob(self.module, *columns, make_readout(self.loss, self.readout))
-        return self._run(
+        win_prob = self._run(
             score, router.variables, prompts, exclude_own_battles=exclude_own_battles, cache=cache, progress=progress
         )
+        return self._checked(win_prob, "win probability", prompts)
 
     def outcome_prob(
         self,
@@ -258,9 +267,23 @@ class Router:
         """
         columns = self.column(strong or self.strong), self.column(weak or self.weak)
         outcome = _jit_outcome_prob(self.module, *columns, self.loss)
-        return self._run(
+        prob = self._run(
             outcome, self.variables, prompts, exclude_own_battles=exclude_own_battles, cache=cache, progress=progress
         )
+        return self._checked(prob, "probability of an outcome", prompts)
+
+    def _checked(self, prob: np.ndarray, what: str, prompts: Sequence[str] | Embeddings) -> np.ndarray:
+        """Refuse what is no probability; rounding alone leaves [0, 1] by less than ``ROUNDING``, and is cut off."""
+        is_prob = (prob >= -ROUNDING) & (prob <= 1 + ROUNDING)
+        wrong = np.flatnonzero(~np.all(is_prob, axis=tuple(range(1, prob.ndim))))
+        if wrong.size:
+            row = int(wrong[0])
+            text = "" if isinstance(prompts, Embeddings) else f" ({prompts[row][:40]!r})"
+            raise InputError(
+                f"row {row}{text}: the router's {what} must be in [0, 1], got {np.ravel(prob[row])[0]}, and so in "
+                f"{wrong.size} of {len(prob)} rows; its weights, or the embeddings it is given, are not finite"
+            )
+        return np.clip(prob, 0, 1)
 
     def query(
         self,
