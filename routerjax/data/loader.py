@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import math
 from collections.abc import Iterator, Sequence
 from typing import Any, NamedTuple
 
@@ -13,32 +12,32 @@ from routerjax.data.preferences import Preferences
 from routerjax.errors import InputError
 from routerjax.typing import PreferenceBatch
 
-# A batch has room for so many battles a prompt, on average.
-BATTLES_PER_PROMPT = 8
+# Room for battles in a row is at least this, and at least twice the mean: few prompts need a second row.
+MIN_BATTLES_PER_ROW = 8
 
 
-class _Part(NamedTuple):
-    """Prompts of one length and the battles on them that one device takes at a time."""
+class _Shape(NamedTuple):
+    """Batches of one length."""
 
-    bucket: int
-    prompts: list[int]
-    battles: list[int]
+    length: int
+    rows: int
+    batches: int
 
 
 class TokenBatches:
     """Battles on prompts that are token ids, in batches for training or validation.
 
-    A batch holds prompts of about one length, each once, with their battles: a prompt with six battles is encoded
-    once. All batches of a length have one shape, so that each length is compiled once. Where a prompt's battles do not
-    fit, the rest of them goes into another batch.
+    A batch holds prompts of about one length, a row each, with their battles: a prompt with six battles is encoded
+    once. Only a prompt with more battles than a row has room for (twice the mean, or more) has several rows. All
+    batches of a length have one shape, so that each length is compiled once, and the rows of a length are spread evenly
+    over its batches, so that few are empty. How many batches there are of which shape does not depend on the order.
 
     Args:
         battles: any battles.
         token_ids: of each of ``battles.unique_prompts``.
         lengths: the static lengths, increasing; no prompt is longer than the last.
-        batch_tokens: tokens of a batch, padding included: ``batch_tokens // length`` prompts, at least one.
-        group: leading axes of a step, such as (devices, micro-batches): so many batches of one length go together. The
-            last step of a length is filled up with batches without weight.
+        batch_tokens: the most tokens of a batch on a device, padding included; a row that is longer is a batch alone.
+        num_devices: gives leaves a leading axis of so many devices; None leaves it out.
         padding_id: token of padding.
 
     Raises:
@@ -52,7 +51,7 @@ class TokenBatches:
         *,
         lengths: Sequence[int],
         batch_tokens: int,
-        group: tuple[int, ...] = (),
+        num_devices: int | None = None,
         padding_id: int = 0,
     ) -> None:
         prompts = len(battles.unique_prompts)
@@ -61,12 +60,24 @@ class TokenBatches:
         sizes = np.asarray([len(ids) for ids in token_ids])
         if sizes.max() > lengths[-1]:
             raise InputError(f"expected at most {lengths[-1]} tokens a prompt, got {sizes.max()}")
-        self.battles, self.token_ids, self.lengths = battles, token_ids, tuple(lengths)
-        self.batch_tokens, self.group, self.padding_id = batch_tokens, group, padding_id
-        self._bucket = np.searchsorted(self.lengths, sizes)
-        order = np.argsort(battles.prompt_index, kind="stable")
-        cuts = np.searchsorted(battles.prompt_index[order], np.arange(1, prompts))
-        self._battles_of = np.split(order, cuts)
+        self.battles, self.token_ids, self.padding_id = battles, token_ids, padding_id
+        self.num_devices = num_devices
+        counts = np.bincount(battles.prompt_index, minlength=prompts)
+        self._room = max(MIN_BATTLES_PER_ROW, 2 * -(-len(battles) // prompts))
+        rows_of = -(-counts // self._room)
+        self._prompt = np.repeat(np.arange(prompts), rows_of)
+        # A row's battles are a slice of all battles in the order of their prompts.
+        self._by_prompt = np.argsort(battles.prompt_index, kind="stable")
+        place = np.arange(len(self._prompt)) - np.repeat(np.cumsum(rows_of) - rows_of, rows_of)
+        self._start = (np.cumsum(counts) - counts)[self._prompt] + place * self._room
+        self._count = np.minimum(counts[self._prompt] - place * self._room, self._room)
+        self._shape_of = np.searchsorted(lengths, sizes)[self._prompt]
+        devices = num_devices or 1
+        self._shapes = []
+        for index, length in enumerate(lengths):
+            rows = int((self._shape_of == index).sum())
+            batches = -(-rows // (max(1, batch_tokens // length) * devices))
+            self._shapes.append(_Shape(length, -(-rows // max(1, batches * devices)), batches))
 
     @property
     def num_battles(self) -> int:
@@ -76,81 +87,81 @@ class TokenBatches:
     @property
     def total_weight(self) -> float:
         """Sum of their weights."""
-        return float(self.battles.weight.sum())
+        return float(self.battles.weight.sum(dtype=np.float64))
+
+    @property
+    def num_batches(self) -> int:
+        """Batches of a pass, in whatever order."""
+        return sum(shape.batches for shape in self._shapes)
+
+    @property
+    def num_shapes(self) -> int:
+        """Different shapes of batches, each of which is compiled."""
+        return sum(shape.batches > 0 for shape in self._shapes)
 
     @property
     def padding_share(self) -> float:
-        """Share of the tokens of a pass, in prompts that are there, that are padding."""
-        used = sum(map(len, self.token_ids))
-        return 1.0 - used / sum(self.lengths[bucket] for bucket in self._bucket)
-
-    def num_steps(self, *, seed: int, epoch: int) -> int:
-        """Steps of a pass in the order of that seed and epoch."""
-        return len(self._plan(np.random.default_rng((seed, epoch))))
+        """Share of padding in the tokens of a pass: in rows, in empty rows, and on devices that have none."""
+        devices = self.num_devices or 1
+        computed = sum(shape.batches * devices * shape.rows * shape.length for shape in self._shapes)
+        return 1.0 - sum(len(self.token_ids[int(prompt)]) for prompt in self._prompt) / computed
 
     def in_order(self) -> Iterator[PreferenceBatch]:
         """A pass over all battles, not shuffled."""
-        yield from map(self._batch, self._plan(None))
+        yield from map(self._batch, self._plan(np.arange(len(self._prompt))))
 
-    def shuffled(self, *, seed: int, epoch: int) -> Iterator[PreferenceBatch]:
-        """A pass over all battles: numpy leaves ``[*group, ...]``, the same ones for the same seed and epoch."""
-        yield from map(self._batch, self._plan(np.random.default_rng((seed, epoch))))
+    def shuffled(self, *, seed: int, epoch: int, start: int = 0) -> Iterator[PreferenceBatch]:
+        """A pass over all battles: numpy leaves, the same ones for the same seed and epoch.
 
-    def _room(self, bucket: int) -> tuple[int, int]:
-        """Prompts and battles of a batch."""
-        prompts = max(1, self.batch_tokens // self.lengths[bucket])
-        return prompts, prompts * BATTLES_PER_PROMPT
+        Args:
+            seed: of the data order of the whole run.
+            epoch: 0 is the first.
+            start: batches to leave out at the beginning.
+        """
+        generator = np.random.default_rng((seed, epoch))
+        plan = self._plan(generator.permutation(len(self._prompt)))
+        yield from (self._batch(plan[place]) for place in map(int, generator.permutation(len(plan))[start:]))
 
-    def _plan(self, generator: np.random.Generator | None) -> list[list[_Part]]:
-        steps = []
-        order = np.arange(len(self.token_ids)) if generator is None else generator.permutation(len(self.token_ids))
-        for bucket in range(len(self.lengths)):
-            parts = self._parts(bucket, order[self._bucket[order] == bucket])
-            size = math.prod(self.group)
-            steps += [parts[start : start + size] for start in range(0, len(parts), size)]
-        if generator is None:
-            return steps
-        return [steps[index] for index in generator.permutation(len(steps))]
+    def _plan(self, order: Int[np.ndarray, "rows"]) -> list[Int[np.ndarray, "rows"]]:
+        """The rows of each batch."""
+        plan = []
+        for index, shape in enumerate(self._shapes):
+            rows = order[self._shape_of[order] == index]
+            size = shape.rows * (self.num_devices or 1)
+            plan += [rows[start : start + size] for start in range(0, len(rows), size)]
+        return plan
 
-    def _parts(self, bucket: int, prompts: Int[np.ndarray, "prompts"]) -> list[_Part]:
-        most_prompts, most_battles = self._room(bucket)
-        parts: list[_Part] = []
-        for prompt in prompts.tolist():
-            left = self._battles_of[prompt].tolist()
-            while left:
-                if not parts or len(parts[-1].prompts) == most_prompts or len(parts[-1].battles) == most_battles:
-                    parts.append(_Part(bucket, [], []))
-                room = most_battles - len(parts[-1].battles)
-                parts[-1].prompts.append(prompt)
-                parts[-1].battles.extend(left[:room])
-                left = left[room:]
-        return parts
-
-    def _batch(self, parts: list[_Part]) -> PreferenceBatch:
-        size, bucket = math.prod(self.group), parts[0].bucket
-        most_prompts, most_battles = self._room(bucket)
-        token_ids = np.full((size, most_prompts, self.lengths[bucket]), self.padding_id, np.int32)
+    def _batch(self, rows: Int[np.ndarray, "rows"]) -> PreferenceBatch:
+        shape, devices = self._shapes[int(self._shape_of[rows[0]])], self.num_devices or 1
+        token_ids = np.full((devices * shape.rows, shape.length), self.padding_id, np.int32)
         mask = np.zeros_like(token_ids)
-        columns = {name: np.zeros((size, most_battles), np.int32) for name in ("query_index", "model_a", "model_b")}
-        # An outcome of padding is a tie, so that its loss is finite under every loss.
-        outcome = np.tile(np.asarray([0, 1, 0], np.float32), (size, most_battles, 1))
-        weight = np.zeros((size, most_battles), np.float32)
-        for place, part in enumerate(parts):
-            for row, prompt in enumerate(part.prompts):
-                ids = self.token_ids[prompt]
-                token_ids[place, row, : len(ids)], mask[place, row, : len(ids)] = ids, 1
-            row_of = {prompt: row for row, prompt in enumerate(part.prompts)}
-            own, count = np.asarray(part.battles), len(part.battles)
-            columns["query_index"][place, :count] = [row_of[prompt] for prompt in self.battles.prompt_index[own]]
-            columns["model_a"][place, :count] = self.battles.model_a[own]
-            columns["model_b"][place, :count] = self.battles.model_b[own]
-            outcome[place, :count], weight[place, :count] = self.battles.outcome[own], self.battles.weight[own]
+        for row, prompt in enumerate(self._prompt[rows]):
+            ids = self.token_ids[int(prompt)]
+            token_ids[row, : len(ids)], mask[row, : len(ids)] = ids, 1
 
-        def grouped(leaf: np.ndarray) -> np.ndarray:
-            return leaf.reshape(*self.group, *leaf.shape[1:])
+        # Where each battle goes: its device, its row there, and its place among the device's battles.
+        counts, place = self._count[rows], np.arange(len(rows))
+        device, row = np.repeat(place // shape.rows, counts), np.repeat(place % shape.rows, counts)
+        first = np.cumsum(counts) - counts
+        within = np.arange(counts.sum()) - np.repeat(first, counts)
+        column = np.arange(counts.sum()) - first[place // shape.rows * shape.rows].repeat(counts)
+        battle = self._by_prompt[np.repeat(self._start[rows], counts) + within]
 
-        columns |= {"outcome": outcome, "weight": weight}
+        size = (devices, shape.rows * self._room)
         # Any, since leaves are numpy's until a step takes them.
-        fields: dict[str, Any] = {name: grouped(leaf) for name, leaf in columns.items()}
-        query: Any = {"token_ids": grouped(token_ids), "attention_mask": grouped(mask)}
-        return PreferenceBatch(query=query, **fields)
+        columns: dict[str, Any] = {name: np.zeros(size, np.int32) for name in ("query_index", "model_a", "model_b")}
+        columns["query_index"][device, column] = row
+        for name in ("model_a", "model_b"):
+            columns[name][device, column] = getattr(self.battles, name)[battle]
+        columns["outcome"] = np.zeros((*size, self.battles.outcome.shape[1]), np.float32)
+        columns["outcome"][..., 1] = 1.0  # of padding: outcomes sum to 1
+        columns["outcome"][device, column] = self.battles.outcome[battle]
+        columns["weight"] = np.zeros(size, np.float32)
+        columns["weight"][device, column] = self.battles.weight[battle]
+        query: Any = {
+            "token_ids": token_ids.reshape(devices, shape.rows, shape.length),
+            "attention_mask": mask.reshape(devices, shape.rows, shape.length),
+        }
+        if self.num_devices is None:
+            query, columns = ({name: leaf[0] for name, leaf in tree.items()} for tree in (query, columns))
+        return PreferenceBatch(query=query, **columns)

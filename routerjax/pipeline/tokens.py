@@ -44,12 +44,11 @@ def learn_on_tokens(
     Raises:
         InputError: as :func:`routerjax.training.fit_batches` and :func:`routerjax.features.tokenize_once`.
     """
-    group = training.batch_group(config.training)
-    batches = _batches(train, tokenizer, config.training.batch_tokens, group)
+    tokens, num_devices = config.training.batch_tokens, training.device_axis(config.training)
     return training.fit_batches(
         module,
-        batches,
-        None if held_out is None else _batches(held_out, tokenizer, config.training.batch_tokens, ()),
+        _batches(train, tokenizer, tokens, num_devices),
+        None if held_out is None else _batches(held_out, tokenizer, tokens, None),
         params=params,
         loss=losses.make_preference_loss(config.router.loss),
         optimizer=config.optimizer,
@@ -59,19 +58,22 @@ def learn_on_tokens(
     )
 
 
-def _batches(battles: Preferences, tokenizer: TextTokenizer, batch_tokens: int, group: tuple[int, ...]) -> TokenBatches:
+def _batches(
+    battles: Preferences, tokenizer: TextTokenizer, batch_tokens: int, num_devices: int | None
+) -> TokenBatches:
     token_ids = tokenize_once(tokenizer, battles.unique_prompts, progress=True)
     batches = TokenBatches(
         battles,
         token_ids,
         lengths=tokenizer.lengths,
         batch_tokens=batch_tokens,
-        group=group,
+        num_devices=num_devices,
         padding_id=tokenizer.padding_id,
     )
     logger.info(
-        "%d prompts of %.0f tokens on average; %.0f %% of what is computed is padding",
-        *(len(token_ids), np.mean([len(ids) for ids in token_ids]), 100 * batches.padding_share),
+        "%d prompts of %.0f tokens on average, in %d batches of %d shapes; %.0f %% of what is computed is padding",
+        *(len(token_ids), np.mean([len(ids) for ids in token_ids])),
+        *(batches.num_batches, batches.num_shapes, 100 * batches.padding_share),
     )
     full = sum(len(ids) == tokenizer.max_length for ids in token_ids)
     if full:

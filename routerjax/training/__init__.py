@@ -1,20 +1,21 @@
 """Training: a pure step, its wrappers over devices, checkpoints, and the loop. Knows no router family."""
 
-from routerjax.training.batches import Batches, batch_group, fit_batches
+from routerjax.training.batches import Batches, device_axis, fit_batches
 from routerjax.training.checkpoint import Checkpoints
 from routerjax.training.loop import FitResult, fit
 from routerjax.training.order import epoch_order
-from routerjax.training.parallel import jit_step, pmap_step, require_divisible, split_batch
+from routerjax.training.parallel import accumulating_step, jit_step, pmap_step, require_divisible, split_batch
 from routerjax.training.state import TrainState, create_state, learning_rate_schedule, make_optimizer, require_rates
-from routerjax.training.step import make_train_step, scan_steps, take
+from routerjax.training.step import make_train_step, scan_steps, take, weighted_loss_sum
 
 __all__ = [
     "Batches",
     "Checkpoints",
     "FitResult",
     "TrainState",
-    "batch_group",
+    "accumulating_step",
     "create_state",
+    "device_axis",
     "epoch_order",
     "fit",
     "fit_batches",
@@ -28,4 +29,5 @@ __all__ = [
     "scan_steps",
     "split_batch",
     "take",
+    "weighted_loss_sum",
 ]

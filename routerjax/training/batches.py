@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 from collections.abc import Iterable
 from pathlib import Path
 from typing import Protocol
@@ -14,9 +15,8 @@ import tqdm
 
 from routerjax.config import OptimizerConfig, TrainingConfig
 from routerjax.training.loop import FitResult, make_validation_sums, run_epochs
-from routerjax.training.parallel import jit_step, pmap_step
+from routerjax.training.parallel import accumulating_step
 from routerjax.training.state import TrainState, create_state, make_optimizer
-from routerjax.training.step import make_train_step
 from routerjax.typing import Array, PreferenceBatch, PreferenceLoss, PyTree
 
 
@@ -33,12 +33,13 @@ class Batches(Protocol):
         """Sum of their weights."""
         ...
 
-    def num_steps(self, *, seed: int, epoch: int) -> int:
-        """Batches of an epoch."""
+    @property
+    def num_batches(self) -> int:
+        """Batches of a pass."""
         ...
 
-    def shuffled(self, *, seed: int, epoch: int) -> Iterable[PreferenceBatch]:
-        """The batches of an epoch, a pure function of seed and epoch: leaves ``[devices, micro-batches, ...]``."""
+    def shuffled(self, *, seed: int, epoch: int, start: int = 0) -> Iterable[PreferenceBatch]:
+        """The batches of an epoch from the ``start``-th on, a pure function of seed and epoch; few shapes."""
         ...
 
     def in_order(self) -> Iterable[PreferenceBatch]:
@@ -46,10 +47,9 @@ class Batches(Protocol):
         ...
 
 
-def batch_group(training: TrainingConfig) -> tuple[int, ...]:
-    """The leading axes of a step's leaves: devices under pmap, then micro-batches, whose gradients are added up."""
-    devices = (jax.local_device_count(),) if training.devices == "pmap" else ()
-    return (*devices, training.micro_batches)
+def device_axis(training: TrainingConfig) -> int | None:
+    """Length of the leading axis of a batch's leaves: the local devices under pmap, else None for no such axis."""
+    return jax.local_device_count() if training.devices == "pmap" else None
 
 
 def fit_batches(
@@ -69,8 +69,9 @@ def fit_batches(
 
     Args:
         module: from a query to scores.
-        train: batches whose leaves have the leading axes of :func:`batch_group`.
-        validation: batches without leading axes, or None to keep the last parameters.
+        train: micro-batches, with the leading axis of :func:`device_axis`; ``training.micro_batches`` of them make a
+            step, whatever their shapes, the last step of an epoch having what is left.
+        validation: batches without that axis, or None to keep the last parameters.
         params: where training starts.
         loss: per battle.
         optimizer: AdamW, its schedule, and the rates of the encoder's layers.
@@ -82,21 +83,26 @@ def fit_batches(
     Raises:
         InputError: as :func:`routerjax.training.fit`.
     """
-    seed = training.order_seed
-    steps = [train.num_steps(seed=seed, epoch=epoch) for epoch in range(training.epochs)]
-    transformation = make_optimizer(optimizer, sum(steps))
+    steps_per_epoch = -(-train.num_batches // training.micro_batches)
+    transformation = make_optimizer(optimizer, steps_per_epoch * training.epochs)
     # Donated on the first step: the caller's parameters stay theirs.
     params = jax.tree.map(jnp.copy, params)
     state = create_state(module, {}, transformation, key=jax.random.key(training.init_seed), params=params)
-    step = make_train_step(module, loss, transformation, micro_batches=True)
-    run = pmap_step(step) if training.devices == "pmap" else jit_step(step)
+    run = accumulating_step(
+        module,
+        loss,
+        transformation,
+        weight_per_step=train.total_weight / steps_per_epoch,
+        num_devices=device_axis(training),
+    )
     key = jax.random.key(training.noise_seed)
 
     def run_epoch(state: TrainState, epoch: int) -> tuple[TrainState, dict[str, Array]]:
         rows = []
-        batches = train.shuffled(seed=seed, epoch=epoch)
-        for batch in tqdm.tqdm(batches, total=steps[epoch], unit="step", disable=not progress, delay=2, leave=False):
-            state, metrics = run(state, batch, key)
+        batches = iter(train.shuffled(seed=training.order_seed, epoch=epoch))
+        steps = iter(lambda: list(itertools.islice(batches, training.micro_batches)), [])
+        for step in tqdm.tqdm(steps, total=steps_per_epoch, unit="step", disable=not progress, delay=2, leave=False):
+            state, metrics = run(state, step, key)
             rows.append(metrics)
         return state, jax.tree.map(lambda *leaves: np.stack(leaves), *jax.device_get(rows))
 
@@ -111,7 +117,7 @@ def fit_batches(
         state,
         run_epoch,
         None if validation is None else validate,
-        steps_per_epoch=steps,
+        steps_per_epoch=steps_per_epoch,
         optimizer=optimizer,
         training=training,
         identity={

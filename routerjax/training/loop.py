@@ -6,7 +6,7 @@ import dataclasses
 import logging
 import math
 import time
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, cast
@@ -24,7 +24,7 @@ from routerjax.training.metrics_log import MetricsLog
 from routerjax.training.order import epoch_order
 from routerjax.training.parallel import jit_step, pmap_step, require_divisible
 from routerjax.training.state import TrainState, create_state, learning_rate_schedule, make_optimizer
-from routerjax.training.step import make_train_step, scan_steps
+from routerjax.training.step import make_train_step, scan_steps, weighted_loss_sum
 from routerjax.typing import Array, PreferenceBatch, PreferenceLoss, PyTree, Variables
 
 logger = logging.getLogger(__name__)
@@ -87,7 +87,9 @@ def fit(
     transformation = make_optimizer(optimizer, num_steps)
     example = jax.tree.map(lambda leaf: leaf[:1], dict(train.query))
     state = create_state(module, example, transformation, key=jax.random.key(training.init_seed), memory=memory)
-    run = _in_memory_runner(make_train_step(module, loss, transformation), training)
+    total_weight = float(np.asarray(train.weight).sum(dtype=np.float64))
+    step = make_train_step(module, loss, transformation, weight_per_step=total_weight / steps_per_epoch)
+    run = _in_memory_runner(step, training)
     noise_key = jax.random.key(training.noise_seed)
 
     def run_epoch(state: TrainState, epoch: int) -> tuple[TrainState, dict[str, Array]]:
@@ -106,12 +108,12 @@ def fit(
         state,
         run_epoch,
         None if validation is None else validate,
-        steps_per_epoch=[steps_per_epoch] * training.epochs,
+        steps_per_epoch=steps_per_epoch,
         optimizer=optimizer,
         training=training,
         identity={
             "train_battles": num_battles,
-            "train_weight": float(train.weight.sum()),
+            "train_weight": total_weight,
             "validation_battles": 0 if validation is None else validation.query_index.shape[0],
         },
         directory=directory,
@@ -125,7 +127,7 @@ def run_epochs(
     run_epoch: Callable[[TrainState, int], tuple[TrainState, dict[str, Array]]],
     validate: Callable[[TrainState], Array] | None,
     *,
-    steps_per_epoch: Sequence[int],
+    steps_per_epoch: int,
     optimizer: OptimizerConfig,
     training: TrainingConfig,
     identity: Mapping[str, Any],
@@ -139,7 +141,7 @@ def run_epochs(
         state: where training starts.
         run_epoch: ``(state, epoch) -> (state, metrics [steps])``; may donate the state.
         validate: ``state -> loss``, or None.
-        steps_per_epoch: of each epoch.
+        steps_per_epoch: the same in every epoch.
         optimizer: for the learning rate that is logged.
         training: epochs, patience, checkpoints.
         identity: besides the two configurations, what must be the same for a resumed run to be the same run.
@@ -149,19 +151,20 @@ def run_epochs(
         InputError: as :func:`fit`.
     """
     directory = Path(directory)
-    schedule = learning_rate_schedule(optimizer, sum(steps_per_epoch))
+    num_steps = steps_per_epoch * training.epochs
+    schedule = learning_rate_schedule(optimizer, num_steps)
     best = {"params": state.params, "loss": jnp.full((), jnp.inf), "epoch": jnp.zeros((), jnp.int32)}
     note = {
         **dataclasses.asdict(optimizer),
         **{name: value for name, value in dataclasses.asdict(training).items() if name != "checkpoint_every"},
         **identity,
-        "steps": list(steps_per_epoch),
+        "steps_per_epoch": steps_per_epoch,
     }
     logger.info(
         "%d parameters, %s battles, %d steps on %d device(s)",
         sum(leaf.size for leaf in jax.tree.leaves(state.params)),
         identity["train_battles"],
-        sum(steps_per_epoch),
+        num_steps,
         jax.local_device_count() if training.devices == "pmap" else 1,
     )
     with Checkpoints(directory / "checkpoints") as checkpoints:
@@ -185,7 +188,7 @@ def run_epochs(
                 state, metrics = run_epoch(state, epoch)
                 metrics = jax.device_get(metrics)
                 seconds = time.perf_counter() - started
-                first_step = sum(steps_per_epoch[:epoch])
+                first_step = epoch * steps_per_epoch
                 _require_finite(metrics, epoch, first_step)
                 row = {
                     "epoch": epoch + 1,
@@ -193,7 +196,7 @@ def run_epochs(
                         metrics["loss_sum"].sum(dtype=np.float64) / metrics["weight_sum"].sum(dtype=np.float64)
                     ),
                     "gradient_norm": float(metrics["gradient_norm"].mean()),
-                    "learning_rate": float(np.asarray(schedule(first_step + steps_per_epoch[epoch] - 1))),
+                    "learning_rate": float(np.asarray(schedule(first_step + steps_per_epoch - 1))),
                     "battles_per_second": identity["train_battles"] / seconds,
                 }
                 if validate is None:
@@ -228,7 +231,7 @@ def make_validation_sums(
 
     def sums(variables: Variables, battles: PreferenceBatch) -> tuple[Array, Array]:
         scores = cast(Array, module.apply(variables, battles.query))
-        return jnp.sum(battles.weight * loss(scores, battles)), jnp.sum(battles.weight)
+        return weighted_loss_sum(loss, scores, battles), jnp.sum(battles.weight)
 
     return sums
 

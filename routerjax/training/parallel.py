@@ -1,16 +1,19 @@
-"""Two wrappers of one pure step: plain jit, and pmap over all local devices."""
+"""Wrappers of one pure step: plain jit, pmap over all local devices, and either over micro-batches."""
 
 from __future__ import annotations
 
 import functools
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 
+import flax.linen as nn
 import jax
+import jax.numpy as jnp
+import optax
 
 from routerjax.errors import InputError
 from routerjax.training.state import TrainState
-from routerjax.training.step import BatchT, Metrics, TrainStep
-from routerjax.typing import Array, PreferenceBatch, PyTree
+from routerjax.training.step import BatchT, Metrics, Sums, TrainStep, make_sums, make_update, step_key
+from routerjax.typing import Array, PreferenceBatch, PreferenceLoss, PyTree
 
 BATCH_AXIS = "batch"
 
@@ -42,6 +45,54 @@ def pmap_step(train_step: TrainStep[BatchT], *, batch_axes: PyTree = 0) -> Wrapp
         out_axes=None,
         donate_argnums=0,
     )
+
+
+def accumulating_step(
+    module: nn.Module,
+    loss: PreferenceLoss,
+    optimizer: optax.GradientTransformation,
+    *,
+    weight_per_step: float,
+    num_devices: int | None = None,
+) -> WrappedStep[Sequence[PreferenceBatch]]:
+    """The step over micro-batches, whose sums are added one after another: one of them is held in memory at a time.
+
+    They may differ in shape. Each shape is compiled once, and the update once, so that any mixture of shapes costs no
+    further compilation.
+
+    Args:
+        module, loss, optimizer, weight_per_step: see :func:`routerjax.training.make_train_step`.
+        num_devices: the local devices, where leaves have a leading axis of them; None runs on one without that axis.
+            Devices add up their own sums, and exchange them once a step.
+    """
+    axis_name = None if num_devices is None else BATCH_AXIS
+    sums, update = make_sums(module, loss), make_update(optimizer, weight_per_step)
+
+    def start(zero: Array, state: TrainState) -> Sums:
+        return Sums(zero, zero, jax.tree.map(jnp.zeros_like, state.params))
+
+    def add(total: Sums, state: TrainState, batch: PreferenceBatch, key: Array, index: Array) -> Sums:
+        key = jax.random.fold_in(step_key(key, state, axis_name=axis_name), index)
+        return jax.tree.map(jnp.add, total, sums(state, batch, key))
+
+    finish = functools.partial(update, axis_name=axis_name)
+    if num_devices is None:
+        start, add = jax.jit(start), jax.jit(add, donate_argnums=0)
+        finish = jax.jit(finish, donate_argnums=0)
+    else:
+        pmap = functools.partial(jax.pmap, axis_name=axis_name, axis_size=num_devices)
+        start = pmap(start, in_axes=(0, None), out_axes=0)
+        add = pmap(add, in_axes=(0, None, 0, None, None), out_axes=0, donate_argnums=0)
+        finish = pmap(finish, in_axes=(None, 0), out_axes=None, donate_argnums=0)
+    zero = jnp.zeros(() if num_devices is None else num_devices)
+
+    def run(state: TrainState, batch: Sequence[PreferenceBatch], key: Array) -> tuple[TrainState, Metrics]:
+        total = start(zero, state)
+        for index, part in enumerate(batch):
+            total = add(total, state, part, key, jnp.int32(index))
+        return finish(state, total)
+
+    return run
 
 
 def split_batch(batch: PreferenceBatch, num_devices: int) -> PreferenceBatch:

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
-from typing import Protocol, TypeVar, cast
+import math
+from collections.abc import Callable
+from typing import NamedTuple, Protocol, TypeVar, cast
 
 import flax.linen as nn
 import jax
@@ -10,6 +12,7 @@ import jax.numpy as jnp
 import optax
 from jaxtyping import Float, Int
 
+from routerjax.errors import InputError
 from routerjax.training.state import TrainState
 from routerjax.typing import Array, PreferenceBatch, PreferenceLoss, PyTree
 
@@ -23,75 +26,130 @@ class TrainStep(Protocol[BatchT]):
     def __call__(
         self, state: TrainState, batch: BatchT, key: Array, *, axis_name: str | None = None
     ) -> tuple[TrainState, Metrics]:
-        """Take one step, or one scan of steps."""
+        """Take one step, or many."""
         ...
 
 
-def make_train_step(
-    module: nn.Module,
-    loss: PreferenceLoss,
-    optimizer: optax.GradientTransformation,
-    *,
-    micro_batches: bool = False,
-) -> TrainStep[PreferenceBatch]:
-    """A pure step on the weighted mean of ``loss``.
+class Sums(NamedTuple):
+    """Sums over battles, to be added over micro-batches and devices.
 
-    The step's key is ``fold_in(key, state.step)``, then the index on the mapped axis, so that a resumed run draws what
-    the uninterrupted one would have drawn. Sums of gradients, losses and weights are added over the axis BEFORE the one
-    division, so that devices with unequal weights (padding) give exactly the mean of the global batch.
+    Attributes:
+        loss: float32 scalar, of weight x loss.
+        weight: float32 scalar.
+        gradient: of ``loss`` by the parameters.
+    """
+
+    loss: Array
+    weight: Array
+    gradient: PyTree
+
+
+def weighted_loss_sum(
+    loss: PreferenceLoss, scores: Float[Array, "prompts models"], battles: PreferenceBatch
+) -> Float[Array, ""]:
+    """Sum of weight x loss; battles of weight 0 have no part in it or in its gradient, whatever their loss is.
+
+    Args:
+        loss: per battle; finite for a tie between two scores of 0.
+        scores: one row for each query of ``battles``.
+        battles: with their weights, of which 0 marks padding.
+    """
+    counts = battles.weight > 0
+    # 0 x infinity is NaN, and a `where` over the product leaves it in the gradient. What does not count is therefore
+    # fought on a query of its own, with scores of 0, and ends in a tie.
+    tie = jnp.zeros_like(battles.outcome).at[:, 1].set(1.0)
+    finite = battles._replace(
+        query_index=jnp.where(counts, battles.query_index, scores.shape[0]),
+        outcome=jnp.where(counts[:, None], battles.outcome, tie),
+    )
+    each = loss(jnp.concatenate([scores, jnp.zeros_like(scores[:1])]), finite)
+    return jnp.sum(jnp.where(counts, battles.weight * each, 0.0))
+
+
+def make_sums(module: nn.Module, loss: PreferenceLoss) -> Callable[[TrainState, PreferenceBatch, Array], Sums]:
+    """``(state, batch, key) -> sums`` of the loss, the weights and the gradients of one batch on one device."""
+
+    def sums(state: TrainState, batch: PreferenceBatch, key: Array) -> Sums:
+        dropout_key, noise_key = jax.random.split(key)
+
+        def loss_sum_of(params: PyTree) -> Float[Array, ""]:
+            variables = state.replace(params=params).variables
+            rngs = {"dropout": dropout_key, "noise": noise_key}
+            scores = cast(Array, module.apply(variables, batch.query, deterministic=False, rngs=rngs))
+            return weighted_loss_sum(loss, scores, batch)
+
+        loss_sum, gradient = jax.value_and_grad(loss_sum_of)(state.params)
+        return Sums(loss_sum, jnp.sum(batch.weight), gradient)
+
+    return sums
+
+
+def make_update(
+    optimizer: optax.GradientTransformation, weight_per_step: float
+) -> Callable[..., tuple[TrainState, Metrics]]:
+    """``(state, sums, *, axis_name=None) -> (state, metrics)``: one update of the parameters.
+
+    The gradient is the sum over the step's battles and over the axis, divided by ``weight_per_step``: a constant of the
+    run rather than the step's own weight, so that a battle weighs the same in whatever step it is.
+
+    Args:
+        optimizer: of the parameters.
+        weight_per_step: the mean weight of a step: that of all battles over the number of steps of an epoch.
+
+    Returns:
+        A function; ``metrics`` are ``loss_sum`` and ``weight_sum`` (divide on the host), and ``gradient_norm``.
+
+    Raises:
+        InputError: ``weight_per_step`` is not positive: all battles have weight 0.
+    """
+    if not 0 < weight_per_step < math.inf:
+        raise InputError(f"the weights of the battles must have a positive, finite sum, got {weight_per_step} a step")
+
+    def update(state: TrainState, sums: Sums, *, axis_name: str | None = None) -> tuple[TrainState, Metrics]:
+        if axis_name is not None:
+            sums = jax.lax.psum(sums, axis_name)
+        gradient = jax.tree.map(lambda leaf: leaf / weight_per_step, sums.gradient)
+        updates, opt_state = optimizer.update(gradient, state.opt_state, state.params)
+        state = state.replace(
+            step=state.step + 1, params=optax.apply_updates(state.params, updates), opt_state=opt_state
+        )
+        norm = optax.tree.norm(gradient)
+        return state, {"loss_sum": sums.loss, "weight_sum": sums.weight, "gradient_norm": norm}
+
+    return update
+
+
+def step_key(key: Array, state: TrainState, *, axis_name: str | None = None) -> Array:
+    """The run's key folded with the step, then with the place on the mapped axis: a resumed run draws the same."""
+    key = jax.random.fold_in(key, state.step)
+    return key if axis_name is None else jax.random.fold_in(key, jax.lax.axis_index(axis_name))
+
+
+def make_train_step(
+    module: nn.Module, loss: PreferenceLoss, optimizer: optax.GradientTransformation, *, weight_per_step: float
+) -> TrainStep[PreferenceBatch]:
+    """A pure step down the gradient of the sum of weight x loss over ``weight_per_step``.
+
+    Sums are added over the mapped axis before anything is divided, so that many devices make the update of one. With
+    ``weight_per_step`` as :func:`make_update` describes it, the gradients of an epoch have the gradient of the weighted
+    mean of ``loss`` as their mean, however the battles are grouped.
 
     Args:
         module: a router family.
         loss: per battle.
         optimizer: of the parameters.
-        micro_batches: whether a batch's leaves have a leading axis of micro-batches, whose sums are accumulated one
-            after another, so that only one of them is held in memory at a time.
+        weight_per_step: see :func:`make_update`.
 
     Returns:
-        A function to ``(state, metrics)``. ``metrics``: ``loss_sum`` and ``weight_sum`` (divide on the host),
-        ``gradient_norm`` of the mean gradient.
+        A function to ``(state, metrics)``, see :func:`make_update`.
     """
+    sums, update = make_sums(module, loss), make_update(optimizer, weight_per_step)
 
     def train_step(
         state: TrainState, batch: PreferenceBatch, key: Array, *, axis_name: str | None = None
     ) -> tuple[TrainState, Metrics]:
-        key = jax.random.fold_in(key, state.step)
-        if axis_name is not None:
-            key = jax.random.fold_in(key, jax.lax.axis_index(axis_name))
-
-        def sums(part: PreferenceBatch, key: Array) -> tuple[Array, PyTree, Array]:
-            dropout_key, noise_key = jax.random.split(key)
-
-            def loss_sum_of(params: PyTree) -> Float[Array, ""]:
-                variables = state.replace(params=params).variables
-                rngs = {"dropout": dropout_key, "noise": noise_key}
-                scores = cast(Array, module.apply(variables, part.query, deterministic=False, rngs=rngs))
-                return jnp.sum(part.weight * loss(scores, part))
-
-            return *jax.value_and_grad(loss_sum_of)(state.params), jnp.sum(part.weight)
-
-        if micro_batches:
-            keys = jax.random.split(key, batch.weight.shape[0])
-            zeros = jax.tree.map(lambda leaf: jnp.zeros(leaf.shape, leaf.dtype), state.params)
-
-            def add(total: PyTree, part: tuple[PreferenceBatch, Array]) -> tuple[PyTree, None]:
-                return jax.tree.map(jnp.add, total, sums(*part)), None
-
-            start = (jnp.zeros(()), zeros, jnp.zeros(()))
-            (loss_sum, gradient_sum, weight_sum), _ = jax.lax.scan(add, start, (batch, keys))
-        else:
-            loss_sum, gradient_sum, weight_sum = sums(batch, key)
-        if axis_name is not None:
-            loss_sum, gradient_sum, weight_sum = jax.lax.psum((loss_sum, gradient_sum, weight_sum), axis_name)
-        # A batch of nothing but padding has no gradient; dividing by 1 keeps it at zero rather than 0 / 0.
-        denominator = jnp.where(weight_sum > 0, weight_sum, 1.0)
-        gradient = jax.tree.map(lambda leaf: leaf / denominator, gradient_sum)
-        updates, opt_state = optimizer.update(gradient, state.opt_state, state.params)
-        state = state.replace(
-            step=state.step + 1, params=optax.apply_updates(state.params, updates), opt_state=opt_state
-        )
-        metrics = {"loss_sum": loss_sum, "weight_sum": weight_sum, "gradient_norm": optax.tree.norm(gradient)}
-        return state, metrics
+        own = sums(state, batch, step_key(key, state, axis_name=axis_name))
+        return update(state, own, axis_name=axis_name)
 
     return train_step
 

@@ -24,9 +24,9 @@ def token_battles(num_prompts: int = 37, *, seed: int = 0) -> tuple[data.Prefere
     return battles, [rng.integers(1, 99, size=rng.integers(1, 17)).tolist() for _ in battles.unique_prompts]
 
 
-def make(group: tuple[int, ...] = (), **changes: object) -> tuple[data.Preferences, list[list[int]], data.TokenBatches]:
+def make(**changes: object) -> tuple[data.Preferences, list[list[int]], data.TokenBatches]:
     battles, token_ids = token_battles()
-    arguments = {"lengths": LENGTHS, "batch_tokens": 32, "group": group} | changes
+    arguments = {"lengths": LENGTHS, "batch_tokens": 32} | changes
     return battles, token_ids, data.TokenBatches(battles, token_ids, **arguments)
 
 
@@ -54,28 +54,51 @@ def found_in(batches: list) -> list[tuple]:
     return found
 
 
-@pytest.mark.parametrize("group", [(), (2,), (2, 3)])
-def test_every_battle_is_there_once(group: tuple[int, ...]) -> None:
-    battles, token_ids, batches = make(group)
+@pytest.mark.parametrize("num_devices", [None, 2, 8])
+def test_every_battle_is_there_once_in_one_shape_a_length(num_devices: int | None) -> None:
+    battles, token_ids, batches = make(num_devices=num_devices)
+    devices = () if num_devices is None else (num_devices,)
     for a_pass in (list(batches.in_order()), list(batches.shuffled(seed=0, epoch=1))):
         found = found_in(a_pass)
         assert len(found) == len(battles)
         assert set(found) == rows_of(battles, token_ids)
+        assert len(a_pass) == batches.num_batches
         shapes = {batch.query["token_ids"].shape for batch in a_pass}
-        assert len(shapes) <= len(LENGTHS)
+        assert len(shapes) == batches.num_shapes == len({shape[-1] for shape in shapes})
         for shape in shapes:
-            assert shape[:-2] == group
-            assert shape[-2] * shape[-1] == 32
-    assert len(list(batches.shuffled(seed=0, epoch=1))) == batches.num_steps(seed=0, epoch=1)
+            assert shape[:-2] == devices
+            assert shape[-2] * shape[-1] <= 32
 
 
-def test_a_prompt_is_in_a_batch_once_however_many_battles_it_has() -> None:
+@pytest.mark.parametrize("num_devices", [None, 8])
+@pytest.mark.parametrize("batch_tokens", [32, 160, 10_000])
+def test_less_than_a_row_a_device_is_empty_and_the_padding_is_all_that_there_is(
+    num_devices: int | None, batch_tokens: int
+) -> None:
+    _, _, batches = make(num_devices=num_devices, batch_tokens=batch_tokens)
+    a_pass = list(batches.shuffled(seed=0, epoch=0))
+    masks = [batch.query["attention_mask"] for batch in a_pass]
+    computed, used = sum(mask.size for mask in masks), sum(int(mask.sum()) for mask in masks)
+    assert batches.padding_share == pytest.approx(1 - used / computed)
+    empty = sum(int((mask.sum(axis=-1) == 0).sum()) for mask in masks)
+    assert empty < len(a_pass) * (num_devices or 1)
+
+
+def test_a_prompt_has_one_row_but_where_its_battles_do_not_fit() -> None:
     _, token_ids, batches = make()
-    for batch in batches.in_order():
-        present = [tuple(row[mask == 1]) for row, mask in zip(*batch.query.values(), strict=True) if mask.any()]
-        assert len(present) == len(set(present))
-    prompts_encoded = sum(int((batch.query["attention_mask"].sum(axis=-1) > 0).sum()) for batch in batches.in_order())
-    assert len(token_ids) <= prompts_encoded <= len(token_ids) + 5
+    rows = sum(int((batch.query["attention_mask"].sum(axis=-1) > 0).sum()) for batch in batches.in_order())
+    assert len(token_ids) < rows <= len(token_ids) + 40 // 8  # one prompt has 40 battles
+    many = data.Preferences.from_names(["a"] * 100 + ["b"], ["x"] * 101, ["y"] * 101, np.tile([1.0, 0, 0], (101, 1)))
+    (batch,) = data.TokenBatches(many, [[1], [2]], lengths=(4,), batch_tokens=32).in_order()
+    assert batch.query["attention_mask"].sum() == 2
+
+
+def test_a_pass_can_begin_in_the_middle() -> None:
+    _, _, batches = make()
+    whole = list(batches.shuffled(seed=3, epoch=2))
+    rest = list(batches.shuffled(seed=3, epoch=2, start=5))
+    assert len(rest) == len(whole) - 5 > 0
+    assert found_in(rest) == found_in(whole[5:])
 
 
 def test_the_order_is_a_function_of_seed_and_epoch() -> None:
@@ -90,12 +113,10 @@ def test_the_order_is_a_function_of_seed_and_epoch() -> None:
 
 
 def test_padding() -> None:
-    _, token_ids, batches = make(padding_id=7)
+    _, _, batches = make(padding_id=7)
     for batch in batches.in_order():
         assert (batch.query["token_ids"][batch.query["attention_mask"] == 0] == 7).all()
         assert (batch.outcome.sum(axis=-1) == 1).all()
-    padded = [min(length for length in LENGTHS if length >= len(ids)) for ids in token_ids]
-    assert batches.padding_share == pytest.approx(1 - sum(map(len, token_ids)) / sum(padded))
 
 
 def test_bad_input() -> None:

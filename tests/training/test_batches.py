@@ -14,6 +14,7 @@ import pytest
 from routerjax import InputError, data, losses, models, training
 from routerjax.config import OptimizerConfig, TrainingConfig
 from routerjax.training.state import learning_rates
+from routerjax.typing import PreferenceBatch
 from tests.data.test_loader import token_battles
 from tests.training.battles import difference
 
@@ -43,11 +44,10 @@ def deeper_params() -> dict:
     return init_params(DEEPER)
 
 
-def batches(
-    group: tuple[int, ...], *, battles: data.Preferences = BATTLES, lengths: tuple[int, ...] = LENGTHS
-) -> data.TokenBatches:
+def batches(num_devices: int | None, *, battles: data.Preferences = BATTLES, **changes: object) -> data.TokenBatches:
     token_ids = TOKEN_IDS[: len(battles.unique_prompts)]
-    return data.TokenBatches(battles, token_ids, lengths=lengths, batch_tokens=32, group=group)
+    arguments = {"lengths": LENGTHS, "batch_tokens": 32} | changes
+    return data.TokenBatches(battles, token_ids, num_devices=num_devices, **arguments)
 
 
 def state_of(params: dict, transformation: object) -> training.TrainState:
@@ -69,24 +69,33 @@ def without_key_bias(tree: dict) -> dict:
 
 
 def test_devices_and_micro_batches_make_the_gradient_and_the_update_of_one_batch(params: dict) -> None:
-    # 8 devices with 2 micro-batches each, against one device that takes the same prompts as one batch.
-    grouped = list(batches((8, 2), lengths=ONE_LENGTH).shuffled(seed=0, epoch=0))
+    # 8 devices with 3 micro-batches of two lengths, against one device that takes the same as one batch.
+    parts = list(batches(8).shuffled(seed=0, epoch=0))
+    steps = [parts, parts[1:], parts[:1]]
+    assert len({part.query["token_ids"].shape for part in steps[0]}) == 2
 
-    def joined(batch: data.TokenBatches) -> object:
-        """The same battles as one batch without leading axes."""
-        prompts = batch.query["token_ids"].shape[-2]
-        offset = prompts * np.arange(16).reshape(8, 2, 1)
-        flat = jax.tree.map(lambda leaf: leaf.reshape(-1, *leaf.shape[3:]), batch._replace(query={}))
-        query = {name: leaf.reshape(-1, leaf.shape[-1]) for name, leaf in batch.query.items()}
-        return flat._replace(query=query, query_index=(batch.query_index + offset).reshape(-1))
+    def joined(step: list[PreferenceBatch]) -> PreferenceBatch:
+        """The same battles as one batch, and always of the same shape."""
+        devices = [jax.tree.map(lambda leaf, at=at: leaf[at], part) for part in step for at in range(8)]
+        fields, offset = [], 0
+        for part in devices:
+            query = {name: np.pad(leaf, ((0, 0), (0, 16 - leaf.shape[1]))) for name, leaf in part.query.items()}
+            fields.append(part._replace(query=query, query_index=part.query_index + offset))
+            offset += len(query["token_ids"])
+        together = jax.tree.map(lambda *leaves: np.concatenate(leaves), *fields)
+        rows = [(0, 64 - offset), (0, 0)]
+        query = {name: np.pad(leaf, rows) for name, leaf in together.query.items()}
+        more = 10 * 64 - len(together.weight)
+        battles = [np.pad(leaf, [(0, more), *[(0, 0)] * (leaf.ndim - 1)]) for leaf in together._replace(query={})[1:]]
+        return PreferenceBatch(query, *battles)
 
     transformation = training.make_optimizer(OPTIMIZER, 5)
-    loss = losses.preference_loss
-    many = training.pmap_step(training.make_train_step(MODULE, loss, transformation, micro_batches=True))
-    one = training.jit_step(training.make_train_step(MODULE, loss, transformation))
+    loss, constant = losses.preference_loss, {"weight_per_step": 2.0}
+    many = training.accumulating_step(MODULE, loss, transformation, **constant, num_devices=8)
+    one = training.jit_step(training.make_train_step(MODULE, loss, transformation, **constant))
     state_many, state_one = state_of(params, transformation), state_of(params, transformation)
     for step in range(5):
-        batch = grouped[step % len(grouped)]
+        batch = steps[step % len(steps)]
         state_many, metrics_many = many(state_many, batch, jax.random.key(0))
         state_one, metrics_one = one(state_one, joined(batch), jax.random.key(0))
         if step == 0:
@@ -105,13 +114,13 @@ def fit(params: dict, directory: Path, **changes: object) -> training.FitResult:
     config = TrainingConfig(epochs=4, micro_batches=2)
     arguments = {"training": config, "optimizer": dataclasses.replace(OPTIMIZER, learning_rate=1e-2), "resume": False}
     arguments |= changes
-    group = training.batch_group(arguments["training"])
+    num_devices = training.device_axis(arguments["training"])
     train, validation = arguments.pop("train", BATTLES), arguments.pop("validation", BATTLES)
-    lengths = arguments.pop("lengths", LENGTHS)
+    shapes = {name: arguments.pop(name) for name in ("lengths", "batch_tokens") if name in arguments}
     return training.fit_batches(
         MODULE,
-        batches(group, battles=train, lengths=lengths),
-        batches((), battles=validation, lengths=lengths),
+        batches(num_devices, battles=train, **shapes),
+        batches(None, battles=validation, **shapes),
         params=params,
         loss=losses.preference_loss,
         directory=directory,
@@ -144,10 +153,17 @@ def test_it_learns_and_a_killed_run_resumes_bit_for_bit(params: dict, tmp_path: 
     jax.tree.map(np.testing.assert_array_equal, resumed.variables, whole.variables)
 
 
-def test_pmap_trains_too(params: dict, tmp_path: Path) -> None:
-    config = TrainingConfig(epochs=1, devices="pmap", micro_batches=2)
-    result = fit(params, tmp_path, training=config, lengths=ONE_LENGTH)
-    assert np.isfinite(result.best_loss)
+def test_eight_devices_train_as_one(params: dict, tmp_path: Path) -> None:
+    # One step an epoch, so that the order of the battles is that on one device.
+    arguments = {"lengths": ONE_LENGTH, "batch_tokens": 1024}
+    one, eight = (
+        fit(params, tmp_path / devices, training=TrainingConfig(epochs=3, devices=devices), **arguments)
+        for devices in ("jit", "pmap")
+    )
+    for name in ("loss", "validation_loss", "gradient_norm"):
+        values = [[row[name] for row in result.history] for result in (one, eight)]
+        np.testing.assert_allclose(*values, rtol=1e-4)
+    assert eight.history[-1]["loss"] < eight.history[0]["loss"]
 
 
 def test_it_stops_when_validation_gets_no_better(params: dict, tmp_path: Path) -> None:

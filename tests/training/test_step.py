@@ -14,6 +14,7 @@ from tests.training.battles import NUM_MODELS, difference, random_battles
 BATTLES = random_battles()
 MODULE = models.MatrixFactorization(num_models=NUM_MODELS, model_dim=8)
 take = jax.jit(training.take)
+WEIGHT = float(np.asarray(BATTLES.weight).sum())
 
 
 def start(optimizer: optax.GradientTransformation, module: models.MatrixFactorization = MODULE) -> training.TrainState:
@@ -30,7 +31,9 @@ def relative(one: object, other: object) -> float:
 
 def test_padding_is_as_if_it_were_not_there() -> None:
     optimizer = optax.sgd(1.0)
-    step = training.jit_step(training.make_train_step(MODULE, losses.preference_loss, optimizer))
+    step = training.jit_step(
+        training.make_train_step(MODULE, losses.preference_loss, optimizer, weight_per_step=WEIGHT)
+    )
     rows = jnp.arange(10)
     padded = jnp.concatenate([rows, jnp.full(6, -1)])
     one, metrics = step(start(optimizer), take(BATTLES, rows), jax.random.key(0))
@@ -43,7 +46,7 @@ def test_padding_is_as_if_it_were_not_there() -> None:
 def test_metrics_are_sums_and_the_gradient_is_of_the_weighted_mean() -> None:
     optimizer = optax.sgd(1.0)
     state = start(optimizer)
-    step = jax.jit(training.make_train_step(MODULE, losses.preference_loss, optimizer))
+    step = jax.jit(training.make_train_step(MODULE, losses.preference_loss, optimizer, weight_per_step=WEIGHT))
     after, metrics = step(state, BATTLES, jax.random.key(0))
 
     def mean_loss(params: dict) -> jax.Array:
@@ -60,7 +63,7 @@ def test_metrics_are_sums_and_the_gradient_is_of_the_weighted_mean() -> None:
 def test_a_batch_of_nothing_but_padding_changes_nothing() -> None:
     optimizer = optax.sgd(1.0)
     state = start(optimizer)
-    step = jax.jit(training.make_train_step(MODULE, losses.preference_loss, optimizer))
+    step = jax.jit(training.make_train_step(MODULE, losses.preference_loss, optimizer, weight_per_step=WEIGHT))
     after, metrics = step(state, take(BATTLES, jnp.full(4, -1)), jax.random.key(0))
     assert relative(after.params, state.params) == 0
     assert metrics["weight_sum"] == 0
@@ -76,7 +79,7 @@ def ragged_batches(count: int) -> list[PreferenceBatch]:
 def test_eight_devices_have_the_gradient_of_one() -> None:
     assert jax.local_device_count() == 8
     optimizer = optax.sgd(1.0)
-    step = training.make_train_step(MODULE, losses.preference_loss, optimizer)
+    step = training.make_train_step(MODULE, losses.preference_loss, optimizer, weight_per_step=WEIGHT)
     batch = ragged_batches(1)[0]
     initial = jax.tree.map(np.asarray, start(optimizer).params)
     one, _ = training.jit_step(step)(start(optimizer), batch, jax.random.key(0))
@@ -87,7 +90,7 @@ def test_eight_devices_have_the_gradient_of_one() -> None:
 
 def test_eight_devices_make_the_update_of_one_over_five_steps() -> None:
     optimizer = training.make_optimizer(OptimizerConfig(learning_rate=1e-3, warmup_fraction=0.0), 100)
-    step = training.make_train_step(MODULE, losses.preference_loss, optimizer)
+    step = training.make_train_step(MODULE, losses.preference_loss, optimizer, weight_per_step=WEIGHT)
     initial = jax.tree.map(np.asarray, start(optimizer).params)
     updates = []
     for wrapped, split in (
@@ -107,12 +110,16 @@ def test_eight_devices_make_the_update_of_one_over_five_steps() -> None:
 def test_devices_draw_different_noise() -> None:
     module = models.MatrixFactorization(num_models=NUM_MODELS, model_dim=8, noise_std=1.0)
     optimizer = optax.sgd(1.0)
-    step = training.make_train_step(module, losses.preference_loss, optimizer)
+
+    def step_on(batch: PreferenceBatch) -> training.step.TrainStep:
+        weight = float(batch.weight.sum())
+        return training.make_train_step(module, losses.preference_loss, optimizer, weight_per_step=weight)
+
     same = take(BATTLES, jnp.zeros(8, jnp.int32))  # one battle eight times
-    eight, _ = training.pmap_step(step)(start(optimizer, module), training.split_batch(same, 8), jax.random.key(0))
     alone = take(BATTLES, jnp.zeros(1, jnp.int32))
-    key = jax.random.key(0)
-    one, _ = training.jit_step(step)(start(optimizer, module), alone, key)
+    on_eight, on_one = training.pmap_step(step_on(same)), training.jit_step(step_on(alone))
+    eight, _ = on_eight(start(optimizer, module), training.split_batch(same, 8), jax.random.key(0))
+    one, _ = on_one(start(optimizer, module), alone, jax.random.key(0))
     # Were the noise the same on all devices, eight copies would move as one.
     assert relative(eight.params, one.params) > 1e-2
 
@@ -124,7 +131,7 @@ def test_an_indivisible_batch_is_refused() -> None:
 
 def test_scanned_steps_are_single_steps() -> None:
     optimizer = training.make_optimizer(OptimizerConfig(), 10)
-    step = training.make_train_step(MODULE, losses.preference_loss, optimizer)
+    step = training.make_train_step(MODULE, losses.preference_loss, optimizer, weight_per_step=WEIGHT)
     order = jnp.asarray(training.epoch_order(seed=0, epoch=0, num_battles=100, batch_size=32))
     scanned, metrics = training.jit_step(training.scan_steps(step))(
         start(optimizer), (BATTLES, order), jax.random.key(0)
