@@ -40,7 +40,8 @@ def fit_calibration(win_prob: Column, label: Column, *, method: str) -> Calibrat
 
     Raises:
         InputError: an unknown method; columns of different lengths, not finite or outside [0, 1]; labels that are all
-            the same; win probabilities that are worse than none, whose best slope is not positive.
+            the same; win probabilities that are worse than none, whose best slope is not positive, or that separate
+            wins from losses without an error, for which no slope is best.
 
     Reference:
         Guo et al., "On Calibration of Modern Neural Networks" (arXiv 1706.04599); Platt 1999; Zadrozny and Elkan 2002.
@@ -69,6 +70,13 @@ def _fit_log_odds(
     from sklearn.linear_model import LogisticRegression
 
     logit = _logit(win_prob)[:, None]
+    lowest_win, highest_loss = logit[label > 0].min(), logit[label < 1].max()
+    is_separable = highest_loss <= lowest_win if intercept else highest_loss <= 0 <= lowest_win
+    if is_separable and np.ptp(logit) > 0:  # the steeper the better, without end
+        raise InputError(
+            f"the win probabilities separate these {len(label)} battles without an error, so that no finite slope is "
+            "best: calibrate on more battles, among them some that end against the router's expectation"
+        )
     # A soft label is a win and a loss, each with its share.
     regression = LogisticRegression(C=np.inf, fit_intercept=intercept, tol=1e-8, max_iter=1000).fit(
         np.concatenate([logit, logit]),

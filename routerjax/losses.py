@@ -23,6 +23,9 @@ from jaxtyping import Array, Float
 from routerjax.errors import choose
 from routerjax.typing import PreferenceBatch, PreferenceLoss, Readout
 
+# Below this, softplus(tie) and 1 - exp(-2 softplus(tie)) / 2 are exp(tie) in float32.
+SMALL_TIE = -17.0
+
 
 def bradley_terry(margin: Float[Array, "*battles"], label: Float[Array, "*battles"]) -> Float[Array, "*battles"]:
     """Negative log-likelihood of a battle under Bradley-Terry.
@@ -70,10 +73,14 @@ def rao_kupper_log_prob(
     Reference:
         Rao and Kupper, "Ties in paired-comparison experiments", JASA 1967; ``theta = exp(t)``.
     """
-    margin, threshold = jnp.broadcast_arrays(margin.astype(jnp.float32), jax.nn.softplus(tie.astype(jnp.float32)))
+    margin, tie = jnp.broadcast_arrays(margin.astype(jnp.float32), tie.astype(jnp.float32))
+    threshold = jax.nn.softplus(tie)
     win, loss = jax.nn.log_sigmoid(margin - threshold), jax.nn.log_sigmoid(-margin - threshold)
-    # 1 - P(a) - P(b) = (exp(2 t) - 1) P(a) P(b), without the cancellation.
-    drawn = win + loss + 2.0 * threshold + jnp.log(-jnp.expm1(-2.0 * threshold))
+    # 1 - P(a) - P(b) = (exp(2 t) - 1) P(a) P(b), without the cancellation. A threshold too small for float32 is
+    # exp(tie), whose logarithm is finite.
+    is_small = tie < SMALL_TIE
+    usual = jnp.log(-jnp.expm1(-2.0 * jnp.where(is_small, 1.0, threshold)))
+    drawn = win + loss + 2.0 * threshold + jnp.where(is_small, jnp.log(2.0) + tie, usual)
     return jnp.stack([win, drawn, loss], axis=-1)
 
 
@@ -133,13 +140,13 @@ LOSSES: Mapping[str, OutcomeModel] = {
 
 READOUTS: Mapping[str, Callable[[Array], Array]] = {
     # Half of the ties to each side: (1 + expected gain) / 2.
-    "half_tie": lambda prob: prob[..., 0] + prob[..., 1] / 2.0,
+    "half_tie": lambda log_prob: jnp.exp(log_prob[..., 0]) + jnp.exp(log_prob[..., 1]) / 2.0,
     # A tie is no win: RouteLLM's released classifiers.
-    "win": lambda prob: prob[..., 0],
-    # Ties left out: P(win | not a tie).
-    "decisive": lambda prob: prob[..., 0] / jnp.maximum(prob[..., 0] + prob[..., 2], jnp.finfo(jnp.float32).tiny),
+    "win": lambda log_prob: jnp.exp(log_prob[..., 0]),
+    # Ties left out: P(win | not a tie), which does not depend on how small P(not a tie) is.
+    "decisive": lambda log_prob: jax.nn.sigmoid(log_prob[..., 0] - log_prob[..., 2]),
 }
-"""From P(a wins), P(tie), P(b wins) to a win probability. ``half_tie`` orders prompts by expected gain."""
+"""From log P(a wins), log P(tie), log P(b wins) to a win probability. ``half_tie`` orders prompts by expected gain."""
 
 
 def margin(scores: Float[Array, "prompts models"], batch: PreferenceBatch) -> Float[Array, "battles"]:
@@ -205,16 +212,21 @@ def make_outcome_prob(loss: str) -> Callable[[Array, int, int], Array]:
     Raises:
         InputError: no such loss.
     """
+    log_prob = _make_outcome_log_prob(loss)
+    return lambda scores, strong, weak: jnp.exp(log_prob(scores, strong, weak))
+
+
+def _make_outcome_log_prob(loss: str) -> Callable[[Array, int, int], Array]:
     model = outcome_model(loss)
 
-    def outcome_prob(scores: Float[Array, "batch columns"], strong: int, weak: int) -> Float[Array, "batch 3"]:
+    def log_prob(scores: Float[Array, "batch columns"], strong: int, weak: int) -> Float[Array, "batch 3"]:
         scores = scores.astype(jnp.float32)
         if model.log_prob is None:
-            prob = jax.nn.softmax(scores, axis=-1)
-            return prob if strong < weak else prob[:, ::-1]
-        return jnp.exp(model.log_prob(scores[:, strong] - scores[:, weak], scores[:, -1]))
+            of_labels = jax.nn.log_softmax(scores, axis=-1)
+            return of_labels if strong < weak else of_labels[:, ::-1]
+        return model.log_prob(scores[:, strong] - scores[:, weak], scores[:, -1])
 
-    return outcome_prob
+    return log_prob
 
 
 @functools.cache
@@ -235,10 +247,10 @@ def make_readout(loss: str, readout: str = "half_tie") -> Readout:
         >>> float(read(jnp.array([[jnp.log(3.0), 0.0]]), 0, 1)[0]).__round__(4)
         0.75
     """
-    read, outcome_prob = choose(readout, READOUTS, "the readout"), make_outcome_prob(loss)
+    read, log_prob = choose(readout, READOUTS, "the readout"), _make_outcome_log_prob(loss)
 
     def win_prob(scores: Float[Array, "batch columns"], strong: int, weak: int) -> Float[Array, "batch"]:
-        return read(outcome_prob(scores, strong, weak))
+        return read(log_prob(scores, strong, weak))
 
     return bradley_terry_readout if loss == "bradley_terry" else win_prob
 

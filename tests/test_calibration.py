@@ -88,6 +88,9 @@ def test_held_out_battles_say_nothing_of_their_own_map() -> None:
         ({"label": np.ones(2)}, "columns must have one row for each prompt"),
         ({"label": np.full(3, 0.5)}, "one class only: every label is 0.5"),
         ({"label": np.asarray([1.0, 0.0, 0.0])}, "the best slope is -"),
+        ({}, "separate these 3 battles without an error, so that no finite slope is best: calibrate on more battles"),
+        ({"label": np.asarray([0.0, 0.5, 1.0])}, "separate these 3 battles"),  # a tie between them helps nothing
+        ({"label": np.asarray([0.0, 0.5, 1.0]), "method": "temperature"}, "separate these 3 battles"),
     ],
 )
 def test_bad_input(changes: dict[str, object], message: str) -> None:

@@ -187,6 +187,27 @@ def test_readouts(loss: str) -> None:
         np.testing.assert_allclose(win_prob[name], [expected], rtol=1e-5)
 
 
+def test_a_decisive_readout_does_not_depend_on_how_sure_the_tie_is() -> None:
+    # P(win) : P(loss) = e ** 2, whatever is left of them beside the tie; in float32 both are 0 at a tie score of 200.
+    read = jax.jit(losses.make_readout("three_outcome", "decisive"), static_argnums=(1, 2))
+    scores = np.asarray([[1.0, -1.0, tie] for tie in (0.0, 50.0, 200.0)], np.float32)
+    np.testing.assert_allclose(read(scores, 0, 1), np.full(3, 1 / (1 + np.exp(-2.0))), rtol=1e-6)
+    labels = jax.jit(losses.make_readout("three_labels", "decisive"), static_argnums=(1, 2))
+    np.testing.assert_allclose(labels(np.asarray([[-299.0, 0.0, -300.0]], np.float32), 0, 1), [1 / (1 + np.exp(-1.0))])
+
+
+@pytest.mark.parametrize("tie", [-16.9, -17.1, -120.0, -1e6])
+def test_a_threshold_near_zero_has_finite_losses_and_gradients(tie: float) -> None:
+    log_prob, gradient = jax.jit(
+        jax.value_and_grad(lambda margin, tie: losses.rao_kupper_log_prob(margin, tie)[1], argnums=(0, 1))
+    )(jnp.float32(0.7), jnp.float32(tie))
+    # P(tie) = (exp(2 t) - 1) P(a) P(b), about 2 t sigmoid(m) sigmoid(-m) with t = exp(tie).
+    expected = np.log(2) + tie - np.log1p(np.exp(-0.7)) - np.log1p(np.exp(0.7))
+    np.testing.assert_allclose(log_prob, expected, rtol=1e-6)
+    np.testing.assert_allclose(gradient[1], 1.0, rtol=1e-5)
+    assert np.isfinite(gradient[0])
+
+
 def test_without_ties_the_expected_gain_is_twice_the_win_probability_minus_one() -> None:
     outcome_prob = jax.jit(losses.make_outcome_prob("bradley_terry"))
     prob = outcome_prob(np.asarray([[np.log(3.0), 0.0]], np.float32), 0, 1)

@@ -119,6 +119,8 @@ def test_what_is_no_probability_is_refused_with_its_row(tmp_path: Path) -> None:
         broken.win_prob(PROMPTS)
     with pytest.raises(InputError, match=said.format("probability of an outcome")):
         broken.outcome_prob(PROMPTS)
+    with pytest.raises(InputError, match=r"row 0 \(.*the router's score must be finite, got nan, and so in 5 of 5"):
+        broken.scores(PROMPTS)
     # Finite weights and finite embeddings whose product is not.
     embedding = np.ones((3, 16), np.float32)
     embedding[1, 0] = np.finfo(np.float32).max

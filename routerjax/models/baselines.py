@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
+import math
+
 import flax.linen as nn
 import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Float, UInt32
 
+from routerjax.errors import InputError
 from routerjax.models.layers import unit_length
 from routerjax.typing import PreferenceBatch, Query, Variables
 
@@ -65,12 +68,21 @@ class NearestNeighbors(nn.Module):
     Attributes:
         num_models: columns of the scores.
         k: neighbours; at most the number of prompts in memory.
-        smoothing: battles that the prior counts for.
+        smoothing: battles that the prior counts for, positive: without it, neighbours without a battle of a model,
+            or without a win, have no finite score.
+
+    Raises:
+        InputError: a smoothing that is not positive and finite.
     """
 
     num_models: int
     k: int = 50
     smoothing: float = 1.0
+
+    def __post_init__(self) -> None:
+        if not 0 < self.smoothing < math.inf:
+            raise InputError(f"smoothing of nearest neighbours must be positive and finite, got {self.smoothing}")
+        super().__post_init__()
 
     @nn.compact
     def __call__(self, query: Query, *, deterministic: bool = True) -> Float[Array, "batch models"]:

@@ -17,7 +17,7 @@ from routerjax.typing import PreferenceBatch, Query, Variables
 
 # Queries weighed against the whole memory at a time: 64 x 100,000 similarities are 26 MB.
 CHUNK_QUERIES = 64
-# A maximum similarity below this is taken as this, so that a query unlike everything has finite weights.
+# A query whose largest similarity is not above this is like no prompt: there is no maximum to normalise by.
 SMALLEST_SIMILARITY = 1e-3
 # Below all cosines: a query's own battles, which it must not see.
 EXCLUDED = -2.0
@@ -45,7 +45,9 @@ class SimilarityWeighted(nn.Module):
         memory_axis: name of the mapped axis (pmap, shard_map) that the memory is sharded over, see
             :func:`shard_memory`; the maximum and the win cells are all that crosses devices.
 
-    Deviation: RouteLLM's code lets a battle within a tier pull that tier down by log 10; here it counts nothing.
+    Deviations: RouteLLM's code lets a battle within a tier pull that tier down by log 10; here it counts nothing. It
+    divides by a largest similarity of any size and sign; here a query at right angles to all prompts, or beyond, is
+    weighed by plain cosines, so that it gets about the overall ranking.
 
     Reference:
         RouteLLM (arXiv 2406.18665), section 4.1, whose last sigmoid is printed with the sign flipped;
@@ -84,8 +86,14 @@ class SimilarityWeighted(nn.Module):
                 largest = jnp.max(similarity, axis=0)
                 if self.memory_axis is not None:
                     largest = jax.lax.pmax(largest, self.memory_axis)
-                similarity = similarity / jnp.maximum(largest, SMALLEST_SIMILARITY)[None, :]
-            weight = jnp.where(is_own, 0.0, jnp.exp(jnp.log(self.gamma) * (1.0 + similarity)))
+                similarity = similarity / jnp.where(largest > SMALLEST_SIMILARITY, largest, 1.0)[None, :]
+            # gamma ** (1 + similarity) over its largest value: the fit does not depend on the scale of the weights, and
+            # neither a large gamma nor a query unlike everything leaves float32.
+            exponent = jnp.where(is_own, -jnp.inf, jnp.log(self.gamma) * similarity)
+            highest = jax.lax.stop_gradient(jnp.max(exponent, axis=0))
+            if self.memory_axis is not None:
+                highest = jax.lax.pmax(highest, self.memory_axis)
+            weight = jnp.exp(exponent - jnp.where(jnp.isfinite(highest), highest, 0.0)[None, :])
             # Every cell is one ordered pair of tiers, and the entries lie in the order of the cells.
             entries = cell_wins[:, None] * weight[cell_prompt]
             wins = jax.ops.segment_sum(entries, cell, num_segments=pairs.shape[0], indices_are_sorted=True)

@@ -55,7 +55,7 @@ def calibrate_router(router: Router, battles: Preferences, *, method: str, cache
         own, outcome = own.select(decided), outcome[decided]
     # As the router's own win probability counts ties; under Bradley-Terry every readout is that of half ties.
     readout = READOUTS["half_tie" if router.loss == "bradley_terry" else router.readout]
-    label = np.asarray(readout(jnp.asarray(outcome)))
+    label = np.asarray(readout(jnp.log(jnp.asarray(outcome))))
     variables = {name: leaf for name, leaf in router.variables.items() if name != "calibration"}
     raw = dataclasses.replace(router, variables=variables, threshold=None)
     win_prob = raw.win_prob(own.prompts, exclude_own_battles=True, cache=cache, progress=True)

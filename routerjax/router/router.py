@@ -212,6 +212,7 @@ class Router:
             cache=cache,
             progress=progress,
         )
+        _require(np.isfinite(scores), scores, "score must be finite", prompts)
         return scores if outcome_model(self.loss).tie == "labels" else scores[:, : len(self.models)]
 
     def win_prob(
@@ -248,7 +249,7 @@ class Router:
         win_prob = self._run(
             score, router.variables, prompts, exclude_own_battles=exclude_own_battles, cache=cache, progress=progress
         )
-        return self._checked(win_prob, "win probability", prompts)
+        return _probability(win_prob, "win probability", prompts)
 
     def outcome_prob(
         self,
@@ -270,20 +271,7 @@ class Router:
         prob = self._run(
             outcome, self.variables, prompts, exclude_own_battles=exclude_own_battles, cache=cache, progress=progress
         )
-        return self._checked(prob, "probability of an outcome", prompts)
-
-    def _checked(self, prob: np.ndarray, what: str, prompts: Sequence[str] | Embeddings) -> np.ndarray:
-        """Refuse what is no probability; rounding alone leaves [0, 1] by less than ``ROUNDING``, and is cut off."""
-        is_prob = (prob >= -ROUNDING) & (prob <= 1 + ROUNDING)
-        wrong = np.flatnonzero(~np.all(is_prob, axis=tuple(range(1, prob.ndim))))
-        if wrong.size:
-            row = int(wrong[0])
-            text = "" if isinstance(prompts, Embeddings) else f" ({prompts[row][:40]!r})"
-            raise InputError(
-                f"row {row}{text}: the router's {what} must be in [0, 1], got {np.ravel(prob[row])[0]}, and so in "
-                f"{wrong.size} of {len(prob)} rows; its weights, or the embeddings it is given, are not finite"
-            )
-        return np.clip(prob, 0, 1)
+        return _probability(prob, "probability of an outcome", prompts)
 
     def query(
         self,
@@ -361,6 +349,24 @@ class Router:
         if not prompts:
             return np.asarray(compiled(variables, _on_device(self.tokenizer.pad([], 2, batch=1))), np.float32)[:0]
         return np.stack([outputs[row_of[prompt]] for prompt in prompts])
+
+
+def _probability(prob: np.ndarray, what: str, prompts: Sequence[str] | Embeddings) -> np.ndarray:
+    """Refuse what is no probability; rounding alone leaves [0, 1] by less than ``ROUNDING``, and is cut off."""
+    _require((prob >= -ROUNDING) & (prob <= 1 + ROUNDING), prob, f"{what} must be in [0, 1]", prompts)
+    return np.clip(prob, 0, 1)
+
+
+def _require(is_good: np.ndarray, values: np.ndarray, what: str, prompts: Sequence[str] | Embeddings) -> None:
+    wrong = np.argwhere(~is_good)
+    if wrong.size:
+        row = int(wrong[0, 0])
+        text = "" if isinstance(prompts, Embeddings) else f" ({prompts[row][:40]!r})"
+        raise InputError(
+            f"row {row}{text}: the router's {what}, got {values[tuple(wrong[0])]}, and so in "
+            f"{len(np.unique(wrong[:, 0]))} of {len(values)} rows; its weights, or the embeddings it is given, are not "
+            "finite"
+        )
 
 
 def _on_device(query: Mapping[str, np.ndarray]) -> dict[str, Array]:

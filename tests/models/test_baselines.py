@@ -10,7 +10,7 @@ import pytest
 import scipy.stats
 from sklearn.neighbors import NearestNeighbors as SklearnNeighbors
 
-from routerjax import models, scoring
+from routerjax import InputError, models, scoring
 from routerjax.prompts import prompt_ids
 from routerjax.typing import PreferenceBatch, Variables
 
@@ -90,6 +90,12 @@ def test_a_model_without_battles_nearby_falls_back_on_its_prior() -> None:
     module = models.NearestNeighbors(num_models=3, k=5)
     scores = np.asarray(apply(module, {"memory": memory}, {"embedding": np.ones((1, 5), np.float32)}))
     np.testing.assert_allclose(scores[0, 2], np.log(0.5), rtol=1e-6)
+
+
+@pytest.mark.parametrize("smoothing", [0.0, -1.0, np.nan, np.inf])
+def test_a_smoothing_without_finite_scores_is_refused(smoothing: float) -> None:
+    with pytest.raises(InputError, match="smoothing of nearest neighbours must be positive and finite, got"):
+        models.NearestNeighbors(num_models=2, smoothing=smoothing)
 
 
 def test_the_oracle_knows_and_says_when_it_does_not() -> None:

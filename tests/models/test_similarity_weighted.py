@@ -151,6 +151,28 @@ def test_a_query_does_not_see_its_own_battles() -> None:
     np.testing.assert_allclose(seen, without, rtol=1e-5, atol=1e-5)
 
 
+@pytest.mark.parametrize("gamma", [10.0, 1e30])
+@pytest.mark.parametrize("normalize", ["query", "train"])
+def test_a_query_unlike_everything_gets_about_the_overall_ranking(gamma: float, normalize: str) -> None:
+    battles = random_battles()
+    direction = np.eye(WIDTH, dtype=np.float32)[0]
+    # All prompts about one direction; the query is its opposite.
+    battles.query["embedding"] = direction + 1e-4 * battles.query["embedding"]
+    memory = models.similarity_weighted_memory(battles, tier=TIER)
+    module = models.SimilarityWeighted(num_models=NUM_MODELS, num_tiers=4, normalize=normalize)
+    opposite = np.asarray(apply(module, memory, {"embedding": -direction[None, :]}, gamma))
+    overall = np.asarray(apply(module, memory, {"embedding": direction[None, :]}, 1.0))
+    assert np.ptp(overall) > 0.1
+    np.testing.assert_allclose(opposite, overall, atol=1e-3)
+
+
+def test_a_query_with_no_battles_but_its_own_prefers_nobody() -> None:
+    one = random_battles(num_prompts=1, num_battles=20)
+    memory = models.similarity_weighted_memory(one, tier=TIER)
+    module = models.SimilarityWeighted(num_models=NUM_MODELS, num_tiers=4)
+    np.testing.assert_array_equal(apply(module, memory, one.query), np.zeros((1, NUM_MODELS)))
+
+
 def test_many_queries_in_chunks_score_as_each_alone() -> None:
     battles = random_battles()
     memory = models.similarity_weighted_memory(battles, tier=TIER)
