@@ -200,7 +200,7 @@ def out_of_fold_table(win_prob: dict[str, np.ndarray], golden: Benchmark) -> str
     for router, own in sorted(result.routers.items(), key=lambda item: -(item[1].apgr.value or 0.0)):
         against = result.difference.get((router, "mf"))
         paired = "" if against is None else interval(against)
-        lines.append(f"| {router} | {interval(own.apgr)} | {paired} | {own.log_loss:.4f} |")
+        lines.append(f"| {router} | {interval(own.apgr)} | {paired} | {own.log_loss.value:.4f} |")
     return "\n".join(lines) + "\n"
 
 
@@ -223,8 +223,8 @@ def comparison(win_prob: dict[str, dict[str, np.ndarray]], tests: dict[str, Benc
                 interval(own.apgr),
                 "" if against is None else interval(against),
                 *(interval(own.cpt[target]) for target in (0.5, 0.8)),
-                f"{own.log_loss:.3f}",
-                "" if calibrated is None else f"{calibrated.log_loss:.3f}",
+                f"{own.log_loss.value:.3f}",
+                "" if calibrated is None else f"{calibrated.log_loss.value:.3f}",
             ]
             lines.append("| " + " | ".join(cells) + " |")
         lines.append("")

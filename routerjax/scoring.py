@@ -31,10 +31,12 @@ def make_score_fn(module: nn.Module, *, strong: int, weak: int, readout: Readout
         InputError: the columns are equal, negative, or not below the module's ``num_models``, where it has that.
 
     Example:
-        >>> from routerjax.models import ConstantScores
-        >>> score = make_score_fn(ConstantScores(num_models=2), strong=0, weak=1)
-        >>> score({}, {"embedding": jnp.zeros((3, 8))}).tolist()
-        [0.5, 0.5, 0.5]
+        >>> import jax
+        >>> from routerjax.models import MatrixFactorization
+        >>> module, query = MatrixFactorization(num_models=2), {"embedding": jnp.zeros((3, 8))}
+        >>> score = make_score_fn(module, strong=0, weak=1)
+        >>> score(module.init(jax.random.key(0), query), query).shape
+        (3,)
     """
     num_models = getattr(module, "num_models", None)
     for role, column in (("strong", strong), ("weak", weak)):

@@ -31,7 +31,13 @@ def by_numpy(counts, win_prob, strong, weak):
     """The public float64 figures of the repeated prompts."""
     repeated = [np.repeat(column, counts.astype(int)) for column in (win_prob, strong, weak)]
     curve = metrics.cost_quality_curve(*repeated)
-    return [metrics.apgr(curve), *(metrics.cpt(curve, target) for target in TARGETS)]
+    binned = metrics.apgr_binned(*repeated)
+    return [metrics.apgr(curve), binned, *(metrics.cpt(curve, target) for target in TARGETS)]
+
+
+def by_jax(counts, ranking):
+    apgr, cpt = metrics.weighted_apgr_and_cpt(counts, ranking, jnp.array(TARGETS))
+    return jnp.stack([apgr, metrics.weighted_apgr_binned(counts, ranking), *cpt])
 
 
 @pytest.mark.parametrize("kind", ["correctness", "ratings"])
@@ -42,11 +48,9 @@ def test_weighted_figures_equal_numpy_on_repeated_prompts(kind, router, size):
     ranking = metrics.rank_prompts(win_prob[router], strong, weak)
     drawn = metrics.prompt_counts(jax.random.key(3), size)
     for counts in (jnp.ones(size), drawn):
-        eager = metrics.weighted_apgr_and_cpt(counts, ranking, jnp.array(TARGETS))
-        jitted = jax.jit(metrics.weighted_apgr_and_cpt)(counts, ranking, jnp.array(TARGETS))
         expected = by_numpy(np.asarray(counts), win_prob[router], strong, weak)
-        for apgr, cpt in (eager, jitted):
-            np.testing.assert_allclose([float(apgr), *cpt.tolist()], expected, atol=1e-5)
+        for function in (by_jax, jax.jit(by_jax)):
+            np.testing.assert_allclose(function(counts, ranking), expected, atol=1e-5)
 
 
 @pytest.mark.parametrize("kind", ["correctness", "ratings"])
@@ -97,7 +101,8 @@ def test_agrees_with_a_plain_numpy_bootstrap():
         by_numpy(rng.multinomial(200, np.full(200, 1 / 200)), win_prob["distinct"], strong, weak) for _ in range(2000)
     ]
     plain = np.array(plain)
-    for actual, expected in zip((samples.apgr, samples.cpt[0.5], samples.cpt[0.8]), plain.T, strict=True):
+    found = samples.apgr, samples.apgr_binned, samples.cpt[0.5], samples.cpt[0.8]
+    for actual, expected in zip(found, plain.T, strict=True):
         assert actual.mean() == pytest.approx(expected.mean(), abs=0.01)
         assert actual.std() == pytest.approx(expected.std(), rel=0.1)
         low, high = metrics.percentile_interval(actual)
@@ -184,8 +189,12 @@ def test_bad_input():
     win_prob, strong, weak = make_benchmark(10, kind="ratings")
     with pytest.raises(InputError, match="at least one router"):
         metrics.bootstrap({}, strong, weak)
-    with pytest.raises(InputError, match="num_samples must be at least 1; got 0"):
-        metrics.bootstrap(win_prob, strong, weak, num_samples=0)
+    for num_samples in (0, -3, 10**9):
+        with pytest.raises(InputError, match=f"num_samples.* must be in 1 to 100,000 .*; got {num_samples}"):
+            metrics.bootstrap(win_prob, strong, weak, num_samples=num_samples)
+    for seed in (-1, 2**32):
+        with pytest.raises(InputError, match=f"seed must be in 0 to 4294967295, got {seed}"):
+            metrics.bootstrap(win_prob, strong, weak, seed=seed)
     with pytest.raises(InputError, match="PGR targets must be finite"):
         metrics.bootstrap(win_prob, strong, weak, targets=(math.nan,))
     with pytest.raises(InputError, match=r"strong shares must be at least one number in \[0, 1\].*got \[1.5\]"):

@@ -5,6 +5,7 @@ from routerjax.evaluation.evaluate import (
     Band,
     BenchmarkResult,
     RouterResult,
+    ScoredPair,
     evaluate,
     preference_label,
 )
@@ -20,6 +21,7 @@ __all__ = [
     "BenchmarkResult",
     "Figure",
     "RouterResult",
+    "ScoredPair",
     "Slice",
     "SliceFigures",
     "control_win_probs",

@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import itertools
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
+from typing import TypedDict
 
 import numpy as np
 from jaxtyping import Float, Float64
@@ -36,18 +37,34 @@ class Band:
 
 
 @dataclass(frozen=True)
+class ScoredPair:
+    """The models that a router's win probabilities compare.
+
+    Attributes:
+        strong, weak: as scored: the benchmark's pair where the router knows both names, else the router's own.
+        own_strong, own_weak: the router's own pair, for which it was calibrated if it was.
+    """
+
+    strong: str
+    weak: str
+    own_strong: str
+    own_weak: str
+
+
+@dataclass(frozen=True)
 class RouterResult:
     """One router on one benchmark.
 
     Attributes:
         curve: the exact cost-quality curve.
-        band: how far its PGR can be trusted.
+        band: intervals of its PGR.
         apgr: area under PGR over the strong share.
         apgr_binned: the same as RouteLLM computes it, for comparison with published figures.
         cpt: by target PGR, the strong share that reaches it.
         cost_saving: by target PGR, the random router's strong share over this one's.
         aiq: RouterBench's average improvement in quality.
-        of_oracle: how much of the way from random (0) to the oracle (1) its APGR comes.
+        of_oracle: share of the way from random (0) to the oracle (1) that its APGR comes; None without an oracle, or
+            where every prompt gains the same.
         log_loss: in nats, of the win probabilities against :func:`preference_label`.
         brier: mean squared error of the same.
         calibration_error: expected calibration error of the same.
@@ -57,14 +74,14 @@ class RouterResult:
     curve: metrics.Curve
     band: Band
     apgr: Figure
-    apgr_binned: float
+    apgr_binned: Figure
     cpt: Mapping[float, Figure]
     cost_saving: Mapping[float, Figure]
     aiq: float
-    of_oracle: float | None
-    log_loss: float
-    brier: float
-    calibration_error: float
+    of_oracle: Figure | None
+    log_loss: Figure
+    brier: Figure
+    calibration_error: Figure
     reliability: metrics.Reliability
 
 
@@ -76,10 +93,13 @@ class BenchmarkResult:
         benchmark, strong, weak: names.
         num_prompts: of the benchmark.
         quality_strong, quality_weak: mean qualities.
+        gap_not_positive: share of the resamples in which the strong model is not better than the weak one; APGR, CPT
+            and what follows from them mean little there.
         routers: by name, the controls among them.
         difference: by pair of routers, APGR of the first minus that of the second, with its paired interval.
         slices: where the routers err, without the controls.
         num_samples, seed: of the bootstrap.
+        pairs: by router, the models that its win probabilities compare, where known.
     """
 
     benchmark: str
@@ -88,11 +108,13 @@ class BenchmarkResult:
     num_prompts: int
     quality_strong: float
     quality_weak: float
+    gap_not_positive: float
     routers: Mapping[str, RouterResult]
     difference: Mapping[tuple[str, str], Figure]
     slices: tuple[Slice, ...]
     num_samples: int
     seed: int
+    pairs: Mapping[str, ScoredPair] = field(default_factory=dict)
 
 
 def preference_label(benchmark: Benchmark, *, strong: str, weak: str) -> Float64[np.ndarray, "prompts"]:
@@ -107,12 +129,12 @@ def preference_label(benchmark: Benchmark, *, strong: str, weak: str) -> Float64
 
 
 def is_chance(quality: Float64[np.ndarray, "*shape"]) -> bool:
-    """Whether qualities are chances of a good answer, as opposed to grades."""
+    """Return True if qualities are chances of a good answer (all in [0, 1]), False if they are grades."""
     return bool(quality.min() >= 0 and quality.max() <= 1)
 
 
 def find_pair(benchmark: Benchmark, strong: str | None, weak: str | None) -> tuple[str, str]:
-    """The strong and the weak model to evaluate on: those that are named, else the benchmark's own.
+    """Return the strong and the weak model to evaluate on: those that are named, else the benchmark's own.
 
     Raises:
         InputError: neither named nor usual, unknown to the benchmark, or without a gap in quality to recover.
@@ -137,8 +159,10 @@ def evaluate(
     weak: str | None = None,
     num_samples: int = 1000,
     seed: int = 0,
+    pairs: Mapping[str, ScoredPair] | None = None,
+    progress: bool = False,
 ) -> BenchmarkResult:
-    """Figures of every router, with 95 % bootstrap intervals over the prompts, the same resamples for all.
+    """Compute every router's figures, with 95 % bootstrap intervals over the prompts, the same resamples for all.
 
     Args:
         win_prob: by router, in the order of the benchmark's prompts, in [0, 1]. ``oracle``, where it is among them, is
@@ -146,11 +170,14 @@ def evaluate(
         benchmark: prompts and qualities.
         strong: default the benchmark's own.
         weak: default the benchmark's own.
-        num_samples: resamples.
-        seed: of the resamples.
+        num_samples: resamples, 1 to 100,000.
+        seed: of the resamples, 0 to 2**32 - 1.
+        pairs: by router, the models that its win probabilities compare; for the report alone.
+        progress: show progress bars, where it takes more than two seconds.
 
     Raises:
-        InputError: no pair of models, another number of prompts, or win probabilities that are none.
+        InputError: no pair of models, another number of prompts, values outside [0, 1], or ``num_samples`` or ``seed``
+            out of range.
     """
     strong, weak = find_pair(benchmark, strong, weak)
     for name, values in win_prob.items():
@@ -160,36 +187,34 @@ def evaluate(
             )
     quality_strong, quality_weak = benchmark.quality[strong], benchmark.quality[weak]
     label = preference_label(benchmark, strong=strong, weak=weak)
+    resamples = _Resamples(num_samples=num_samples, seed=seed, progress=progress)
     samples = metrics.bootstrap(
-        win_prob,
-        quality_strong,
-        quality_weak,
-        num_samples=num_samples,
-        seed=seed,
-        targets=TARGETS,
-        shares=BAND_SHARES.tolist(),
+        win_prob, quality_strong, quality_weak, **resamples, targets=TARGETS, shares=BAND_SHARES.tolist()
     )
+    columns = [metrics.calibration_columns(values, label) for values in win_prob.values()]
+    means = metrics.bootstrap_means(np.concatenate([[quality_strong - quality_weak], *columns]), **resamples)
+    calibration = np.split(means[:, 1:], np.cumsum([len(column) for column in columns])[:-1], axis=1)
     curves = {
         name: metrics.cost_quality_curve(values, quality_strong, quality_weak) for name, values in win_prob.items()
     }
     exact = {name: metrics.apgr(curve) for name, curve in curves.items()}
-    oracle = exact.get("oracle")
     routers = {}
-    for name, values in win_prob.items():
+    for (name, values), mean in zip(win_prob.items(), calibration, strict=True):
         curve, drawn = curves[name], samples[name]
-        of_oracle = None if oracle is None or oracle <= 0.5 else (exact[name] - 0.5) / (oracle - 0.5)
         routers[name] = RouterResult(
             curve=curve,
             band=_band(drawn.pgr),
             apgr=figure(exact[name], drawn.apgr),
-            apgr_binned=metrics.apgr_binned(values, quality_strong, quality_weak),
+            apgr_binned=figure(metrics.apgr_binned(values, quality_strong, quality_weak), drawn.apgr_binned),
             cpt={target: figure(metrics.cpt(curve, target), drawn.cpt[target]) for target in TARGETS},
             cost_saving={target: _saving(curve, drawn.cpt[target], target) for target in TARGETS},
             aiq=metrics.aiq(curve),
-            of_oracle=of_oracle,
-            log_loss=metrics.log_loss(values, label),
-            brier=metrics.brier(values, label),
-            calibration_error=metrics.expected_calibration_error(values, label),
+            of_oracle=_of_oracle(exact, samples, name),
+            log_loss=figure(metrics.log_loss(values, label), mean[:, 0]),
+            brier=figure(metrics.brier(values, label), mean[:, 1]),
+            calibration_error=figure(
+                metrics.expected_calibration_error(values, label), np.abs(mean[:, 2:]).sum(axis=1)
+            ),
             reliability=metrics.reliability(values, label),
         )
     difference = {
@@ -201,8 +226,7 @@ def evaluate(
         benchmark,
         strong=strong,
         weak=weak,
-        num_samples=num_samples,
-        seed=seed,
+        **resamples,
     )
     return BenchmarkResult(
         benchmark=benchmark.name,
@@ -211,12 +235,30 @@ def evaluate(
         num_prompts=len(benchmark),
         quality_strong=float(quality_strong.mean()),
         quality_weak=float(quality_weak.mean()),
+        gap_not_positive=float((means[:, 0] <= 0).mean()),
         routers=routers,
         difference=difference,
         slices=slices,
         num_samples=num_samples,
         seed=seed,
+        pairs=pairs or {},
     )
+
+
+class _Resamples(TypedDict):
+    num_samples: int
+    seed: int
+    progress: bool
+
+
+def _of_oracle(apgr: Mapping[str, float], samples: Mapping[str, metrics.BootstrapSamples], name: str) -> Figure | None:
+    if "oracle" not in apgr or apgr["oracle"] == 0.5:
+        return None
+    with np.errstate(divide="ignore", invalid="ignore"):
+        drawn = (samples[name].apgr - 0.5) / (samples["oracle"].apgr - 0.5)
+    # Where all drawn prompts gain the same there is no way to come.
+    drawn = np.where(np.isfinite(drawn), drawn, np.nan)
+    return figure((apgr[name] - 0.5) / (apgr["oracle"] - 0.5), drawn)
 
 
 def _band(samples: Float[np.ndarray, "samples shares"]) -> Band:

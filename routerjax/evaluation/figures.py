@@ -1,4 +1,4 @@
-"""A figure and how far it can be trusted; the names of the controls."""
+"""A figure with its interval; the names of the controls."""
 
 from __future__ import annotations
 

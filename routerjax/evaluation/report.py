@@ -16,7 +16,7 @@ from rich.console import Console
 from rich.table import Table
 from rich.text import Text
 
-from routerjax.evaluation.evaluate import TARGETS, BenchmarkResult, RouterResult
+from routerjax.evaluation.evaluate import TARGETS, BenchmarkResult, RouterResult, ScoredPair
 from routerjax.evaluation.figures import Figure
 
 if TYPE_CHECKING:
@@ -26,7 +26,7 @@ Cell = Callable[[BenchmarkResult, str, RouterResult], str]
 
 
 def number(figure: Figure) -> str:
-    """A figure and its interval, as it stands in every table."""
+    """Format a figure and its interval as they stand in every table."""
     return f"{figure.value:.3f} [{figure.low:.3f}, {figure.high:.3f}]"
 
 
@@ -48,35 +48,45 @@ def _against_random(result: BenchmarkResult, name: str, _: RouterResult) -> str:
     return "" if difference is None else number(difference)
 
 
-def _of_oracle(_: BenchmarkResult, __: str, router: RouterResult) -> str:
-    return "" if router.of_oracle is None else f"{round(100 * router.of_oracle)} %"
+def _of_oracle(_: BenchmarkResult, name: str, router: RouterResult) -> str:
+    if router.of_oracle is None:
+        return ""
+    value, low, high = (
+        "" if share is None or math.isnan(share) else str(round(100 * share))
+        for share in (router.of_oracle.value, router.of_oracle.low, router.of_oracle.high)
+    )
+    return value if name == "oracle" else f"{value} [{low}, {high}]"
 
 
 COLUMNS: dict[str, Cell] = {
     "router": lambda _, name, __: name,
     "APGR": lambda _, __, router: number(router.apgr),
-    "of oracle": _of_oracle,
+    "% of oracle": _of_oracle,
     "CPT(50 %)": lambda _, __, router: _share(router.cpt[TARGETS[0]]),
     "CPT(80 %)": lambda _, __, router: _share(router.cpt[TARGETS[1]]),
     "APGR - random": _against_random,
-    "APGR, 10 bins": lambda _, __, router: f"{router.apgr_binned:.3f}",
+    "APGR, 10 bins": lambda _, __, router: number(router.apgr_binned),
     "saving at 50 %": lambda _, __, router: _times(router.cost_saving[TARGETS[0]]),
     "saving at 80 %": lambda _, __, router: _times(router.cost_saving[TARGETS[1]]),
-    "log-loss": lambda _, __, router: f"{router.log_loss:.3f}",
-    "Brier": lambda _, __, router: f"{router.brier:.3f}",
-    "calibration error": lambda _, __, router: f"{router.calibration_error:.3f}",
+    "log-loss": lambda _, __, router: number(router.log_loss),
+    "Brier": lambda _, __, router: number(router.brier),
+    "calibration error": lambda _, __, router: number(router.calibration_error),
 }
 # What fits into 80 columns, beside names of ten letters.
-TERMINAL_COLUMNS = ("router", "APGR", "of oracle", "CPT(50 %)", "CPT(80 %)")
+TERMINAL_COLUMNS = ("router", "APGR", "% of oracle", "CPT(50 %)", "CPT(80 %)")
 # Names are broken to make room for figures, but not into pieces shorter than this: the longest of the controls.
 SHORTEST_NAME = len("constant")
 MARKDOWN_COLUMNS = (*TERMINAL_COLUMNS, "APGR - random", "APGR, 10 bins", "log-loss")
 
 
 def figure_rows(result: BenchmarkResult, columns: Sequence[str]) -> Iterator[list[str]]:
-    """A row for each router, the best APGR on top: a cell for each of the :data:`COLUMNS` that are named."""
-    by_apgr = sorted(result.routers.items(), key=lambda item: -(item[1].apgr.value or 0.0))
-    for name, router in by_apgr:
+    """Yield a row for each router, the best on top: a cell for each of the :data:`COLUMNS` that are named.
+
+    The best has the largest APGR; or the smallest, where the strong model is the worse one and every call to it costs
+    quality.
+    """
+    sign = math.copysign(1.0, result.quality_strong - result.quality_weak)
+    for name, router in sorted(result.routers.items(), key=lambda item: -sign * (item[1].apgr.value or 0.0)):
         yield [COLUMNS[column](result, name, router) for column in columns]
 
 
@@ -85,6 +95,34 @@ def _headline(result: BenchmarkResult) -> str:
         f"{result.benchmark}: {result.num_prompts} prompts; {result.strong} {result.quality_strong:.4f}, "
         f"{result.weak} {result.quality_weak:.4f}"
     )
+
+
+def notes(result: BenchmarkResult) -> list[str]:
+    """Say in a sentence each what is unusual about the pairs of models; empty where nothing is."""
+    strong, weak, sentences = result.strong, result.weak, []
+    if result.quality_strong < result.quality_weak:
+        sentences.append(
+            f"{strong}, named as the strong model, is worse than {weak} here (swapped?): PGR is then a share of what "
+            "is lost, and the best router has the smallest APGR."
+        )
+    if result.gap_not_positive > 0:
+        sentences.append(
+            f"In {100 * result.gap_not_positive:.3g} % of the resamples {strong} is not better than {weak}: intervals "
+            "of APGR, CPT and what follows from them mean little."
+        )
+    by_pair: dict[ScoredPair, list[str]] = {}
+    for name, pair in result.pairs.items():
+        by_pair.setdefault(pair, []).append(name)
+    for pair, names in by_pair.items():
+        is_one = len(names) == 1
+        scored, its = f"{', '.join(names)} {'is' if is_one else 'are'} scored on", "its" if is_one else "their"
+        if (pair.strong, pair.weak) != (strong, weak):
+            why = f"{'it does' if is_one else 'they do'} not know both models of this benchmark"
+            sentences.append(f"{scored} {its} own pair, {pair.strong} or {pair.weak}: {why}.")
+        elif (pair.strong, pair.weak) != (pair.own_strong, pair.own_weak):
+            own = f"{its} own pair, {pair.own_strong} or {pair.own_weak}"
+            sentences.append(f"{scored} this benchmark's pair; a calibration of {own}, is not used.")
+    return sentences
 
 
 def print_table(result: BenchmarkResult, console: Console) -> None:
@@ -101,6 +139,10 @@ def print_table(result: BenchmarkResult, console: Console) -> None:
         table.columns[0].width = max(min(name_width, SHORTEST_NAME), name_width - too_much)
     table.width = console.measure(table, options=unlimited).maximum
     console.print(table, "", crop=False, soft_wrap=False)
+    for note in notes(result):
+        console.print(Text(f"Note: {note}"), soft_wrap=not console.is_terminal)
+    if notes(result):
+        console.print()
 
 
 def _terminal_table(result: BenchmarkResult, *, breaks_title: bool) -> Table:
@@ -111,7 +153,7 @@ def _terminal_table(result: BenchmarkResult, *, breaks_title: bool) -> Table:
         box=rich.box.SIMPLE_HEAD,
         show_edge=False,
         pad_edge=False,
-        padding=(0, 1, 0, 0),
+        padding=0,
     )
     rows = list(figure_rows(result, TERMINAL_COLUMNS))
     for name, *cells in zip(TERMINAL_COLUMNS, *rows, strict=True):
@@ -125,13 +167,14 @@ def _terminal_table(result: BenchmarkResult, *, breaks_title: bool) -> Table:
 
 
 def markdown_table(results: Sequence[BenchmarkResult]) -> str:
-    """The same in Markdown, for every benchmark."""
+    """Format the figures of every benchmark as tables in Markdown."""
     lines = []
     for result in results:
         lines += [f"**{_headline(result)}**", ""]
         lines += ["| " + " | ".join(MARKDOWN_COLUMNS) + " |", "|" + "---|" * len(MARKDOWN_COLUMNS)]
         lines += ["| " + " | ".join(row) + " |" for row in figure_rows(result, MARKDOWN_COLUMNS)]
         lines.append("")
+        lines += [line for note in notes(result) for line in (f"Note: {note}", "")]
     lines.append(
         f"Brackets: 95 % bootstrap intervals over prompts ({results[0].num_samples} resamples, the same for all "
         "routers). CPT: % of calls to the strong model that recover 50 % or 80 % of the quality gap. Random: one draw."
@@ -140,7 +183,7 @@ def markdown_table(results: Sequence[BenchmarkResult]) -> str:
 
 
 def results_json(results: Sequence[BenchmarkResult]) -> dict[str, object]:
-    """Everything but the curves, as JSON without infinities: what is not reached is null."""
+    """Return everything but the curves as JSON without infinities: what is not reached is null."""
     versions = {name: importlib.metadata.version(name) for name in ("routerjax", "jax", "numpy")}
     return {"versions": versions, "benchmarks": [_benchmark_json(result) for result in results]}
 
@@ -149,7 +192,7 @@ def _benchmark_json(result: BenchmarkResult) -> dict[str, object]:
     difference = [
         {"router": one, "minus": other, "apgr": _plain(figure)} for (one, other), figure in result.difference.items()
     ]
-    return {**_fields(result, without={"difference"}), "difference": difference}
+    return {**_fields(result, without={"difference"}), "difference": difference, "notes": notes(result)}
 
 
 def _fields(value: DataclassInstance, *, without: AbstractSet[str]) -> dict[str, object]:

@@ -16,7 +16,7 @@ from matplotlib.ticker import MaxNLocator
 from routerjax.data import ROUTELLM_STRONG, ROUTELLM_WEAK
 from routerjax.evaluation.evaluate import BenchmarkResult, RouterResult
 from routerjax.evaluation.figures import CONTROLS, Figure
-from routerjax.evaluation.report import COLUMNS, figure_rows, number
+from routerjax.evaluation.report import COLUMNS, figure_rows, notes, number
 from routerjax.evaluation.slices import Slice
 
 # Of a curve as it is drawn.
@@ -96,7 +96,7 @@ def html_report(results: Sequence[BenchmarkResult]) -> str:
     environment = jinja2.Environment(
         autoescape=True, trim_blocks=True, lstrip_blocks=True, undefined=jinja2.StrictUndefined
     )
-    environment.globals["zip"] = zip
+    environment.globals |= {"zip": zip, "notes": notes}
     environment.filters |= {"number": number, "verdict": _verdict}
     folder = importlib.resources.files("routerjax.evaluation")
     return environment.from_string((folder / "report.html.jinja").read_text(encoding="utf-8")).render(
@@ -165,8 +165,10 @@ def _path(share: Float64[np.ndarray, "points"], value: Float64[np.ndarray, "poin
     return "M" + "L".join(f"{x:.6g},{y:.6g}" for x, y in zip(share.tolist(), value.tolist(), strict=True))
 
 
-def _verdict(difference: Figure) -> str:
-    return "high" if difference.low > 0 else "low" if difference.high < 0 else "open"
+def _verdict(difference: Figure, *, is_reversed: bool = False) -> str:
+    """Class of a difference: ``high`` where the row is better; of one in APGR that is lower if the gap is negative."""
+    low, high = (-difference.high, -difference.low) if is_reversed else (difference.low, difference.high)
+    return "high" if low > 0 else "low" if high < 0 else "open"
 
 
 def _worst_first(result: BenchmarkResult, name: str) -> list[tuple[str, list[Slice]]]:

@@ -18,12 +18,13 @@ from routerjax.atomic import new_directory, refuse_existing
 from routerjax.data import Benchmark, load_benchmark, read_benchmark_table, smallest_by_hash
 from routerjax.errors import InputError
 from routerjax.evaluation.controls import control_win_probs
-from routerjax.evaluation.evaluate import BenchmarkResult, evaluate, find_pair
+from routerjax.evaluation.evaluate import BenchmarkResult, ScoredPair, evaluate, find_pair
 from routerjax.evaluation.figures import CONTROLS
 from routerjax.evaluation.plots import plot_curves
 from routerjax.evaluation.report import markdown_table, results_json
 from routerjax.evaluation.report_html import html_report
 from routerjax.features import EmbeddingCache
+from routerjax.metrics import check_resamples
 from routerjax.router import Router, load_router, router_folder
 from routerjax.tables import ENDINGS, read_table
 
@@ -31,7 +32,7 @@ logger = logging.getLogger(__name__)
 
 
 class _Task(NamedTuple):
-    """A benchmark, its pair of models, and by name what outside routers say of its prompts."""
+    """A benchmark, its pair of models, and by name the win probabilities of outside routers."""
 
     benchmark: Benchmark
     strong: str
@@ -63,11 +64,12 @@ def evaluate_routers(
         benchmarks: ``mmlu``, ``gsm8k``, ``mt_bench``, or paths of benchmark tables.
         data_root: RouteLLM's ``evals`` folder, for the three names.
         score_files: tables with columns ``prompt`` and ``win_prob`` that hold every prompt of every benchmark.
-        strong: the expensive model, for benchmark tables.
+        strong: the expensive model; default the benchmark's own. A router is scored on the benchmark's pair where it
+            knows both names, else on its own pair, and the results say which.
         weak: the cheap model, likewise.
         exclude_smallest: leave out the prompts with the smallest SHA-256, as many as this.
-        num_samples: bootstrap resamples.
-        seed: of the resamples and of the random control.
+        num_samples: bootstrap resamples, 1 to 100,000.
+        seed: of the resamples and of the random control, 0 to 2**32 - 1.
         encoder: where to look for the encoder, if not where the routers say.
         output: a new folder.
 
@@ -75,8 +77,7 @@ def evaluate_routers(
         InputError: whatever cannot be used; nothing is written then.
     """
     refuse_existing(Path(output))
-    if num_samples < 1:
-        raise InputError(f"the number of bootstrap resamples must be positive, got {num_samples}")
+    check_resamples(num_samples, seed)
     if not routers and not score_files:
         raise InputError("nothing to evaluate: name at least one router folder, or a file of scores (--scores)")
     loaded = _load(routers, encoder)
@@ -96,9 +97,8 @@ def evaluate_routers(
         tasks.append(_Task(benchmark, *find_pair(benchmark, strong, weak), outside))
     with EmbeddingCache() as cache:
         results = [_evaluate(task, loaded, cache=cache, num_samples=num_samples, seed=seed) for task in tasks]
-    pairs = {name: {"strong": router.strong, "weak": router.weak} for name, router in loaded.items()}
     with new_directory(output) as folder:
-        described = {**results_json(results), "router_pairs": pairs, "excluded_smallest_sha256": exclude_smallest}
+        described = {**results_json(results), "excluded_smallest_sha256": exclude_smallest}
         text = json.dumps(described, indent=2, ensure_ascii=False, allow_nan=False)
         (folder / "results.json").write_text(text + "\n", encoding="utf-8")
         (folder / "results.md").write_text(markdown_table(results), encoding="utf-8")
@@ -111,16 +111,37 @@ def _evaluate(
     task: _Task, routers: Mapping[str, Router], *, cache: EmbeddingCache, num_samples: int, seed: int
 ) -> BenchmarkResult:
     benchmark, strong, weak, outside = task
+    pairs = {name: _scored_pair(router, strong, weak) for name, router in routers.items()}
     logger.info("%s: scoring %d prompts", benchmark.name, len(benchmark))
     win_prob = {
-        name: router.win_prob(benchmark.prompts, exclude_own_battles=True, cache=cache, progress=True).astype(
-            np.float64
-        )
+        name: router.win_prob(
+            benchmark.prompts,
+            pairs[name].strong,
+            pairs[name].weak,
+            exclude_own_battles=True,
+            cache=cache,
+            progress=True,
+        ).astype(np.float64)
         for name, router in routers.items()
     }
     win_prob |= outside
     win_prob |= control_win_probs(benchmark, strong=strong, weak=weak, seed=seed)
-    return evaluate(win_prob, benchmark, strong=strong, weak=weak, num_samples=num_samples, seed=seed)
+    return evaluate(
+        win_prob,
+        benchmark,
+        strong=strong,
+        weak=weak,
+        num_samples=num_samples,
+        seed=seed,
+        pairs=pairs,
+        progress=True,
+    )
+
+
+def _scored_pair(router: Router, strong: str, weak: str) -> ScoredPair:
+    """The benchmark's pair where the router knows both names, else the router's own."""
+    own = router.strong, router.weak
+    return ScoredPair(*((strong, weak) if {strong, weak} <= set(router.models) else own), *own)
 
 
 def read_scores(path: str | os.PathLike[str], benchmark: Benchmark) -> Float64[np.ndarray, "prompts"]:

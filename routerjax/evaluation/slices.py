@@ -81,6 +81,7 @@ def evaluate_slices(
     weak: str,
     num_samples: int,
     seed: int,
+    progress: bool = False,
 ) -> tuple[Slice, ...]:
     """Figures of every router on every slice, with intervals over the resamples of :func:`routerjax.metrics.bootstrap`.
 
@@ -92,8 +93,9 @@ def evaluate_slices(
         benchmark: prompts and qualities.
         strong: the expensive model.
         weak: the cheap one.
-        num_samples: resamples.
-        seed: of the resamples.
+        num_samples: resamples, 1 to 100,000.
+        seed: of the resamples, 0 to 2**32 - 1.
+        progress: show a progress bar, if it takes more than two seconds.
 
     Returns:
         Slices by domain, where the benchmark has domains, and by quartile of the prompts' characters.
@@ -120,6 +122,7 @@ def evaluate_slices(
             num_samples=num_samples,
             seed=seed,
             elements=sent.size,
+            progress=progress,
         )
         for column, name in enumerate(names):
             chosen = slice_id == column

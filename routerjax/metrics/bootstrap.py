@@ -7,32 +7,20 @@ router. So a resample costs cumulative sums, and routers are compared on the sam
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from functools import partial
-from typing import NamedTuple, TypeVar
+from typing import NamedTuple
 
 import jax
 import jax.numpy as jnp
 import numpy as np
-from jaxtyping import Array, Bool, Float, Int, Key
+from jaxtyping import Array, Bool, Float, Int
 
 from routerjax.errors import InputError
 from routerjax.metrics.columns import Column, check_columns, quality_gain
-
-# Elements of one intermediate array; a dozen such arrays are alive at a time.
-CHUNK_ELEMENTS = 2**20
-# Resamples computed at once; those beyond the last one that is wanted are thrown away.
-CHUNK_SAMPLES = 64
-
-StatisticsT = TypeVar("StatisticsT")
-
-
-class Interval(NamedTuple):
-    """A range of a statistic over resamples."""
-
-    low: float
-    high: float
+from routerjax.metrics.curve import quantile_fractions
+from routerjax.metrics.resampling import over_resamples
 
 
 class Ranking(NamedTuple):
@@ -55,11 +43,13 @@ class BootstrapSamples:
 
     Attributes:
         apgr: NaN where the resample has models of equal mean quality.
+        apgr_binned: as RouteLLM computes it, with ten bins; NaN as for ``apgr``.
         cpt: by target; ``inf`` where the resample's curve never reaches it, NaN as for ``apgr``.
         pgr: ``[samples, shares]``, at the wanted strong shares, NaN as for ``apgr``.
     """
 
     apgr: Float[np.ndarray, "samples"]
+    apgr_binned: Float[np.ndarray, "samples"]
     cpt: Mapping[float, Float[np.ndarray, "samples"]]
     pgr: Float[np.ndarray, "samples shares"]
 
@@ -87,40 +77,6 @@ def rank_prompts(win_prob: Column, quality_strong: Column, quality_weak: Column)
     return Ranking(jnp.asarray(order, jnp.int32), jnp.asarray(last, jnp.int32), jnp.asarray(gain, jnp.float32))
 
 
-def prompt_counts(key: Key[Array, ""], num_prompts: int) -> Float[Array, "prompts"]:
-    """How often each prompt is drawn in ``num_prompts`` draws with replacement: float32 integers that sum to it."""
-    drawn = jax.random.randint(key, (num_prompts,), 0, num_prompts)
-    return jnp.zeros(num_prompts, jnp.float32).at[drawn].add(1.0)
-
-
-def over_resamples(
-    statistics: Callable[[Float[Array, "samples prompts"]], StatisticsT],
-    *,
-    num_prompts: int,
-    num_samples: int,
-    seed: int,
-    elements: int,
-) -> StatisticsT:
-    """What ``statistics`` of the prompts' counts are on each resample: leaves float64 ``[samples, ...]``.
-
-    Resamples are taken in chunks of one size whatever their number, so that ``statistics`` is compiled once.
-
-    Args:
-        statistics: of counts ``[samples, prompts]``, see :func:`prompt_counts`, to leaves ``[samples, ...]``.
-        num_prompts: in the benchmark.
-        num_samples: resamples, at least 1.
-        seed: of the resamples.
-        elements: numbers that ``statistics`` holds for one resample; bounds a chunk.
-    """
-    key = jax.random.key(seed)
-    chunk = min(CHUNK_SAMPLES, max(1, CHUNK_ELEMENTS // elements))
-    parts = [
-        statistics(_resample(key, jnp.arange(start, start + chunk), num_prompts))
-        for start in range(0, num_samples, chunk)
-    ]
-    return jax.tree.map(lambda *leaves: np.concatenate(leaves, dtype=np.float64)[:num_samples], *parts)
-
-
 def weighted_apgr_and_cpt(
     counts: Float[Array, "prompts"], ranking: Ranking, targets: Float[Array, "targets"]
 ) -> tuple[Float[Array, ""], Float[Array, "targets"]]:
@@ -137,9 +93,6 @@ def weighted_apgr_and_cpt(
         APGR, and CPT of each target: ``inf`` where it is not reached; both NaN where the mean qualities are equal.
     """
     share, pgr = _weighted_curve(counts, ranking)
-    # Integrating what is above the diagonal, whose area is 1/2, sums smaller numbers: less rounding.
-    above = pgr - share
-    apgr = 0.5 + jnp.sum(jnp.diff(share) * (above[1:] + above[:-1])) / 2.0
 
     def first_share(target: Float[Array, ""]) -> Float[Array, ""]:
         reached: Bool[Array, "points"] = pgr >= target
@@ -150,7 +103,40 @@ def weighted_apgr_and_cpt(
         return jnp.where(jnp.any(reached), jnp.where(after == 0, 0.0, crossing), jnp.inf)
 
     # NaN passes through the sum by itself; a comparison with NaN is false.
-    return apgr, jnp.where(jnp.isnan(pgr[-1]), jnp.nan, jax.vmap(first_share)(targets))
+    return _area(share, pgr), jnp.where(jnp.isnan(pgr[-1]), jnp.nan, jax.vmap(first_share)(targets))
+
+
+def weighted_apgr_binned(
+    counts: Float[Array, "prompts"], ranking: Ranking, *, num_thresholds: int = 10
+) -> Float[Array, ""]:
+    """RouteLLM's APGR with each prompt taken ``counts`` times, :func:`routerjax.metrics.apgr_binned`; jits and vmaps.
+
+    Args:
+        counts: float32, non-negative, by prompt (not by rank), summing to the number of prompts.
+        ranking: of one router, from :func:`rank_prompts`.
+        num_thresholds: quantile bins, at least 1; static.
+
+    Returns:
+        The area in float32; NaN where the mean qualities are equal.
+    """
+    share, pgr = _weighted_curve(counts, ranking)
+    num_prompts = ranking.order.shape[0]
+    # An edge between two drawn scores selects what lies above it, an edge at a score that score and its equals too: so
+    # each selects the draws from a whole place on, counted from the lowest.
+    place = np.ceil((num_prompts - 1) * quantile_fractions(num_thresholds)[1:-1])
+    # The group of equal scores of the draw at that place ends at the first share beyond the draws above it; one half
+    # keeps clear of the rounding of a quotient.
+    above = np.sort(num_prompts - 1 - place) + 0.5
+    point = jnp.searchsorted(share, jnp.asarray(above / num_prompts, jnp.float32))
+    ends = jnp.array([0, len(share) - 1])
+    point = jnp.concatenate([ends[:1], point, ends[1:]])
+    return _area(share[point], pgr[point])
+
+
+def _area(share: Float[Array, "points"], pgr: Float[Array, "points"]) -> Float[Array, ""]:
+    # Integrating what is above the diagonal, whose area is 1/2, sums smaller numbers: less rounding.
+    above = pgr - share
+    return 0.5 + jnp.sum(jnp.diff(share) * (above[1:] + above[:-1])) / 2.0
 
 
 def weighted_pgr(
@@ -193,33 +179,36 @@ def bootstrap(
     seed: int = 0,
     targets: Sequence[float] = (0.5, 0.8),
     shares: Sequence[float] = (0.5,),
+    progress: bool = False,
 ) -> dict[str, BootstrapSamples]:
     """Resample the prompts, with the same resamples for every router.
 
     Resample i depends on ``seed``, i and the number of prompts alone, so separate calls are paired too. A difference
-    between routers is ``samples["mf"].apgr - samples["knn"].apgr``; give it to :func:`percentile_interval`.
+    between routers is ``samples["mf"].apgr - samples["knn"].apgr``; give it to
+    :func:`routerjax.metrics.percentile_interval`.
 
     Args:
         win_prob: by router, ``[prompts]``, any finite scores.
         quality_strong: ``[prompts]``.
         quality_weak: ``[prompts]``.
-        num_samples: resamples.
-        seed: of the resamples.
+        num_samples: resamples, 1 to 100,000.
+        seed: of the resamples, 0 to 2**32 - 1.
         targets: PGRs for CPT.
         shares: strong shares in [0, 1] at which PGR is wanted, for the band of a curve.
+        progress: show a progress bar, if it takes more than two seconds.
 
     Returns:
         By router, its statistics on each resample.
 
     Raises:
-        InputError: as :func:`routerjax.metrics.cost_quality_curve`, no router, ``num_samples`` below 1, or shares that
-            are none.
+        InputError: as :func:`routerjax.metrics.cost_quality_curve`, no router, shares outside [0, 1], or
+            ``num_samples`` or ``seed`` out of range.
 
     Example:
         >>> strong, weak = np.array([1.0, 1.0, 1.0, 1.0]), np.array([0.0, 0.0, 1.0, 1.0])
         >>> samples = bootstrap({"good": np.array([0.9, 0.8, 0.2, 0.1]), "constant": np.full(4, 0.5)}, strong, weak)
-        >>> percentile_interval(samples["constant"].apgr)
-        Interval(low=0.5, high=0.5)
+        >>> np.nanmax(np.abs(samples["constant"].apgr - 0.5)).item()
+        0.0
         >>> bool(np.nanmin(samples["good"].apgr - samples["constant"].apgr) >= 0.0)
         True
 
@@ -228,15 +217,13 @@ def bootstrap(
     """
     if not win_prob:
         raise InputError("bootstrap needs the win probabilities of at least one router; got none")
-    if num_samples < 1:
-        raise InputError(f"num_samples must be at least 1; got {num_samples}")
     if not all(math.isfinite(target) for target in targets):
         raise InputError(f"PGR targets must be finite, such as 0.5; got {list(targets)}")
     if not shares or not all(0.0 <= share <= 1.0 for share in shares):
         raise InputError(f"strong shares must be at least one number in [0, 1], such as 0.5; got {list(shares)}")
     ranked = [rank_prompts(column, quality_strong, quality_weak) for column in win_prob.values()]
     rankings = Ranking(*(jnp.asarray(np.stack(leaves)) for leaves in zip(*ranked, strict=True)))
-    apgr, cpt, pgr = over_resamples(
+    apgr, apgr_binned, cpt, pgr = over_resamples(
         lambda counts: _statistics(
             counts, rankings, jnp.asarray(targets, jnp.float32), jnp.asarray(shares, jnp.float32)
         ),
@@ -244,46 +231,17 @@ def bootstrap(
         num_samples=num_samples,
         seed=seed,
         elements=rankings.order.size,
+        progress=progress,
     )
     return {
         name: BootstrapSamples(
             apgr=apgr[:, row],
+            apgr_binned=apgr_binned[:, row],
             cpt={target: cpt[:, row, column] for column, target in enumerate(targets)},
             pgr=pgr[:, row],
         )
         for row, name in enumerate(win_prob)
     }
-
-
-def percentile_interval(samples: Float[np.ndarray, "samples"], *, level: float = 0.95) -> Interval:
-    """Percentile interval of a statistic's resamples: its ``(1 - level) / 2`` and ``(1 + level) / 2`` quantiles.
-
-    Quantiles are taken at samples, outward, so that ``inf`` (a CPT not reached) stands for itself: ``high = inf`` says
-    that more than ``(1 - level) / 2`` of the resamples do not reach the target. NaN (undefined) samples are left out.
-
-    Args:
-        samples: of one statistic, or of a paired difference.
-        level: in (0, 1).
-
-    Returns:
-        The interval; NaN twice where no sample is defined.
-
-    Raises:
-        InputError: ``level`` outside (0, 1).
-
-    Example:
-        >>> percentile_interval(np.arange(101.0), level=0.9)
-        Interval(low=5.0, high=95.0)
-    """
-    if not 0.0 < level < 1.0:
-        raise InputError(f"level must lie between 0 and 1, such as 0.95; got {level}")
-    samples = np.asarray(samples, np.float64)
-    samples = np.sort(samples[~np.isnan(samples)])
-    if samples.size == 0:
-        return Interval(math.nan, math.nan)
-    # The small number absorbs the rounding of level: 0.05 * 100 is to be place 5, not 4.999.
-    left_out = math.floor((1.0 - level) / 2.0 * (samples.size - 1) + 1e-9)
-    return Interval(float(samples[left_out]), float(samples[-1 - left_out]))
 
 
 @jax.jit
@@ -293,13 +251,10 @@ def _statistics(
     rankings: Ranking,
     targets: Float[Array, "targets"],
     shares: Float[Array, "shares"],
-) -> tuple[Float[Array, "routers"], Float[Array, "routers targets"], Float[Array, "routers shares"]]:
-    """APGR, CPT and PGR of each router; the leaves of ``rankings`` are stacked over routers."""
+) -> tuple[
+    Float[Array, "routers"], Float[Array, "routers"], Float[Array, "routers targets"], Float[Array, "routers shares"]
+]:
+    """APGR, the same in bins, CPT and PGR of each router; the leaves of ``rankings`` are stacked over routers."""
     apgr, cpt = jax.vmap(weighted_apgr_and_cpt, in_axes=(None, 0, None))(counts, rankings, targets)
-    return apgr, cpt, jax.vmap(weighted_pgr, in_axes=(None, 0, None))(counts, rankings, shares)
-
-
-@partial(jax.jit, static_argnums=2)
-@partial(jax.vmap, in_axes=(None, 0, None))
-def _resample(key: Key[Array, ""], sample: Int[Array, ""], num_prompts: int) -> Float[Array, "prompts"]:
-    return prompt_counts(jax.random.fold_in(key, sample), num_prompts)
+    binned = jax.vmap(weighted_apgr_binned, in_axes=(None, 0))(counts, rankings)
+    return apgr, binned, cpt, jax.vmap(weighted_pgr, in_axes=(None, 0, None))(counts, rankings, shares)

@@ -12,6 +12,7 @@ from routerjax.metrics.columns import Column, check_columns, check_probabilities
 
 # A float32 sigmoid saturates at 0 and 1 for margins beyond about 16 nats, where its float64 twin does not.
 SMALLEST_PROB = float(np.finfo(np.float32).eps)
+NUM_BINS = 15
 
 
 def log_loss(win_prob: Column, label: Column) -> float:
@@ -31,9 +32,14 @@ def log_loss(win_prob: Column, label: Column) -> float:
         >>> log_loss(np.array([0.5, 0.5]), np.array([1.0, 0.5])).__round__(4)
         0.6931
     """
-    win_prob, label = _checked(win_prob, label)
+    return float(np.mean(_log_losses(*_checked(win_prob, label))))
+
+
+def _log_losses(
+    win_prob: Float[np.ndarray, "prompts"], label: Float[np.ndarray, "prompts"]
+) -> Float[np.ndarray, "prompts"]:
     win_prob = np.clip(win_prob, SMALLEST_PROB, 1.0 - SMALLEST_PROB)
-    return float(-np.mean(label * np.log(win_prob) + (1.0 - label) * np.log1p(-win_prob)))
+    return -(label * np.log(win_prob) + (1.0 - label) * np.log1p(-win_prob))
 
 
 def brier(win_prob: Column, label: Column) -> float:
@@ -72,7 +78,7 @@ class Reliability:
     count: Int64[np.ndarray, "bins"]
 
 
-def reliability(win_prob: Column, label: Column, *, num_bins: int = 15) -> Reliability:
+def reliability(win_prob: Column, label: Column, *, num_bins: int = NUM_BINS) -> Reliability:
     """Mean probability and mean outcome by size of the probability: the points of a reliability diagram.
 
     The bins are of equal width, (i / num_bins, (i + 1) / num_bins], the first one closed.
@@ -96,12 +102,15 @@ def reliability(win_prob: Column, label: Column, *, num_bins: int = 15) -> Relia
     if num_bins < 1:
         raise InputError(f"num_bins must be at least 1; got {num_bins}")
     win_prob, label = _checked(win_prob, label)
-    place = np.searchsorted(np.arange(1, num_bins) / num_bins, win_prob, side="left")
-    _, place, count = np.unique(place, return_inverse=True, return_counts=True)
+    _, place, count = np.unique(_bin_of(win_prob, num_bins), return_inverse=True, return_counts=True)
     return Reliability(np.bincount(place, win_prob) / count, np.bincount(place, label) / count, count)
 
 
-def expected_calibration_error(win_prob: Column, label: Column, *, num_bins: int = 15) -> float:
+def _bin_of(win_prob: Float[np.ndarray, "prompts"], num_bins: int) -> Int64[np.ndarray, "prompts"]:
+    return np.searchsorted(np.arange(1, num_bins) / num_bins, win_prob, side="left")
+
+
+def expected_calibration_error(win_prob: Column, label: Column, *, num_bins: int = NUM_BINS) -> float:
     """Weighted mean gap between confidence and outcome: ``sum_b n_b / n * |mean label_b - mean p_b|``.
 
     The bins are those of :func:`reliability`; empty ones count nothing.
@@ -123,6 +132,27 @@ def expected_calibration_error(win_prob: Column, label: Column, *, num_bins: int
     """
     bins = reliability(win_prob, label, num_bins=num_bins)
     return float(np.average(np.abs(bins.label - bins.win_prob), weights=bins.count))
+
+
+def calibration_columns(win_prob: Column, label: Column) -> Float64[np.ndarray, "columns prompts"]:
+    """What each prompt adds to log-loss, Brier score and calibration error, so that means of any resample give them.
+
+    Returns:
+        Row 0: each prompt's negative log-likelihood; row 1: its squared error; the other rows: for each bin that is not
+        empty ``label - win_prob`` of its prompts, else 0. The sum of the absolute means of these is
+        :func:`expected_calibration_error`.
+
+    Args:
+        win_prob: ``[prompts]``, in [0, 1].
+        label: ``[prompts]``, in [0, 1].
+
+    Raises:
+        InputError: as :func:`log_loss`.
+    """
+    win_prob, label = _checked(win_prob, label)
+    bins, place = np.unique(_bin_of(win_prob, NUM_BINS), return_inverse=True)
+    residual = np.where(place == np.arange(len(bins))[:, None], label - win_prob, 0.0)
+    return np.concatenate([[_log_losses(win_prob, label), (win_prob - label) ** 2], residual])
 
 
 def _checked(win_prob: Column, label: Column) -> tuple[Float[np.ndarray, "prompts"], Float[np.ndarray, "prompts"]]:

@@ -113,16 +113,20 @@ def apgr_binned(win_prob: Column, quality_strong: Column, quality_weak: Column, 
         {"win_prob": win_prob, "quality_strong": quality_strong, "quality_weak": quality_weak}
     )
     gain = quality_gain(quality_strong, quality_weak)
-    fraction = np.linspace(0.0, 1.0, num_thresholds + 1)
-    # pandas rounds fractions up that binary cannot hold; it decides on which side an edge at a prompt's score falls.
-    inexact = num_thresholds * fraction != np.arange(num_thresholds + 1)
-    fraction = np.where(inexact, np.nextafter(fraction, 1.0), fraction)
-    edges = np.percentile(win_prob, 100.0 * fraction)
+    edges = np.percentile(win_prob, 100.0 * quantile_fractions(num_thresholds))
     selected = [win_prob >= edge for edge in edges[:-1]] + [win_prob > edges[-1]]
     points = sorted((float(chosen.mean()), float(np.where(chosen, gain, 0.0).mean())) for chosen in selected)
     share, gained = np.array(points).T
     # Quality is weak + gained, so the weak model's area drops out.
     return float(np.trapezoid(gained, share) / (gain.mean() * (share[-1] - share[0])))
+
+
+def quantile_fractions(num_bins: int) -> Float[np.ndarray, "edges"]:
+    """Fractions of the prompts below each edge of ``pandas.qcut``, from 0 to 1."""
+    fraction = np.linspace(0.0, 1.0, num_bins + 1)
+    # pandas rounds fractions up that binary cannot hold; it decides on which side an edge at a prompt's score falls.
+    inexact = num_bins * fraction != np.arange(num_bins + 1)
+    return np.where(inexact, np.nextafter(fraction, 1.0), fraction)
 
 
 def cpt(curve: Curve, target: float) -> float | None:

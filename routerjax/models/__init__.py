@@ -4,10 +4,7 @@ A family: ``module.apply(variables, query, *, deterministic=True) -> scores [bat
 """
 
 from routerjax.models.baselines import (
-    ConstantScores,
     NearestNeighbors,
-    OracleScores,
-    RandomScores,
     nearest_neighbors_memory,
 )
 from routerjax.models.bert import (
@@ -30,12 +27,9 @@ from routerjax.models.ties import WithTie
 __all__ = [
     "BertEncoder",
     "BertRouter",
-    "ConstantScores",
     "EmbedThen",
     "MatrixFactorization",
     "NearestNeighbors",
-    "OracleScores",
-    "RandomScores",
     "SentenceEmbedding",
     "SimilarityWeighted",
     "WithTie",

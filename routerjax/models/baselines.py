@@ -1,4 +1,4 @@
-"""The controls that every learned router is compared with, on the interface of the learned ones."""
+"""Nearest neighbours: the control that every learned router is compared with."""
 
 from __future__ import annotations
 
@@ -7,7 +7,7 @@ import math
 import flax.linen as nn
 import jax
 import jax.numpy as jnp
-from jaxtyping import Array, Float, UInt32
+from jaxtyping import Array, Float
 
 from routerjax.errors import InputError
 from routerjax.models.layers import unit_length
@@ -15,43 +15,6 @@ from routerjax.typing import PreferenceBatch, Query, Variables
 
 # Cosine similarity lies in [-1, 1]: a query's own entry, marked with this, is never among its neighbours.
 EXCLUDED = -2.0
-
-
-class RandomScores(nn.Module):
-    """Independent standard Gumbel scores, a pure function of (seed, prompt).
-
-    The difference of two standard Gumbel variables is standard logistic, so for EVERY pair of models
-    ``sigmoid(margin)`` is uniform on (0, 1): the random router of the paper, for any number of models.
-
-    Attributes:
-        num_models: columns of the scores.
-        seed: another seed is another random router.
-    """
-
-    num_models: int
-    seed: int = 0
-
-    @nn.compact
-    def __call__(self, query: Query, *, deterministic: bool = True) -> Float[Array, "batch models"]:
-        """Score by ``query["prompt_id"]`` alone, uint32 ``[batch, 2]``."""
-        key = jax.random.key(self.seed)
-
-        def draw(prompt_id: UInt32[Array, "2"]) -> Float[Array, "models"]:
-            own = jax.random.fold_in(jax.random.fold_in(key, prompt_id[0]), prompt_id[1])
-            return jax.random.gumbel(own, (self.num_models,))
-
-        return jax.vmap(draw)(query["prompt_id"])
-
-
-class ConstantScores(nn.Module):
-    """The same scores for every prompt: always one model. Its cost-quality curve has two points and APGR 0.5."""
-
-    num_models: int
-
-    @nn.compact
-    def __call__(self, query: Query, *, deterministic: bool = True) -> Float[Array, "batch models"]:
-        """Return zeros, one row for each query."""
-        return jnp.zeros((jax.tree.leaves(dict(query))[0].shape[0], self.num_models))
 
 
 class NearestNeighbors(nn.Module):
@@ -140,32 +103,3 @@ def nearest_neighbors_memory(batch: PreferenceBatch, *, num_models: int) -> Vari
         "battle_count": battle_count,
         "prior": (jnp.sum(label_sum, axis=0) + 0.5) / (jnp.sum(battle_count, axis=0) + 1.0),
     }
-
-
-class OracleScores(nn.Module):
-    """The true quality of each model on each known prompt: the best that any router could do.
-
-    ``memory``: ``prompt_id uint32 [prompts, 2]``, ``quality [prompts, models]``. A prompt that is not in memory scores
-    NaN, which no metric and no threshold accepts.
-
-    Attributes:
-        num_models: columns of the scores.
-    """
-
-    num_models: int
-
-    @nn.compact
-    def __call__(self, query: Query, *, deterministic: bool = True) -> Float[Array, "batch models"]:
-        """Look the qualities up by ``query["prompt_id"]``."""
-
-        def missing() -> Array:
-            raise ValueError("OracleScores has no parameters to initialise; give it the qualities as memory")
-
-        known_id = self.variable("memory", "prompt_id", missing).value
-        quality = self.variable("memory", "quality", missing).value
-
-        def look_up(prompt_id: UInt32[Array, "2"]) -> Float[Array, "models"]:
-            matches = jnp.all(known_id == prompt_id[None, :], axis=-1)
-            return jnp.where(jnp.any(matches), quality[jnp.argmax(matches)], jnp.nan)
-
-        return jax.lax.map(look_up, query["prompt_id"])

@@ -1,11 +1,14 @@
 """Figures of routers against the metrics themselves, the controls, and the report."""
 
 import dataclasses
+import html
 import io
 import json
 import re
+from collections.abc import Callable
 from pathlib import Path
 
+import jax
 import numpy as np
 import pyarrow as pa
 import pytest
@@ -46,9 +49,11 @@ def test_figures_are_those_of_the_metrics_and_lie_in_their_intervals() -> None:
     for name, router in result.routers.items():
         curve = metrics.cost_quality_curve(found[name], strong, weak)
         assert router.apgr.value == metrics.apgr(curve)
-        assert router.apgr_binned == metrics.apgr_binned(found[name], strong, weak)
+        assert router.apgr_binned.value == metrics.apgr_binned(found[name], strong, weak)
         assert router.cpt[0.5].value == metrics.cpt(curve, 0.5)
-        for figure in (router.apgr, *router.cpt.values(), *router.cost_saving.values()):
+        calibration = router.log_loss, router.brier, router.calibration_error
+        capped = router.apgr, router.apgr_binned, router.of_oracle, *router.cpt.values(), *router.cost_saving.values()
+        for figure in (*capped, *calibration[:2]):
             assert figure.low - 1e-5 <= figure.value <= figure.high + 1e-5
     difference = result.difference["good", "random"]
     assert difference.value == result.routers["good"].apgr.value - result.routers["random"].apgr.value
@@ -56,7 +61,77 @@ def test_figures_are_those_of_the_metrics_and_lie_in_their_intervals() -> None:
     label = (1 + strong - weak) / 2
     hard = np.concatenate([np.ones(len(label)), np.zeros(len(label))])
     expected = log_loss(hard, np.tile(found["good"], 2), sample_weight=np.concatenate([label, 1 - label]))
-    np.testing.assert_allclose(result.routers["good"].log_loss, expected, rtol=1e-6)
+    np.testing.assert_allclose(result.routers["good"].log_loss.value, expected, rtol=1e-6)
+
+
+def test_every_interval_is_that_of_the_metric_on_the_same_resamples() -> None:
+    found, num_samples = win_probs(), 60
+    result = evaluation.evaluate(found, BENCHMARK, num_samples=num_samples, seed=3)
+    columns = {name: BENCHMARK.quality[name] for name in ("big", "small")}
+    columns["label"] = evaluation.preference_label(BENCHMARK, strong="big", weak="small")
+    drawn = [
+        np.repeat(np.arange(300), np.asarray(metrics.prompt_counts(jax.random.fold_in(jax.random.key(3), i), 300), int))
+        for i in range(num_samples)
+    ]
+    gain = columns["big"] - columns["small"]
+    assert result.gap_not_positive == np.mean([gain[rows].sum() <= 0 for rows in drawn])
+
+    def sample(metric: Callable, *names: str, router: str = "good") -> np.ndarray:
+        return np.array([metric(found[router][rows], *(columns[name][rows] for name in names)) for rows in drawn])
+
+    def apgr(*arrays: np.ndarray) -> float:
+        return metrics.apgr(metrics.cost_quality_curve(*arrays))
+
+    pair = "big", "small"
+    good, oracle = (sample(apgr, *pair, router=router) for router in ("good", "oracle"))
+    router = result.routers["good"]
+    for figure, samples in (
+        (router.apgr, good),
+        (router.apgr_binned, sample(metrics.apgr_binned, *pair)),
+        (router.of_oracle, (good - 0.5) / (oracle - 0.5)),
+        (router.log_loss, sample(metrics.log_loss, "label")),
+        (router.brier, sample(metrics.brier, "label")),
+        (router.calibration_error, sample(metrics.expected_calibration_error, "label")),
+    ):
+        np.testing.assert_allclose([figure.low, figure.high], metrics.percentile_interval(samples), atol=1e-5)
+
+
+def test_a_strong_model_that_is_worse_is_said_in_every_report() -> None:
+    swapped = {"strong": "small", "weak": "big"}
+    win_prob = {**win_probs(), **evaluation.control_win_probs(BENCHMARK, **swapped)}
+    result = evaluation.evaluate(win_prob, BENCHMARK, **swapped, num_samples=100)
+    assert result.gap_not_positive == 1
+    described = evaluation.results_json([result])["benchmarks"][0]
+    assert described["gap_not_positive"] == 1
+    worse, resamples = described["notes"]
+    assert worse.startswith("small, named as the strong model, is worse than big here (swapped?)")
+    assert resamples.startswith("In 100 % of the resamples small is not better than big")
+    reports = [printed(result, width=80), evaluation.markdown_table([result]), evaluation.html_report([result])]
+    for report in reports:
+        assert all(note in " ".join(report.split()) for note in (worse, resamples))
+    # The best quality stays on top, and the share of the way to it does not depend on which model is called strong.
+    rows = [line.split()[0] for line in reports[0].splitlines() if line.count("[") >= 3]
+    assert (rows[0], rows[-1]) == ("oracle", "good")
+    straight = evaluation.evaluate(win_probs(), BENCHMARK, num_samples=100)
+    assert straight.gap_not_positive == 0
+    assert evaluation.report.notes(straight) == []
+    mirrored = {name: 1 - values for name, values in win_probs().items()}
+    mirrored = evaluation.evaluate(mirrored, BENCHMARK, **swapped, num_samples=100)
+    for name, router in straight.routers.items():
+        assert mirrored.routers[name].of_oracle.value == pytest.approx(router.of_oracle.value)
+
+
+def test_a_gap_that_some_resamples_do_not_have_is_said() -> None:
+    strong = np.array([1.0] * 6 + [0.0] * 5)
+    benchmark = data.Benchmark(
+        name="b", prompts=tuple(map(str, range(11))), quality={"big": strong, "small": 1 - strong}
+    )
+    pair = {"strong": "big", "weak": "small"}
+    result = evaluation.evaluate(evaluation.control_win_probs(benchmark, **pair), benchmark, **pair, num_samples=200)
+    # At most 5 of 11 draws are good: a binomial with chance 6/11.
+    assert result.gap_not_positive == pytest.approx(0.38, abs=0.1)
+    (note,) = evaluation.results_json([result])["benchmarks"][0]["notes"]
+    assert f"In {100 * result.gap_not_positive:.3g} % of the resamples big is not better than small" in note
 
 
 def test_paired_intervals_are_narrower_than_unpaired_ones() -> None:
@@ -68,38 +143,10 @@ def test_paired_intervals_are_narrower_than_unpaired_ones() -> None:
     assert paired.high - paired.low < 0.2 * (own.high - own.low)
 
 
-def test_controls() -> None:
-    controls = evaluation.control_win_probs(BENCHMARK, strong="big", weak="small")
-    result = evaluation.evaluate(controls, BENCHMARK, num_samples=500)
-    random, constant, oracle = (result.routers[name] for name in ("random", "constant", "oracle"))
-    assert random.apgr.low < 0.5 < random.apgr.high
-    assert constant.apgr.value == 0.5
-    np.testing.assert_allclose([constant.apgr.low, constant.apgr.high], 0.5, atol=1e-6)
-    assert len(constant.curve.strong_share) == 2
-    # The oracle sends the gains first, the losses last: no order has a larger APGR.
-    gain = np.sort(BENCHMARK.quality["big"] - BENCHMARK.quality["small"])[::-1]
-    best = np.concatenate([[0], np.cumsum(gain)]) / gain.sum()
-    assert oracle.apgr.value == pytest.approx(np.trapezoid(best, dx=1 / len(gain)), abs=2e-3)
-    assert oracle.of_oracle == 1
-    assert oracle.log_loss == pytest.approx(np.log(2) * np.mean(gain == 0), abs=1e-3)
-
-
-def test_an_oracle_tells_equal_prompts_apart() -> None:
-    benchmark = data.Benchmark(
-        name="b", prompts=("same", "same"), quality={"big": [1.0, 0.0], "small": [0.0, 0.0]}, strong="big", weak="small"
-    )
-    controls = evaluation.control_win_probs(benchmark, strong="big", weak="small")
-    assert controls["oracle"][0] > controls["oracle"][1]
-    assert controls["random"][0] == controls["random"][1]
-
-
 def test_grades_are_compared_not_read_as_chances() -> None:
     benchmark = make_benchmark(grades=True)
     label = evaluation.preference_label(benchmark, strong="big", weak="small")
     np.testing.assert_array_equal(label, (1 + np.sign(benchmark.quality["big"] - benchmark.quality["small"])) / 2)
-    oracle = evaluation.control_win_probs(benchmark, strong="big", weak="small")["oracle"]
-    gain = benchmark.quality["big"] - benchmark.quality["small"]
-    np.testing.assert_allclose(oracle, 1 / (1 + np.exp(-gain)), rtol=1e-5)
 
 
 def test_bad_input() -> None:
@@ -126,7 +173,7 @@ def long_result() -> evaluation.BenchmarkResult:
     return evaluation.evaluate({**win_probs(), LONG_NAME: win_probs()["good"]}, BENCHMARK, num_samples=100)
 
 
-@pytest.mark.parametrize(("width", "longest"), [(60, 76), (80, 80), (100, 100), (200, 109)])
+@pytest.mark.parametrize(("width", "longest"), [(60, 78), (80, 80), (100, 100), (200, 111)])
 def test_a_figure_and_its_interval_stay_on_one_line(
     long_result: evaluation.BenchmarkResult, width: int, longest: int
 ) -> None:
@@ -138,12 +185,12 @@ def test_a_figure_and_its_interval_stay_on_one_line(
         figure = evaluation.report.number(router.apgr)
         assert figure in text
         assert figure in piped
-    rows = [line for line in text.splitlines() if "[" in line and "]" in line and "%" in line]
-    assert len(rows) == len(result.routers)
-    assert all(line.count("[") - line.count("[bold") == 3 and line.rstrip().endswith("]") for line in rows)
+    rows = [line for line in text.splitlines() if line.rstrip().endswith("]")]
+    # The oracle is 100 % of itself, without an interval.
+    assert [line.count("[") - line.count("[bold") for line in rows] == [3, 4, 4, 4, 4]
     assert max(map(len, text.splitlines())) <= longest
     # Names are whole but for where they are broken, and their brackets are no markup.
-    assert name.replace(" ", "") in "".join(line[: longest - 68] for line in text.splitlines()).replace(" ", "")
+    assert name.replace(" ", "") in "".join(line[: longest - 70] for line in text.splitlines()).replace(" ", "")
 
 
 def test_a_title_is_broken_on_a_terminal_alone(long_result: evaluation.BenchmarkResult) -> None:
@@ -193,7 +240,9 @@ def test_router_folders_and_score_files_side_by_side(tmp_path: Path, monkeypatch
     assert routers["run"].apgr == routers["outside"].apgr
     assert (tmp_path / "results" / "curves.png").read_bytes().startswith(b"\x89PNG")
     described = json.loads((tmp_path / "results" / "results.json").read_text())
-    assert described["router_pairs"]["run"] == {"strong": "big", "weak": "small"}
+    own = {"strong": "big", "weak": "small", "own_strong": "big", "own_weak": "small"}
+    assert described["benchmarks"][0]["pairs"] == {"run": own, "knn": own}
+    assert described["benchmarks"][0]["notes"] == []
     assert re.search(r"\| run \| 0\.\d{3} \[", (tmp_path / "results" / "results.md").read_text())
     smaller = evaluation.evaluate_routers(
         [tmp_path / "run"],
@@ -205,6 +254,48 @@ def test_router_folders_and_score_files_side_by_side(tmp_path: Path, monkeypatch
         output=tmp_path / "smaller",
     )
     assert smaller[0].num_prompts == 200
+
+
+def test_a_router_is_scored_on_the_benchmarks_pair_where_it_knows_it(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("ROUTERJAX_CACHE", str(tmp_path / "cache"))
+    router = tiny_router(tmp_path)
+    save_router(router, tmp_path / "mine")
+    prompts, rng = BENCHMARK.prompts[:20], np.random.default_rng(0)
+    quality = {name: rng.random(20) for name in ("medium", "small", "big", "unheard")}
+
+    def evaluated(strong: str, weak: str) -> tuple[evaluation.BenchmarkResult, str]:
+        low, high = sorted((quality[strong], quality[weak]), key=np.mean)
+        table = data.Benchmark(name="b", prompts=prompts, quality={strong: high, weak: low})
+        path, output = tmp_path / f"{strong}-{weak}.parquet", tmp_path / f"{strong}-{weak}"
+        data.write_benchmark_table(table, path)
+        (result,) = evaluation.evaluate_routers(
+            [tmp_path / "mine"], benchmarks=[str(path)], strong=strong, weak=weak, num_samples=10, output=output
+        )
+        described = json.loads((output / "results.json").read_text())["benchmarks"][0]
+        note = next((note for note in described["notes"] if note.startswith("mine ")), "")
+        reports = [(output / name).read_text() for name in ("results.md", "report.html")]
+        for report in (printed(result, width=80), *reports):
+            assert note in html.unescape(" ".join(report.split()))
+        assert dataclasses.asdict(result.pairs["mine"]) == described["pairs"]["mine"]
+        return result, note
+
+    def is_scored_as(result: evaluation.BenchmarkResult, *pair: str) -> bool:
+        curve, scored = result.routers["mine"].curve, router.win_prob(prompts, *pair)
+        return np.array_equal(curve.threshold[1:], np.unique(scored.astype(float))[::-1])
+
+    result, note = evaluated("big", "small")
+    assert is_scored_as(result, "big", "small")
+    assert note == ""
+    result, note = evaluated("medium", "small")  # known, but not the router's own pair
+    assert is_scored_as(result, "medium", "small")
+    assert note.startswith("mine is scored on this benchmark's pair; a calibration of its own pair, big or small,")
+    result, note = evaluated("small", "big")  # the other way round
+    assert is_scored_as(result, "small", "big")
+    result, note = evaluated("unheard", "small")
+    assert is_scored_as(result, "big", "small")
+    assert note == "mine is scored on its own pair, big or small: it does not know both models of this benchmark."
 
 
 def test_what_is_refused_is_refused_before_any_prompt_is_scored(
@@ -259,7 +350,7 @@ def test_nothing_is_written_when_something_is_wrong(tmp_path: Path) -> None:
         evaluation.evaluate_routers([], **arguments, output=output)
     with pytest.raises(InputError, match="is not a router folder"):
         evaluation.evaluate_routers([tmp_path], **arguments, output=output)
-    with pytest.raises(InputError, match="must be positive, got 0"):
+    with pytest.raises(InputError, match=r"must be in 1 to 100,000 .*got 0"):
         evaluation.evaluate_routers([tmp_path], **arguments, num_samples=0, output=output)
     assert not output.exists()
     output.mkdir()

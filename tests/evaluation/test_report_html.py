@@ -166,7 +166,8 @@ def test_tables_are_results_json(reader: Reader) -> None:
                 ("log-loss", "log_loss"),
                 ("calibration error", "calibration_error"),
             ):
-                assert shown[column] == f"{router[key]:.3f}"
+                own = router[key]
+                assert shown[column] == f"{own['value']:.3f} [{own['low']:.3f}, {own['high']:.3f}]"
     for benchmark, (head, *rows) in zip(described, reader.tables["differences"], strict=True):
         shown = {(row[0], other): text for row in rows for other, text in zip(head[1:], row[1:], strict=True)}
         for entry in benchmark["difference"]:

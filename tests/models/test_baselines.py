@@ -1,13 +1,11 @@
-"""The controls: random is uniform, kNN is the mean label of the neighbours, the oracle knows."""
+"""Nearest neighbours: the mean label of the neighbours."""
 
 import functools
 
 import flax.linen as nn
 import jax
-import jax.numpy as jnp
 import numpy as np
 import pytest
-import scipy.stats
 from sklearn.neighbors import NearestNeighbors as SklearnNeighbors
 
 from routerjax import InputError, models, scoring
@@ -18,22 +16,6 @@ from routerjax.typing import PreferenceBatch, Variables
 @functools.partial(jax.jit, static_argnums=0)
 def apply(module: nn.Module, variables: Variables, query: dict) -> jax.Array:
     return module.apply(variables, query)
-
-
-def test_random_is_uniform_for_every_pair_and_a_function_of_the_prompt() -> None:
-    ids = jnp.asarray(prompt_ids([str(row) for row in range(3000)]))
-    module = models.RandomScores(num_models=3)
-    for strong, weak in ((0, 1), (2, 0)):
-        win_prob = np.asarray(scoring.make_score_fn(module, strong=strong, weak=weak)({}, {"prompt_id": ids}))
-        assert scipy.stats.kstest(win_prob, "uniform").pvalue > 0.01
-    scores = np.asarray(module.apply({}, {"prompt_id": ids}))
-    np.testing.assert_array_equal(module.apply({}, {"prompt_id": ids[5:8]}), scores[5:8])
-    assert not np.any(np.asarray(models.RandomScores(num_models=3, seed=1).apply({}, {"prompt_id": ids})) == scores)
-
-
-def test_constant_scores_are_equal() -> None:
-    scores = models.ConstantScores(num_models=3).apply({}, {"embedding": jnp.ones((4, 2))})
-    np.testing.assert_array_equal(scores, np.zeros((4, 3)))
 
 
 remember = jax.jit(models.nearest_neighbors_memory, static_argnames="num_models")
@@ -96,13 +78,3 @@ def test_a_model_without_battles_nearby_falls_back_on_its_prior() -> None:
 def test_a_smoothing_without_finite_scores_is_refused(smoothing: float) -> None:
     with pytest.raises(InputError, match="smoothing of nearest neighbours must be positive and finite, got"):
         models.NearestNeighbors(num_models=2, smoothing=smoothing)
-
-
-def test_the_oracle_knows_and_says_when_it_does_not() -> None:
-    ids, oracle = prompt_ids(["a", "b"]), models.OracleScores(num_models=2)
-    quality = np.asarray([[1.0, 0.0], [0.0, 1.0]], np.float32)
-    variables = {"memory": {"prompt_id": ids, "quality": quality}}
-    scores = apply(oracle, variables, {"prompt_id": ids[::-1]})
-    np.testing.assert_array_equal(scores, quality[::-1])
-    unknown = apply(oracle, variables, {"prompt_id": prompt_ids(["c"])})
-    assert np.isnan(unknown).all()
