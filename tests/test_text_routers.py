@@ -4,8 +4,10 @@ import dataclasses
 import json
 import re
 import shutil
+from collections.abc import Callable
 from pathlib import Path
 
+import flax.linen as nn
 import jax
 import numpy as np
 import pyarrow as pa
@@ -83,7 +85,7 @@ def test_a_family_of_embeddings_computes_what_it_does_on_those_of_the_encoder(tm
     np.testing.assert_allclose(router.scores(TEXTS), head.scores(TEXTS), rtol=0, atol=1e-5)
 
 
-def test_no_more_compilations_than_lengths(tmp_path: Path) -> None:
+def test_compilations_are_bounded_and_one_prompt_is_one_row(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     router = tiny_text_router(tmp_path)
     rng = np.random.default_rng(0)
     prompts = [" ".join(rng.choice(["poem", "prove", "what"], length)) for length in rng.integers(1, 80, 400)]
@@ -91,7 +93,23 @@ def test_no_more_compilations_than_lengths(tmp_path: Path) -> None:
     for start in (0, 7, 250):
         router.win_prob(prompts[start:])
     compiled = _jit_win_prob(router.module, 0, 2, make_readout(router.loss, router.readout))
-    assert 2 <= compiled._cache_size() <= len(router.tokenizer.lengths)
+    lengths = router.tokenizer.lengths
+    assert (
+        2 <= compiled._cache_size() <= sum((features.tokens.TOKENS_ON_CPU // length).bit_length() for length in lengths)
+    )
+    shapes = []
+
+    def seen(module: nn.Module, strong: int, weak: int, readout: object) -> Callable:
+        def score(variables: dict, query: dict) -> jax.Array:
+            shapes.append(query["token_ids"].shape)
+            return compiled(variables, query)
+
+        return score
+
+    monkeypatch.setattr("routerjax.router.router._jit_win_prob", seen)
+    router.win_prob(["poem"])
+    router.win_prob(["poem " * 60])
+    assert shapes == [(1, lengths[0]), (1, lengths[-1])]
 
 
 @TRAINED_ONCE

@@ -6,7 +6,7 @@ from routerjax.features.encoder import SentenceEncoder, load_encoder, mean_is_no
 from routerjax.features.endpoint import EndpointEncoder, is_endpoint, open_encoder, routellm_features
 from routerjax.features.spec import FeatureSpec
 from routerjax.features.token_cache import tokenize_once
-from routerjax.features.tokens import TextTokenizer, tokenizer_for
+from routerjax.features.tokens import TextTokenizer, padded_rows, tokenizer_for
 
 __all__ = [
     "EmbeddingCache",
@@ -19,6 +19,7 @@ __all__ = [
     "load_encoder",
     "mean_is_normalized",
     "open_encoder",
+    "padded_rows",
     "pools_by_mean",
     "read_embeddings",
     "routellm_features",

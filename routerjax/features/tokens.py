@@ -16,9 +16,9 @@ from routerjax.errors import InputError
 from routerjax.models import BertEncoder
 from routerjax.prompts import require_texts, valid_text
 
-# Prompts are padded to one of these lengths: each is one compilation, and none comes later.
+# Prompts are padded to one of these lengths, and batches to a power of two of rows: each pair is one compilation.
 LENGTHS = (16, 32, 48, 64, 96, 128, 192, 256, 384, 512)
-# Tokens a batch: small ones stay in a CPU's cache, large ones fill an accelerator.
+# Most tokens of a batch: small ones stay in a CPU's cache, large ones fill an accelerator.
 TOKENS_ON_CPU, TOKENS_ON_ACCELERATOR = 2048, 32768
 
 
@@ -93,18 +93,30 @@ class TextTokenizer:
     def batches(
         self, token_ids: Sequence[Sequence[int]]
     ) -> Iterator[tuple[Int[np.ndarray, "rows"], dict[str, Int32[np.ndarray, "batch length"]]]]:
-        """Rows and their padded query, one static shape a length.
+        """Yield rows and their padded query, in a few static shapes: a length of :attr:`lengths`, rows a power of two.
 
-        The longest come first, so that the time left is never underestimated.
+        The last batch of a length has no more rows than the next power of two, so that one text costs one row. The
+        longest come first, so that the time left is never underestimated.
         """
         bucket_of = self.bucket_of(token_ids)
         tokens = TOKENS_ON_CPU if jax.default_backend() == "cpu" else TOKENS_ON_ACCELERATOR
         for bucket in reversed(range(len(self.lengths))):
             rows = np.flatnonzero(bucket_of == bucket)
-            batch = max(1, tokens // self.lengths[bucket])
-            for start in range(0, len(rows), batch):
-                own = rows[start : start + batch]
+            largest = padded_rows(max(1, tokens // self.lengths[bucket]) + 1) // 2  # the power of two below or there
+            for start in range(0, len(rows), largest):
+                own = rows[start : start + largest]
+                batch = padded_rows(len(own))
                 yield own, self.pad([token_ids[row] for row in own], self.lengths[bucket], batch=batch)
+
+
+def padded_rows(rows: int) -> int:
+    """Return the smallest power of two that is not below ``rows``; 1 for none.
+
+    Example:
+        >>> [padded_rows(rows) for rows in (0, 1, 2, 3, 128, 129)]
+        [1, 1, 2, 4, 128, 256]
+    """
+    return 1 << max(rows - 1, 0).bit_length()
 
 
 def tokenizer_for(encoder: BertEncoder, tokenizer_json: bytes, max_length: int) -> TextTokenizer:

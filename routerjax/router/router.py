@@ -27,6 +27,7 @@ from routerjax.features import (
     SentenceEncoder,
     TextTokenizer,
     open_encoder,
+    padded_rows,
 )
 from routerjax.losses import make_outcome_prob, make_readout, outcome_model
 from routerjax.prompts import prompt_ids, require_texts
@@ -35,8 +36,8 @@ from routerjax.router.reader import TextReader
 from routerjax.scoring import make_score_fn
 from routerjax.typing import Array, Query, Readout, ScoreFn, Variables
 
-# Prompts scored at a time: few shapes to compile, and bounded space for families that compare with a memory.
-SMALLEST_BATCH, LARGEST_BATCH = 8, 1024
+# Embeddings scored at a time, a power of two: bounded space for families that compare with a memory.
+LARGEST_BATCH = 1024
 # A sum of probabilities in float32 is above 1 by less than this.
 ROUNDING = 1e-6
 
@@ -236,7 +237,7 @@ class Router:
                 evaluation's choice, so that remembered prompts stand for new ones. It needs texts, by which battles are
                 known.
             cache: where embeddings are kept between runs.
-            progress: show a progress bar while encoding.
+            progress: show progress bars, where encoding or scoring takes more than two seconds.
 
         Raises:
             InputError: an unknown model, features other than those the router was trained with, embeddings where a
@@ -318,24 +319,25 @@ class Router:
         if self.reader is not None and not isinstance(prompts, Embeddings):
             return self._run_on_tokens(compiled, variables, prompts, progress=progress)
         query = self.query(prompts, exclude_own_battles=exclude_own_battles, cache=cache, progress=progress)
-        parts = []
-        count = len(query["embedding"])
-        for start in range(0, max(count, 1), LARGEST_BATCH):
-            own = {name: leaf[start : start + LARGEST_BATCH] for name, leaf in query.items()}
-            size = len(own["embedding"])
-            # Padded to a power of two, so that any number of prompts takes few compilations.
-            padded = max(SMALLEST_BATCH, 1 << max(size - 1, 0).bit_length())
-            full = {
-                name: np.concatenate([leaf, np.zeros((padded - size, *leaf.shape[1:]), leaf.dtype)])
-                for name, leaf in own.items()
-            }
-            parts.append(np.asarray(compiled(variables, _on_device(full)), np.float32)[:size])
+        count, parts = len(query["embedding"]), []
+        with tqdm.tqdm(total=count, unit="prompt", disable=not progress, delay=2) as bar:
+            for start in range(0, max(count, 1), LARGEST_BATCH):
+                own = {name: leaf[start : start + LARGEST_BATCH] for name, leaf in query.items()}
+                size = len(own["embedding"])
+                # A power of two of rows, so that any number of prompts takes few compilations.
+                more = padded_rows(size) - size
+                full = {
+                    name: np.concatenate([leaf, np.zeros((more, *leaf.shape[1:]), leaf.dtype)])
+                    for name, leaf in own.items()
+                }
+                parts.append(np.asarray(compiled(variables, _on_device(full)), np.float32)[:size])
+                bar.update(size)
         return np.concatenate(parts)
 
     def _run_on_tokens(
         self, compiled: ScoreFn, variables: Variables, prompts: Sequence[str], *, progress: bool
     ) -> np.ndarray:
-        """Each different prompt once, and one shape for each length: no more compilations than lengths."""
+        """Apply to each different prompt once, in the shapes of :meth:`TextTokenizer.batches`."""
         require_texts(prompts)
         row_of = {prompt: row for row, prompt in enumerate(dict.fromkeys(prompts))}
         token_ids = self.tokenizer.token_ids(list(row_of))

@@ -12,7 +12,7 @@ from routerjax import InputError, features
 from routerjax.features import encoder as encoder_module
 from routerjax.features import tokens
 from routerjax.prompts import prompt_sha256
-from tests.encoders import POSITIONS, TEXTS, WIDTH, save_tiny_encoder
+from tests.encoders import TEXTS, WIDTH, save_tiny_encoder
 
 PROMPTS = [*TEXTS, "", "   ", "primes " * 100, "half an emoji \ud83d", "naïve 你好", TEXTS[0]]
 
@@ -45,15 +45,40 @@ def test_the_files_own_padding_and_truncation_are_overridden(folder: Path) -> No
     assert encoder.tokenize([PROMPTS[5]])["token_ids"].shape == (1, 40)
 
 
-def test_a_handful_of_compilations_and_none_later(folder: Path) -> None:
-    encoder = features.load_encoder(folder, max_length=POSITIONS)
-    words = np.random.default_rng(0).integers(0, 60, 300)
+def most_compilations(tokenizer: features.TextTokenizer) -> int:
+    """A program for each length and each power of two of rows that a batch of it may have."""
+    return sum((tokens.TOKENS_ON_CPU // length).bit_length() for length in tokenizer.lengths)
+
+
+def test_compilations_are_bounded_whatever_is_encoded(folder: Path) -> None:
+    encoder = features.load_encoder(folder, max_length=20)
     encoder_module._embed.clear_cache()
-    encoder.encode([" ".join(["primes"] * count) + f" {row}" for row, count in enumerate(words)])
+    rng = np.random.default_rng(0)
+    for count in (1, 2, 3, 5, 200, 6, 1):
+        words = rng.integers(0, 30, count)
+        encoder.encode([" ".join(["primes"] * number) + f" {row}" for row, number in enumerate(words)])
     compiled = encoder_module._embed._cache_size()
-    assert 2 <= compiled <= sum(length <= POSITIONS for length in tokens.LENGTHS)
-    encoder.encode([" ".join(["poem"] * count) + f" {row}" for row, count in enumerate(words[::-1])])
+    assert 2 <= compiled <= most_compilations(encoder.tokenizer)
+    encoder.encode(["poem " * 4, "another poem"])
     assert encoder_module._embed._cache_size() == compiled
+
+
+@pytest.mark.parametrize("count", [1, 2, 3, 64, 65, 130, 300])
+def test_rows_are_padded_to_powers_of_two(folder: Path, count: int) -> None:
+    tokenizer = features.load_encoder(folder, max_length=40).tokenizer
+    for length in (5, 16, 17, 32, 40):
+        padded = next(known for known in tokenizer.lengths if known >= length)
+        batches = list(tokenizer.batches([[1] * length] * count))
+        assert np.concatenate([rows for rows, _ in batches]).tolist() == list(range(count))
+        for place, (rows, query) in enumerate(batches):
+            batch, columns = query["token_ids"].shape
+            assert columns == padded
+            assert batch * columns <= tokens.TOKENS_ON_CPU
+            assert batch.bit_count() == 1
+            assert len(rows) <= batch < 2 * len(rows)
+            # Only the last batch is not full, and no batch could be twice as large.
+            assert place == len(batches) - 1 or (len(rows) == batch and 2 * batch * columns > tokens.TOKENS_ON_CPU)
+            np.testing.assert_array_equal(query["attention_mask"].sum(), len(rows) * length)
 
 
 def test_the_fingerprint_names_weights_tokenizer_length_and_pooling(tmp_path: Path, folder: Path) -> None:
