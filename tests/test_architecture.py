@@ -17,6 +17,7 @@ GROUND = {
     "errors",
     "losses",
     "metrics",
+    "process",
     "prompts",
     "routing",
     "scoring",
