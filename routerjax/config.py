@@ -16,6 +16,8 @@ from routerjax.validation import coerce, field_types, item_type, parse
 
 ConfigT = TypeVar("ConfigT")
 AttributeValue = bool | int | float | str
+Truncation = Literal["left", "right", "middle"]
+"""What is left out of a text with too many tokens: its beginning, its end, or its middle."""
 
 Count = Annotated[int, Interval(ge=1, le=2**31 - 1)]
 Seed = Annotated[int, Interval(ge=0, le=2**32 - 1)]  # JAX drops all bits of a seed but these
@@ -108,6 +110,8 @@ class FeatureConfig(_Settings):
         encoder: a local folder or Hugging Face name of a sentence encoder; or ``openai:MODEL`` for an OpenAI-compatible
             endpoint, see :class:`routerjax.features.EndpointEncoder`.
         max_length: tokens that a sentence encoder keeps of each prompt; an endpoint reads them all.
+        truncation: what is left out of a longer prompt: its beginning (``left``), its end (``right``), or its
+            ``middle``; None for what the files of the tokenizer say, which mostly is ``right``. Not for an endpoint.
         embeddings: a .npy or .parquet file of given embeddings instead of an encoder's own.
         train_encoder: fine-tune the encoder with the router, which then stores it; the family ``bert`` always does.
         encoder_attributes: of an encoder that is trained, other than its files say: ``dropout_rate``,
@@ -119,6 +123,7 @@ class FeatureConfig(_Settings):
 
     encoder: str = "sentence-transformers/all-MiniLM-L6-v2"
     max_length: Count = 256
+    truncation: Truncation | None = None
     embeddings: str | None = None
     train_encoder: bool = False
     encoder_attributes: Mapping[str, AttributeValue] = field(default_factory=dict)

@@ -252,8 +252,14 @@ def test_token_ids_from_the_cache_are_those_of_the_tokenizer(tmp_path: Path) -> 
     ("table", "message"),
     [
         (pa.table({"tokens": [[1]]}), "is damaged .*token_ids.*; delete it"),
-        (pa.table({"token_ids": ["a"]}), r"is damaged \(token_ids of string, expected list<item: int32>\); delete it"),
-        (pa.table({"token_ids": pa.array([[1]] * 4, pa.list_(pa.int32()))}), r"is damaged \(4 rows of 3\); delete it"),
+        (
+            pa.table({"token_ids": ["a"], "is_cut": [True]}),
+            r"is damaged \(token_ids of string, expected list<item: int32>\); delete it",
+        ),
+        (
+            pa.table({"token_ids": pa.array([[1]] * 4, pa.list_(pa.int32())), "is_cut": [False] * 4}),
+            r"is damaged \(4 rows of 3\); delete it",
+        ),
         (None, "is damaged .*; delete it"),
     ],
 )

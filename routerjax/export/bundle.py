@@ -20,7 +20,7 @@ from routerjax.data import simulate_arena
 from routerjax.errors import InputError
 from routerjax.export.stablehlo import PLATFORMS, export_from_embedding, export_from_token_ids, flatten
 from routerjax.export.verification import reject
-from routerjax.features import Embeddings, SentenceEncoder
+from routerjax.features import CHARACTERS_PER_TOKEN, Embeddings, SentenceEncoder
 from routerjax.pretrained import tensor_bytes
 from routerjax.router import Router
 
@@ -97,6 +97,8 @@ def export_stablehlo(
         "threshold": router.threshold_as_json,
         "features": router.features.to_dict(),
         "max_length": router.features.max_length if reads_text else None,
+        "truncation": router.features.truncation if reads_text else None,
+        "characters_per_token": CHARACTERS_PER_TOKEN if reads_text else None,
         "golden_prompts": prompts,
         "tolerance": TOLERANCE,
         "sha256": {name: hashlib.sha256(content).hexdigest() for name, content in files.items()},

@@ -19,10 +19,9 @@ from routerjax.errors import InputError
 from routerjax.export.bundle import golden_prompts
 from routerjax.export.verification import reject
 from routerjax.models import BertRouter, unstack_layers
-from routerjax.pretrained import BertConfig, bert_names, publish_weights, tensor_bytes
+from routerjax.pretrained import TOKENIZER_CONFIG, BertConfig, bert_names, publish_weights, tensor_bytes
 from routerjax.router import Router, TextReader, load_reader
 from routerjax.router.hf import SECTION, load_hf, read_settings, router_settings
-from routerjax.router.reader import TOKENIZER_CONFIG
 
 TOLERANCE = 1e-5
 """Largest difference of score that is accepted: times the largest score where that is above 1."""
@@ -55,6 +54,8 @@ def export_hf(router: Router, path: str | os.PathLike[str]) -> float:
     _require_form(router)
     plain = _as_published(router)
     reader, max_length = cast(TextReader, plain.reader), cast(int, plain.features.max_length)
+    if plain.features.truncation == "middle":
+        raise InputError("transformers cannot leave out the middle of a text, as this router does (truncation)")
     config = BertConfig(
         encoder=cast("dict[str, object]", reader.to_dict()["encoder"]),
         classifier_dropout_rate=cast(BertRouter, plain.module).dropout_rate,
@@ -66,7 +67,7 @@ def export_hf(router: Router, path: str | os.PathLike[str]) -> float:
     settings = router_settings(plain, max_length, hashlib.sha256(weights).hexdigest())
     files = {
         **reader.files,
-        TOKENIZER_CONFIG: _tokenizer_config(reader, max_length),
+        TOKENIZER_CONFIG: _tokenizer_config(reader, max_length, cast(str, plain.features.truncation)),
         "config.json": _json_bytes({**config.to_json(), SECTION: settings._asdict()}),
         "model.safetensors": weights,
     }
@@ -124,11 +125,9 @@ def _are_labels_reversed(router: Router) -> bool:
     return router.loss == "three_labels" and router.strong == router.models[1]
 
 
-def _tokenizer_config(reader: TextReader, max_length: int) -> bytes:
-    """The tokenizer's own, reading as many tokens as the router does, the first ones; made where only tokenizer.json is
-    known.
-    """
-    reads = {"model_max_length": max_length, "truncation_side": "right"}
+def _tokenizer_config(reader: TextReader, max_length: int, truncation: str) -> bytes:
+    """The tokenizer's own, reading the tokens that the router does; made where only tokenizer.json is known."""
+    reads = {"model_max_length": max_length, "truncation_side": truncation}
     described = reader.tokenizer_config
     if described:
         is_told = all(described.get(name) == value for name, value in reads.items())

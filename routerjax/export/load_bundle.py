@@ -71,14 +71,7 @@ class Bundle:
 
     def win_prob(self, prompts):
         """The same from texts."""
-        from tokenizers import Tokenizer
-
-        tokenizer = Tokenizer.from_file(str(self.folder / "tokenizer.json"))
-        tokenizer.enable_truncation(self.max_length)
-        tokenizer.no_padding()
-        # Half of a broken emoji is no text that a tokenizer takes.
-        texts = [prompt.encode("utf-16", "surrogatepass").decode("utf-16", "replace") for prompt in prompts]
-        token_ids = [encoding.ids for encoding in tokenizer.encode_batch(texts)]
+        token_ids = self._token_ids(prompts)
         longest = max(map(len, token_ids), default=1)
         length = min(-(-longest // LENGTH_STEP) * LENGTH_STEP, self.max_length)
         padded = np.zeros((len(token_ids), length), np.int32)
@@ -86,6 +79,33 @@ class Bundle:
         for row, ids in enumerate(token_ids):
             padded[row, : len(ids)], mask[row, : len(ids)] = ids, 1
         return self.win_prob_from_token_ids(padded, mask)
+
+    def _token_ids(self, prompts):
+        """Tokens of each text, of a long one without its beginning, middle or end, as the router leaves them out."""
+        from tokenizers import Encoding, Tokenizer
+
+        tokenizer = Tokenizer.from_file(str(self.folder / "tokenizer.json"))
+        tokenizer.no_padding()
+        tokenizer.no_truncation()
+        side, characters = self.description["truncation"], self.description["characters_per_token"] * self.max_length
+        count = self.max_length - tokenizer.num_special_tokens_to_add(False)
+        # Of how many tokens the beginning and the end are, and of how many characters of a text that is not read whole.
+        first, last = {"right": (count, 0), "left": (0, count), "middle": ((count + 1) // 2, count // 2)}[side]
+        half = characters // 2 if side == "middle" else characters
+
+        def encode(texts):
+            # Half of a broken emoji is no text that a tokenizer takes.
+            valid = [text.encode("utf-16", "surrogatepass").decode("utf-16", "replace") for text in texts]
+            return tokenizer.encode_batch(valid, add_special_tokens=False)
+
+        encodings = encode([text if len(text) <= characters else text[:half] for text in prompts])
+        cut = [row for row, text in enumerate(prompts) if len(text) > characters or len(encodings[row].ids) > count]
+        tails = encode([prompts[row] if len(prompts[row]) <= characters else prompts[row][-half:] for row in cut])
+        for row, tail in zip(cut, tails, strict=True):
+            encodings[row].truncate(first)
+            tail.truncate(last, direction="left")
+            encodings[row] = Encoding.merge([encodings[row], tail])
+        return [tokenizer.post_process(encoding).ids for encoding in encodings]
 
     def verify(self):
         """Largest differences from the scores the bundle was written with; stops the program if one is too large."""

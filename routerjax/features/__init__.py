@@ -1,6 +1,8 @@
 """From text to embeddings, made here, by an endpoint, or given; and from text to tokens; with their caches."""
 
 from routerjax.features.cache import EmbeddingCache
+from routerjax.features.cut_report import read_prompts
+from routerjax.features.cutting import CHARACTERS_PER_TOKEN
 from routerjax.features.embeddings import Embeddings, read_embeddings
 from routerjax.features.encoder import SentenceEncoder, load_encoder, mean_is_normalized, pools_by_mean
 from routerjax.features.endpoint import EndpointEncoder, is_endpoint, open_encoder, routellm_features
@@ -9,6 +11,7 @@ from routerjax.features.token_cache import tokenize_once
 from routerjax.features.tokens import TextTokenizer, padded_rows, tokenizer_for
 
 __all__ = [
+    "CHARACTERS_PER_TOKEN",
     "EmbeddingCache",
     "Embeddings",
     "EndpointEncoder",
@@ -22,6 +25,7 @@ __all__ = [
     "padded_rows",
     "pools_by_mean",
     "read_embeddings",
+    "read_prompts",
     "routellm_features",
     "tokenize_once",
     "tokenizer_for",

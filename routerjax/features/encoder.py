@@ -6,7 +6,7 @@ import functools
 import hashlib
 import json
 import os
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import cast
@@ -17,8 +17,10 @@ import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Float32, Int32
 
+from routerjax.config import Truncation
 from routerjax.errors import InputError
 from routerjax.features.cache import EmbeddingCache, encode_once
+from routerjax.features.cut_report import Reading, report_cut
 from routerjax.features.spec import FeatureSpec
 from routerjax.features.tokens import TextTokenizer, tokenizer_for
 from routerjax.models import BertEncoder, SentenceEmbedding
@@ -27,14 +29,16 @@ from routerjax.pretrained import (
     locate,
     read_bert_config,
     read_json,
-    read_text_file,
+    read_tokenizer_files,
     read_weights,
+    truncation_side,
     weights_sha256,
 )
 from routerjax.typing import Array, Query, Variables
 
 # So much work at most is lost when an encoding run is killed.
 PROMPTS_PER_COMMIT = 256
+PROMPTS_PER_READING = 1024
 MEAN = ["pooling_mode_mean_tokens"]
 
 
@@ -61,7 +65,7 @@ class SentenceEncoder:
     def encode(
         self, prompts: Sequence[str], *, cache: EmbeddingCache | None = None, progress: bool = False
     ) -> Float32[np.ndarray, "prompts embed"]:
-        """Embed prompts; equal prompts are encoded once.
+        """Embed prompts; equal prompts are encoded once. How many were cut is logged, cached or not.
 
         Args:
             prompts: texts, of which ``spec.max_length`` tokens are read.
@@ -71,16 +75,48 @@ class SentenceEncoder:
         Raises:
             InputError: a prompt that is not text.
         """
+        token_ids: dict[bytes, Int32[np.ndarray, "length"]] = {}
+        different = list(dict.fromkeys(prompts)) if not isinstance(prompts, str) else prompts
+        rows = encode_once(
+            different,
+            functools.partial(self._read, token_ids),
+            fingerprint=f"reading {self.tokenizer.fingerprint}",
+            cache=cache,
+            progress=progress,
+        )
+        report_cut([Reading.from_row(row) for row in rows], self.tokenizer)
         embeddings = encode_once(
-            prompts, self._encode_sorted, fingerprint=self.spec.fingerprint, cache=cache, progress=progress
+            prompts,
+            functools.partial(self._encode_sorted, token_ids),
+            fingerprint=self.spec.fingerprint,
+            cache=cache,
+            progress=progress,
         )
         return np.stack(embeddings) if embeddings else np.zeros((0, self.spec.width), np.float32)
 
-    def _encode_sorted(self, prompts: dict[bytes, str]):
+    def _read(
+        self, token_ids: dict[bytes, Int32[np.ndarray, "length"]], prompts: dict[bytes, str]
+    ) -> Iterator[dict[bytes, Float32[np.ndarray, "3"]]]:
+        """Yield how prompts are read, a thousand at a time, and keep their tokens, which are encoded next."""
+        all_digests = list(prompts)
+        for start in range(0, len(all_digests), PROMPTS_PER_READING):
+            digests = all_digests[start : start + PROMPTS_PER_READING]
+            read = self.tokenizer.read([prompts[digest] for digest in digests])
+            token_ids.update(zip(digests, read.token_ids, strict=True))
+            readings = map(Reading.of, read.token_ids, read.is_cut)
+            yield {digest: reading.to_row() for digest, reading in zip(digests, readings, strict=True)}
+
+    def _encode_sorted(
+        self, token_ids: dict[bytes, Int32[np.ndarray, "length"]], prompts: dict[bytes, str]
+    ) -> Iterator[dict[bytes, Float32[np.ndarray, "embed"]]]:
         """Yield embeddings by digest, a few hundred at a time."""
         digests = list(prompts)
+        unread = [digest for digest in digests if digest not in token_ids]
+        token_ids.update(
+            zip(unread, self.tokenizer.read([prompts[digest] for digest in unread]).token_ids, strict=True)
+        )
         part: dict[bytes, Float32[np.ndarray, "embed"]] = {}
-        for rows, query in self.tokenizer.batches(self.tokenizer.token_ids(list(prompts.values()))):
+        for rows, query in self.tokenizer.batches([token_ids[digest] for digest in digests]):
             embedding = np.asarray(_embed(self.module, self.variables, query))
             part.update({digests[row]: embedding[place] for place, row in enumerate(rows)})
             if len(part) >= PROMPTS_PER_COMMIT:
@@ -95,7 +131,9 @@ def _embed(module: nn.Module, variables: Variables, query: Query) -> Array:
     return cast(Array, module.apply(variables, query))
 
 
-def load_encoder(source: str | os.PathLike[str], *, max_length: int = 256) -> SentenceEncoder:
+def load_encoder(
+    source: str | os.PathLike[str], *, max_length: int = 256, truncation: Truncation | None = None
+) -> SentenceEncoder:
     """Load a sentence encoder: one of the BERT family with mean pooling, as sentence-transformers saves it.
 
     Args:
@@ -103,15 +141,18 @@ def load_encoder(source: str | os.PathLike[str], *, max_length: int = 256) -> Se
             ``tokenizer.json``, or a Hugging Face name; see :func:`routerjax.pretrained.locate`. Embeddings are scaled
             to unit length where ``modules.json`` says so.
         max_length: tokens of a prompt that are read, whatever the files say; part of the fingerprint.
+        truncation: what is left out of a longer prompt (see :class:`TextTokenizer`), likewise; None for what the files
+            of the tokenizer say.
 
     Raises:
         InputError: not found, damaged, or of another architecture or pooling.
     """
     folder = locate(source)
     encoder = BertEncoder(**read_bert_config(folder).encoder)
-    tokenizer_json = read_text_file(folder / "tokenizer.json")
     try:
-        tokenizer = tokenizer_for(encoder, tokenizer_json, max_length)
+        files = read_tokenizer_files(folder)
+        side = truncation or truncation_side(files)
+        tokenizer = tokenizer_for(encoder, files["tokenizer.json"], max_length, side)
     except InputError as error:
         raise InputError(f"{folder}: {error}") from error
     module = SentenceEmbedding(encoder, normalize=mean_is_normalized(folder))
@@ -122,6 +163,7 @@ def load_encoder(source: str | os.PathLike[str], *, max_length: int = 256) -> Se
         "weights": weights_sha256(folder),
         "tokenizer": hashlib.sha256(tokenizer.tokenizer_json).hexdigest(),
         "max_length": max_length,
+        "truncation": side,
         "pooling": "mean",
         "normalize": module.normalize,
     }
@@ -131,6 +173,7 @@ def load_encoder(source: str | os.PathLike[str], *, max_length: int = 256) -> Se
         width=encoder.width,
         fingerprint=hashlib.sha256(json.dumps(described, sort_keys=True).encode()).hexdigest(),
         max_length=max_length,
+        truncation=side,
     )
     return SentenceEncoder(
         spec=spec,

@@ -15,6 +15,7 @@ from typing import TYPE_CHECKING, cast
 import numpy as np
 from jaxtyping import Float32
 
+from routerjax.config import Truncation
 from routerjax.errors import InputError
 from routerjax.features.cache import EmbeddingCache, encode_once
 from routerjax.features.encoder import SentenceEncoder, load_encoder
@@ -288,6 +289,7 @@ def open_encoder(
     source: str | os.PathLike[str],
     *,
     max_length: int,
+    truncation: Truncation | None = None,
     width: int | None = None,
     dollars_per_million_tokens: float | None = None,
 ) -> SentenceEncoder | EndpointEncoder:
@@ -296,15 +298,21 @@ def open_encoder(
     Args:
         source: see :class:`EndpointEncoder` and :func:`load_encoder`.
         max_length: tokens of a prompt that an encoder reads; an endpoint reads them all.
+        truncation: what an encoder leaves out of a longer prompt; see :func:`load_encoder`.
         width: that an endpoint's embeddings must have.
         dollars_per_million_tokens: of an endpoint.
 
     Raises:
-        InputError: as those two.
+        InputError: as those two; or a truncation for an endpoint, which is sent whole prompts.
     """
     if is_endpoint(source):
+        if truncation is not None:
+            raise InputError(
+                f"features.truncation={truncation!r} cannot be followed by {os.fspath(source)}, which is sent whole "
+                "prompts: leave it out"
+            )
         return EndpointEncoder(os.fspath(source), width=width, dollars_per_million_tokens=dollars_per_million_tokens)
-    return load_encoder(source, max_length=max_length)
+    return load_encoder(source, max_length=max_length, truncation=truncation)
 
 
 def routellm_features(width: int = 1536) -> FeatureSpec:

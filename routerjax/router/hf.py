@@ -9,9 +9,9 @@ from typing import NamedTuple
 
 from routerjax.errors import InputError, model_column
 from routerjax.losses import make_readout, outcome_model
-from routerjax.pretrained import parse_json, read_bert_config, read_json, weights_sha256
+from routerjax.pretrained import read_bert_config, read_json, weights_sha256
 from routerjax.router.families import make_module
-from routerjax.router.reader import TOKENIZER_CONFIG, TOKENIZER_FILE, TextReader, pretrained_params
+from routerjax.router.reader import TextReader, pretrained_params
 from routerjax.router.router import Router
 from routerjax.validation import coerce
 
@@ -106,10 +106,8 @@ def load_hf(folder: Path, reader: TextReader, settings: HfSettings, *, source: s
         source: where the folder came from, to be remembered.
 
     Raises:
-        InputError: damaged, of another architecture, without a classifier, of another number of labels, or with a
-            tokenizer that cuts off the beginning of a long text.
+        InputError: damaged, of another architecture, without a classifier, or of another number of labels.
     """
-    _require_first_tokens(reader, folder)
     config = read_bert_config(folder)
     attributes = {"head": "architecture", "dropout_rate": config.classifier_dropout_rate}
     module = make_module(
@@ -136,16 +134,3 @@ def load_hf(folder: Path, reader: TextReader, settings: HfSettings, *, source: s
         variables={"params": pretrained_params(module, folder)},
         provenance={"imported_from": source, "sha256": sha256},
     )
-
-
-def _require_first_tokens(reader: TextReader, folder: Path) -> None:
-    """Refuse what transformers would score by the last tokens of a long text, where a router reads the first."""
-    side = reader.tokenizer_config.get("truncation_side")
-    if side is None:  # then transformers goes by the tokenizer itself
-        truncation = parse_json(reader.files[TOKENIZER_FILE], dict, folder / TOKENIZER_FILE).get("truncation")
-        side = truncation.get("direction") if isinstance(truncation, dict) else None
-    if str(side).lower() == "left":
-        raise InputError(
-            f"{folder / TOKENIZER_CONFIG}: truncation_side must be 'right', since a router reads the first tokens of a "
-            "prompt, got 'left'; its scores of long prompts would be others"
-        )

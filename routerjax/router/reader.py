@@ -14,17 +14,18 @@ import flax.linen as nn
 import jax
 import jax.numpy as jnp
 
-from routerjax.config import AttributeValue
+from routerjax.config import AttributeValue, Truncation
 from routerjax.errors import InputError, choose, nearest
 from routerjax.features import FeatureSpec, TextTokenizer, mean_is_normalized, tokenizer_for
 from routerjax.models import BertEncoder, BertRouter, EmbedThen, SentenceEmbedding, WithTie, stack_layers
 from routerjax.pretrained import (
-    TOKENIZER_FILES,
+    TOKENIZER_FILE,
     bert_names,
-    parse_json,
     read_bert_config,
-    read_text_file,
+    read_tokenizer_files,
     read_weights,
+    tokenizer_config,
+    truncation_side,
 )
 from routerjax.typing import Array, PyTree
 from routerjax.validation import coerce, typed
@@ -34,8 +35,6 @@ WHOSE_CHOICES = "features.encoder_attributes"
 CHOICES = ("dropout_rate", "attention_dropout_rate", "dtype", "remat", "scan_layers")
 DTYPES = {"float32": jnp.dtype(jnp.float32), "bfloat16": jnp.dtype(jnp.bfloat16)}
 SIZES = ("vocab_size", "width", "num_layers", "num_heads", "mlp_dim", "max_positions")
-TOKENIZER_FILE = "tokenizer.json"
-TOKENIZER_CONFIG = "tokenizer_config.json"
 
 
 @dataclass(frozen=True, eq=False)
@@ -63,22 +62,31 @@ class TextReader:
     @functools.cached_property
     def tokenizer_config(self) -> Mapping[str, object]:
         """What ``tokenizer_config.json`` says; empty where there is none."""
-        content = self.files.get(TOKENIZER_CONFIG)
-        return {} if content is None else parse_json(content, dict, TOKENIZER_CONFIG)
+        return tokenizer_config(self.files)
 
     @functools.cached_property
-    def _tokenizers(self) -> dict[int, TextTokenizer]:
+    def truncation_side(self) -> Truncation:
+        """What the tokenizer's files say is left out of a longer text: its end, or its beginning."""
+        return truncation_side(self.files)
+
+    @functools.cached_property
+    def _tokenizers(self) -> dict[tuple[int, Truncation], TextTokenizer]:
         return {}
 
-    def tokenizer(self, max_length: int) -> TextTokenizer:
-        """The real tokenizer, which keeps the first ``max_length`` tokens of a text.
+    def tokenizer(self, max_length: int, truncation: Truncation | None = None) -> TextTokenizer:
+        """The real tokenizer, which keeps ``max_length`` tokens of a text.
+
+        Args:
+            max_length: special tokens included.
+            truncation: what is left out of a longer text; None for what the files say.
 
         Raises:
-            InputError: no such length, or a tokenizer that is not the encoder's.
+            InputError: no such length or truncation, or a tokenizer that is not the encoder's.
         """
-        if max_length not in self._tokenizers:  # large ones take seconds to parse
-            self._tokenizers[max_length] = tokenizer_for(self.encoder, self.files[TOKENIZER_FILE], max_length)
-        return self._tokenizers[max_length]
+        key = max_length, truncation or self.truncation_side
+        if key not in self._tokenizers:  # large ones take seconds to parse
+            self._tokenizers[key] = tokenizer_for(self.encoder, self.files[TOKENIZER_FILE], *key)
+        return self._tokenizers[key]
 
     def for_scoring(self) -> TextReader:
         """The same in float32 and without remat, which are choices of training alone: how fast, and in what space.
@@ -90,14 +98,18 @@ class TextReader:
             return self
         return dataclasses.replace(self, encoder=self.encoder.clone(**exact, parent=None))
 
-    def spec(self, source: str | os.PathLike[str], max_length: int) -> FeatureSpec:
-        """What a router remembers of its tokens."""
+    def spec(
+        self, source: str | os.PathLike[str], max_length: int, truncation: Truncation | None = None
+    ) -> FeatureSpec:
+        """What a router remembers of its tokens; see :meth:`tokenizer`."""
+        tokenizer = self.tokenizer(max_length, truncation)
         return FeatureSpec(
             kind="tokens",
             source=os.fspath(source),
             width=self.encoder.width,
-            fingerprint=self.tokenizer(max_length).fingerprint,
+            fingerprint=tokenizer.fingerprint,
             max_length=max_length,
+            truncation=tokenizer.truncation,
         )
 
     def to_dict(self) -> dict[str, object]:
@@ -178,9 +190,7 @@ def load_reader(
     """
     _require_choices(chosen or {})
     choices = _checked(chosen or {}, WHOSE_CHOICES)
-    files = {name: read_text_file(folder / name) for name in TOKENIZER_FILES if (folder / name).is_file()}
-    if TOKENIZER_FILE not in files:
-        raise InputError(f"{folder} holds no {TOKENIZER_FILE}; save its tokenizer as a fast one")
+    files = read_tokenizer_files(folder)
     described = _checked(read_bert_config(folder).encoder, f"{folder / 'config.json'}: encoder")
     normalize = embeds and mean_is_normalized(folder)
     try:

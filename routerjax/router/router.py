@@ -28,6 +28,7 @@ from routerjax.features import (
     TextTokenizer,
     open_encoder,
     padded_rows,
+    read_prompts,
 )
 from routerjax.losses import make_outcome_prob, make_readout, outcome_model
 from routerjax.prompts import prompt_ids, require_texts
@@ -123,7 +124,7 @@ class Router:
         """
         if self.reader is None:
             raise InputError("this router looks at embeddings; its encoder has the tokenizer")
-        tokenizer = self.reader.tokenizer(cast(int, self.features.max_length))
+        tokenizer = self.reader.tokenizer(cast(int, self.features.max_length), self.features.truncation)
         if tokenizer.fingerprint != self.features.fingerprint:
             raise self._refusal("its tokenizer has", tokenizer.fingerprint)
         return tokenizer
@@ -146,6 +147,7 @@ class Router:
         encoder = open_encoder(
             source,
             max_length=self.features.max_length or FeatureConfig.max_length,  # a router of an endpoint has none
+            truncation=self.features.truncation,
             width=self.features.width,
         )
         if encoder.spec.fingerprint != self.features.fingerprint:
@@ -300,7 +302,7 @@ class Router:
             return {"embedding": prompts.embedding}
         require_texts(prompts)
         if self.reader is not None:
-            read = self.tokenizer.pad(self.tokenizer.token_ids(prompts))
+            read = self.tokenizer.pad(read_prompts(self.tokenizer, prompts))
         else:
             read = {"embedding": self.encoder.encode(prompts, cache=cache, progress=progress)}
         return {**read, "prompt_id": prompt_ids(prompts)} if excludes else read
@@ -340,7 +342,7 @@ class Router:
         """Apply to each different prompt once, in the shapes of :meth:`TextTokenizer.batches`."""
         require_texts(prompts)
         row_of = {prompt: row for row, prompt in enumerate(dict.fromkeys(prompts))}
-        token_ids = self.tokenizer.token_ids(list(row_of))
+        token_ids = read_prompts(self.tokenizer, list(row_of))
         outputs: list[np.ndarray] = [np.zeros(0, np.float32)] * len(row_of)
         with tqdm.tqdm(total=len(row_of), unit="prompt", disable=not progress, delay=2) as bar:
             for rows, query in self.tokenizer.batches(token_ids):

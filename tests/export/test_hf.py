@@ -204,18 +204,27 @@ def test_a_tokenizer_that_keeps_the_last_tokens(written: Path, tmp_path: Path) -
     change_json(folder / "tokenizer_config.json", truncation_side="left", model_max_length=48)
     export.export_hf(tiny_text_router(tmp_path), tmp_path / "right")
     said = json.loads((tmp_path / "right" / "tokenizer_config.json").read_text())
-    assert said == {"truncation_side": "right", "model_max_length": 48}
+    assert said == {"truncation_side": "left", "model_max_length": 48}
+    assert import_hf(tmp_path / "right").features.truncation == "left"
     shutil.copytree(written, tmp_path / "left")
     change_json(tmp_path / "left" / "tokenizer_config.json", truncation_side="left")
-    with pytest.raises(InputError, match="truncation_side must be 'right'"):
+    assert import_hf(tmp_path / "left").features.truncation == "left"
+    change_json(tmp_path / "left" / "tokenizer_config.json", truncation_side="both")
+    with pytest.raises(InputError, match="truncation_side must be 'left' or 'right', got 'both'"):
         import_hf(tmp_path / "left")
     # Where nothing is said of it, the tokenizer itself is asked.
     (tmp_path / "left" / "tokenizer_config.json").unlink()
     assert import_hf(tmp_path / "left").models == ("big", "medium", "small")
     path = tmp_path / "left" / "tokenizer.json"
     change_json(path, truncation={**json.loads(path.read_text())["truncation"], "direction": "Left"})
-    with pytest.raises(InputError, match="truncation_side must be 'right'"):
-        import_hf(tmp_path / "left")
+    imported = import_hf(tmp_path / "left")
+    assert imported.features.truncation == "left"
+    long = "write a poem " * 40
+    np.testing.assert_array_equal(imported.scores([long + " primes"]), imported.scores(["x " + long + " primes"]))
+    middle = imported.features.max_length, "middle"
+    other = dataclasses.replace(imported, features=imported.reader.spec("a test", *middle))
+    with pytest.raises(InputError, match="transformers cannot leave out the middle of a text"):
+        export.export_hf(other, tmp_path / "middle")
 
 
 def test_what_is_compared_is_the_router_itself(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -32,6 +32,7 @@ def test_npy_and_parquet_hold_the_same(tmp_path: Path) -> None:
         "width": 3,
         "fingerprint": "model 1",
         "max_length": None,
+        "truncation": None,
     }
 
 

@@ -1,0 +1,56 @@
+"""Files of a pretrained tokenizer, and what they say of how texts are read."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from pathlib import Path
+from typing import cast
+
+from routerjax.config import Truncation
+from routerjax.errors import InputError
+from routerjax.pretrained.files import parse_json, read_text_file
+
+TOKENIZER_FILE = "tokenizer.json"
+TOKENIZER_CONFIG = "tokenizer_config.json"
+TOKENIZER_FILES = (
+    *(TOKENIZER_FILE, TOKENIZER_CONFIG, "special_tokens_map.json", "added_tokens.json"),
+    *("vocab.txt", "vocab.json", "merges.txt", "sentencepiece.bpe.model"),
+)
+
+
+def read_tokenizer_files(folder: Path) -> dict[str, bytes]:
+    """Those of :data:`TOKENIZER_FILES` that a folder holds, byte for byte.
+
+    Raises:
+        InputError: there is no ``tokenizer.json``.
+    """
+    files = {name: read_text_file(folder / name) for name in TOKENIZER_FILES if (folder / name).is_file()}
+    if TOKENIZER_FILE not in files:
+        raise InputError(f"{folder} holds no {TOKENIZER_FILE}; save its tokenizer as a fast one")
+    return files
+
+
+def tokenizer_config(files: Mapping[str, bytes]) -> dict[str, object]:
+    """What ``tokenizer_config.json`` says; empty where there is none.
+
+    Raises:
+        InputError: it is damaged.
+    """
+    content = files.get(TOKENIZER_CONFIG)
+    return {} if content is None else parse_json(content, dict, TOKENIZER_CONFIG)
+
+
+def truncation_side(files: Mapping[str, bytes]) -> Truncation:
+    """The side from which transformers cuts a longer text; what neither file says is ``right``.
+
+    Raises:
+        InputError: a file is damaged, or says another side.
+    """
+    side = tokenizer_config(files).get("truncation_side")
+    if side is None:  # then transformers goes by the tokenizer itself
+        truncation = parse_json(files[TOKENIZER_FILE], dict, TOKENIZER_FILE).get("truncation")
+        side = truncation.get("direction") if isinstance(truncation, dict) else None
+    lowered = "right" if side is None else str(side).lower()
+    if lowered not in ("left", "right"):
+        raise InputError(f"{TOKENIZER_CONFIG}: truncation_side must be 'left' or 'right', got {side!r}")
+    return cast(Truncation, lowered)

@@ -1,0 +1,126 @@
+"""Tokens of long texts: those of the whole text, wherever it is cut, for about the work of a short one."""
+
+import json
+from collections.abc import Sequence
+
+import hypothesis
+import numpy as np
+import pytest
+import tokenizers
+from hypothesis import strategies as st
+
+from routerjax import InputError
+from routerjax.config import Truncation
+from routerjax.features import TextTokenizer
+from routerjax.features.cutting import Cut, cut, splits_at_spaces
+from tests.tokenizers_of_kinds import KINDS, SENTENCES, make_tokenizer_of
+
+SIDES: tuple[Truncation, ...] = ("left", "right", "middle")
+LENGTH = 10
+WORDS = [word for sentence in SENTENCES for word in sentence.split(" ")]
+SEPARATORS = (
+    " ",
+    " ",
+    " ",
+    "  ",
+    "\n",
+    "\t ",
+    "",
+    "\u00a0",
+    "\u3000",
+    " \u0301",
+    "<s>",
+    "</s> ",
+    "é",
+    "\U0001f600",
+    "-",
+)
+
+
+def cut_whole(plain: tokenizers.Tokenizer, text: str, side: Truncation) -> list[int]:
+    """The same by the library on the whole text: the tokens of its beginning, its end, or both."""
+    before, *content, after = plain.encode(text).ids
+    count = LENGTH - 2
+    if len(content) > count:
+        first = {"left": 0, "right": count, "middle": (count + 1) // 2}[side]
+        content = content[:first] + content[len(content) - (count - first) :]
+    return [before, *content, after]
+
+
+@pytest.fixture(params=KINDS)
+def kind(request: pytest.FixtureRequest) -> str:
+    return request.param
+
+
+@st.composite
+def texts(draw: st.DrawFn) -> str:
+    """Up to thousands of characters, of words or of one character again and again."""
+    parts = draw(st.lists(st.tuples(st.sampled_from([*WORDS, "a" * 700, " " * 300]), st.sampled_from(SEPARATORS))))
+    once = "".join(f"{word}{separator}" for word, separator in parts) or draw(st.characters(exclude_categories=["Cs"]))
+    text = once * draw(st.integers(1, max(1, 4000 // len(once))))
+    return text + draw(st.text(st.characters(exclude_categories=["Cs"]), max_size=20))
+
+
+@hypothesis.given(text=texts())
+@hypothesis.settings(max_examples=60, suppress_health_check=[hypothesis.HealthCheck.function_scoped_fixture])
+def test_tokens_are_those_of_the_whole_text(kind: str, text: str) -> None:
+    plain = make_tokenizer_of(kind)
+    content = plain.to_str().encode()
+    is_long = len(plain.encode(text).ids) > LENGTH
+    for side in SIDES:
+        read = TextTokenizer(content, LENGTH, truncation=side).read([text])
+        if len(text) <= 1000 * LENGTH:
+            assert read.token_ids[0].tolist() == cut_whole(plain, text, side), side
+            assert read.is_cut.tolist() == [is_long]
+
+
+def test_what_is_known_to_split_at_spaces() -> None:
+    known = {kind: splits_at_spaces(json.loads(make_tokenizer_of(kind).to_str())) for kind in KINDS}
+    assert known == {kind: kind != "BPE of the whole text" for kind in KINDS}
+    added = make_tokenizer_of("WordPiece").to_str()
+    crossing = tokenizers.Tokenizer.from_str(added)
+    crossing.add_tokens(["new york"])
+    assert not splits_at_spaces(json.loads(crossing.to_str()))
+    text = "a new york " * 300
+    read = TextTokenizer(crossing.to_str().encode(), LENGTH).read([text])
+    assert read.token_ids[0].tolist() == cut_whole(crossing, text, "right")
+
+
+def read_and_count(kind: str, text: str, side: Truncation) -> tuple[Cut, int]:
+    """A text cut to 62 tokens, and how many characters the tokenizer was handed for that."""
+    plain, handed = make_tokenizer_of(kind), []
+
+    def encode(texts: Sequence[str]) -> list[list[int]]:
+        handed.extend(map(len, texts))
+        return [encoding.ids for encoding in plain.encode_batch(list(texts), add_special_tokens=False)]
+
+    known = splits_at_spaces(json.loads(plain.to_str()))
+    (cut_text,) = cut([text], encode, count=62, characters=64_000, side=side, splits_at_spaces=known)
+    return cut_text, sum(handed)
+
+
+@pytest.mark.parametrize("side", SIDES)
+def test_a_long_text_costs_about_what_a_short_one_does(kind: str, side: Truncation) -> None:
+    _, short = read_and_count(kind, "lorem ipsum dolor " * 60, side)
+    long, handed = read_and_count(kind, "lorem ipsum dolor " * 500_000, side)  # 9 MB
+    assert long.is_cut
+    assert len(long.token_ids) == 62
+    assert handed <= 8 * short
+
+
+@pytest.mark.parametrize("character", [" ", "a", "\x00", "字", "\u0301"])
+def test_what_makes_few_tokens_is_not_read_to_its_end(kind: str, character: str) -> None:
+    long, handed = read_and_count(kind, character * 5_000_000, "right")
+    assert long.is_cut
+    assert handed <= 3 * 64_000
+
+
+def test_other_truncations_are_refused() -> None:
+    content = make_tokenizer_of("WordPiece").to_str().encode()
+    with pytest.raises(InputError, match="truncation must be one of left, right, middle, got 'front'"):
+        TextTokenizer(content, LENGTH, truncation="front")  # type: ignore[arg-type]
+    with pytest.raises(InputError, match="max_length must be at least the 2 special tokens"):
+        TextTokenizer(content, 1)
+    fingerprints = {TextTokenizer(content, LENGTH, truncation=side).fingerprint for side in SIDES}
+    assert len(fingerprints) == 3
+    np.testing.assert_equal(TextTokenizer(content, 2).token_ids(["a", "b c"]), [[0, 2], [0, 2]])
