@@ -7,13 +7,13 @@ from __future__ import annotations
 
 import argparse
 import logging
-import os
 import sys
 from collections.abc import Sequence
 from pathlib import Path
 from typing import cast
 
 from routerjax.errors import InputError, VerificationError
+from routerjax.process import fail, interrupts, standard_streams
 
 logger = logging.getLogger(__name__)
 
@@ -23,37 +23,38 @@ METHODS = ("temperature", "platt", "isotonic")
 
 def main(argv: Sequence[str] | None = None) -> int:
     """Run the command line; return the exit status: 0 done, 2 bad input, 1 the machine refused (disk, permissions)."""
-    logging.basicConfig(stream=sys.stderr, format="%(message)s")
-    logging.getLogger("routerjax").setLevel(logging.INFO)
-    arguments = _parser().parse_args(argv)
-    try:
-        arguments.run(arguments)
-        sys.stdout.flush()  # what it cannot take must be known here, not when the interpreter ends
-    except InputError as error:
-        return _fail(str(error), 2)
-    except VerificationError as error:
-        return _fail(str(error), 1)
-    except BrokenPipeError:  # `routerjax score ... | head` is not an error
-        _settle_stdout()
-        return 0
-    except OSError as error:
-        _settle_stdout()
-        return _fail(str(error), 1)
-    except KeyboardInterrupt:
-        return _fail("interrupted; what was written before stays valid (train: go on with --resume)", 130)
+    with standard_streams():
+        logging.basicConfig(stream=sys.stderr, format="%(message)s")
+        logging.getLogger("routerjax").setLevel(logging.INFO)
+        try:
+            with interrupts():
+                _run(_parser().parse_args(argv))
+        except InputError as error:
+            return _fail(str(error), 2)
+        except (VerificationError, OSError) as error:
+            return _fail(str(error), 1)
+        except MemoryError as error:
+            return _fail(f"out of memory: {error}", 1)
+        except RuntimeError as error:
+            if "RESOURCE_EXHAUSTED" not in str(error):  # XLA's word for memory of a device
+                raise
+            return _fail(f"out of memory on the device: {error}", 1)
+        except KeyboardInterrupt:
+            return 130
     return 0
 
 
-def _settle_stdout() -> None:
-    """Print what standard output still holds, or drop it: else the interpreter tries, and complains, when it ends."""
-    try:
-        sys.stdout.flush()
-    except OSError:
-        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+def _run(arguments: argparse.Namespace) -> None:
+    if sys.stdout is None:
+        raise InputError("standard output is closed: send it to a file, or to /dev/null")
+    if sys.stdin is None and "-" in (getattr(arguments, "input", None), getattr(arguments, "prompts", None)):
+        raise InputError("standard input is closed, and - reads it: give a file")
+    arguments.run(arguments)
+    sys.stdout.flush()  # what it cannot take must be known here, not when the interpreter ends
 
 
 def _fail(message: str, status: int) -> int:
-    print(f"routerjax: error: {' '.join(message.split())}", file=sys.stderr)
+    fail(message)
     return status
 
 

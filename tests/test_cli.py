@@ -128,7 +128,9 @@ def test_export(arena: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str])
     assert description["threshold"] == load_router(arena / "calibrated").threshold
 
 
-def test_a_run_killed_in_the_middle_resumes_bit_for_bit(arena: Path, tmp_path: Path) -> None:
+def test_a_run_killed_in_the_middle_resumes_bit_for_bit(
+    arena: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
     train = [
         "train",
         str(arena / "config.py"),
@@ -143,12 +145,20 @@ def test_a_run_killed_in_the_middle_resumes_bit_for_bit(arena: Path, tmp_path: P
         while not (checkpoints / "2").exists():
             assert process.poll() is None
             time.sleep(0.005)
+        process.send_signal(signal.SIGSTOP)
+        for again in ([], ["--resume"]):
+            assert main([*train, str(killed), *again]) == 2
+            assert f"{killed} is in use: another process trains into it" in capsys.readouterr().err
         process.send_signal(signal.SIGKILL)
     assert process.returncode == -signal.SIGKILL
     assert not (checkpoints / "20").exists()
-    assert not (killed / "router").exists()
+    assert sorted(os.listdir(killed)) == [".lock", "config.json", "training"]
+    (killed / ".router.abc.tmp").mkdir()
+    (killed / "training" / ".metrics.jsonl.1.tmp").touch()
     assert main([*train, str(killed), "--resume"]) == 0
     assert main([*train, str(whole)]) == 0
+    assert sorted(os.listdir(killed)) == sorted(os.listdir(whole)) == ["config.json", "knn", "router", "training"]
+    assert sorted(os.listdir(killed / "training")) == sorted(os.listdir(whole / "training"))
     for name in ("router", "knn"):
         one, other = (load_router(folder / name).variables for folder in (killed, whole))
         jax.tree.map(np.testing.assert_array_equal, one, other)

@@ -249,6 +249,11 @@ def test_resuming(arena: Path, tmp_path: Path, refused: Refused) -> None:
     refused("nothing to resume: .* holds no run", *resume)
     shutil.copytree(arena / "run", run)
     refused("the run differs in training", *train(arena, run, "training.epochs=9"), "--resume")
+    description = run / "router" / "router.json"
+    content = description.read_bytes()
+    description.write_bytes(content[:-100])
+    refused("run/router is damaged .*: remove it, and --resume writes it again", *resume)
+    description.write_bytes(content)
     for path in (run / "training" / "checkpoints" / "3").rglob("*"):
         if path.is_file():
             path.write_bytes(path.read_bytes()[: path.stat().st_size // 2])

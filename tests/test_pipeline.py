@@ -123,6 +123,27 @@ def test_leaving_own_battles_out_is_evaluations_choice(
     )
 
 
+def test_an_empty_router_folder_is_filled_by_a_resume(arena: Path, config: ExperimentConfig, tmp_path: Path) -> None:
+    shutil.copytree(arena / "run", tmp_path / "run")
+    for name in ("router", "knn"):
+        shutil.rmtree(tmp_path / "run" / name)
+        (tmp_path / "run" / name).mkdir()
+    router = train_router(config, tmp_path / "run", resume=True)
+    for name in ("router", "knn"):
+        assert load_router(tmp_path / "run" / name).models == router.models
+
+
+def test_what_a_killed_run_left_before_it_wrote_anything_is_no_obstacle(
+    config: ExperimentConfig, tmp_path: Path
+) -> None:
+    run = tmp_path / "run"
+    run.mkdir()
+    (run / ".lock").touch()
+    (run / ".config.json.abc.tmp").touch()
+    train_router(override(config, ["router.family=knn", "router.attributes={'k': 5}"]), run)
+    assert sorted(os.listdir(run)) == ["config.json", "router"]
+
+
 def test_data_that_changed_is_another_run(arena: Path, config: ExperimentConfig, tmp_path: Path) -> None:
     battles = data.read_preferences(arena / "battles.parquet")
     for name in ("a", "b"):

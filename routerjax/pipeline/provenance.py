@@ -16,12 +16,18 @@ from routerjax.errors import InputError
 from routerjax.features import is_endpoint
 from routerjax.pretrained import file_sha256, locate, weights_sha256
 
+CONFIG_FILE = "config.json"
+
+
+def require_run(output: Path) -> None:
+    """Raise InputError unless a folder holds a run, finished or interrupted."""
+    if not (output / CONFIG_FILE).is_file():
+        raise InputError(f"nothing to resume: {output} holds no run (no {CONFIG_FILE}); run without --resume")
+
 
 def require_same_run(provenance: Mapping[str, object], output: Path) -> None:
     """A resumed run is the same run: refuse another configuration or other data before anything is read or encoded."""
-    path = output / "config.json"
-    if not path.is_file():
-        raise InputError(f"nothing to resume: {output} holds no run (no config.json); run without --resume")
+    path = output / CONFIG_FILE
     try:
         written = json.loads(path.read_text(encoding="utf-8"))
         old = {**written["config"], **written["data_sha256"]}

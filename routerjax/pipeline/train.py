@@ -14,7 +14,6 @@ import numpy as np
 from jaxtyping import Float32
 
 from routerjax import losses, models, training
-from routerjax.atomic import refuse_existing
 from routerjax.config import ExperimentConfig
 from routerjax.data import (
     Preferences,
@@ -26,7 +25,8 @@ from routerjax.data import (
 from routerjax.errors import InputError
 from routerjax.features import EmbeddingCache, FeatureSpec, TextTokenizer, pools_by_mean
 from routerjax.pipeline.features import embed, load_preferences
-from routerjax.pipeline.provenance import describe_run, require_same_run, write_json
+from routerjax.pipeline.provenance import describe_run, require_run, require_same_run, write_json
+from routerjax.pipeline.run_folder import require_loadable, run_folder
 from routerjax.pipeline.tokens import learn_on_tokens
 from routerjax.pretrained import locate
 from routerjax.router import (
@@ -34,6 +34,7 @@ from routerjax.router import (
     TextReader,
     find_family,
     load_reader,
+    load_router,
     make_module,
     pretrained_params,
     remember,
@@ -81,15 +82,22 @@ def train_router(config: ExperimentConfig, output: str | Path, *, resume: bool =
         resume: go on from the last checkpoint in ``output``; the result is the same as without the interruption.
 
     Raises:
-        InputError: the data, the names or the folder cannot be used.
+        InputError: the data, the names or the folder cannot be used; another process trains into it.
     """
     output = Path(output)
     config = _typed(config)
-    if not resume:
-        refuse_existing(output)
+    if resume:
+        require_run(output)
+    with run_folder(output, resume=resume):
+        return _train(config, output, resume=resume)
+
+
+def _train(config: ExperimentConfig, output: Path, *, resume: bool) -> Router:
     provenance = describe_run(config)
     if resume:
         require_same_run(provenance, output)
+        for name in ("router", "knn"):
+            require_loadable(output / name)
     preferences = load_preferences(config.data)
     require_both_outcomes(preferences)
     for name in (config.router.strong, config.router.weak):
@@ -121,7 +129,6 @@ def train_router(config: ExperimentConfig, output: str | Path, *, resume: bool =
         routers["knn"] = make_router(family="knn", attributes={}, features=embedded.spec, variables={"memory": control})
 
     # From here on things are written: what can be refused has been.
-    output.mkdir(parents=True, exist_ok=True)
     if not resume:
         write_json(output / "config.json", provenance)
     if "router" not in routers:
@@ -153,8 +160,10 @@ def train_router(config: ExperimentConfig, output: str | Path, *, resume: bool =
             provenance={**provenance, "best_epoch": result.best_epoch, "validation_loss": result.best_loss},
         )
     for name, router in routers.items():
-        if not (output / name).exists():  # a run that was killed between the two has one of them already
-            save_router(router, output / name)
+        folder = output / name
+        if not (folder.is_dir() and any(folder.iterdir())):  # a run killed between the two has one of them already
+            save_router(router, folder)
+        load_router(folder)  # what is said to be written can be loaded
     return routers["router"]
 
 

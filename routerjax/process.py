@@ -1,0 +1,125 @@
+"""What surrounds a command: standard streams that may be closed or lose their reader, and Ctrl-C."""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import signal
+import sys
+import threading
+from collections.abc import Iterator
+from typing import Any, TextIO, cast
+
+INTERRUPTED = "interrupted; what was written before stays valid (train: go on with --resume)"
+
+
+def fail(message: str) -> None:
+    """Print an error as one line on standard error."""
+    print(f"routerjax: error: {' '.join(message.split())}", file=sys.stderr)
+
+
+@contextlib.contextmanager
+def standard_streams() -> Iterator[None]:
+    """Standard output and error that go on into nothing when their reader goes away.
+
+    ``routerjax score ... | head`` is no error, and ``routerjax train ... |& head -1`` trains on. Standard error is no
+    result: whatever else it cannot take (a full disk) does not end a command either.
+    """
+    for descriptor in range(3):  # a closed one would be given to the next file that is opened, and written into
+        try:
+            os.fstat(descriptor)
+        except OSError:
+            os.open(os.devnull, os.O_RDWR)
+    output, error = sys.stdout, sys.stderr
+    with open(os.devnull, "w") as nowhere:
+        if output is not None:
+            sys.stdout = cast(TextIO, _Tolerant(output, BrokenPipeError))
+        sys.stderr = cast(TextIO, _Tolerant(nowhere if error is None else error, OSError))
+        try:
+            yield
+        finally:
+            # What standard output cannot take must not be tried, and complained about, again when the interpreter ends.
+            for stream in (sys.stdout, sys.stderr):
+                if isinstance(stream, _Tolerant):
+                    stream.settle()
+            sys.stdout, sys.stderr = output, error
+
+
+class _Tolerant:
+    """A text stream that drops what it cannot write, for some errors."""
+
+    def __init__(self, stream: TextIO, dropped: type[OSError]) -> None:
+        self._stream, self._dropped = stream, dropped
+
+    def __getattr__(self, name: str) -> Any:
+        return getattr(self._stream, name)
+
+    def write(self, text: str) -> int:
+        try:
+            return self._stream.write(text)
+        except self._dropped:
+            self._discard()
+            return len(text)
+
+    def flush(self) -> None:
+        try:
+            self._stream.flush()
+        except self._dropped:
+            self._discard()
+
+    def settle(self) -> None:
+        """Write what is buffered, or drop it."""
+        try:
+            self._stream.flush()
+        except OSError:
+            self._discard()
+
+    def _discard(self) -> None:
+        nowhere = os.open(os.devnull, os.O_WRONLY)
+        os.dup2(nowhere, self._stream.fileno())
+        os.close(nowhere)
+
+
+@contextlib.contextmanager
+def interrupts() -> Iterator[None]:
+    """Ctrl-C ends the body in order, as KeyboardInterrupt; a second one ends the process at once, in one line.
+
+    Files that count are renamed into place when they are complete, so that an end at any moment leaves none half-made.
+    """
+    interrupted = said = False
+    unraisable_hook = sys.unraisablehook
+
+    def handle(number: int, frame: object) -> None:
+        nonlocal interrupted
+        if interrupted:
+            if not said:  # past Python's own buffers, which the first one may have interrupted
+                os.write(2, f"\nrouterjax: error: {INTERRUPTED}\n".encode())
+            os._exit(130)
+        interrupted = True
+        raise KeyboardInterrupt
+
+    def hook(unraisable: sys.UnraisableHookArgs) -> None:
+        nonlocal interrupted
+        if isinstance(unraisable.exc_value, KeyboardInterrupt):
+            # It came while Python ran a callback (of the garbage collector), which swallows it: have it come again.
+            interrupted = False
+            threading.Timer(0.05, signal.pthread_kill, (threading.main_thread().ident, signal.SIGINT)).start()
+        else:
+            unraisable_hook(unraisable)
+
+    # Elsewhere (another thread, nohup, a notebook) Ctrl-C is not a command's to handle.
+    is_main = threading.current_thread() is threading.main_thread()
+    handles = is_main and signal.getsignal(signal.SIGINT) is signal.default_int_handler
+    if handles:
+        signal.signal(signal.SIGINT, handle)
+        sys.unraisablehook = hook
+    try:
+        yield
+    except KeyboardInterrupt:
+        fail(INTERRUPTED)
+        said = True
+        raise
+    finally:
+        if handles and not interrupted:  # otherwise a second one may still come, while the interpreter ends
+            signal.signal(signal.SIGINT, signal.default_int_handler)
+            sys.unraisablehook = unraisable_hook
