@@ -79,7 +79,10 @@ def test_one_step_changes_every_parameter() -> None:
     initialise = jax.jit(lambda key: training.create_state(module, battles.query, optimizer, key=key))
     state = initialise(jax.random.key(0))
     before = jax.tree.map(np.asarray, state.params)
-    step = training.jit_step(training.make_train_step(module, losses.preference_loss, optimizer))
+    weight = float(np.sum(battles.weight))
+    step = training.jit_step(
+        training.make_train_step(module, losses.preference_loss, optimizer, weight_per_step=weight)
+    )
     after, _ = step(state, battles, jax.random.key(1))
     for old, new in zip(jax.tree.leaves(before), jax.tree.leaves(after.params), strict=True):
         assert np.all(old != np.asarray(new))

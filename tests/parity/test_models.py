@@ -98,7 +98,8 @@ def test_steps_are_those_of_torch_adamw(gradient_clip: float | None) -> None:
     state = training.create_state(module, batches[0].query, optimizer, key=jax.random.key(0))
     params = our_names(dict(reference.named_parameters()))
     state = state.replace(params=params, opt_state=optimizer.init(params))
-    step = jax.jit(training.make_train_step(module, losses.preference_loss, optimizer))
+    weight_per_step = float(np.mean([np.sum(batch.weight) for batch in batches]))
+    step = jax.jit(training.make_train_step(module, losses.preference_loss, optimizer, weight_per_step=weight_per_step))
 
     reference.double()
     # Betas and epsilon are torch's defaults.
@@ -113,7 +114,7 @@ def test_steps_are_those_of_torch_adamw(gradient_clip: float | None) -> None:
         label = (column["outcome"] @ torch.tensor([1.0, 0.5, 0.0])).double()
         weight = column["weight"].double()
         loss = torch.nn.functional.binary_cross_entropy_with_logits(margin, label, weight=weight, reduction="sum")
-        (loss / weight.sum()).backward()
+        (loss / weight_per_step).backward()
         largest_norm = float("inf") if gradient_clip is None else gradient_clip
         norm = torch.nn.utils.clip_grad_norm_(reference.parameters(), largest_norm)
         adamw.step()
