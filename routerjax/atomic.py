@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import errno
 import os
 import shutil
 import tempfile
@@ -81,8 +82,16 @@ def require_folder(path: Path) -> None:
 
 
 def refuse_existing(path: Path) -> None:
-    """Raise InputError if ``path`` exists, unless it is an empty folder."""
-    if path.is_dir() and not any(path.iterdir()):
-        return
-    if path.exists():
+    """Refuse an output that exists, unless it is an empty folder, or that cannot be made where it is to be.
+
+    Raises:
+        InputError: it exists, or would lie in a file.
+        PermissionError: it would lie in a folder that may not be written to.
+    """
+    folder = next(parent for parent in path.absolute().parents if parent.exists())
+    if not folder.is_dir():
+        raise InputError(f"cannot write {path}: {folder} is a file, not a folder")
+    if path.exists() and not (path.is_dir() and not any(path.iterdir())):
         raise InputError(f"the output {path} exists already; choose another name or remove it")
+    if not os.access(folder, os.W_OK | os.X_OK):
+        raise PermissionError(errno.EACCES, os.strerror(errno.EACCES), os.fspath(folder))

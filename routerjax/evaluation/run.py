@@ -95,6 +95,11 @@ def evaluate_routers(
             _, benchmark = smallest_by_hash(benchmark, exclude_smallest)
         outside = {outsider: read_scores(path, benchmark) for outsider, path in named_scores.items()}
         tasks.append(_Task(benchmark, *find_pair(benchmark, strong, weak), outside))
+    for name, router in loaded.items():
+        try:
+            router.require_text()
+        except InputError as error:
+            raise InputError(f"{name}: {error}") from error
     with EmbeddingCache() as cache:
         results = [_evaluate(task, loaded, cache=cache, num_samples=num_samples, seed=seed) for task in tasks]
     with new_directory(output) as folder:

@@ -45,8 +45,8 @@ def check_resamples(num_samples: int, seed: int) -> None:
     """
     if not 1 <= num_samples <= MOST_SAMPLES:
         raise InputError(
-            f"num_samples, the number of bootstrap resamples, must be in 1 to {MOST_SAMPLES:,} (1,000 is usual); "
-            f"got {num_samples}"
+            f"num_samples (--samples), the number of bootstrap resamples, must be in 1 to {MOST_SAMPLES:,}; 1,000 is "
+            f"usual; got {num_samples}"
         )
     if not 0 <= seed < SEEDS:
         raise InputError(f"seed must be in 0 to {SEEDS - 1}, got {seed}")

@@ -154,6 +154,14 @@ class Router:
             raise self._refusal(f"the encoder {source} has", encoder.spec.fingerprint)
         return encoder
 
+    def require_text(self) -> None:
+        """Load what reads text, before any work depends on it: the tokenizer, or the encoder.
+
+        Raises:
+            InputError: the router has given embeddings, or what is found is not what it was trained with.
+        """
+        _ = self.encoder if self.reader is None else self.tokenizer
+
     def _refusal(self, whose: str, fingerprint: str) -> InputError:
         # The first digits tell two hashes apart; an endpoint's fingerprint ends in its address.
         shown = 16 if self.features.kind in ("encoder", "tokens") else None

@@ -1,22 +1,19 @@
 """Figures of routers against the metrics themselves, the controls, and the report."""
 
 import dataclasses
-import html
 import io
+import itertools
 import json
-import re
 from collections.abc import Callable
 from pathlib import Path
 
 import jax
 import numpy as np
-import pyarrow as pa
 import pytest
 from rich.console import Console
 from sklearn.metrics import log_loss
 
-from routerjax import InputError, Router, data, evaluation, metrics, save_router
-from routerjax.tables import write_table
+from routerjax import InputError, data, evaluation, features, metrics
 from tests.routers import tiny_router
 
 
@@ -94,6 +91,24 @@ def test_every_interval_is_that_of_the_metric_on_the_same_resamples() -> None:
         (router.calibration_error, sample(metrics.expected_calibration_error, "label")),
     ):
         np.testing.assert_allclose([figure.low, figure.high], metrics.percentile_interval(samples), atol=1e-5)
+
+
+def test_what_takes_over_two_seconds_shows_progress(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    def shown(*, seconds_a_look: int, progress: bool = True) -> str:
+        monkeypatch.setattr("tqdm.std.time", itertools.count(step=seconds_a_look).__next__)
+        evaluation.evaluate(win_probs(), BENCHMARK, num_samples=200, progress=progress)
+        rows = np.ones((3000, router.features.width), np.float32)
+        router.win_prob(features.Embeddings(rows, router.features.fingerprint), progress=progress)
+        return capsys.readouterr().err
+
+    router = tiny_router(tmp_path)
+    slow = shown(seconds_a_look=3)
+    assert slow.count("resample/s]\n") == 3  # the curves, the means, the slices by length
+    assert slow.count("prompt/s]\n") == 1
+    assert shown(seconds_a_look=0) == ""
+    assert shown(seconds_a_look=3, progress=False) == ""
 
 
 def test_a_strong_model_that_is_worse_is_said_in_every_report() -> None:
@@ -210,150 +225,3 @@ def test_reports_say_the_same() -> None:
     described = json.loads(json.dumps(evaluation.results_json([result]), allow_nan=False))
     assert described["benchmarks"][0]["routers"]["good"]["apgr"]["value"] == result.routers["good"].apgr.value
     assert len(described["benchmarks"][0]["difference"]) == 4 * 3
-
-
-def benchmark_file(folder: Path) -> str:
-    path = folder / "made_up.parquet"
-    if not path.exists():
-        data.write_benchmark_table(BENCHMARK, path)
-    return str(path)
-
-
-def test_router_folders_and_score_files_side_by_side(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setenv("ROUTERJAX_CACHE", str(tmp_path / "cache"))
-    router = tiny_router(tmp_path)
-    save_router(router, tmp_path / "run" / "router")
-    save_router(router, tmp_path / "run" / "knn")  # whatever is there is the control
-    own = router.win_prob(BENCHMARK.prompts)
-    write_table(pa.table({"prompt": BENCHMARK.prompts, "win_prob": own}), str(tmp_path / "outside.csv"))
-    results = evaluation.evaluate_routers(
-        [tmp_path / "run"],
-        benchmarks=[benchmark_file(tmp_path)],
-        score_files=[tmp_path / "outside.csv"],
-        strong="big",
-        weak="small",
-        num_samples=50,
-        output=tmp_path / "results",
-    )
-    routers = results[0].routers
-    assert set(routers) == {"run", "knn", "outside", "random", "constant", "oracle"}
-    assert routers["run"].apgr == routers["outside"].apgr
-    assert (tmp_path / "results" / "curves.png").read_bytes().startswith(b"\x89PNG")
-    described = json.loads((tmp_path / "results" / "results.json").read_text())
-    own = {"strong": "big", "weak": "small", "own_strong": "big", "own_weak": "small"}
-    assert described["benchmarks"][0]["pairs"] == {"run": own, "knn": own}
-    assert described["benchmarks"][0]["notes"] == []
-    assert re.search(r"\| run \| 0\.\d{3} \[", (tmp_path / "results" / "results.md").read_text())
-    smaller = evaluation.evaluate_routers(
-        [tmp_path / "run"],
-        benchmarks=[benchmark_file(tmp_path)],
-        strong="big",
-        weak="small",
-        exclude_smallest=100,
-        num_samples=10,
-        output=tmp_path / "smaller",
-    )
-    assert smaller[0].num_prompts == 200
-
-
-def test_a_router_is_scored_on_the_benchmarks_pair_where_it_knows_it(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    monkeypatch.setenv("ROUTERJAX_CACHE", str(tmp_path / "cache"))
-    router = tiny_router(tmp_path)
-    save_router(router, tmp_path / "mine")
-    prompts, rng = BENCHMARK.prompts[:20], np.random.default_rng(0)
-    quality = {name: rng.random(20) for name in ("medium", "small", "big", "unheard")}
-
-    def evaluated(strong: str, weak: str) -> tuple[evaluation.BenchmarkResult, str]:
-        low, high = sorted((quality[strong], quality[weak]), key=np.mean)
-        table = data.Benchmark(name="b", prompts=prompts, quality={strong: high, weak: low})
-        path, output = tmp_path / f"{strong}-{weak}.parquet", tmp_path / f"{strong}-{weak}"
-        data.write_benchmark_table(table, path)
-        (result,) = evaluation.evaluate_routers(
-            [tmp_path / "mine"], benchmarks=[str(path)], strong=strong, weak=weak, num_samples=10, output=output
-        )
-        described = json.loads((output / "results.json").read_text())["benchmarks"][0]
-        note = next((note for note in described["notes"] if note.startswith("mine ")), "")
-        reports = [(output / name).read_text() for name in ("results.md", "report.html")]
-        for report in (printed(result, width=80), *reports):
-            assert note in html.unescape(" ".join(report.split()))
-        assert dataclasses.asdict(result.pairs["mine"]) == described["pairs"]["mine"]
-        return result, note
-
-    def is_scored_as(result: evaluation.BenchmarkResult, *pair: str) -> bool:
-        curve, scored = result.routers["mine"].curve, router.win_prob(prompts, *pair)
-        return np.array_equal(curve.threshold[1:], np.unique(scored.astype(float))[::-1])
-
-    result, note = evaluated("big", "small")
-    assert is_scored_as(result, "big", "small")
-    assert note == ""
-    result, note = evaluated("medium", "small")  # known, but not the router's own pair
-    assert is_scored_as(result, "medium", "small")
-    assert note.startswith("mine is scored on this benchmark's pair; a calibration of its own pair, big or small,")
-    result, note = evaluated("small", "big")  # the other way round
-    assert is_scored_as(result, "small", "big")
-    result, note = evaluated("unheard", "small")
-    assert is_scored_as(result, "big", "small")
-    assert note == "mine is scored on its own pair, big or small: it does not know both models of this benchmark."
-
-
-def test_what_is_refused_is_refused_before_any_prompt_is_scored(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    def scores_nothing(*_: object, **__: object) -> np.ndarray:
-        raise AssertionError("a prompt was scored")
-
-    monkeypatch.setattr(Router, "win_prob", scores_nothing)
-    save_router(tiny_router(tmp_path), tmp_path / "router")
-    other, scores = tmp_path / "other.parquet", tmp_path / "outside.csv"
-    equal = dataclasses.replace(BENCHMARK, quality={name: BENCHMARK.quality["big"] for name in BENCHMARK.quality})
-    data.write_benchmark_table(equal, other)
-    write_table(pa.table({"prompt": ["x"], "win_prob": [0.5]}), str(scores))
-    pair = {"strong": "big", "weak": "small"}
-    # The first benchmark is sound: it waits for the second one.
-    both = [benchmark_file(tmp_path), str(other)]
-    for arguments, message in (
-        ({"benchmarks": both, **pair}, "the same mean quality"),
-        ({"benchmarks": both[:1]}, "no usual pair of models"),
-        ({"benchmarks": both[:1], "strong": "big"}, "no usual pair of models"),
-        ({"benchmarks": both[:1], "score_files": [scores], **pair}, "no win_prob for 300 of the 300 prompts"),
-        ({"benchmarks": both[:1], "score_files": [tmp_path / "no.csv"], **pair}, "no file .*no.csv"),
-    ):
-        with pytest.raises(InputError, match=message):
-            evaluation.evaluate_routers([tmp_path / "router"], **arguments, output=tmp_path / "results")
-    with pytest.raises(AssertionError, match="a prompt was scored"):
-        evaluation.evaluate_routers([tmp_path / "router"], benchmarks=both[:1], **pair, output=tmp_path / "results")
-
-
-@pytest.mark.parametrize(
-    ("rows", "message"),
-    [
-        ({"prompt": ["x"], "win_prob": [0.5]}, "no win_prob for 300 of the 300 prompts of made up"),
-        ({"prompt": ["x"], "win_prob": [1.5]}, r"row 0: column win_prob must be in \[0, 1\], got 1.5"),
-        ({"prompt": ["x", "x"], "win_prob": [0.5, 0.6]}, "row 1: a second, different win_prob for the prompt 'x'"),
-        ({"prompt": ["x"], "winprob": [0.5]}, r"lacks the column 'win_prob' \(did you mean 'winprob'\?\)"),
-        ({"prompt": ["x"], "win_prob": ["high"]}, "column win_prob must be numbers"),
-    ],
-)
-def test_scores_that_cannot_be_used(tmp_path: Path, rows: dict, message: str) -> None:
-    path = tmp_path / "scores.parquet"
-    write_table(pa.table(rows), str(path))
-    with pytest.raises(InputError, match=message):
-        evaluation.read_scores(path, BENCHMARK)
-
-
-def test_nothing_is_written_when_something_is_wrong(tmp_path: Path) -> None:
-    arguments = {"benchmarks": [benchmark_file(tmp_path)], "strong": "big", "weak": "small"}
-    output = tmp_path / "results"
-    with pytest.raises(InputError, match="nothing to evaluate"):
-        evaluation.evaluate_routers([], **arguments, output=output)
-    with pytest.raises(InputError, match="is not a router folder"):
-        evaluation.evaluate_routers([tmp_path], **arguments, output=output)
-    with pytest.raises(InputError, match=r"must be in 1 to 100,000 .*got 0"):
-        evaluation.evaluate_routers([tmp_path], **arguments, num_samples=0, output=output)
-    assert not output.exists()
-    output.mkdir()
-    (output / "mine").touch()
-    with pytest.raises(InputError, match="exists already"):
-        evaluation.evaluate_routers([tmp_path], **arguments, output=output)
