@@ -12,9 +12,7 @@ from typing import cast
 
 import flax.linen as nn
 import jax
-import jax.numpy as jnp
 import numpy as np
-import tqdm
 from jaxtyping import Float32
 
 from routerjax.config import AttributeValue, FeatureConfig
@@ -27,18 +25,16 @@ from routerjax.features import (
     SentenceEncoder,
     TextTokenizer,
     open_encoder,
-    padded_rows,
     read_prompts,
 )
 from routerjax.losses import make_outcome_prob, make_readout, outcome_model
 from routerjax.prompts import prompt_ids, require_texts
+from routerjax.router.batching import apply_to_query, apply_to_texts
 from routerjax.router.families import make_module
 from routerjax.router.reader import TextReader
 from routerjax.scoring import make_score_fn
 from routerjax.typing import Array, Query, Readout, ScoreFn, Variables
 
-# Embeddings scored at a time, a power of two: bounded space for families that compare with a memory.
-LARGEST_BATCH = 1024
 # A sum of probabilities in float32 is above 1 by less than this.
 ROUNDING = 1e-6
 
@@ -327,40 +323,9 @@ class Router:
     ) -> np.ndarray:
         """Apply to all prompts, in batches of a few static shapes."""
         if self.reader is not None and not isinstance(prompts, Embeddings):
-            return self._run_on_tokens(compiled, variables, prompts, progress=progress)
+            return apply_to_texts(compiled, variables, prompts, tokenizer=self.tokenizer, progress=progress)
         query = self.query(prompts, exclude_own_battles=exclude_own_battles, cache=cache, progress=progress)
-        count, parts = len(query["embedding"]), []
-        with tqdm.tqdm(total=count, unit="prompt", disable=not progress, delay=2) as bar:
-            for start in range(0, max(count, 1), LARGEST_BATCH):
-                own = {name: leaf[start : start + LARGEST_BATCH] for name, leaf in query.items()}
-                size = len(own["embedding"])
-                # A power of two of rows, so that any number of prompts takes few compilations.
-                more = padded_rows(size) - size
-                full = {
-                    name: np.concatenate([leaf, np.zeros((more, *leaf.shape[1:]), leaf.dtype)])
-                    for name, leaf in own.items()
-                }
-                parts.append(np.asarray(compiled(variables, _on_device(full)), np.float32)[:size])
-                bar.update(size)
-        return np.concatenate(parts)
-
-    def _run_on_tokens(
-        self, compiled: ScoreFn, variables: Variables, prompts: Sequence[str], *, progress: bool
-    ) -> np.ndarray:
-        """Apply to each different prompt once, in the shapes of :meth:`TextTokenizer.batches`."""
-        require_texts(prompts)
-        row_of = {prompt: row for row, prompt in enumerate(dict.fromkeys(prompts))}
-        token_ids = read_prompts(self.tokenizer, list(row_of))
-        outputs: list[np.ndarray] = [np.zeros(0, np.float32)] * len(row_of)
-        with tqdm.tqdm(total=len(row_of), unit="prompt", disable=not progress, delay=2) as bar:
-            for rows, query in self.tokenizer.batches(token_ids):
-                computed = np.asarray(compiled(variables, _on_device(query)), np.float32)
-                for place, row in enumerate(rows):
-                    outputs[row] = computed[place]
-                bar.update(len(rows))
-        if not prompts:
-            return np.asarray(compiled(variables, _on_device(self.tokenizer.pad([], 2, batch=1))), np.float32)[:0]
-        return np.stack([outputs[row_of[prompt]] for prompt in prompts])
+        return apply_to_query(compiled, variables, query, progress=progress)
 
 
 def _probability(prob: np.ndarray, what: str, prompts: Sequence[str] | Embeddings) -> np.ndarray:
@@ -379,10 +344,6 @@ def _require(is_good: np.ndarray, values: np.ndarray, what: str, prompts: Sequen
             f"{len(np.unique(wrong[:, 0]))} of {len(values)} rows; its weights, or the embeddings it is given, are not "
             "finite"
         )
-
-
-def _on_device(query: Mapping[str, np.ndarray]) -> dict[str, Array]:
-    return {name: jnp.asarray(leaf) for name, leaf in query.items()}
 
 
 @functools.lru_cache(maxsize=32)
