@@ -26,6 +26,7 @@ from routerjax.features.tokens import TextTokenizer, tokenizer_for
 from routerjax.models import BertEncoder, SentenceEmbedding
 from routerjax.pretrained import (
     bert_names,
+    configured_tokenizer,
     locate,
     read_bert_config,
     read_json,
@@ -152,7 +153,7 @@ def load_encoder(
     try:
         files = read_tokenizer_files(folder)
         side = truncation or truncation_side(files)
-        tokenizer = tokenizer_for(encoder, files["tokenizer.json"], max_length, side)
+        tokenizer = tokenizer_for(encoder, configured_tokenizer(files, encoder.model_type), max_length, side)
     except InputError as error:
         raise InputError(f"{folder}: {error}") from error
     module = SentenceEmbedding(encoder, normalize=mean_is_normalized(folder))

@@ -12,6 +12,7 @@ from routerjax.pretrained.tokenizer_files import (
     tokenizer_config,
     truncation_side,
 )
+from routerjax.pretrained.tokenizer_settings import configured_tokenizer
 from routerjax.pretrained.weights import TensorNames, publish_weights, read_weights, tensor_bytes, weights_sha256
 
 __all__ = [
@@ -22,6 +23,7 @@ __all__ = [
     "BertConfig",
     "TensorNames",
     "bert_names",
+    "configured_tokenizer",
     "file_sha256",
     "locate",
     "parse_json",

@@ -21,6 +21,7 @@ from routerjax.models import BertEncoder, BertRouter, EmbedThen, SentenceEmbeddi
 from routerjax.pretrained import (
     TOKENIZER_FILE,
     bert_names,
+    configured_tokenizer,
     read_bert_config,
     read_tokenizer_files,
     read_weights,
@@ -70,6 +71,10 @@ class TextReader:
         return truncation_side(self.files)
 
     @functools.cached_property
+    def _tokenizer_json(self) -> bytes:
+        return configured_tokenizer(self.files, self.encoder.model_type)
+
+    @functools.cached_property
     def _tokenizers(self) -> dict[tuple[int, Truncation], TextTokenizer]:
         return {}
 
@@ -85,7 +90,7 @@ class TextReader:
         """
         key = max_length, truncation or self.truncation_side
         if key not in self._tokenizers:  # large ones take seconds to parse
-            self._tokenizers[key] = tokenizer_for(self.encoder, self.files[TOKENIZER_FILE], *key)
+            self._tokenizers[key] = tokenizer_for(self.encoder, self._tokenizer_json, *key)
         return self._tokenizers[key]
 
     def for_scoring(self) -> TextReader:

@@ -1,0 +1,82 @@
+"""Settings of tokenizer_config.json that transformers follows are followed or refused, never passed over."""
+
+import json
+
+import pytest
+
+from routerjax import InputError
+from routerjax.features import TextTokenizer
+from routerjax.pretrained import configured_tokenizer, truncation_side
+from tests.tokenizers_of_kinds import make_tokenizer_of
+
+
+def files_of(kind: str, **config: object) -> dict[str, bytes]:
+    content = make_tokenizer_of(kind).to_str().encode()
+    return {"tokenizer.json": content, "tokenizer_config.json": json.dumps(config).encode()}
+
+
+def tokens(files: dict[str, bytes], model_type: str, text: str) -> list[int]:
+    return TextTokenizer(configured_tokenizer(files, model_type), 32).token_ids([text])[0]
+
+
+def test_what_changes_nothing_leaves_the_file_as_it_is() -> None:
+    for config in ({}, {"do_lower_case": True}, {"tokenizer_class": "BertTokenizerFast", "strip_accents": None}):
+        files = files_of("WordPiece", **config)
+        assert configured_tokenizer(files, "bert") == files["tokenizer.json"]
+
+
+def test_case_and_accents_are_those_of_the_configuration() -> None:
+    text = "PRIMES façade"
+    cased, lower = files_of("WordPiece, cased", do_lower_case=False), files_of("WordPiece, cased", do_lower_case=True)
+    assert tokens(lower, "bert", text) == tokens(lower, "bert", "primes facade") != tokens(cased, "bert", text)
+    # As in transformers, BERT's tokenizer lowers case where nothing is said of it, others do as tokenizer.json says.
+    assert tokens(files_of("WordPiece, cased"), "bert", text) == tokens(lower, "bert", text)
+    plain = files_of("WordPiece, cased", tokenizer_class="PreTrainedTokenizerFast", do_lower_case=True)
+    assert tokens(plain, "bert", text) == tokens(cased, "bert", text)
+
+
+def test_a_space_before_the_text_is_that_of_the_configuration() -> None:
+    with_space = files_of("byte-level BPE", add_prefix_space=True)
+    assert tokens(with_space, "roberta", "primes") == tokens(files_of("byte-level BPE"), "roberta", " primes")
+    without = files_of("byte-level BPE", add_prefix_space=False)
+    content = json.loads(without["tokenizer.json"])
+    content["pre_tokenizer"]["add_prefix_space"] = True
+    without["tokenizer.json"] = json.dumps(content).encode()
+    assert tokens(without, "roberta", "primes") == tokens(files_of("byte-level BPE"), "roberta", "primes")
+    unigram = [tokens(files_of("Unigram", add_prefix_space=value), "xlm-roberta", "primes") for value in (True, False)]
+    assert unigram[0] != unigram[1]
+
+
+def test_special_tokens_of_the_configuration_are_found_in_a_text() -> None:
+    plain, named = files_of("WordPiece"), files_of("WordPiece", mask_token="primes")
+    for text in ("primes", "xprimes"):
+        assert (tokens(plain, "bert", text) == tokens(named, "bert", text)) == (text == "primes")
+
+
+def test_the_side_is_that_of_the_configuration_or_the_tokenizer() -> None:
+    assert truncation_side(files_of("Unigram")) == "right"
+    assert truncation_side(files_of("Unigram", truncation_side="left")) == "left"
+    files = files_of("Unigram")
+    direction = {"max_length": 8, "strategy": "LongestFirst", "stride": 0, "direction": "Left"}
+    content = {**json.loads(files["tokenizer.json"]), "truncation": direction}
+    assert truncation_side({**files, "tokenizer.json": json.dumps(content).encode()}) == "left"
+
+
+@pytest.mark.parametrize(
+    ("kind", "config", "message"),
+    [
+        ("Unigram", {"tokenizer_class": "T5Tokenizer"}, "tokenizer_class must be one of"),
+        ("Unigram", {"tokenizer_class": "BertTokenizer", "do_lower_case": True}, "do_lower_case must be left out"),
+        ("WordPiece", {"do_lower_case": "yes"}, "do_lower_case must be true or false, got 'yes'"),
+        ("WordPiece", {"split_special_tokens": True}, "split_special_tokens must be false"),
+        ("WordPiece", {"mask_token": "<mask>"}, "a special token must be a token of tokenizer.json, got '<mask>'"),
+        (
+            "byte-level BPE",
+            {"tokenizer_class": "PreTrainedTokenizerFast", "add_prefix_space": True},
+            "add_prefix_space must be that of tokenizer.json, got True",
+        ),
+    ],
+)
+def test_what_cannot_be_followed_is_refused(kind: str, config: dict[str, object], message: str) -> None:
+    with pytest.raises(InputError, match=message):
+        configured_tokenizer(files_of(kind, **config), "bert")
