@@ -257,7 +257,7 @@ def test_resuming(arena: Path, tmp_path: Path, refused: Refused) -> None:
     for path in (run / "training" / "checkpoints" / "3").rglob("*"):
         if path.is_file():
             path.write_bytes(path.read_bytes()[: path.stat().st_size // 2])
-    refused("checkpoint 3 in .* cannot be restored .*; remove that folder to go on from the one before it", *resume)
+    refused("checkpoint 3 in .* cannot be restored .*: to go on from checkpoint 2, remove .*checkpoints/3", *resume)
     (run / "config.json").write_bytes((run / "config.json").read_bytes()[:-100])
     refused("config.json is damaged; train into another folder", *resume)
 

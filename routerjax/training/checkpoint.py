@@ -3,8 +3,13 @@
 from __future__ import annotations
 
 import contextlib
+import hashlib
 import json
 import logging
+import os
+import re
+import shutil
+import sys
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -22,7 +27,8 @@ class Checkpoints:
     """Numbered checkpoints of a tree of arrays with a small JSON note; the newest two are kept.
 
     Orbax writes each into a temporary folder and renames it when it is complete, so that a killed writer leaves the
-    checkpoint before it as the newest.
+    checkpoint before it as the newest. Each carries a SHA-256 of all that it holds: one bit that changed on the disk is
+    noticed when it is read, whichever file it is in.
 
     Args:
         directory: where they are; made when the first one is written.
@@ -30,16 +36,17 @@ class Checkpoints:
 
     def __init__(self, directory: Path) -> None:
         self.directory = directory.absolute()
-        self._manager = ocp.CheckpointManager(
-            self.directory,
-            options=ocp.CheckpointManagerOptions(max_to_keep=2, create=True, enable_async_checkpointing=False),
-        )
+        self._remove_unfinished()
+        options = ocp.CheckpointManagerOptions(max_to_keep=2, create=True, enable_async_checkpointing=False)
+        with _orbax_silent():
+            self._manager = ocp.CheckpointManager(self.directory, options=options)
 
     def __enter__(self) -> Checkpoints:
         return self
 
     def __exit__(self, *exception: object) -> None:
-        self._manager.close()
+        with _orbax_silent():
+            self._manager.close()
 
     @property
     def latest(self) -> int | None:
@@ -52,16 +59,23 @@ class Checkpoints:
         Raises:
             OSError: it cannot be written; those before it are untouched.
         """
-        args = ocp.args.Composite(tree=ocp.args.StandardSave(tree), note=ocp.args.JsonSave(note))
+        checked_note = {"content": note, "sha256": _sha256(tree, note)}
+        args = ocp.args.Composite(tree=ocp.args.StandardSave(tree), note=ocp.args.JsonSave(checked_note))
         try:
             with _orbax_silent():
                 self._manager.save(number, args=args)
                 self._manager.wait_until_finished()
         except ValueError as error:  # TensorStore's own form of what the operating system refuses
-            if "os_error_code" not in str(error):
+            code = re.search(r"os_error_code='(\d+)'", str(error))
+            if code is None:
                 raise
-            reason = str(error).rsplit(": ", 1)[-1]
+            reason = os.strerror(int(code[1]))
             raise OSError(f"cannot write checkpoint {number} in {self.directory}: {reason}") from error
+
+    def _remove_unfinished(self) -> None:
+        """Remove what a writer that was killed, or met a full disk, left half-written."""
+        for path in self.directory.glob("*.orbax-checkpoint-tmp*"):
+            shutil.rmtree(path)
 
     def restore(self, example: PyTree) -> tuple[int, PyTree, dict[str, Any]]:
         """Read the newest checkpoint into the form of ``example``.
@@ -70,38 +84,64 @@ class Checkpoints:
             Its number, the tree, and the note.
 
         Raises:
-            InputError: there is none, it is damaged, or it is of another form.
+            InputError: there is none, it is damaged, or it is of another form; names the one before it.
         """
         number = self.latest
         if number is None:
             raise InputError(f"no checkpoint in {self.directory}: nothing to restore")
-        where = f"checkpoint {number} in {self.directory}"
+        args = ocp.args.Composite(
+            tree=ocp.args.StandardRestore(jax.tree.map(_abstract, example)), note=ocp.args.JsonRestore()
+        )
         try:
-            restored = self._manager.restore(
-                number,
-                args=ocp.args.Composite(
-                    tree=ocp.args.StandardRestore(jax.tree.map(_abstract, example)), note=ocp.args.JsonRestore()
-                ),
-            )
-        # Orbax and TensorStore report damage with many exception types, JSON's and the operating system's among them.
-        except (ValueError, KeyError, TypeError, OSError, RuntimeError, json.JSONDecodeError) as error:
-            reason = str(error).strip().splitlines() or [type(error).__name__]
-            raise InputError(
-                f"{where} cannot be restored ({reason[0]}); remove that folder to go on from the one before it"
-            ) from error
+            with _orbax_silent():
+                restored = self._manager.restore(number, args=args)
+            note = restored["note"]["content"]
+            if _sha256(restored["tree"], note) != restored["note"]["sha256"]:
+                raise ValueError("its content is not what its checksum says: bits changed on the disk")
+        # Orbax and TensorStore report damage with any exception type, Exception itself among them.
+        except Exception as error:
+            raise InputError(self._damage(number, error)) from error
         # Orbax commits arrays to a device, for which jit compiles anew; these run in the programs of a whole run.
         tree = jax.tree.map(lambda leaf: jnp.array(np.asarray(leaf)), restored["tree"])
-        return number, tree, restored["note"]
+        return number, tree, note
+
+    def _damage(self, number: int, error: Exception) -> str:
+        reason = (str(error).strip().splitlines() or [type(error).__name__])[0]
+        before = max((step for step in self._manager.all_steps() if step < number), default=None)
+        mend = "begin anew" if before is None else f"go on from checkpoint {before}"
+        folder = self.directory / str(number)
+        return f"checkpoint {number} in {self.directory} cannot be restored ({reason}): to {mend}, remove {folder}"
+
+
+def _sha256(tree: PyTree, note: dict[str, Any]) -> str:
+    """Of every array's name, type, shape and bytes, and of the note."""
+    digest = hashlib.sha256(json.dumps(note, sort_keys=True).encode())
+    for path, leaf in jax.tree_util.tree_flatten_with_path(tree)[0]:
+        array = np.ascontiguousarray(leaf)
+        digest.update(f"{jax.tree_util.keystr(path)} {array.dtype} {np.shape(leaf)}".encode())
+        digest.update(array.reshape(-1).view(np.uint8).data)
+    return digest.hexdigest()
 
 
 @contextlib.contextmanager
 def _orbax_silent() -> Iterator[None]:
-    """Orbax's threads also log the traceback of an error that it raises; the error says it once."""
+    """Without what Orbax logs, and what its threads report, of an error that it raises too; the error says it once.
+
+    Threads may still report when the call has failed: from then on, such reports are dropped.
+    """
     logger = logging.getLogger("absl")
-    level = logger.level
+    level, report = logger.level, sys.unraisablehook
+
+    def without_tensorstore(unraisable: sys.UnraisableHookArgs) -> None:
+        reason = str(unraisable.exc_value)
+        if reason != "Event loop is closed" and "TensorStore" not in reason:
+            report(unraisable)
+
     logger.setLevel(logging.CRITICAL + 1)
+    sys.unraisablehook = without_tensorstore
     try:
         yield
+        sys.unraisablehook = report
     finally:
         logger.setLevel(level)
 

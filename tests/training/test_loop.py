@@ -139,17 +139,3 @@ def test_a_loss_that_is_not_finite_stops_the_run_and_names_the_step(tmp_path: Pa
     embedding = TRAIN.query["embedding"].at[3].set(jnp.inf)
     with pytest.raises(InputError, match=r"not finite in epoch 1, first at step \d.*lower the learning rate"):
         run(tmp_path, train=TRAIN._replace(query={"embedding": embedding}), validation=None)
-
-
-@pytest.mark.parametrize("damage", ["truncated", "removed"])
-def test_a_damaged_checkpoint_is_an_error_that_says_what_to_do(tmp_path: Path, damage: str) -> None:
-    run(tmp_path)
-    newest = tmp_path / "checkpoints" / "6"
-    for path in (newest / "tree").rglob("*"):
-        if path.is_file() and path.stat().st_size > 0:
-            if damage == "truncated":
-                path.write_bytes(path.read_bytes()[: path.stat().st_size // 2])
-            else:
-                path.unlink()
-    with pytest.raises(InputError, match=r"checkpoint 6 in .* cannot be restored .*remove that folder"):
-        run(tmp_path, resume=True)
