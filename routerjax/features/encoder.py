@@ -133,7 +133,11 @@ def _embed(module: nn.Module, variables: Variables, query: Query) -> Array:
 
 
 def load_encoder(
-    source: str | os.PathLike[str], *, max_length: int = 256, truncation: Truncation | None = None
+    source: str | os.PathLike[str],
+    *,
+    max_length: int = 256,
+    truncation: Truncation | None = None,
+    download: bool = True,
 ) -> SentenceEncoder:
     """Load a sentence encoder: one of the BERT family with mean pooling, as sentence-transformers saves it.
 
@@ -144,11 +148,12 @@ def load_encoder(
         max_length: tokens of a prompt that are read, whatever the files say; part of the fingerprint.
         truncation: what is left out of a longer prompt (see :class:`TextTokenizer`), likewise; None for what the files
             of the tokenizer say.
+        download: see :func:`routerjax.pretrained.locate`.
 
     Raises:
         InputError: not found, damaged, or of another architecture or pooling.
     """
-    folder = locate(source)
+    folder = locate(source, download=download)
     encoder = BertEncoder(**read_bert_config(folder).encoder)
     try:
         files = read_tokenizer_files(folder)
@@ -191,7 +196,11 @@ def pools_by_mean(folder: Path) -> bool:
 
 def _pooling_modes(folder: Path) -> dict[Path, list[str]]:
     return {
-        path: [name for name, used in read_json(path, dict).items() if name.startswith("pooling_mode") and used is True]
+        path: [
+            name
+            for name, used in read_json(path, dict, folder=folder).items()
+            if name.startswith("pooling_mode") and used is True
+        ]
         for path in folder.glob("*_Pooling/config.json")
     }
 

@@ -290,6 +290,7 @@ def open_encoder(
     *,
     max_length: int,
     truncation: Truncation | None = None,
+    download: bool = True,
     width: int | None = None,
     dollars_per_million_tokens: float | None = None,
 ) -> SentenceEncoder | EndpointEncoder:
@@ -299,6 +300,7 @@ def open_encoder(
         source: see :class:`EndpointEncoder` and :func:`load_encoder`.
         max_length: tokens of a prompt that an encoder reads; an endpoint reads them all.
         truncation: what an encoder leaves out of a longer prompt; see :func:`load_encoder`.
+        download: an encoder that is not here; see :func:`routerjax.pretrained.locate`.
         width: that an endpoint's embeddings must have.
         dollars_per_million_tokens: of an endpoint.
 
@@ -312,7 +314,7 @@ def open_encoder(
                 "prompts: leave it out"
             )
         return EndpointEncoder(os.fspath(source), width=width, dollars_per_million_tokens=dollars_per_million_tokens)
-    return load_encoder(source, max_length=max_length, truncation=truncation)
+    return load_encoder(source, max_length=max_length, truncation=truncation, download=download)
 
 
 def routellm_features(width: int = 1536) -> FeatureSpec:

@@ -2,7 +2,7 @@
 
 from routerjax.pretrained import routellm
 from routerjax.pretrained.bert import BertConfig, bert_names, read_bert_config
-from routerjax.pretrained.files import file_sha256, parse_json, read_json, read_text_file
+from routerjax.pretrained.files import file_sha256, find_file, parse_json, read_bytes, read_json, read_text_file
 from routerjax.pretrained.locate import MINILM, locate
 from routerjax.pretrained.tokenizer_files import (
     TOKENIZER_CONFIG,
@@ -25,10 +25,12 @@ __all__ = [
     "bert_names",
     "configured_tokenizer",
     "file_sha256",
+    "find_file",
     "locate",
     "parse_json",
     "publish_weights",
     "read_bert_config",
+    "read_bytes",
     "read_json",
     "read_text_file",
     "read_tokenizer_files",

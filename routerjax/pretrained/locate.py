@@ -16,6 +16,8 @@ from routerjax.errors import InputError
 from routerjax.pretrained.files import file_sha256
 from routerjax.pretrained.tokenizer_files import TOKENIZER_FILES
 
+logger = logging.getLogger(__name__)
+
 MINILM = "sentence-transformers/all-MiniLM-L6-v2"
 
 # Whatever the source, these are the bytes.
@@ -38,7 +40,7 @@ EXPECTED = "expected a local folder, or a Hugging Face name owner/name"
 FILE_ENDINGS = (".safetensors", ".bin", ".pt", ".pth", ".ckpt", ".npz", ".json", ".yaml", ".yml", ".zip", ".gz")
 
 
-def locate(source: str | os.PathLike[str]) -> Path:
+def locate(source: str | os.PathLike[str], *, download: bool = True) -> Path:
     """The folder of a pretrained model.
 
     Looked for in this order: a local folder; the Hugging Face cache; for all-MiniLM-L6-v2 an installed package, which
@@ -46,21 +48,31 @@ def locate(source: str | os.PathLike[str]) -> Path:
     into a local folder that exists (``runs/mine``) is a slip, with which the hub is not asked.
 
     Args:
-        source: a path, or a Hugging Face name. A name with a pinned sha256 is checked against it wherever it is found.
+        source: a path, or a Hugging Face name. A name with a pinned sha256 is checked against it wherever it is found,
+            and is never that of a local folder, which would stand in for it.
+        download: ask the hub for any name. If not, as for a name that only a router's folder gives, then for none but
+            those with a pinned sha256.
 
     Raises:
         InputError: found nowhere, or other bytes than the pinned ones.
     """
     path, name = Path(source), os.fspath(source)
-    if path.is_dir():
+    if path.is_dir() and name not in PINNED_SHA256:
         return path
+    if path.is_dir():
+        logger.warning("%s is the model of that name, not the folder %s here: write ./%s for it", *(name,) * 3)
     if path.is_file():
         raise InputError(f"{name} is a file: {EXPECTED}")
     if path.is_absolute() or len(path.parts) != 2 or name.startswith(".") or name.endswith(FILE_ENDINGS):
         raise InputError(f"no folder {name}: {EXPECTED}")
     folder = _in_cache(name) or _in_package(name)
     if folder is None:
-        if path.parent.is_dir():
+        if not download and name not in PINNED_SHA256:
+            raise InputError(
+                f"{name} is not on this machine, and what only a router's folder names is not downloaded: get it first "
+                f"(hf download {name}), or say where it is (--encoder)"
+            )
+        if path.parent.is_dir() and not path.is_dir():
             raise InputError(
                 f"no folder {name}, though there is {path.parent}: {EXPECTED}; if the latter is meant, get it "
                 f"first: hf download {name}"

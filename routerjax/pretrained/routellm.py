@@ -17,7 +17,7 @@ import safetensors
 import yaml
 
 from routerjax.errors import InputError, nearest
-from routerjax.pretrained.files import refuse_lfs_pointer
+from routerjax.pretrained.files import find_file, read_text_file, refuse_lfs_pointer
 from routerjax.pretrained.locate import locate
 from routerjax.pretrained.weights import TensorNames, read_weights
 from routerjax.typing import PyTree
@@ -141,7 +141,7 @@ def find_checkpoint(source: str | os.PathLike[str]) -> Path:
             raise InputError(f"no file {path}")
         return path
     file = locate(source) / WEIGHTS_FILE
-    if not file.is_file():
+    if find_file(file) is None:
         raise InputError(f"{source} holds no {WEIGHTS_FILE}")
     return file
 
@@ -182,11 +182,15 @@ def read_config(path: Path, section: str, kind: type[ConfigT]) -> ConfigT:
     Raises:
         InputError: no such file, not YAML, no such section, or keys or values that RouteLLM does not know.
     """
+    if not path.is_file():
+        raise InputError(f"no file {path}")
+    content = read_text_file(path.resolve())  # the user's own choice, wherever it leads
     try:
-        sections = yaml.safe_load(path.read_text(encoding="utf-8"))
-    except FileNotFoundError as error:
-        raise InputError(f"no file {path}") from error
-    except (yaml.YAMLError, UnicodeDecodeError) as error:
+        # A few lines of references to references are billions of values when they are written out.
+        if any(isinstance(event, yaml.AliasEvent) for event in yaml.parse(content, yaml.SafeLoader)):
+            raise InputError(f"{path} has references (*name), which no RouteLLM configuration has: write them out")
+        sections = yaml.safe_load(content)
+    except (yaml.YAMLError, UnicodeDecodeError, RecursionError) as error:
         raise InputError(f"{path} is not YAML: {error}") from error
     if not isinstance(sections, dict):
         raise InputError(f"{path} must be a mapping from router to its settings, got {type(sections).__name__}")

@@ -8,7 +8,7 @@ from typing import cast
 
 from routerjax.config import Truncation
 from routerjax.errors import InputError
-from routerjax.pretrained.files import parse_json, read_text_file
+from routerjax.pretrained.files import find_file, parse_json, read_text_file
 
 TOKENIZER_FILE = "tokenizer.json"
 TOKENIZER_CONFIG = "tokenizer_config.json"
@@ -18,13 +18,19 @@ TOKENIZER_FILES = (
 )
 
 
-def read_tokenizer_files(folder: Path) -> dict[str, bytes]:
-    """Those of :data:`TOKENIZER_FILES` that a folder holds, byte for byte.
+def read_tokenizer_files(folder: Path, *, root: Path | None = None) -> dict[str, bytes]:
+    """Read those of :data:`TOKENIZER_FILES` that a folder holds, and no others.
+
+    Args:
+        folder: that they lie in.
+        root: that no link must leave; default ``folder``. See :func:`routerjax.pretrained.files.find_file`.
 
     Raises:
-        InputError: there is no ``tokenizer.json``.
+        InputError: there is no ``tokenizer.json``, or a file cannot be read.
     """
-    files = {name: read_text_file(folder / name) for name in TOKENIZER_FILES if (folder / name).is_file()}
+    root = folder if root is None else root
+    present = [name for name in TOKENIZER_FILES if find_file(folder / name, folder=root) is not None]
+    files = {name: read_text_file(folder / name, folder=root) for name in present}
     if TOKENIZER_FILE not in files:
         raise InputError(f"{folder} holds no {TOKENIZER_FILE}; save its tokenizer as a fast one")
     return files

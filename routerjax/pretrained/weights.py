@@ -19,7 +19,7 @@ import safetensors.numpy
 from jaxtyping import Float32
 
 from routerjax.errors import InputError
-from routerjax.pretrained.files import file_sha256, read_json, refuse_lfs_pointer
+from routerjax.pretrained.files import file_sha256, find_file, read_json, refuse_lfs_pointer
 from routerjax.typing import Array, PyTree
 
 logger = logging.getLogger(__name__)
@@ -182,11 +182,15 @@ def _tensors(path: Path) -> Iterator[tuple[str, safetensors.safe_open]]:
 def _files(path: Path) -> list[Path]:
     if not path.is_dir():
         return [path]
-    if (path / WEIGHTS_FILE).is_file():
+    if find_file(path / WEIGHTS_FILE) is not None:
         return [path / WEIGHTS_FILE]
-    if not (path / INDEX_FILE).is_file():
+    if find_file(path / INDEX_FILE) is None:
         raise InputError(f"{path} holds no {WEIGHTS_FILE} and no {INDEX_FILE}; save it in the safetensors format")
     file_of = read_json(path / INDEX_FILE, dict).get("weight_map")
     if not isinstance(file_of, dict) or not all(isinstance(file, str) for file in file_of.values()):
         raise InputError(f"{path / INDEX_FILE} is damaged: weight_map must map tensors to files, got {file_of!r:.40}")
-    return [path / shard for shard in sorted(set(file_of.values()))]
+    shards = [path / shard for shard in sorted(set(file_of.values()))]
+    for shard in shards:
+        if find_file(shard, folder=path) is None:
+            raise InputError(f"{path} is incomplete: no {shard.name}, which its {INDEX_FILE} names; get it again")
+    return shards

@@ -20,7 +20,7 @@ from routerjax.atomic import new_directory
 from routerjax.errors import InputError
 from routerjax.features import FeatureSpec
 from routerjax.losses import outcome_model
-from routerjax.pretrained import file_sha256, tensor_bytes
+from routerjax.pretrained import file_sha256, find_file, read_bytes, read_tokenizer_files, tensor_bytes
 from routerjax.router.reader import TextReader
 from routerjax.router.router import Router
 from routerjax.typing import Array
@@ -77,10 +77,10 @@ def load_router(path: str | os.PathLike[str], *, encoder: str | None = None) -> 
         InputError: no such folder, another format, or files damaged or not belonging together.
     """
     folder = Path(path)
-    if not (folder / DESCRIPTION_FILE).is_file():
+    if find_file(folder / DESCRIPTION_FILE) is None:
         raise InputError(f"{folder} is not a router folder: no {DESCRIPTION_FILE} in it")
     try:
-        description = json.loads((folder / DESCRIPTION_FILE).read_text(encoding="utf-8"))
+        description = json.loads(read_bytes(folder / DESCRIPTION_FILE))
         if description["format"] != FORMAT:
             raise InputError(f"{folder}: expected format {FORMAT}, got {description['format']!r}; update routerjax")
         fields = {name: description[name] for name in ("family", "attributes", "loss", "readout", "strong", "weak")}
@@ -90,9 +90,9 @@ def load_router(path: str | os.PathLike[str], *, encoder: str | None = None) -> 
         reader = _read_reader(description.get("reader"), folder / TOKENIZER_FOLDER)
     except InputError:
         raise
-    except (ValueError, KeyError, TypeError) as error:
+    except (ValueError, KeyError, TypeError, RecursionError) as error:
         raise InputError(f"{folder / DESCRIPTION_FILE} is damaged: {type(error).__name__} {error}") from error
-    if not (folder / TENSOR_FILE).is_file():
+    if find_file(folder / TENSOR_FILE) is None:
         raise InputError(f"{folder} is incomplete: no {TENSOR_FILE} in it")
     if file_sha256(folder / TENSOR_FILE) != expected_hash:
         size = (folder / TENSOR_FILE).stat().st_size
@@ -132,9 +132,8 @@ def _read_reader(described: object, folder: Path) -> TextReader | None:
         return None
     if not folder.is_dir():
         raise InputError(f"the router is incomplete: no folder {folder}")
-    files = {path.name: path.read_bytes() for path in sorted(folder.iterdir()) if path.is_file()}
     try:
-        return TextReader.from_dict(described, files)
+        return TextReader.from_dict(described, read_tokenizer_files(folder, root=folder.parent))
     except InputError as error:
         raise InputError(f"{folder.parent}: {error}") from error
 

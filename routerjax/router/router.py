@@ -144,6 +144,7 @@ class Router:
             source,
             max_length=self.features.max_length or FeatureConfig.max_length,  # a router of an endpoint has none
             truncation=self.features.truncation,
+            download=self.encoder_source is not None,  # what only the router's folder names is not
             width=self.features.width,
         )
         if encoder.spec.fingerprint != self.features.fingerprint:
