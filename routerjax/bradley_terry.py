@@ -8,8 +8,9 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, Bool, Float, Int
+from scipy.sparse.csgraph import connected_components
 
-from routerjax.errors import InputError
+from routerjax.errors import MOST_LISTED, InputError
 
 # Newton converges quadratically: a step this long leaves an error of its square, below what float32 resolves.
 LAST_STEP = 1e-4
@@ -251,27 +252,24 @@ def rated_tiers(
         [0, 1, 1]
     """
     wins = win_matrix(model_a, model_b, label, weight, num_models=len(models))
-    apart = ~_connected_to_first(wins > 0)
-    if apart.any():
-        first, other = models[0], models[np.flatnonzero(apart)[0]]
+    apart = _apart_from_most(wins > 0)
+    if apart.size:
+        listed = ", ".join([models[int(column)] for column in apart[:MOST_LISTED]])
+        more = f" and {apart.size - MOST_LISTED} more" if apart.size > MOST_LISTED else ""
         raise InputError(
-            f"{other} and {first} cannot be rated on one scale: no chain of battles connects them ({apart.sum()} of "
-            f"{len(apart)} models lie apart); select battles that do, and drop models without any "
-            "(without_unused_models)"
+            f"{apart.size} of {len(models)} models cannot be rated on one scale with the others, since no chain of "
+            f"battles connects them: {listed}{more}; leave their battles out (a boolean column that drop_where names, "
+            "as in --set 'data.battles.0.drop_where=(\"COLUMN\",)'), or let a router of the family sw rate every model "
+            "by itself (--set router.attributes.num_tiers=0)"
         )
     ratings = np.asarray(fit(wins, prior=prior))
     return ratings, tiers(ratings, num_tiers)
 
 
-def _connected_to_first(met: Bool[np.ndarray, "models models"]) -> Bool[np.ndarray, "models"]:
-    """Which models chains of battles connect to the first one."""
-    met = met | met.T
-    reached = np.arange(len(met)) == 0
-    while True:
-        grown = reached | met[reached].any(axis=0)
-        if (grown == reached).all():
-            return reached
-        reached = grown
+def _apart_from_most(met: Bool[np.ndarray, "models models"]) -> Int[np.ndarray, "apart"]:
+    """The models that no chain of battles connects to the largest group of models."""
+    group = connected_components(met, directed=False)[1]
+    return np.flatnonzero(group != np.argmax(np.bincount(group)))
 
 
 def _differences(ratings: Float[Array, "models"]) -> Float[Array, "models models"]:

@@ -12,6 +12,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import cast
 
+from routerjax.display import printable
 from routerjax.errors import InputError, VerificationError
 from routerjax.process import fail, interrupts, standard_streams
 
@@ -20,11 +21,16 @@ logger = logging.getLogger(__name__)
 # Those of routerjax.calibration, which imports JAX.
 METHODS = ("temperature", "platt", "isotonic")
 
+# Those of routerjax.tables, which imports Arrow.
+INPUT_FORMATS = ("text", "jsonl")
+
 
 def main(argv: Sequence[str] | None = None) -> int:
     """Run the command line; return the exit status: 0 done, 2 bad input, 1 the machine refused (disk, permissions)."""
     with standard_streams():
-        logging.basicConfig(stream=sys.stderr, format="%(message)s")
+        handler = logging.StreamHandler()
+        handler.setFormatter(_OneLine())
+        logging.basicConfig(handlers=[handler])
         logging.getLogger("routerjax").setLevel(logging.INFO)
         try:
             with interrupts():
@@ -56,6 +62,17 @@ def _run(arguments: argparse.Namespace) -> None:
 def _fail(message: str, status: int) -> int:
     fail(message)
     return status
+
+
+def _say(message: str) -> None:
+    print(printable(message))
+
+
+class _OneLine(logging.Formatter):
+    """A record as one line in which the names of others cannot forge anything."""
+
+    def formatMessage(self, record: logging.LogRecord) -> str:
+        return printable(super().formatMessage(record))
 
 
 def _parser() -> argparse.ArgumentParser:
@@ -126,7 +143,7 @@ def _parser() -> argparse.ArgumentParser:
         "--input",
         required=True,
         metavar="FILE",
-        help=".jsonl, .csv or .parquet with a column prompt; - reads one prompt (or JSON object) a line",
+        help=".jsonl, .csv or .parquet with a column prompt; - is standard input, one prompt a line",
     )
     score.add_argument("--output", default="-", metavar="FILE", help="by its ending; - (default) prints JSON lines")
     score.add_argument("--threshold", type=float, help="in [0, 1]; default: the router's own, if calibrated")
@@ -151,6 +168,12 @@ def _parser() -> argparse.ArgumentParser:
         command.add_argument(
             "--encoder", metavar="DIR", help="where the routers' sentence encoder is, if elsewhere now"
         )
+    for command in (calibrate, score):
+        command.add_argument(
+            "--input-format",
+            choices=INPUT_FORMATS,
+            help="of lines: prompts as they are, or JSON objects; default: by the file's ending, text for -",
+        )
     for command in (score, export, importing):
         command.add_argument("--strong", help="another strong model of the router's vocabulary")
         command.add_argument("--weak", help="another weak model of the router's vocabulary")
@@ -169,7 +192,7 @@ def _train(arguments: argparse.Namespace) -> None:
 
     config = override(load_config(arguments.config), arguments.set)
     train_router(config, arguments.output, resume=arguments.resume)
-    print(f"router written to {arguments.output / 'router'}")
+    _say(f"router written to {arguments.output / 'router'}")
 
 
 def _evaluate(arguments: argparse.Namespace) -> None:
@@ -194,7 +217,7 @@ def _evaluate(arguments: argparse.Namespace) -> None:
     for result in results:
         print_table(result, console)
     files = "report.html, results.json, results.md and curves.png"
-    print(f"95 % intervals over prompts in brackets; {files} are in {arguments.output}")
+    _say(f"95 % intervals over prompts in brackets; {files} are in {arguments.output}")
 
 
 def _calibrate(arguments: argparse.Namespace) -> None:
@@ -220,21 +243,22 @@ def _calibrate(arguments: argparse.Namespace) -> None:
     router = load_router(router_folder(arguments.router), encoder=arguments.encoder)
     with EmbeddingCache() as cache:
         if wants_map:
-            battles = read_preferences(arguments.battles)
+            battles = read_preferences(arguments.battles, progress=True)
             router = calibrate_router(router, battles, method=arguments.method, cache=cache)
             found = cast("dict[str, dict[str, float]]", router.provenance["calibration"])
             for name in CALIBRATION_FIGURES:
-                print(f"{name}: {found[name]['raw']:.4f} raw, {found[name]['calibrated']:.4f} calibrated (held out)")
+                _say(f"{name}: {found[name]['raw']:.4f} raw, {found[name]['calibrated']:.4f} calibrated (held out)")
         if wants_share:
-            prompts = read_prompt_table(arguments.prompts).column("prompt").to_pylist()
+            table = read_prompt_table(arguments.prompts, input_format=arguments.input_format, progress=True)
+            prompts = table.prompts
             # Prompts that the router remembers stand for new ones.
             win_prob = router.win_prob(prompts, exclude_own_battles=True, cache=cache, progress=True)
             threshold, attained = threshold_for_share(win_prob, arguments.strong_share)
-            print(f"threshold {threshold!r} sends {attained:.4f} of these {len(prompts)} prompts to {router.strong}")
+            _say(f"threshold {threshold!r} sends {attained:.4f} of these {len(prompts)} prompts to {router.strong}")
             router = dataclasses.replace(router, threshold=threshold)
     if arguments.output is not None:
         save_router(router, arguments.output)
-        print(f"router with this calibration written to {arguments.output}")
+        _say(f"router with this calibration written to {arguments.output}")
 
 
 def _score(arguments: argparse.Namespace) -> None:
@@ -245,7 +269,7 @@ def _score(arguments: argparse.Namespace) -> None:
     from routerjax.features import EmbeddingCache
     from routerjax.router import load_router, router_folder
     from routerjax.routing import route
-    from routerjax.tables import read_prompt_table, require_writable, write_table
+    from routerjax.tables import read_prompt_table, require_writable
 
     # All that can be refused is refused before the prompts are encoded.
     require_writable(arguments.output)
@@ -253,17 +277,18 @@ def _score(arguments: argparse.Namespace) -> None:
     router = router.with_pair(arguments.strong, arguments.weak)
     if arguments.threshold is not None:
         router = dataclasses.replace(router, threshold=arguments.threshold)
-    table = read_prompt_table(arguments.input)
-    taken = {"win_prob", "model"} & set(table.column_names)
+    table = read_prompt_table(arguments.input, input_format=arguments.input_format, progress=True)
+    taken = {"win_prob", "model"} & set(table.columns)
     if taken:
         raise InputError(f"{arguments.input} has a column {min(taken)} already, which score would write: rename it")
+    output = table.prepare(arguments.output)
     with EmbeddingCache() as cache:
-        win_prob = router.win_prob(table.column("prompt").to_pylist(), cache=cache, progress=True)
-    table = table.append_column("win_prob", pa.array(win_prob))
+        win_prob = router.win_prob(table.prompts, cache=cache, progress=True)
+    added = {"win_prob": pa.array(win_prob)}
     if router.threshold is not None:
         chosen = [router.strong if is_strong else router.weak for is_strong in route(win_prob, router.threshold)]
-        table = table.append_column("model", pa.array(chosen, pa.string()))
-    write_table(table, arguments.output)
+        added["model"] = pa.array(chosen, pa.string())
+    output.write(added)
 
 
 def _export(arguments: argparse.Namespace) -> None:
@@ -274,9 +299,9 @@ def _export(arguments: argparse.Namespace) -> None:
     router = router.with_pair(arguments.strong, arguments.weak)
     if arguments.format == "hf":
         difference = export_hf(router, arguments.output)
-        print(f"model.safetensors: scores differ from the router's by at most {difference:.1e}")
+        _say(f"model.safetensors: scores differ from the router's by at most {difference:.1e}")
         loads = "transformers' AutoModelForSequenceClassification and AutoTokenizer load it"
-        print(f"verified and written to {arguments.output}; {loads}")
+        _say(f"verified and written to {arguments.output}; {loads}")
         return
     if arguments.format == "routellm":
         differences = {"model.safetensors": export_routellm(router, arguments.output)}
@@ -288,8 +313,8 @@ def _export(arguments: argparse.Namespace) -> None:
         differences = export_stablehlo(router, arguments.output)
         usage = f'try: python {arguments.output / "load.py"} "A prompt"'
     for name, difference in differences.items():
-        print(f"{name}: win probabilities differ from the router's by at most {difference:.1e}")
-    print(f"verified and written to {arguments.output}; {usage}")
+        _say(f"{name}: win probabilities differ from the router's by at most {difference:.1e}")
+    _say(f"verified and written to {arguments.output}; {usage}")
 
 
 def _import(arguments: argparse.Namespace) -> None:
@@ -298,11 +323,11 @@ def _import(arguments: argparse.Namespace) -> None:
 
     router = IMPORTERS[arguments.format](arguments.source, strong=arguments.strong, weak=arguments.weak)
     save_router(router, arguments.output)
-    print(f"router of {len(router.models)} models written to {arguments.output}: {router.strong} or {router.weak}")
+    _say(f"router of {len(router.models)} models written to {arguments.output}: {router.strong} or {router.weak}")
     if router.reader is None:
-        print(f"it reads embeddings of {router.features.source}, {router.features.width} wide")
+        _say(f"it reads embeddings of {router.features.source}, {router.features.width} wide")
     else:
-        print(f"it reads text: the first {router.features.max_length} tokens of a prompt")
+        _say(f"it reads text: the first {router.features.max_length} tokens of a prompt")
 
 
 if __name__ == "__main__":

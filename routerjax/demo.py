@@ -10,10 +10,12 @@ import time
 from pathlib import Path
 
 from rich.console import Console
+from rich.markup import escape
 
 from routerjax.atomic import new_directory, refuse_existing
 from routerjax.config import BattleSource, DataConfig, ExperimentConfig, FeatureConfig, RouterConfig, TrainingConfig
 from routerjax.data import simulate_arena, write_benchmark_table, write_preferences
+from routerjax.display import printable
 from routerjax.errors import InputError
 from routerjax.evaluation import evaluate_routers, print_table
 from routerjax.export import export_stablehlo
@@ -48,6 +50,7 @@ def run_demo(output: Path, *, seed: int = 0) -> None:
         raise InputError(
             f"{error}: rm -r {output}, or routerjax demo --output DIR (make demo DEMO_OUTPUT=DIR)"
         ) from error
+    shown = escape(printable(str(output)))  # rich reads brackets as markup
     features = FeatureConfig()
     # Fail now rather than after the first steps, if it is not there.
     load_encoder(features.encoder, max_length=features.max_length)
@@ -61,8 +64,8 @@ def run_demo(output: Path, *, seed: int = 0) -> None:
     with new_directory(output / "arena") as folder:
         write_preferences(battles, folder / "battles.parquet")
         write_benchmark_table(benchmark, folder / "benchmark.parquet")
-    console.print(f"   {output}/arena/battles.parquet: {len(battles)} battles on {len(battles.unique_prompts)} prompts")
-    console.print(f"   {output}/arena/benchmark.parquet: {len(benchmark)} other prompts, with the true qualities")
+    console.print(f"   {shown}/arena/battles.parquet: {len(battles)} battles on {len(battles.unique_prompts)} prompts")
+    console.print(f"   {shown}/arena/benchmark.parquet: {len(benchmark)} other prompts, with the true qualities")
 
     step(2, f"Encode the prompts with {features.encoder}, and train matrix factorisation on the battles")
     config = ExperimentConfig(
@@ -75,7 +78,7 @@ def run_demo(output: Path, *, seed: int = 0) -> None:
     loss, epoch = router.provenance["validation_loss"], router.provenance["best_epoch"]
     console.print(f"   best validation loss {loss:.4f} nats a battle (epoch {epoch}; a coin flip has 0.6931)")
     console.print(
-        f"   {output}/mf: router/, knn/ (the nearest-neighbour control), training/ (checkpoints, metrics.jsonl)"
+        f"   {shown}/mf: router/, knn/ (the nearest-neighbour control), training/ (checkpoints, metrics.jsonl)"
     )
 
     step(3, "Evaluate on the other prompts, beside the controls; the oracle knows the true win probabilities")
@@ -87,7 +90,7 @@ def run_demo(output: Path, *, seed: int = 0) -> None:
         output=output / "evaluation",
     )
     print_table(results[0], console)
-    console.print(f"   {output}/evaluation: report.html, results.json, results.md, curves.png")
+    console.print(f"   {shown}/evaluation: report.html, results.json, results.md, curves.png")
 
     step(4, f"Calibrate: the threshold that sends {STRONG_SHARE:.0%} of the training prompts to {router.strong}")
     with EmbeddingCache() as cache:
@@ -95,15 +98,15 @@ def run_demo(output: Path, *, seed: int = 0) -> None:
     threshold, attained = threshold_for_share(win_prob, STRONG_SHARE)
     save_router(dataclasses.replace(router, threshold=threshold), output / "calibrated")
     console.print(
-        f"   threshold {threshold:.4f} sends {attained:.1%}; {output}/calibrated: the router with its threshold"
+        f"   threshold {threshold:.4f} sends {attained:.1%}; {shown}/calibrated: the router with its threshold"
     )
 
     step(5, "Export to StableHLO, reload in a fresh process without routerjax, and compare")
     differences = export_stablehlo(load_router(output / "calibrated"), output / "bundle")
     said = ", ".join(f"{name} {difference:.0e}" for name, difference in differences.items())
-    console.print(f"   {output}/bundle: verified; largest differences of win probability: {said}")
+    console.print(f"   {shown}/bundle: verified; largest differences of win probability: {said}")
 
-    step(6, f"Score three prompts with the bundle: python {output}/bundle/load.py PROMPT ...")
+    step(6, f"Score three prompts with the bundle: python {shown}/bundle/load.py PROMPT ...")
     command = [sys.executable, "-I", str(output / "bundle" / "load.py"), *QUESTIONS]
     scored = subprocess.run(command, capture_output=True, text=True, check=True)
     for line in scored.stdout.splitlines():

@@ -100,7 +100,7 @@ def import_routellm_sw(source: str | os.PathLike[str], *, strong: str | None = N
         strong=strong or config.strong_model,
         weak=weak or config.weak_model,
         features=routellm_features(embedding.shape[1]),
-        variables={"memory": remember("sw", module, to_batch(battles, embedding))},
+        variables={"memory": remember("sw", module, to_batch(battles, embedding), names=battles.models)},
         provenance={"imported_from": os.fspath(source), "format": "routellm-sw", **dataclasses.asdict(config)},
     )
 

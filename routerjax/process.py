@@ -10,12 +10,14 @@ import threading
 from collections.abc import Iterator
 from typing import Any, TextIO, cast
 
+from routerjax.display import printable
+
 INTERRUPTED = "interrupted; what was written before stays valid (train: go on with --resume)"
 
 
 def fail(message: str) -> None:
     """Print an error as one line on standard error."""
-    print(f"routerjax: error: {' '.join(message.split())}", file=sys.stderr)
+    print(printable(f"routerjax: error: {' '.join(message.split())}"), file=sys.stderr)
 
 
 @contextlib.contextmanager

@@ -14,6 +14,7 @@ GROUND = {
     "bradley_terry",
     "calibration",
     "config",
+    "display",
     "errors",
     "losses",
     "metrics",

@@ -1,6 +1,7 @@
 """The command line from battles to a serving bundle, in process; a few true processes where only those can tell."""
 
 import json
+import logging
 import os
 import re
 import signal
@@ -16,7 +17,7 @@ import pytest
 
 from routerjax import load_router
 from routerjax.cli import main
-from routerjax.tables import read_table, write_table
+from routerjax.tables import number_column, read_table, write_table
 
 PROMPTS = ["what is the capital?", "prove that\nthere are, infinitely many", "1", "  你好 😀"]
 
@@ -76,12 +77,13 @@ def test_score_tables(arena: Path, tmp_path: Path, ending: str) -> None:
     source, target = (str(tmp_path / f"{name}.{ending}") for name in ("in", "out"))
     write_table(pa.table({"number": range(4), "prompt": PROMPTS}), source)
     assert main(["score", str(arena / "calibrated"), "--input", source, "--output", target]) == 0
-    scored = read_table(target).to_pydict()
+    table = read_table(target)
+    scored = table.to_pydict()
     router = load_router(arena / "calibrated")
     win_prob = router.win_prob(PROMPTS)
     assert list(scored) == ["number", "prompt", "win_prob", "model"]
     assert scored["prompt"] == PROMPTS
-    np.testing.assert_allclose(scored["win_prob"], win_prob, rtol=1e-6)
+    np.testing.assert_allclose(number_column(table, "win_prob", target), win_prob, rtol=1e-6)
     assert scored["model"] == ["sim-large" if high else "sim-small" for high in win_prob >= router.threshold]
 
 
@@ -219,3 +221,33 @@ def test_a_full_standard_output_is_an_error(arena: Path) -> None:
     assert finished.returncode == 1
     assert finished.stderr.endswith("routerjax: error: [Errno 28] No space left on device\n")
     assert finished.stderr.count("Errno 28") == 1
+
+
+def test_names_of_files_cannot_forge_what_is_shown(
+    arena: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setattr(logging.root, "handlers", [])
+    path = tmp_path / "a\x1b[2J\u202e\nrouterjax: done.txt"
+    path.write_text("{hello")
+    output = tmp_path / "scored.csv"
+    score = ["score", str(arena / "calibrated"), "--input", str(path)]
+    assert main([*score, "--input-format", "text", "--output", str(output)]) == 0
+    shown = capsys.readouterr().err.splitlines()
+    assert [line for line in shown if "begins with {" in line and r"a\x1b[2J\u202e\nrouterjax: done.txt" in line]
+    assert not [line for line in shown if line.startswith("routerjax: done")]
+    assert main(score) == 2
+    (error,) = capsys.readouterr().err.splitlines()
+    assert error.isprintable()
+
+
+def test_json_lines_on_standard_output_move_no_cursor(
+    arena: Path, capfd: pytest.CaptureFixture[str], tmp_path: Path
+) -> None:
+    row = {"prompt": "naïve \x9b31m \u202e 😀 \U000e0001", "note": "\x7f\x1b"}
+    (tmp_path / "in.jsonl").write_text(json.dumps(row, ensure_ascii=False) + "\n")
+    assert main(["score", str(arena / "calibrated"), "--input", str(tmp_path / "in.jsonl")]) == 0
+    (line,) = capfd.readouterr().out.splitlines()
+    assert line.isprintable()
+    assert "naïve" in line
+    assert "😀" in line
+    assert {name: json.loads(line)[name] for name in row} == row

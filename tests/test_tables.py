@@ -1,4 +1,3 @@
-import io
 import json
 import os
 import resource
@@ -9,7 +8,7 @@ import pyarrow.parquet
 import pytest
 
 from routerjax.errors import InputError
-from routerjax.tables import read_prompt_table, read_table, require_writable, write_table
+from routerjax.tables import number_column, read_table, require_writable, text_column, write_table
 
 ROWS = {"prompt": ["one\nline, two", "1", "nan"], "win_prob": [0.5, 0.25, 1.0]}
 
@@ -18,8 +17,10 @@ ROWS = {"prompt": ["one\nline, two", "1", "nan"], "win_prob": [0.5, 0.25, 1.0]}
 def test_every_format_gives_back_what_was_written(tmp_path: Path, ending: str) -> None:
     path = str(tmp_path / f"scores.{ending}")
     write_table(pa.table(ROWS), path)
-    assert read_table(path).to_pydict() == ROWS
-    assert read_table(path, columns=["win_prob"]).to_pydict() == {"win_prob": ROWS["win_prob"]}
+    table = read_table(path)
+    assert table.column_names == list(ROWS)
+    assert text_column(table, "prompt", path).rows() == ROWS["prompt"]
+    assert number_column(read_table(path, columns=["win_prob"]), "win_prob", path).tolist() == ROWS["win_prob"]
     with pytest.raises(
         InputError, match="lacks the column 'promt' \\(did you mean 'prompt'\\?\\); it has prompt, win_prob"
     ):
@@ -38,7 +39,13 @@ def test_every_format_gives_back_what_was_written(tmp_path: Path, ending: str) -
         ("a.jsonl", "", "has no rows"),
         ("a.jsonl", '{"prompt": "x"}\n{"prompt": ', "line 2 is not JSON"),
         ("a.jsonl", "[1]\n", "must be a JSON object, got list"),
-        ("a.jsonl", '{"prompt": "x"}\n{"prompt": 3}\n', "mixes kinds"),
+        ("a.jsonl", '{"prompt": "x"}\n{"prompt": 3}\n', "row 1: column prompt mixes kinds of values: 3 after 'x'"),
+        ("a.jsonl", '{"prompt": "x", "n": 1, "n": 2}', "line 1 is not JSON: the key 'n' stands there twice"),
+        ("a.jsonl", '{"prompt": "x", "n": 12345678901234567890}', "row 0: column n is beyond 64 bits"),
+        ("a.jsonl", '{"prompt": ' + "[" * 100_000, "line 1 is nested too deeply"),
+        ("a.jsonl", '{"prompt": "x", "n": ' + "1" * 5000 + "}", "line 1 is not JSON"),
+        ("a.csv", "prompt,n,n\nx,1,2\n", "has two columns 'n'"),
+        ("a.csv", 'prompt,n\n"x,1\n', "not a readable csv"),
         ("a.parquet", "PAR1 and no more", "not a complete parquet"),
         ("a.xlsx", "x", "must end in .parquet, .csv, .jsonl, got '.xlsx'"),
     ],
@@ -62,23 +69,6 @@ def test_truncated_parquet_is_refused(tmp_path: Path) -> None:
     path.write_bytes(path.read_bytes()[:-20])
     with pytest.raises(InputError, match="not a complete parquet"):
         read_table(path)
-
-
-@pytest.mark.parametrize("text", ["plain prompt\n\nanother\n", '{"prompt": "plain prompt"}\n{"prompt": "another"}'])
-def test_standard_input_takes_text_or_json(monkeypatch: pytest.MonkeyPatch, text: str) -> None:
-    monkeypatch.setattr("sys.stdin", io.StringIO(text))
-    assert read_prompt_table("-").to_pydict() == {"prompt": ["plain prompt", "another"]}
-
-
-def test_standard_input_refusals(monkeypatch: pytest.MonkeyPatch) -> None:
-    for text, message in [
-        ("", "is empty"),
-        ('{"prompt": 3}', "must be text, got 3"),
-        ('{"p": "x"}', "lacks the column"),
-    ]:
-        monkeypatch.setattr("sys.stdin", io.StringIO(text))
-        with pytest.raises(InputError, match=message):
-            read_prompt_table("-")
 
 
 def test_standard_output_is_json_lines(capsys: pytest.CaptureFixture[str]) -> None:

@@ -3,11 +3,8 @@
 from routerjax.data.aligned import read_aligned_battles
 from routerjax.data.batch import to_batch
 from routerjax.data.benchmarks import (
-    ROUTELLM_STRONG,
-    ROUTELLM_WEAK,
     Benchmark,
     golden_preferences,
-    load_benchmark,
     read_benchmark_table,
     smallest_by_hash,
     write_benchmark_table,
@@ -32,6 +29,7 @@ from routerjax.data.preferences import (
     swap_sides,
 )
 from routerjax.data.readers import read_preferences, write_preferences
+from routerjax.data.routellm_evals import ROUTELLM_STRONG, ROUTELLM_WEAK, load_benchmark
 from routerjax.data.simulation import SimulatedArena, simulate_arena
 from routerjax.data.tiering import Tiering, tier_models
 

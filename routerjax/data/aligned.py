@@ -72,10 +72,10 @@ def _several(source: Source | Sequence[Source]) -> list[Source]:
 
 
 def _read_embeddings(source: Source) -> Float32[np.ndarray, "rows embed"]:
-    columns, read = open_source(source)
-    require_columns(columns, [EMBEDDING_COLUMN], source)
+    table = open_source(source)
+    require_columns(table.columns, [EMBEDDING_COLUMN], source)
     try:
-        embedding = matrix_column(read([EMBEDDING_COLUMN]), EMBEDDING_COLUMN)
+        embedding = matrix_column(table.read([EMBEDDING_COLUMN]), EMBEDDING_COLUMN)
     except InputError as error:
         raise InputError(f"{source}: {error}") from error
     bad = np.flatnonzero(~np.isfinite(embedding).all(axis=1))

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import os
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
@@ -12,14 +11,20 @@ import numpy as np
 import pyarrow as pa
 from jaxtyping import Bool, Float64, Int
 
-from routerjax.data.preferences import Preferences, model_index
-from routerjax.errors import InputError, choose
+from routerjax.data.preferences import Preferences, model_index, require_model_names, require_prompts
+from routerjax.errors import InputError
 from routerjax.prompts import prompt_sha256
-from routerjax.tables import read_table, write_table
+from routerjax.tables import (
+    Texts,
+    label_column,
+    number_column,
+    open_table,
+    text_column,
+    write_table,
+)
 
-ROUTELLM_STRONG = "gpt-4-1106-preview"
-ROUTELLM_WEAK = "mistralai/Mixtral-8x7B-Instruct-v0.1"
-MMLU_SUBJECTS = 57
+# Quality gaps, and their squares, stay finite in float32.
+LARGEST_QUALITY = 1e15
 
 
 @dataclass(frozen=True, eq=False)
@@ -52,9 +57,12 @@ class Benchmark:
                     f"benchmark {self.name}: quality of {model} must have one value for each of "
                     f"{len(self.prompts)} prompts, got shape {values.shape}"
                 )
-            bad = np.flatnonzero(~np.isfinite(values))
+            bad = np.flatnonzero(~(np.abs(values) <= LARGEST_QUALITY))
             if bad.size:
-                raise InputError(f"benchmark {self.name}: row {bad[0]}: quality of {model} must be finite")
+                raise InputError(
+                    f"benchmark {self.name}: row {bad[0]}: quality of {model} must be finite, and within "
+                    f"{LARGEST_QUALITY:g} of zero, got {values[bad[0]]}"
+                )
         object.__setattr__(self, "quality", quality)
         for model in (self.strong, self.weak):
             if model is not None:
@@ -76,101 +84,13 @@ class Benchmark:
         )
 
 
-def load_benchmark(name: str, root: str | os.PathLike[str]) -> Benchmark:
-    """One of RouteLLM's three benchmarks, without its contaminated prompts.
-
-    Args:
-        name: ``mmlu`` (14,037 questions), ``gsm8k`` (1,307), or ``mt_bench`` (72 two-turn questions: routed on the
-            first turn, quality the mean grade of both).
-        root: the folder ``routellm/evals`` of github.com/lm-sys/RouteLLM.
-
-    Raises:
-        InputError: unknown name, or files missing, damaged or incomplete.
-    """
-    loaders = {"mmlu": _load_mmlu, "gsm8k": _load_gsm8k, "mt_bench": _load_mt_bench}
-    load = choose(name, loaders, "the benchmark")
-    folder = Path(root) / name
-    if not folder.is_dir():
-        raise InputError(
-            f"no folder {folder}: expected RouteLLM's routellm/evals folder, with {', '.join(loaders)} in it, and "
-            f"looked in {Path(root).resolve()}; git clone https://github.com/lm-sys/RouteLLM, and name that folder by "
-            "--data-root (evaluate) or by the golden source's root (train)"
-        )
-    return load(folder)
-
-
-def _contaminated(folder: Path) -> set[str]:
-    return set(read_table(folder / "contaminated_prompts.jsonl", columns=["eval_prompt"])["eval_prompt"].to_pylist())
-
-
-def _load_mmlu(folder: Path) -> Benchmark:
-    files = sorted((folder / "responses").glob("mmlu_*.csv"))
-    if len(files) != MMLU_SUBJECTS:
-        raise InputError(f"{folder / 'responses'} must hold {MMLU_SUBJECTS} files mmlu_SUBJECT.csv, has {len(files)}")
-    tables = [_correctness(path) for path in files]
-    subjects = [path.stem.removeprefix("mmlu_") for path in files]
-    domain = [subject for subject, table in zip(subjects, tables, strict=True) for _ in range(table.num_rows)]
-    return _from_correctness("mmlu", pa.concat_tables(tables), folder, domain)
-
-
-def _load_gsm8k(folder: Path) -> Benchmark:
-    return _from_correctness("gsm8k", _correctness(folder / "gsm8k_responses.csv"), folder, None)
-
-
-def _correctness(path: Path) -> pa.Table:
-    table = read_table(path, columns=["prompt", ROUTELLM_STRONG, ROUTELLM_WEAK])
-    for model in (ROUTELLM_STRONG, ROUTELLM_WEAK):
-        column = table.column(model)
-        if not pa.types.is_boolean(column.type) or column.null_count:
-            raise InputError(f"{path}: column {model} must be True or False in every row")
-    return table
-
-
-def _from_correctness(name: str, table: pa.Table, folder: Path, domain: Sequence[str] | None) -> Benchmark:
-    prompts = table.column("prompt").to_pylist()
-    benchmark = Benchmark(
-        name=name,
-        prompts=tuple(prompts),
-        quality={model: table.column(model).to_numpy().astype(float) for model in (ROUTELLM_STRONG, ROUTELLM_WEAK)},
-        strong=ROUTELLM_STRONG,
-        weak=ROUTELLM_WEAK,
-        domain=None if domain is None else tuple(domain),
-    )
-    contaminated = _contaminated(folder)
-    return benchmark.select(np.asarray([prompt not in contaminated for prompt in prompts]))
-
-
-def _load_mt_bench(folder: Path) -> Benchmark:
-    grades: dict[tuple[int, str], list[float]] = {}
-    judged = read_table(folder / "judgements.jsonl", columns=["question_id", "model", "turn", "score"])
-    for row in judged.to_pylist():
-        grades.setdefault((row["question_id"], row["model"]), []).append(row["score"])
-    contaminated = _contaminated(folder)
-    if not (folder / "question.jsonl").is_file():
-        raise InputError(f"no file {folder / 'question.jsonl'}")
-    prompts, kept_ids = [], []
-    for row, line in enumerate((folder / "question.jsonl").read_text(encoding="utf-8").splitlines(), 1):
-        try:
-            question = json.loads(line)
-            turns, question_id = question["turns"], question["question_id"]
-        except (json.JSONDecodeError, KeyError, TypeError) as error:
-            raise InputError(f"{folder / 'question.jsonl'}: line {row} must have question_id and turns") from error
-        if contaminated.isdisjoint(turns):
-            prompts.append(turns[0])
-            kept_ids.append(question_id)
-    quality = {}
-    for model in (ROUTELLM_STRONG, ROUTELLM_WEAK):
-        missing = [identity for identity in kept_ids if len(grades.get((identity, model), ())) != 2]
-        if missing:
-            raise InputError(f"{folder / 'judgements.jsonl'}: question {missing[0]} needs 2 grades of {model}")
-        quality[model] = np.asarray([np.mean(grades[identity, model]) for identity in kept_ids])
-    return Benchmark(
-        name="mt_bench", prompts=tuple(prompts), quality=quality, strong=ROUTELLM_STRONG, weak=ROUTELLM_WEAK
-    )
-
-
 def read_benchmark_table(
-    path: str | os.PathLike[str], *, strong: str | None = None, weak: str | None = None, name: str | None = None
+    path: str | os.PathLike[str],
+    *,
+    strong: str | None = None,
+    weak: str | None = None,
+    name: str | None = None,
+    progress: bool = False,
 ) -> Benchmark:
     """A benchmark from a long table: one row a prompt and model.
 
@@ -180,44 +100,70 @@ def read_benchmark_table(
         strong: name of the expensive model.
         weak: name of the cheap model.
         name: default the file's name.
+        progress: show a progress bar, if reading takes more than two seconds.
 
     Raises:
-        InputError: columns missing, a model unknown, or a prompt without the score of some model.
+        InputError: columns missing, a cell that is not what its column must hold (row and column named), a model
+            unknown, two texts under one ``prompt_id``, or a prompt without the score of some model or with two.
     """
-    table = read_table(path)
-    columns = [column for column in ("prompt_id", "domain") if column in table.column_names]
-    rows = read_table(path, columns=["prompt", "model", "score", *columns]).to_pylist()
-    scores: dict[str, dict[str, float]] = {}
-    prompts, domains = {}, {}
-    for number, row in enumerate(rows):
-        key = row.get("prompt_id") or row["prompt"]
-        if not isinstance(row["score"], int | float):
-            raise InputError(f"{path}: row {number}: column score must be a number, got {row['score']!r}")
-        if row["model"] in scores.setdefault(key, {}):
-            raise InputError(f"{path}: row {number}: a second score of {row['model']} for the same prompt")
-        scores[key][row["model"]] = row["score"]
-        prompts[key], domains[key] = row["prompt"], row.get("domain")
-    models = sorted({model for own in scores.values() for model in own})
+    opened = open_table(path, progress=progress)
+    optional = [column for column in ("prompt_id", "domain") if column in opened.columns]
+    table = opened.read(["prompt", "model", "score", *optional], progress=progress)
+    prompt, model = (text_column(table, column, path) for column in ("prompt", "model"))
+    try:
+        require_prompts(prompt.unique, prompt.index)
+        require_model_names(model.unique, model.index, "model")
+    except InputError as error:
+        raise InputError(f"{path}: {error}") from error
+    score = number_column(table, "score", path)
+    key = prompt
+    if "prompt_id" in optional:
+        key = label_column(table, "prompt_id", path)
+        _require_one_text(key, prompt, path)
+    # The first row of each prompt, in the order of the rows.
+    first = np.unique(key.index, return_index=True)[1]
+    quality = np.full((len(model.unique), len(key.unique)), np.nan)
+    cell = model.index.astype(np.int64) * len(key.unique) + key.index
+    _, first_of_cell, own_cell = np.unique(cell, return_index=True, return_inverse=True)
+    again = np.flatnonzero(first_of_cell[own_cell.reshape(-1)] != np.arange(len(cell)))
+    if again.size:
+        called = model.unique[model.index[again[0]]]
+        raise InputError(f"{path}: row {again[0]}: a second score of {called!r} for the same prompt")
+    quality.reshape(-1)[cell] = score
     for wanted in (strong, weak):
         if wanted is not None:
-            model_index(models, wanted)
-    pair = [model for model in (strong, weak) if model is not None]
-    needed = pair if len(pair) == 2 else models
-    for key, own in scores.items():
-        lacking = [model for model in needed if model not in own]
-        if lacking:
-            raise InputError(
-                f"{path}: no score of {lacking[0]} for the prompt {prompts[key][:60]!r}; every prompt needs a score of "
-                "every model, or of the strong and the weak one where those are named"
-            )
+            model_index(model.unique, wanted)
+    pair = [wanted for wanted in (strong, weak) if wanted is not None]
+    needed = pair if len(pair) == 2 else sorted(model.unique)
+    rows = [model.unique.index(wanted) for wanted in needed]
+    prompts = tuple(prompt.unique[prompt.index[row]] for row in first)
+    lacking = np.argwhere(np.isnan(quality[rows]).T)
+    if lacking.size:
+        place, which = lacking[0]
+        raise InputError(
+            f"{path}: no score of {needed[which]!r} for the prompt {prompts[place][:60]!r}; every prompt needs a "
+            "score of every model, or of the strong and the weak one where those are named"
+        )
+    domain = label_column(table, "domain", path, required=False).rows() if "domain" in optional else None
     return Benchmark(
         name=name or Path(path).stem,
-        prompts=tuple(prompts.values()),
-        quality={model: np.asarray([own[model] for own in scores.values()]) for model in needed},
+        prompts=prompts,
+        quality=dict(zip(needed, quality[rows], strict=True)),
         strong=strong,
         weak=weak,
-        domain=tuple(map(str, domains.values())) if "domain" in columns else None,
+        domain=None if domain is None else tuple(domain[row] for row in first),
     )
+
+
+def _require_one_text(key: Texts, prompt: Texts, path: str | os.PathLike[str]) -> None:
+    first = np.unique(key.index, return_index=True)[1][key.index]
+    different = np.flatnonzero(prompt.index != prompt.index[first])
+    if different.size:
+        row = different[0]
+        raise InputError(
+            f"{path}: row {row}: column prompt is another text than in row {first[row]}, which has the same prompt_id "
+            f"{key.unique[key.index[row]]!r}"
+        )
 
 
 def write_benchmark_table(benchmark: Benchmark, path: str | os.PathLike[str]) -> None:

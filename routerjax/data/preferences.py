@@ -5,7 +5,7 @@ from __future__ import annotations
 import dataclasses
 import functools
 import hashlib
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -13,6 +13,7 @@ from jaxtyping import Bool, Float32, Int, Int32
 
 from routerjax.errors import InputError, model_column, nearest
 from routerjax.prompts import prompt_sha256
+from routerjax.tables import first_appearance
 
 OUTCOMES: Mapping[str, tuple[float, float, float]] = {
     "model_a": (1.0, 0.0, 0.0),
@@ -24,25 +25,33 @@ OUTCOMES: Mapping[str, tuple[float, float, float]] = {
 # Probabilities read from text files are rounded; a row that misses 1 by more than this is a mistake.
 ROW_SUM_TOLERANCE = 1e-3
 
+# Of one battle: sums of them, and their squares, stay finite in float32.
+LARGEST_WEIGHT = 1e12
+
 
 @dataclass(frozen=True, eq=False)
 class Preferences:
     """Battles, one a row; validated, and normalised so that each outcome sums to 1.
 
     Attributes:
-        prompts: the prompt of each battle.
+        unique_prompts: each prompt once, in the order of first appearance.
+        prompt_index: int32 ``[battles]``, the place of each battle's prompt in ``unique_prompts``.
         model_a: column of the first model, int32 ``[battles]``, an index into ``models``.
         model_b: likewise the second.
         outcome: float32 ``[battles, 3]``: P(a wins), P(tie), P(b wins), hard or soft. A tie and a coin-flip judgement
             are different things: ``(0, 1, 0)`` and ``(0.5, 0, 0.5)``.
         weight: float32 ``[battles]``, non-negative.
-        models: the vocabulary: names of the models.
+        models: the vocabulary: names of the models, without white space around them.
+
+    Prompts that are given in another order are brought into that of first appearance; one that no battle is on is left
+    out.
 
     Raises:
         InputError: a row that cannot be a battle; the message names row and column.
     """
 
-    prompts: tuple[str, ...]
+    unique_prompts: tuple[str, ...]
+    prompt_index: Int32[np.ndarray, "battles"]
     model_a: Int32[np.ndarray, "battles"]
     model_b: Int32[np.ndarray, "battles"]
     outcome: Float32[np.ndarray, "battles 3"]
@@ -50,39 +59,55 @@ class Preferences:
     models: tuple[str, ...]
 
     def __post_init__(self) -> None:
-        num_battles = len(self.prompts)
+        num_battles = len(self.prompt_index)
         if num_battles == 0:
             raise InputError("no battles: expected at least one row")
-        shapes = {"model_a": (num_battles,), "model_b": (num_battles,), "outcome": (num_battles, 3)}
-        shapes["weight"] = (num_battles,)
+        shapes: dict[str, tuple[int, ...]] = {
+            name: (num_battles,) for name in ("prompt_index", "model_a", "model_b", "weight")
+        }
+        shapes["outcome"] = (num_battles, 3)
         for name, shape in shapes.items():
-            dtype = np.int32 if name.startswith("model") else np.float64
+            dtype = np.float64 if name in ("weight", "outcome") else np.int32
             column = np.asarray(getattr(self, name), dtype)
             if column.shape != shape:
                 raise InputError(f"{name} must have shape {shape}, one row for each prompt, got {column.shape}")
             object.__setattr__(self, name, column)
         if len(set(self.models)) != len(self.models):
             raise InputError("models must be different names")
+        if len(set(self.unique_prompts)) != len(self.unique_prompts):
+            raise InputError("unique_prompts must be different texts")
         self._validate()
+        order, prompt_index = first_appearance(self.prompt_index, len(self.unique_prompts))
+        if not np.array_equal(order, np.arange(len(self.unique_prompts))):
+            object.__setattr__(self, "unique_prompts", tuple(self.unique_prompts[place] for place in order.tolist()))
+        object.__setattr__(self, "prompt_index", prompt_index)
         outcome = self.outcome / self.outcome.sum(axis=1, keepdims=True)
         object.__setattr__(self, "outcome", outcome.astype(np.float32))
         object.__setattr__(self, "weight", self.weight.astype(np.float32))
 
     def _validate(self) -> None:
-        has_text = np.fromiter((bool(prompt.strip()) for prompt in self.prompts), bool, len(self.prompts))
-        _require_rows(has_text, "prompt", "text that is not empty", self.prompts)
-        for name in ("model_a", "model_b"):
+        for name, known in (
+            ("prompt_index", self.unique_prompts),
+            ("model_a", self.models),
+            ("model_b", self.models),
+        ):
             column = getattr(self, name)
-            inside = (column >= 0) & (column < len(self.models))
-            _require_rows(inside, name, f"an index below {len(self.models)}", column)
+            _require_rows(
+                (column >= 0) & (column < len(known)), name, f"an index below {len(known)}", column.__getitem__
+            )
+        require_prompts(self.unique_prompts, self.prompt_index)
+        for name in ("model_a", "model_b"):
+            require_model_names(self.models, getattr(self, name), name)
         different = self.model_a != self.model_b
-        _require_rows(different, "model_b", "another model than model_a", [self.models[i] for i in self.model_b])
-        finite = np.all(np.isfinite(self.outcome), axis=1)
-        proper = finite & (self.outcome >= 0).all(axis=1)
-        proper &= np.abs(np.where(finite[:, None], self.outcome, 0).sum(axis=1) - 1) <= ROW_SUM_TOLERANCE
-        _require_rows(proper, "outcome", "probabilities that sum to 1", self.outcome.tolist())
-        usable = np.isfinite(self.weight) & (self.weight >= 0)
-        _require_rows(usable, "weight", "finite and not negative", self.weight.tolist())
+        _require_rows(different, "model_b", "another model than model_a", lambda row: self.models[self.model_b[row]])
+        with np.errstate(invalid="ignore"):  # infinity less infinity is not 1
+            proper = np.abs(self.outcome.sum(axis=1) - 1) <= ROW_SUM_TOLERANCE
+        proper &= (self.outcome >= 0).all(axis=1)
+        _require_rows(proper, "outcome", "probabilities that sum to 1", lambda row: self.outcome[row].tolist())
+        usable = np.isfinite(self.weight) & (self.weight >= 0) & (self.weight <= LARGEST_WEIGHT)
+        _require_rows(
+            usable, "weight", f"finite and not negative, and at most {LARGEST_WEIGHT:g}", lambda row: self.weight[row]
+        )
         if not self.weight.any():
             raise InputError("weight is 0 in every row: nothing to learn from")
 
@@ -119,8 +144,10 @@ class Preferences:
                 if name not in columns:
                     known = nearest(name, vocabulary)
                     raise InputError(f"row {row}: column {column}: {name!r} is not one of the models{known}")
+        place: dict[str, int] = {}
         return cls(
-            prompts=tuple(prompts),
+            prompt_index=np.fromiter((place.setdefault(prompt, len(place)) for prompt in prompts), np.int32),
+            unique_prompts=tuple(place),
             model_a=np.asarray([columns[name] for name in model_a], np.int32),
             model_b=np.asarray([columns[name] for name in model_b], np.int32),
             outcome=outcome,
@@ -129,7 +156,7 @@ class Preferences:
         )
 
     def __len__(self) -> int:
-        return len(self.prompts)
+        return len(self.prompt_index)
 
     @property
     def label(self) -> Float32[np.ndarray, "battles"]:
@@ -137,31 +164,23 @@ class Preferences:
         return self.outcome[:, 0] + np.float32(0.5) * self.outcome[:, 1]
 
     @functools.cached_property
-    def unique_prompts(self) -> tuple[str, ...]:
-        """Each prompt once, in the order of first appearance."""
-        return tuple(dict.fromkeys(self.prompts))
-
-    @functools.cached_property
-    def prompt_index(self) -> Int32[np.ndarray, "battles"]:
-        """Each battle's place in :attr:`unique_prompts`."""
-        place = {prompt: index for index, prompt in enumerate(self.unique_prompts)}
-        return np.fromiter((place[prompt] for prompt in self.prompts), np.int32, len(self))
+    def prompts(self) -> tuple[str, ...]:
+        """The prompt of each battle."""
+        return tuple(self.unique_prompts[place] for place in self.prompt_index.tolist())
 
     def select(self, rows: Int[np.ndarray, "rows"] | Bool[np.ndarray, "battles"]) -> Preferences:
         """The battles at ``rows``, indices or a mask; the vocabulary stays."""
-        indices = np.flatnonzero(rows) if rows.dtype == bool else rows
-        return Preferences(
-            prompts=tuple(self.prompts[row] for row in indices),
-            model_a=self.model_a[indices],
-            model_b=self.model_b[indices],
-            outcome=self.outcome[indices],
-            weight=self.weight[indices],
-            models=self.models,
-        )
+        columns = ("prompt_index", "model_a", "model_b", "outcome", "weight")
+        return dataclasses.replace(self, **{name: getattr(self, name)[rows] for name in columns})
 
     def without_unused_models(self) -> Preferences:
         """The same battles over the models that occur in them."""
-        used = np.unique(np.concatenate([self.model_a, self.model_b]))
+        used = np.flatnonzero(
+            np.bincount(self.model_a, minlength=len(self.models))
+            + np.bincount(self.model_b, minlength=len(self.models))
+        )
+        if len(used) == len(self.models):
+            return self
         return dataclasses.replace(
             self,
             model_a=np.searchsorted(used, self.model_a),
@@ -170,11 +189,37 @@ class Preferences:
         )
 
 
-def _require_rows(good: Bool[np.ndarray, "rows"], column: str, expected: str, values: Sequence[object]) -> None:
+def _require_rows(good: Bool[np.ndarray, "rows"], column: str, expected: str, value: Callable[[int], object]) -> None:
     bad = np.flatnonzero(~good)
     if bad.size:
         others = f" (and {bad.size - 1} more rows)" if bad.size > 1 else ""
-        raise InputError(f"row {bad[0]}: column {column} must be {expected}, got {values[bad[0]]!r}{others}")
+        raise InputError(f"row {bad[0]}: column {column} must be {expected}, got {value(bad[0])!r}{others}")
+
+
+def require_prompts(unique: Sequence[str], index: Int[np.ndarray, "rows"]) -> None:
+    """Raise InputError, with the row, where a prompt has no text.
+
+    Args:
+        unique: the different prompts.
+        index: of each row's prompt among them.
+    """
+    has_text = np.asarray([bool(prompt.strip()) for prompt in unique], bool)
+    _require_rows(has_text[index], "prompt", "text that is not empty", lambda row: unique[index[row]])
+
+
+def require_model_names(names: Sequence[str], index: Int[np.ndarray, "rows"], column: str) -> None:
+    """Raise InputError, with the row, where a model's name is empty or has white space around it.
+
+    ``"gpt-4 "`` beside ``"gpt-4"`` would be another model, which nobody means.
+
+    Args:
+        names: the different names.
+        index: of each row's name among them.
+        column: the column that they stand in.
+    """
+    is_name = np.asarray([bool(name) and name == name.strip() for name in names], bool)
+    expected = "a name that is not empty, without white space around it"
+    _require_rows(is_name[index], column, expected, lambda row: names[index[row]])
 
 
 def concatenate(parts: Sequence[Preferences]) -> Preferences:
@@ -182,8 +227,14 @@ def concatenate(parts: Sequence[Preferences]) -> Preferences:
     models = tuple(sorted({name for part in parts for name in part.models}))
     place = {name: column for column, name in enumerate(models)}
     maps = [np.asarray([place[name] for name in part.models], np.int32) for part in parts]
+    prompt_place: dict[str, int] = {}
+    prompt_maps = [
+        np.asarray([prompt_place.setdefault(prompt, len(prompt_place)) for prompt in part.unique_prompts], np.int32)
+        for part in parts
+    ]
     return Preferences(
-        prompts=tuple(prompt for part in parts for prompt in part.prompts),
+        unique_prompts=tuple(prompt_place),
+        prompt_index=np.concatenate([new[part.prompt_index] for new, part in zip(prompt_maps, parts, strict=True)]),
         model_a=np.concatenate([new[part.model_a] for new, part in zip(maps, parts, strict=True)]),
         model_b=np.concatenate([new[part.model_b] for new, part in zip(maps, parts, strict=True)]),
         outcome=np.concatenate([part.outcome for part in parts]),
@@ -277,16 +328,25 @@ def model_index(models: Sequence[str], name: str) -> int:
 
 
 def require_both_outcomes(battles: Preferences) -> None:
-    """Raise InputError where every battle has the same label for the alphabetically first model: nothing to learn.
+    """Raise InputError where battles teach no router anything, since all that count have one label.
 
-    Sides do not matter: a set in which model x beats y in every row is refused however its sides are arranged.
+    That is so where each is a tie or a coin flip, of any models; and where there are two models and the label of the
+    alphabetically first one is constant, however sides are arranged.
     """
-    first_is_a = battles.model_a < battles.model_b
-    label = np.where(first_is_a, battles.label, 1 - battles.label)
-    pairs = np.unique(np.sort(np.stack([battles.model_a, battles.model_b]), axis=0), axis=1)
-    if pairs.shape[1] == 1 and np.ptp(label) == 0:
-        first, second = (battles.models[index] for index in pairs[:, 0])
+    counts = battles.weight > 0
+    first, second = (
+        np.minimum(battles.model_a, battles.model_b)[counts],
+        np.maximum(battles.model_a, battles.model_b)[counts],
+    )
+    label = np.where(battles.model_a < battles.model_b, battles.label, 1 - battles.label)[counts]
+    if np.ptp(label) > 0:
+        return
+    if label[0] == 0.5:
         raise InputError(
-            f"one class only: every battle of {first} against {second} has the label {float(label[0])}; "
-            "a router needs prompts on which they differ"
+            "one class only: every battle is a tie or a coin flip; a router needs battles that are decided"
+        )
+    if np.ptp(first) == 0 and np.ptp(second) == 0:
+        raise InputError(
+            f"one class only: every battle of {battles.models[first[0]]} against {battles.models[second[0]]} has the "
+            f"label {float(label[0])}; a router needs prompts on which they differ"
         )

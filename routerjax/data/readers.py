@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import json
 import os
-from collections.abc import Callable, Sequence
+import reprlib
+from collections.abc import Sequence
 from pathlib import Path
 
 import numpy as np
@@ -14,7 +15,17 @@ from jaxtyping import Float64
 from routerjax.data.preferences import OUTCOMES, Preferences
 from routerjax.errors import InputError, nearest
 from routerjax.prompts import valid_text
-from routerjax.tables import ENDINGS, read_table, require_columns, table_columns, write_table
+from routerjax.tables import (
+    ENDINGS,
+    OpenTable,
+    Texts,
+    flag_column,
+    number_column,
+    open_table,
+    require_columns,
+    text_column,
+    write_table,
+)
 
 ARENA_COLUMNS = ("model_a", "model_b", "prompt", "winner_model_a", "winner_model_b", "winner_tie")
 """Chatbot Arena 55k (``lmsys/lmsys-arena-human-preference-55k``)."""
@@ -23,71 +34,87 @@ ARENA_MIN_CHARACTERS = 16
 """RouteLLM drops Arena prompts shorter than this, spaces around them not counted: greetings, which say nothing about
 the models. Its published embeddings are aligned with the rows that this leaves."""
 
-BOTH_BAD = "tie (bothbad)"
-"""Chatbot Arena's other tie: the voter liked neither answer."""
+BOTH_BAD = ("tie (bothbad)", "both_bad")
+"""Chatbot Arena's other tie, in its older and newer spelling: the voter liked neither answer."""
+
+WINNERS = {**OUTCOMES, **dict.fromkeys(BOTH_BAD, OUTCOMES["tie"])}
+"""The outcome of each value of a column ``winner``."""
+
+DROPPED = "(dropped)"
 
 
-def read_preferences(source: str | os.PathLike[str], *, drop_where: Sequence[str] = ()) -> Preferences:
+def read_preferences(
+    source: str | os.PathLike[str], *, drop_where: Sequence[str] = (), progress: bool = False
+) -> Preferences:
     """Read battles from a file, or from the Hugging Face hub.
 
     Two formats, told apart by their columns:
 
     - Chatbot Arena 55k: ``prompt`` is a JSON list of turns, of which the first is kept; exactly one of
       ``winner_model_a``, ``winner_model_b``, ``winner_tie`` is 1. Prompts under 16 characters are dropped.
-    - ``prompt``, ``model_a``, ``model_b``, and ``winner`` (model_a, model_b, tie, or Arena's "tie (bothbad)") or
-      ``preference_b`` (0 to 1, that b is better) or both, and optionally ``weight``. Where both are given,
-      ``preference_b`` is the outcome, except that a tie at 0.5 is a tie and not a coin flip.
+    - ``prompt``, ``model_a``, ``model_b``, and ``winner`` (model_a, model_b, tie, or Arena's "tie (bothbad)"
+      and both_bad) or ``preference_b`` (0 to 1, that b is better) or both, and optionally ``weight``. Where both are
+      given, ``preference_b`` is the outcome, except that a tie at 0.5 is a tie and not a coin flip.
 
     Args:
         source: a .parquet, .csv or .jsonl file; or the name of a Hugging Face data set, whose ``train`` split is read.
         drop_where: names of boolean columns; a row is dropped where any of them is true.
+        progress: show a progress bar, if reading takes more than two seconds.
 
     Raises:
         InputError: no such source, columns missing or misspelt, or rows that are no battles (row and column named).
     """
-    columns, read = open_source(source)
-    require_columns(columns, drop_where, source)
-    is_arena = any(name in columns for name in ARENA_COLUMNS[3:])
+    table = open_source(source, progress=progress)
+    require_columns(table.columns, drop_where, source)
+    is_arena = any(name in table.columns for name in ARENA_COLUMNS[3:])
     if is_arena:
-        require_columns(columns, ARENA_COLUMNS, source)
+        require_columns(table.columns, ARENA_COLUMNS, source)
         wanted = list(ARENA_COLUMNS)
     else:
-        require_columns(columns, ["prompt", "model_a", "model_b"], source)
-        if not {"winner", "preference_b"} & set(columns):
-            close = "".join(nearest(name, columns) for name in ("winner", "preference_b"))
-            raise InputError(f"{source} has neither column winner nor preference_b{close}; it has {', '.join(columns)}")
-        optional = [name for name in ("winner", "preference_b", "weight") if name in columns]
+        require_columns(table.columns, ["prompt", "model_a", "model_b"], source)
+        if not {"winner", "preference_b"} & set(table.columns):
+            close = "".join(nearest(name, table.columns) for name in ("winner", "preference_b"))
+            raise InputError(
+                f"{source} has neither column winner nor preference_b{close}; it has {', '.join(table.columns)}"
+            )
+        optional = [name for name in ("winner", "preference_b", "weight") if name in table.columns]
         wanted = ["prompt", "model_a", "model_b", *optional]
-    table = read([*wanted, *(name for name in drop_where if name not in wanted)])
-    for name in ("prompt", "model_a", "model_b"):
-        _require_text(table.column(name), name, source)
+    rows = table.read([*wanted, *(name for name in drop_where if name not in wanted)], progress=progress)
     # Row numbers in errors are those of the file, so rows are checked before any is dropped.
-    outcome = _arena_outcome(table, source) if is_arena else _table_outcome(table, source)
-    prompts = table.column("prompt").to_pylist()
-    keep = np.ones(len(prompts), bool)
+    prompt, model_a, model_b = (text_column(rows, name, source) for name in ("prompt", "model_a", "model_b"))
+    outcome = _arena_outcome(rows, source) if is_arena else _table_outcome(rows, source)
+    weight = number_column(rows, "weight", source) if "weight" in wanted else np.ones(rows.num_rows)
+    keep = np.ones(rows.num_rows, bool)
     if is_arena:
-        prompts = [_first_turn(text, row, source) for row, text in enumerate(prompts)]
-        keep = np.asarray([len(prompt.strip()) >= ARENA_MIN_CHARACTERS for prompt in prompts])
+        prompt = _first_turns(prompt, source)
+        is_long = np.asarray([len(text.strip()) >= ARENA_MIN_CHARACTERS for text in prompt.unique])
+        keep = is_long[prompt.index]
     for name in drop_where:
-        keep &= ~_boolean(table.column(name), name, source)
+        keep &= ~flag_column(rows, name, source, required=False)
     if not keep.any():
-        raise InputError(f"{source} has no battles left: all {len(prompts)} rows were dropped")
-    weight = _numbers(table.column("weight"), "weight", source) if "weight" in wanted else np.ones(len(prompts))
-    model_a, model_b = table.column("model_a").to_pylist(), table.column("model_b").to_pylist()
+        raise InputError(f"{source} has no battles left: all {len(keep)} rows were dropped")
+    del rows
+    models = sorted({*model_a.unique, *model_b.unique})
+    column = {name: place for place, name in enumerate(models)}
+    # A dropped row may have an empty prompt, and must not shift the numbers of the rows that errors name.
+    unique_prompts = tuple(dict.fromkeys((*prompt.unique, DROPPED)))
     try:
-        # A dropped row may have an empty prompt, and must not shift the numbers of the rows that errors name.
-        shown = [prompt if kept else "(dropped)" for prompt, kept in zip(prompts, keep, strict=True)]
-        kept = Preferences.from_names(shown, model_a, model_b, outcome, weight).select(keep)
+        battles = Preferences(
+            unique_prompts=unique_prompts,
+            prompt_index=np.where(keep, prompt.index, unique_prompts.index(DROPPED)),
+            model_a=np.asarray([column[name] for name in model_a.unique], np.int32)[model_a.index],
+            model_b=np.asarray([column[name] for name in model_b.unique], np.int32)[model_b.index],
+            outcome=outcome,
+            weight=weight,
+            models=tuple(models),
+        )
     except InputError as error:
         raise InputError(f"{source}: {error}") from error
-    return kept.without_unused_models()
+    return battles if keep.all() else battles.select(keep).without_unused_models()
 
 
-Reader = Callable[[list[str]], pa.Table]
-
-
-def open_source(source: str | os.PathLike[str]) -> tuple[list[str], Reader]:
-    """Names of the columns of a table file or a Hugging Face data set (its ``train`` split), and what reads some.
+def open_source(source: str | os.PathLike[str], *, progress: bool = False) -> OpenTable:
+    """Open a table file or a Hugging Face data set (its ``train`` split).
 
     Raises:
         InputError: no such source.
@@ -95,14 +122,10 @@ def open_source(source: str | os.PathLike[str]) -> tuple[list[str], Reader]:
     is_file = Path(source).suffix in ENDINGS or Path(source).exists()
     if not is_file and len(Path(source).parts) != 2:
         raise InputError(f"no file {source}; a Hugging Face data set is named owner/name")
-    return _open_file(source) if is_file else _open_hub(os.fspath(source))
+    return open_table(source, progress=progress) if is_file else _open_hub(os.fspath(source))
 
 
-def _open_file(path: str | os.PathLike[str]) -> tuple[list[str], Reader]:
-    return table_columns(path), lambda wanted: read_table(path, columns=wanted)
-
-
-def _open_hub(name: str) -> tuple[list[str], Reader]:
+def _open_hub(name: str) -> OpenTable:
     import datasets  # a second of imports that only the hub needs
 
     try:
@@ -112,50 +135,33 @@ def _open_hub(name: str) -> tuple[list[str], Reader]:
         raise InputError(f"cannot read {name!r}, which is no file here, from the Hugging Face hub: {reason}") from error
     if not isinstance(split, datasets.Dataset):
         raise InputError(f"the data set {name!r} has no plain train split")
-    columns = split.column_names
-    return columns, lambda wanted: split.select_columns(wanted).with_format("arrow")[:]
+
+    def read(columns: Sequence[str] | None, _: bool) -> pa.Table:
+        return split.select_columns(list(columns or split.column_names)).with_format("arrow")[:]
+
+    return OpenTable(Path(name), split.column_names, read)
 
 
-def _require_text(column: pa.ChunkedArray, name: str, source: object) -> None:
-    is_text = pa.types.is_string(column.type) or pa.types.is_large_string(column.type)
-    if not is_text and not pa.types.is_null(column.type):
-        raise InputError(f"{source}: column {name} must be text, got {column.type}")
-    if column.null_count:
-        row = column.is_null().index(True).as_py()
-        raise InputError(
-            f"{source}: row {row}: column {name} must be text, got nothing ({column.null_count} such rows)"
-        )
-
-
-def _numbers(column: pa.ChunkedArray, name: str, source: object) -> Float64[np.ndarray, "rows"]:
-    """The column as float64; what is missing becomes NaN."""
-    try:
-        return column.cast(pa.float64()).to_numpy()
-    except pa.ArrowInvalid as error:
-        raise InputError(f"{source}: column {name} must be numbers: {error}") from error
-
-
-def _boolean(column: pa.ChunkedArray, name: str, source: object) -> np.ndarray:
-    try:
-        return column.cast(pa.bool_()).fill_null(False).to_numpy()
-    except pa.ArrowInvalid as error:
-        raise InputError(f"{source}: column {name} must be true or false: {error}") from error
-
-
-def _first_turn(text: str, row: int, source: object) -> str:
-    """First turn of Arena's JSON list; a missing turn (null) is empty text, a lone surrogate becomes U+FFFD."""
-    try:
-        turns = json.loads(text)
-    except json.JSONDecodeError as error:
-        raise InputError(f"{source}: row {row}: column prompt must be a JSON list of turns: {error}") from error
-    if not isinstance(turns, list) or not turns or not (turns[0] is None or isinstance(turns[0], str)):
-        raise InputError(f"{source}: row {row}: column prompt must be a JSON list of turns, got {text[:60]!r}")
-    return valid_text(turns[0] or "")
+def _first_turns(prompt: Texts, source: object) -> Texts:
+    """The first turns of Arena's JSON lists; a missing turn (null) is empty text, a lone surrogate becomes U+FFFD."""
+    place: dict[str, int] = {}
+    first = np.empty(len(prompt.unique), np.int32)
+    for number, text in enumerate(prompt.unique):
+        try:
+            turns = json.loads(text)
+        except (ValueError, RecursionError):
+            turns = None
+        if not isinstance(turns, list) or not turns or not (turns[0] is None or isinstance(turns[0], str)):
+            row = np.flatnonzero(prompt.index == number)[0]
+            shown = reprlib.repr(text)
+            raise InputError(f"{source}: row {row}: column prompt must be a JSON list of turns, got {shown}")
+        first[number] = place.setdefault(valid_text(turns[0] or ""), len(place))
+    return Texts(list(place), first[prompt.index])
 
 
 def _arena_outcome(table: pa.Table, source: object) -> Float64[np.ndarray, "rows 3"]:
     names = ("winner_model_a", "winner_tie", "winner_model_b")
-    outcome = np.stack([_numbers(table.column(name), name, source) for name in names], axis=1)
+    outcome = np.stack([number_column(table, name, source) for name in names], axis=1)
     bad = np.flatnonzero(~(np.isin(outcome, (0, 1)).all(axis=1) & (outcome.sum(axis=1) == 1)))
     if bad.size:
         got = dict(zip(names, outcome[bad[0]].tolist(), strict=True))
@@ -164,19 +170,21 @@ def _arena_outcome(table: pa.Table, source: object) -> Float64[np.ndarray, "rows
 
 
 def _table_outcome(table: pa.Table, source: object) -> Float64[np.ndarray, "rows 3"]:
-    outcomes = {**OUTCOMES, BOTH_BAD: OUTCOMES["tie"]}
     outcome = np.full((table.num_rows, 3), np.nan)
-    if "winner" in table.column_names:
-        for row, winner in enumerate(table.column("winner").to_pylist()):
-            if winner not in outcomes:
-                known = nearest(str(winner), outcomes)
+    has_winner = "winner" in table.column_names
+    if has_winner:
+        winner = text_column(table, "winner", source)
+        for number, text in enumerate(winner.unique):
+            if text not in WINNERS:
+                row = np.flatnonzero(winner.index == number)[0]
                 raise InputError(
-                    f"{source}: row {row}: column winner must be {', '.join(outcomes)}, got {winner!r}{known}"
+                    f"{source}: row {row}: column winner must be {', '.join(WINNERS)}, got {text!r}"
+                    f"{nearest(text, WINNERS)}"
                 )
-            outcome[row] = outcomes[winner]
+        outcome = np.asarray([WINNERS[text] for text in winner.unique])[winner.index]
     if "preference_b" in table.column_names:
-        preference_b = _numbers(table.column("preference_b"), "preference_b", source)
-        given = ~np.isnan(preference_b) if "winner" in table.column_names else np.ones(table.num_rows, bool)
+        preference_b = number_column(table, "preference_b", source, required=not has_winner)
+        given = ~np.isnan(preference_b)
         bad = np.flatnonzero(given & ~((preference_b >= 0) & (preference_b <= 1)))
         if bad.size:
             got = preference_b[bad[0]]
@@ -211,12 +219,12 @@ def write_preferences(battles: Preferences, path: str | os.PathLike[str]) -> Non
     coin_flip = np.flatnonzero((winner == "tie") & (tie == 0))
     if coin_flip.size:
         raise InputError(f"row {coin_flip[0]}: column outcome is a coin flip, which the format would read as a tie")
-    names = np.asarray(battles.models, object)
+    prompts, names = pa.array(battles.unique_prompts, pa.large_string()), pa.array(battles.models, pa.string())
     table = pa.table(
         {
-            "prompt": list(battles.prompts),
-            "model_a": names[battles.model_a].tolist(),
-            "model_b": names[battles.model_b].tolist(),
+            "prompt": prompts.take(pa.array(battles.prompt_index)),
+            "model_a": names.take(pa.array(battles.model_a)),
+            "model_b": names.take(pa.array(battles.model_b)),
             "winner": winner.tolist(),
             "preference_b": preference_b,
             "weight": battles.weight,

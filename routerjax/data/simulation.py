@@ -103,7 +103,8 @@ def simulate_arena(
     chances = outcome_probabilities(scores[prompt_index, model_a] - scores[prompt_index, model_b])
     drawn = (rng.random(len(prompt_index))[:, None] > np.cumsum(chances, axis=1)[:, :2]).sum(axis=1)
     preferences = Preferences(
-        prompts=tuple(prompts[index] for index in prompt_index),
+        unique_prompts=tuple(prompts[:num_prompts]),
+        prompt_index=prompt_index.astype(np.int32),
         model_a=model_a.astype(np.int32),
         model_b=model_b.astype(np.int32),
         outcome=np.eye(3, dtype=np.float32)[drawn],

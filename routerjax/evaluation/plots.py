@@ -10,6 +10,7 @@ from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.figure import Figure
 
 from routerjax.atomic import atomic_file
+from routerjax.display import printable
 from routerjax.evaluation.evaluate import BenchmarkResult
 
 PANEL_INCHES = (5.2, 4.2)
@@ -29,15 +30,20 @@ def plot_curves(results: Sequence[BenchmarkResult], path: Path) -> None:
             axes.plot(
                 100 * curve.strong_share[points],
                 curve.quality[points],
-                label=f"{name} (APGR {router.apgr.value:.3f})",
+                label=f"{_plain(name)} (APGR {router.apgr.value:.3f})",
                 linestyle=CONTROL_STYLES.get(name, "-"),
                 color="0.4" if name in CONTROL_STYLES else None,
                 linewidth=1.2 if name in CONTROL_STYLES else 2.0,
             )
-        axes.set_title(f"{result.benchmark}: {result.num_prompts} prompts")
-        axes.set_xlabel(f"calls to {result.strong} (%)")
+        axes.set_title(f"{_plain(result.benchmark)}: {result.num_prompts} prompts")
+        axes.set_xlabel(f"calls to {_plain(result.strong)} (%)")
         axes.set_ylabel("mean quality")
         axes.legend(fontsize="small")
         axes.grid(alpha=0.3)
     with atomic_file(path) as temporary:
         figure.savefig(temporary, format="png", dpi=150)
+
+
+def _plain(name: str) -> str:
+    """The name as it is: a dollar sign would start a formula."""
+    return printable(name).replace("$", r"\$")

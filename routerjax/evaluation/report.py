@@ -16,6 +16,7 @@ from rich.console import Console
 from rich.table import Table
 from rich.text import Text
 
+from routerjax.display import markdown, printable
 from routerjax.evaluation.evaluate import TARGETS, BenchmarkResult, RouterResult, ScoredPair
 from routerjax.evaluation.figures import Figure
 
@@ -135,18 +136,18 @@ def print_table(result: BenchmarkResult, console: Console) -> None:
     unlimited = console.options.update(max_width=sys.maxsize)
     if console.is_terminal:
         too_much = max(0, console.measure(table, options=unlimited).maximum - console.width)
-        name_width = max(len(name) for name in result.routers)
+        name_width = max(len(printable(name)) for name in result.routers)
         table.columns[0].width = max(min(name_width, SHORTEST_NAME), name_width - too_much)
     table.width = console.measure(table, options=unlimited).maximum
     console.print(table, "", crop=False, soft_wrap=False)
     for note in notes(result):
-        console.print(Text(f"Note: {note}"), soft_wrap=not console.is_terminal)
+        console.print(Text(printable(f"Note: {note}")), soft_wrap=not console.is_terminal)
     if notes(result):
         console.print()
 
 
 def _terminal_table(result: BenchmarkResult, *, breaks_title: bool) -> Table:
-    title = Text(_headline(result), style="bold", overflow="fold" if breaks_title else "ignore")
+    title = Text(printable(_headline(result)), style="bold", overflow="fold" if breaks_title else "ignore")
     table = Table(
         title=title,
         title_justify="left",
@@ -155,7 +156,7 @@ def _terminal_table(result: BenchmarkResult, *, breaks_title: bool) -> Table:
         pad_edge=False,
         padding=0,
     )
-    rows = list(figure_rows(result, TERMINAL_COLUMNS))
+    rows = [[printable(cell) for cell in row] for row in figure_rows(result, TERMINAL_COLUMNS)]
     for name, *cells in zip(TERMINAL_COLUMNS, *rows, strict=True):
         # A title that is wider than its figures takes two lines.
         header = name if max(map(len, cells)) >= len(name) else name.replace(" ", "\n")
@@ -170,11 +171,13 @@ def markdown_table(results: Sequence[BenchmarkResult]) -> str:
     """Format the figures of every benchmark as tables in Markdown."""
     lines = []
     for result in results:
-        lines += [f"**{_headline(result)}**", ""]
+        lines += [f"**{markdown(_headline(result))}**", ""]
         lines += ["| " + " | ".join(MARKDOWN_COLUMNS) + " |", "|" + "---|" * len(MARKDOWN_COLUMNS)]
-        lines += ["| " + " | ".join(row) + " |" for row in figure_rows(result, MARKDOWN_COLUMNS)]
+        lines += [
+            f"| {markdown(name)} | {' | '.join(cells)} |" for name, *cells in figure_rows(result, MARKDOWN_COLUMNS)
+        ]
         lines.append("")
-        lines += [line for note in notes(result) for line in (f"Note: {note}", "")]
+        lines += [line for note in notes(result) for line in (f"Note: {markdown(note)}", "")]
     lines.append(
         f"Brackets: 95 % bootstrap intervals over prompts ({results[0].num_samples} resamples, the same for all "
         "routers). CPT: % of calls to the strong model that recover 50 % or 80 % of the quality gap. Random: one draw."

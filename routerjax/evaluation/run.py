@@ -11,7 +11,6 @@ from pathlib import Path
 from typing import NamedTuple
 
 import numpy as np
-import pyarrow as pa
 from jaxtyping import Float64
 
 from routerjax.atomic import new_directory, refuse_existing
@@ -26,7 +25,7 @@ from routerjax.evaluation.report_html import html_report
 from routerjax.features import EmbeddingCache
 from routerjax.metrics import check_resamples
 from routerjax.router import Router, load_router, router_folder
-from routerjax.tables import ENDINGS, read_table
+from routerjax.tables import ENDINGS, number_column, read_table, text_column
 
 logger = logging.getLogger(__name__)
 
@@ -159,16 +158,14 @@ def read_scores(path: str | os.PathLike[str], benchmark: Benchmark) -> Float64[n
     Raises:
         InputError: columns missing, values outside [0, 1], two values for one prompt, or prompts missing.
     """
-    table = read_table(path, columns=["prompt", "win_prob"])
-    try:
-        values = table.column("win_prob").cast(pa.float64()).to_numpy()
-    except pa.ArrowInvalid as error:
-        raise InputError(f"{path}: column win_prob must be numbers: {error}") from error
+    table = read_table(path, columns=["prompt", "win_prob"], progress=True)
+    values = number_column(table, "win_prob", path)
     bad = np.flatnonzero(~((values >= 0) & (values <= 1)))
     if bad.size:
         raise InputError(f"{path}: row {bad[0]}: column win_prob must be in [0, 1], got {values[bad[0]]}")
     known: dict[str, float] = {}
-    for row, (prompt, value) in enumerate(zip(table.column("prompt").to_pylist(), values.tolist(), strict=True)):
+    prompts = text_column(table, "prompt", path).rows()
+    for row, (prompt, value) in enumerate(zip(prompts, values.tolist(), strict=True)):
         if known.setdefault(prompt, value) != value:
             raise InputError(f"{path}: row {row}: a second, different win_prob for the prompt {prompt[:60]!r}")
     missing = [prompt for prompt in benchmark.prompts if prompt not in known]
@@ -209,5 +206,5 @@ def _named(
 
 def _open_benchmark(name: str, data_root: str | os.PathLike[str], strong: str | None, weak: str | None) -> Benchmark:
     if Path(name).suffix in ENDINGS:
-        return read_benchmark_table(name, strong=strong, weak=weak)
+        return read_benchmark_table(name, strong=strong, weak=weak, progress=True)
     return load_benchmark(name, data_root)

@@ -80,8 +80,9 @@ def read_embeddings(path: str | os.PathLike[str]) -> Embeddings:
 
 def _npy(path: Path) -> np.ndarray:
     try:
-        return np.load(path, allow_pickle=False)
-    except (ValueError, EOFError, OSError) as error:
+        # Mapped first: a header that declares more than the file holds is refused before anything is allocated.
+        return np.array(np.load(path, mmap_mode="r", allow_pickle=False))
+    except (ValueError, EOFError, OSError, OverflowError) as error:
         raise InputError(f"not a complete .npy file: {error}") from error
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import Literal
 
 import flax.linen as nn
@@ -184,7 +185,9 @@ def shard_memory(memory: Variables, num_shards: int) -> tuple[Variables, Variabl
     return shards, {name: memory[name] for name in ("tier", "pairs")}
 
 
-def battle_tiers(battles: PreferenceBatch, *, num_models: int, num_tiers: int) -> Int[np.ndarray, "models"]:
+def battle_tiers(
+    battles: PreferenceBatch, *, num_models: int, num_tiers: int, names: Sequence[str] | None = None
+) -> Int[np.ndarray, "models"]:
     """Tier of each model, 0 = strongest, by a Bradley-Terry fit to all battles; 0 tiers: every model its own.
 
     Raises:
@@ -193,5 +196,5 @@ def battle_tiers(battles: PreferenceBatch, *, num_models: int, num_tiers: int) -
     if num_tiers == 0 or num_tiers >= num_models:
         return np.arange(num_models, dtype=np.int32)
     columns = (np.asarray(leaf) for leaf in (battles.model_a, battles.model_b, battles.label, battles.weight))
-    names = [f"models[{column}]" for column in range(num_models)]
+    names = names or [f"models[{column}]" for column in range(num_models)]
     return bradley_terry.rated_tiers(*columns, models=names, num_tiers=num_tiers)[1]

@@ -120,7 +120,7 @@ def _train(config: ExperimentConfig, output: Path, *, resume: bool) -> Router:
     held_out_battles = 0 if held_out is None else len(held_out)
     if embedded is not None and find_family(family).memory is not None:
         logger.info("%s remembers %d battles; %d are held out", family, len(train), held_out_battles)
-        memory = remember(family, module, embedded.batch(train))
+        memory = remember(family, module, embedded.batch(train), names=preferences.models)
         routers["router"] = make_router(
             family=family, attributes=attributes, features=embedded.spec, variables={"memory": memory}
         )

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, cast, get_type_hints
 
@@ -23,19 +23,21 @@ class Family:
 
     Attributes:
         module: linen, ``(num_models, **attributes)``, from a query to scores.
-        memory: ``(module, battles) -> the module's memory collection`` of a family that trains nothing; None of one
-            that learns parameters.
+        memory: ``(module, battles, names of the models) -> the module's memory collection`` of a family that trains
+            nothing; None of one that learns parameters.
         reads_text: whether the module holds an ``encoder`` of tokens. Another takes embeddings, which may come from an
             encoder that is trained with it.
     """
 
     module: type[nn.Module]
-    memory: Callable[[Any, PreferenceBatch], Variables] | None = None
+    memory: Callable[[Any, PreferenceBatch, Sequence[str] | None], Variables] | None = None
     reads_text: bool = False
 
 
-def _similarity_weighted_memory(module: models.SimilarityWeighted, battles: PreferenceBatch) -> Variables:
-    tier = models.battle_tiers(battles, num_models=module.num_models, num_tiers=module.num_tiers)
+def _similarity_weighted_memory(
+    module: models.SimilarityWeighted, battles: PreferenceBatch, names: Sequence[str] | None
+) -> Variables:
+    tier = models.battle_tiers(battles, num_models=module.num_models, num_tiers=module.num_tiers, names=names)
     return models.similarity_weighted_memory(battles, tier=tier)
 
 
@@ -43,7 +45,7 @@ FAMILIES: Mapping[str, Family] = {
     "mf": Family(models.MatrixFactorization),
     "knn": Family(
         models.NearestNeighbors,
-        memory=lambda module, battles: models.nearest_neighbors_memory(battles, num_models=module.num_models),
+        memory=lambda module, battles, _: models.nearest_neighbors_memory(battles, num_models=module.num_models),
     ),
     "sw": Family(models.SimilarityWeighted, memory=_similarity_weighted_memory),
     "bert": Family(models.BertRouter, reads_text=True),
@@ -63,8 +65,16 @@ def find_family(family: str) -> Family:
     return choose(family, FAMILIES, "the family")
 
 
-def remember(family: str, module: nn.Module, battles: PreferenceBatch) -> Variables:
+def remember(
+    family: str, module: nn.Module, battles: PreferenceBatch, *, names: Sequence[str] | None = None
+) -> Variables:
     """The ``memory`` of a family that trains nothing.
+
+    Args:
+        family: a name in :data:`FAMILIES`.
+        module: of that family.
+        battles: to remember.
+        names: of the models, for errors.
 
     Raises:
         InputError: the family learns parameters, or there is nothing to remember in these battles.
@@ -72,7 +82,7 @@ def remember(family: str, module: nn.Module, battles: PreferenceBatch) -> Variab
     memory = find_family(family).memory
     if memory is None:
         raise InputError(f"{family} learns parameters: train it")
-    return memory(module, battles)
+    return memory(module, battles, names)
 
 
 def typed_attributes(family: str, attributes: Mapping[str, AttributeValue]) -> dict[str, AttributeValue]:

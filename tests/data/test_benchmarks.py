@@ -1,6 +1,7 @@
 """RouteLLM's evals folder in miniature, benchmark tables, golden answers."""
 
 import csv
+import decimal
 import hashlib
 import json
 import shutil
@@ -8,6 +9,7 @@ from pathlib import Path
 
 import numpy as np
 import pyarrow as pa
+import pyarrow.parquet
 import pytest
 
 from routerjax import InputError, data
@@ -100,7 +102,7 @@ def test_what_is_missing_is_named(evals: Path) -> None:
 def test_answers_that_are_neither_right_nor_wrong(evals: Path) -> None:
     rows = [{"prompt": "p", WEAK: "", STRONG: True}]
     write_csv(evals / "gsm8k" / "gsm8k_responses.csv", rows)
-    with pytest.raises(InputError, match="must be True or False in every row"):
+    with pytest.raises(InputError, match=f"row 0: column {WEAK} must be true or false, got nothing"):
         data.load_benchmark("gsm8k", evals)
     shutil.rmtree(evals)
 
@@ -149,18 +151,85 @@ def test_tables_round_trip(tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("rows", "pair", "message"),
     [
-        ({"prompt": ["p"], "model": ["x"]}, {}, "lacks the column 'score'"),
-        ({"prompt": ["p", "q"], "model": ["x", "y"], "score": [1.0, 1.0]}, {}, "no score of y for the prompt 'p'"),
-        ({"prompt": ["p", "p"], "model": ["x", "x"], "score": [1.0, 1.0]}, {}, "row 1: a second score of x"),
-        ({"prompt": ["p"], "model": ["x"], "score": ["good"]}, {}, "row 0: column score must be a number"),
-        ({"prompt": ["p"], "model": ["x"], "score": [1.0]}, {"strong": "xx"}, "'xx' is not one of the 1 models"),
-        ({"prompt": ["p"], "model": ["x"], "score": [float("inf")]}, {}, "row 0: quality of x must be finite"),
+        ({"score": None}, {}, "lacks the column 'score'"),
+        ({"model": ["x", "y", "x"]}, {}, "no score of 'y' for the prompt 'q'"),
+        ({"model": ["x", "x", "x"]}, {}, "row 1: a second score of 'x'"),
+        ({"score": ["1", "good", "1"]}, {}, "row 1: column score must be a number, got 'good'"),
+        ({"score": [1.0, None, 1.0]}, {}, "row 1: column score must be a number, got nothing"),
+        ({}, {"strong": "xx"}, "'xx' is not one of the 2 models"),
+        ({"score": [float("inf"), 1.0, 1.0]}, {"strong": "x", "weak": "x"}, "row 0: quality of x must be finite"),
+        ({"score": [1e308, 1.0, 1.0]}, {"strong": "x", "weak": "x"}, r"row 0: quality of x .*within 1e\+15 of zero"),
+        ({"prompt": ["p", "p", None]}, {}, "row 2: column prompt must be text, got nothing"),
+        ({"prompt": ["p", "p", " "]}, {}, "row 2: column prompt must be text that is not empty"),
+        ({"prompt": [0, 0, 1]}, {}, r"row 0: column prompt must be text, got 0 \(int64\)"),
+        (
+            {"prompt": [[{"role": "user", "content": "p"}]] * 3},
+            {},
+            "row 0: column prompt must be text, got chat messages: give the text of the user's turn alone",
+        ),
+        ({"prompt": [{"a": 1}] * 3}, {}, "row 0: column prompt must be text, got {'a': 1}"),
+        ({"model": [["x"]] * 3}, {}, r"row 0: column model must be text, got \['x'\]"),
+        ({"model": ["x", None, "x"]}, {}, "row 1: column model must be text, got nothing"),
+        ({"model": ["x", "x ", "x"]}, {}, "row 1: column model must be a name .* got 'x '"),
+        (
+            {"prompt_id": [7, 7, 7], "model": ["x", "y", "z"]},
+            {},
+            "row 2: column prompt is another text than in row 0, which has the same prompt_id '7'",
+        ),
+        ({"prompt_id": ["1", "1", ""]}, {}, "row 2: column prompt_id must be given"),
+        ({"prompt_id": [1, None, 2]}, {}, "row 1: column prompt_id must be text, got nothing"),
     ],
 )
 def test_tables_that_cannot_be_used(tmp_path: Path, rows: dict, pair: dict, message: str) -> None:
-    write_table(pa.table(rows), str(tmp_path / "table.parquet"))
-    with pytest.raises(InputError, match=message):
-        data.read_benchmark_table(tmp_path / "table.parquet", **pair)
+    rows = {"prompt": ["p", "p", "q"], "model": ["x", "y", "x"], "score": [1.0, 0.0, 1.0]} | rows
+    path = tmp_path / "table.parquet"
+    write_table(pa.table({name: column for name, column in rows.items() if column}), str(path))
+    with pytest.raises(InputError, match=message) as refused:
+        data.read_benchmark_table(path, **pair)
+    # A model is looked for, and quality is checked, once the table is a benchmark.
+    if "is not one of" not in message and "quality" not in message:
+        assert str(refused.value).startswith(str(path))
+
+
+@pytest.mark.parametrize("names", [("4.10", "4.1"), ("70", "7"), ("007", "7")])
+def test_models_of_a_csv_have_the_names_that_stand_there(tmp_path: Path, names: tuple[str, str]) -> None:
+    pairs = zip(names, (2, 1), strict=True)
+    rows = "".join(f"p{row},{name},{int(row < right)}\n" for name, right in pairs for row in range(3))
+    (tmp_path / "table.csv").write_text(f"prompt,model,score\n{rows}")
+    benchmark = data.read_benchmark_table(tmp_path / "table.csv", strong=names[0], weak=names[1])
+    assert {name: values.sum() for name, values in benchmark.quality.items()} == {names[0]: 2, names[1]: 1}
+
+
+def test_every_arrow_type_of_text_and_number_is_one(tmp_path: Path) -> None:
+    score = pa.array([decimal.Decimal("1.0"), decimal.Decimal("0.5")])
+    path = tmp_path / "table.parquet"
+    for text in (pa.string(), pa.large_string(), pa.string_view(), pa.dictionary(pa.int8(), pa.string())):
+        for number in (score, score.cast(pa.float32()), pa.array(["1", "0.5"]), pa.array([1, 0.5])):
+            columns = {"prompt": pa.array(["p", "q"]).cast(text), "model": pa.array(["x", "x"]).cast(text)}
+            pyarrow.parquet.write_table(pa.table({**columns, "score": number}), path)
+            assert data.read_benchmark_table(path).quality["x"].tolist() == [1, 0.5]
+
+
+def test_prompts_of_one_text_are_told_apart_by_their_id(tmp_path: Path) -> None:
+    rows = {"prompt_id": [0, 1, 2], "prompt": ["p", "p", "q"], "model": ["x"] * 3, "score": [1, 2, 3]}
+    write_table(pa.table({**rows, "domain": [1, None, 2]}), str(tmp_path / "table.parquet"))
+    benchmark = data.read_benchmark_table(tmp_path / "table.parquet")
+    assert benchmark.prompts == ("p", "p", "q")
+    assert benchmark.domain == ("1", "None", "2")
+
+
+MALFORMED = ['{"question_id": 1, "turns": 5}', '{"question_id": 1, "turns": []}', '{"turns": ["a"]}', "\0", "[1]"]
+
+
+@pytest.mark.parametrize("line", [*MALFORMED, "[" * 100_000])
+def test_malformed_questions_are_one_line(evals: Path, line: str) -> None:
+    path = evals / "mt_bench" / "question.jsonl"
+    path.write_text(f"{path.read_text()}\n{line}\n")
+    with pytest.raises(InputError, match=r"question\.jsonl: line 6 "):
+        data.load_benchmark("mt_bench", evals)
+    path.write_bytes(b"\xff\xfe")
+    with pytest.raises(InputError, match=r"question\.jsonl: line 1 is not UTF-8 text"):
+        data.load_benchmark("mt_bench", evals)
 
 
 def test_a_benchmark_is_checked() -> None:

@@ -148,7 +148,7 @@ def test_what_is_refused_is_refused_before_any_prompt_is_scored(
         ({"prompt": ["x"], "win_prob": [1.5]}, r"row 0: column win_prob must be in \[0, 1\], got 1.5"),
         ({"prompt": ["x", "x"], "win_prob": [0.5, 0.6]}, "row 1: a second, different win_prob for the prompt 'x'"),
         ({"prompt": ["x"], "winprob": [0.5]}, r"lacks the column 'win_prob' \(did you mean 'winprob'\?\)"),
-        ({"prompt": ["x"], "win_prob": ["high"]}, "column win_prob must be numbers"),
+        ({"prompt": ["x"], "win_prob": ["high"]}, "row 0: column win_prob must be a number, got"),
     ],
 )
 def test_scores_that_cannot_be_used(tmp_path: Path, rows: dict, message: str) -> None:

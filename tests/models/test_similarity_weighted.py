@@ -134,8 +134,9 @@ def test_tiers_need_battles_that_connect_all_models() -> None:
     battles = random_battles()
     low = np.asarray([0, 1, 2])
     apart = np.isin(battles.model_a, low) == np.isin(battles.model_b, low)
-    with pytest.raises(InputError, match=r"models\[3\] and models\[0\] cannot be rated on one scale.*\(3 of 6 models"):
-        models.battle_tiers(select(battles, apart), num_models=NUM_MODELS, num_tiers=3)
+    names = ["a", "b", "c", "gamma", "delta", "epsilon"]
+    with pytest.raises(InputError, match=r"3 of 6 models cannot be rated on one scale .*: gamma, delta, epsilon;"):
+        models.battle_tiers(select(battles, apart), num_models=NUM_MODELS, num_tiers=3, names=names)
     # Where every model is a tier of its own, none has to be rated beforehand.
     tier = models.battle_tiers(select(battles, apart), num_models=NUM_MODELS, num_tiers=0)
     np.testing.assert_array_equal(tier, np.arange(NUM_MODELS))

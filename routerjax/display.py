@@ -1,0 +1,62 @@
+"""Text of others (names of models and files, prompts) as it may be shown: on a terminal, in a log, in Markdown.
+
+What a name holds is data: it must neither move a terminal's cursor, nor reverse the text around it, nor start a line, a
+cell, a link or an element of its own.
+"""
+
+from __future__ import annotations
+
+import html
+import re
+
+# What starts something in Markdown; an underscore within a word does not.
+MARKDOWN = re.compile(r"[\\`*\[\]|~#!]|(?<![0-9A-Za-z])_|_(?![0-9A-Za-z])")
+
+
+def printable(text: str) -> str:
+    """Write characters that are not visible ones (controls, line ends, bidirectional marks) as Python's escapes.
+
+    Example:
+        >>> print(printable("naïve 模型\\n\\x1b[2J\\u202e"))
+        naïve 模型\\n\\x1b[2J\\u202e
+    """
+    if text.isprintable():
+        return text
+    return "".join(
+        character if character.isprintable() else character.encode("unicode_escape").decode() for character in text
+    )
+
+
+def markdown(text: str) -> str:
+    """Write text so that Markdown shows it as it is, on one line, in a table too.
+
+    Example:
+        >>> print(markdown("a|b <i>*c*</i>\\nsim_large"))
+        a\\|b &lt;i&gt;\\*c\\*&lt;/i&gt;\\\\nsim_large
+    """
+    return html.escape(MARKDOWN.sub(r"\\\g<0>", printable(text)), quote=False)
+
+
+def printable_json(text: str, *, ascii_only: bool = False) -> str:
+    """Write characters beyond ASCII that are not visible ones as JSON's escapes: the same JSON, and safe to print.
+
+    Args:
+        text: JSON.
+        ascii_only: escape all that is beyond ASCII, for a stream of another encoding.
+
+    Example:
+        >>> print(printable_json('{"prompt": "naïve \\u202e"}'))
+        {"prompt": "naïve \\u202e"}
+    """
+    if text.isascii() or (text.isprintable() and not ascii_only):
+        return text.replace("\x7f", r"\u007f")
+
+    def is_kept(character: str) -> bool:
+        return character < "\x7f" or (character.isprintable() and not ascii_only)
+
+    return "".join(character if is_kept(character) else _json_escape(character) for character in text)
+
+
+def _json_escape(character: str) -> str:
+    units = character.encode("utf-16-be", "surrogatepass")
+    return "".join(f"\\u{units[place : place + 2].hex()}" for place in range(0, len(units), 2))

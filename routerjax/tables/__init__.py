@@ -1,0 +1,38 @@
+"""Tables in files: .parquet, .csv, .jsonl; and lines of text or JSON on standard input and output."""
+
+from routerjax.tables.columns import (
+    Texts,
+    first_appearance,
+    flag_column,
+    label_column,
+    matrix_column,
+    number_column,
+    require_columns,
+    text_column,
+)
+from routerjax.tables.json_lines import json_objects
+from routerjax.tables.prompts import INPUT_FORMATS, PromptTable, read_prompt_table
+from routerjax.tables.read import ENDINGS, OpenTable, open_table, read_table
+from routerjax.tables.write import PreparedOutput, require_writable, write_table
+
+__all__ = [
+    "ENDINGS",
+    "INPUT_FORMATS",
+    "OpenTable",
+    "PreparedOutput",
+    "PromptTable",
+    "Texts",
+    "first_appearance",
+    "flag_column",
+    "json_objects",
+    "label_column",
+    "matrix_column",
+    "number_column",
+    "open_table",
+    "read_prompt_table",
+    "read_table",
+    "require_columns",
+    "require_writable",
+    "text_column",
+    "write_table",
+]
