@@ -3,11 +3,14 @@
 from __future__ import annotations
 
 import base64
+import contextlib
+import gzip
 import hashlib
 import json
+import socket
 import threading
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 
 import numpy as np
@@ -27,6 +30,31 @@ def embeddings_of(prompts: Sequence[str], width: int = 6) -> np.ndarray:
     return np.stack([embedding_of(prompt, width) for prompt in prompts])
 
 
+@contextlib.contextmanager
+def raw_server(talk: Callable[[socket.socket], None]) -> Iterator[str]:
+    """Base URL of a server that hands each connection, once a request has begun, to ``talk``, and then resets it."""
+    listening = socket.create_server(("127.0.0.1", 0))
+
+    def serve() -> None:
+        while True:
+            try:
+                connection, _ = listening.accept()
+            except OSError:  # closed: the test is over
+                return
+            with connection, contextlib.suppress(OSError):
+                connection.recv(65536)
+                talk(connection)
+
+    thread = threading.Thread(target=serve, daemon=True)
+    thread.start()
+    try:
+        yield f"http://127.0.0.1:{listening.getsockname()[1]}/v1"
+    finally:
+        listening.shutdown(socket.SHUT_RDWR)
+        listening.close()
+        thread.join()
+
+
 class EndpointServer:
     """Serves while it is entered.
 
@@ -35,6 +63,8 @@ class EndpointServer:
             a method ``reply_...`` here.
         requests: the bodies that came, in order; ``arrived`` their times, seconds.
         max_prompts, max_characters: a request with more is refused with status 400.
+        fails_beyond: a request with a prompt of more characters is answered with status 500.
+        key: that is accepted.
         knows_base64: whether ``encoding_format`` is obeyed, or numbers are sent all the same.
     """
 
@@ -44,7 +74,9 @@ class EndpointServer:
         self.arrived: list[float] = []
         self.width = 6
         self.max_prompts = self.max_characters = 10**9
+        self.fails_beyond = 10**9
         self.knows_base64 = True
+        self.key = KEY
         self.stopping = threading.Event()
         outer = self
 
@@ -94,12 +126,14 @@ class EndpointServer:
         self.requests.append(body)
         if path != "/v1/embeddings" or body["model"] != "tiny":
             return self.error(404, f"no model {body['model']} at {path}")
-        if authorization != f"Bearer {KEY}":
+        if authorization != f"Bearer {self.key}":
             return self.error(401, "Incorrect API key provided")
         if len(body["input"]) > self.max_prompts:
             return self.error(400, f"at most {self.max_prompts} inputs")
         if max(map(len, body["input"])) > self.max_characters:
             return self.error(400, "This model's maximum context length is 8192 tokens")
+        if max(map(len, body["input"])) > self.fails_beyond:
+            return self.error(500, "input is too large to process. increase the physical batch size")
         step = self.script.pop(0) if self.script else "well"
         return getattr(self, f"reply_{step}")(body) if isinstance(step, str) else step(body)
 
@@ -184,6 +218,27 @@ class EndpointServer:
 
     def reply_no_numbers(self, body: dict) -> Reply:
         return self.answer([{**item, "embedding": None} for item in self.items(body)], body)
+
+    def reply_of_many_digits(self, body: dict) -> Reply:
+        items = [{**item, "embedding": [0.5] * 6} for item in self.items(body)]
+        status, headers, content = self.answer(items, body)
+        return status, headers, content.replace(b"0.5", b"9" * 400 + b".5", 1)
+
+    def reply_integer(self, body: dict) -> Reply:
+        items = [{**item, "embedding": [10**400] * 6} for item in self.items(body)]
+        return self.answer(items, body)
+
+    def reply_deep(self, body: dict) -> Reply:
+        return 200, {}, b'{"data": ' + b"[" * 200_000 + b"]" * 200_000 + b"}"
+
+    def reply_of_absurd_usage(self, body: dict) -> Reply:
+        return 200, {}, json.dumps({"data": self.items(body), "usage": {"total_tokens": 10**400}}).encode()
+
+    def reply_compressed(self, body: dict) -> Reply:
+        return 200, {"Content-Encoding": "gzip"}, gzip.compress(bytes(10**6))
+
+    def reply_elsewhere(self, body: dict) -> Reply:
+        return 307, {"Location": "http://other.example:81/v1/embeddings?key=hidden"}, b""
 
     def reply_wide(self, body: dict) -> Reply:
         return self.answer(self.items({**body, "dimensions": self.width + 1}), body)

@@ -18,20 +18,25 @@ from routerjax.config import (
 )
 from routerjax.features import Embeddings
 from routerjax.pipeline import train_router
-from tests.endpoint import KEY, EndpointServer, embeddings_of
+from tests.endpoint import EndpointServer, embeddings_of
 from tests.routers import tiny_router
 
 PROMPTS = ["What is a monad?", "hi"]
+SECRET = "sk-marker-of-the-environment"
 
 
 @pytest.fixture(autouse=True)
 def environment(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("ROUTERJAX_CACHE", str(tmp_path / "cache"))
-    monkeypatch.setenv("OPENAI_API_KEY", KEY)
+    monkeypatch.setenv("OPENAI_API_KEY", SECRET)
+    monkeypatch.setenv("HF_TOKEN", SECRET)
 
 
 def test_train_save_load_and_score_through_an_endpoint(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    caplog: pytest.LogCaptureFixture,
+    capsys: pytest.CaptureFixture,
 ) -> None:
     caplog.set_level("INFO", "routerjax")
     arena = data.simulate_arena(num_prompts=60, num_test_prompts=1, seed=0)
@@ -43,6 +48,7 @@ def test_train_save_load_and_score_through_an_endpoint(
         training=TrainingConfig(epochs=1, batch_size=32),
     )
     with EndpointServer() as server:
+        server.key = SECRET
         monkeypatch.setenv("OPENAI_BASE_URL", server.base_url)
         trained = train_router(config, tmp_path / "run")
         assert server.sizes == [60]
@@ -64,6 +70,17 @@ def test_train_save_load_and_score_through_an_endpoint(
         assert main([*command, "--output", str(tmp_path / "scores.parquet")]) == 0
         assert main([*command, "--output", str(tmp_path / "scores.jsonl")]) == 0
         assert server.sizes == [60, 2, 2]  # the second found the first's embeddings
+
+        echoed = server.error(401, f"the key {SECRET} is not known")
+        server.script = [lambda body: echoed]
+        (tmp_path / "new.jsonl").write_text('{"prompt": "never seen"}\n')
+        assert main(["score", str(tmp_path / "run"), "--input", str(tmp_path / "new.jsonl")]) == 2
+        # Runs, routers, tables, the cache, logs and the terminal.
+        written = [path.read_bytes() for path in tmp_path.rglob("*") if path.is_file()]
+        captured = capsys.readouterr()
+        assert "the key [key] is not known" in captured.err
+        assert not any(SECRET.encode() in content for content in written)
+        assert SECRET not in captured.out + captured.err + caplog.text
 
         server.script = ["wide"]
         with pytest.raises(InputError, match="must be 8 wide, got 7"):

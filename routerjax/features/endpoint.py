@@ -2,15 +2,14 @@
 
 from __future__ import annotations
 
-import base64
 import functools
 import logging
+import math
 import os
 import re
-import time
-import urllib.parse
+from collections import deque
 from collections.abc import Iterator, Sequence
-from typing import TYPE_CHECKING, cast
+from typing import cast
 
 import numpy as np
 from jaxtyping import Float32
@@ -19,30 +18,28 @@ from routerjax.config import Truncation
 from routerjax.errors import InputError
 from routerjax.features.cache import EmbeddingCache, encode_once
 from routerjax.features.encoder import SentenceEncoder, load_encoder
+from routerjax.features.endpoint_connection import EndpointConnection, Refusal
+from routerjax.features.exchange import require_address, require_key
 from routerjax.features.spec import FeatureSpec
 from routerjax.prompts import valid_text
-
-if TYPE_CHECKING:
-    import openai
 
 logger = logging.getLogger(__name__)
 
 PREFIX = "openai:"
 OPENAI_URL = "https://api.openai.com/v1"
 PROMPTS_PER_REQUEST = 256
-# The endpoint reads the request and does not want it: too many prompts, one too long, or one it cannot take.
-REFUSED = (400, 413, 422)
-# Between two requests for the same prompts, doubling: what the openai package waits too.
-FIRST_WAIT_SECONDS, LONGEST_WAIT_SECONDS = 0.5, 8.0
+# So many single prompts in a row without an answer may be no fault of theirs.
+FAILURES_IN_A_ROW = 4
+DEFAULT_TIME_LIMIT = 300.0
 
 
 class EndpointEncoder:
     """A model behind an endpoint, in place of a :class:`SentenceEncoder`. Making one asks for nothing yet.
 
-    The package openai retries what did not arrive or was put off (429, 5xx, timeouts), after the time that Retry-After
-    names or a doubling one. What it takes for an answer is checked here, and asked for again likewise where it is not
-    one finite embedding for each prompt. A request that is refused is halved, down to the prompt that is to blame; so
-    servers that take few prompts at a time need no setting.
+    What did not arrive or was put off (429, 5xx, timeouts), or is not one finite embedding for each prompt, is asked
+    for again, after the time that Retry-After names or a doubling one; each retry is logged. A request that is refused,
+    or fails for good, is halved, down to the prompt that is to blame; the others are embedded before that one is named.
+    So servers that take few prompts at a time need no setting.
 
     The address comes from here or the environment, never from a router's folder: whoever made that folder would
     otherwise be sent the key and the prompts.
@@ -55,7 +52,9 @@ class EndpointEncoder:
         width: that the embeddings must have; default N, or that of the first answer.
         dollars_per_million_tokens: for the cost that is logged.
         max_retries: of one request.
-        timeout: seconds that one request may take.
+        timeout: seconds that one request may take, from the name look-up to the answer's last byte.
+        time_limit: seconds that one request may take with all its retries; default ``$ROUTERJAX_ENDPOINT_SECONDS``, or
+            300.
 
     Attributes:
         source: as given.
@@ -63,7 +62,7 @@ class EndpointEncoder:
         tokens_used: that the endpoint has counted so far.
 
     Raises:
-        InputError: another form of ``source`` or ``base_url``.
+        InputError: another form of ``source``, ``base_url`` or time limit.
     """
 
     def __init__(
@@ -76,6 +75,7 @@ class EndpointEncoder:
         dollars_per_million_tokens: float | None = None,
         max_retries: int = 8,
         timeout: float = 60.0,
+        time_limit: float | None = None,
     ) -> None:
         form = re.fullmatch(rf"{PREFIX}([^?\s]+)(?:\?dimensions=([1-9]\d*))?", source)
         if form is None:
@@ -85,14 +85,8 @@ class EndpointEncoder:
         self.source = source
         self._model = form[1]
         self._dimensions = int(form[2]) if form[2] else None
-        self._base_url = (base_url or os.environ.get("OPENAI_BASE_URL") or OPENAI_URL).rstrip("/")
-        address = urllib.parse.urlsplit(self._base_url)
-        # The address is written into routers, so it must not hold a password.
-        if address.scheme not in ("http", "https") or not address.hostname or "@" in address.netloc or address.query:
-            raise InputError(
-                "OPENAI_BASE_URL (or base_url) must look like http://HOST:PORT/v1, without user, password or query; "
-                f"got one of scheme {address.scheme!r} and host {address.hostname!r}"
-            )
+        address = base_url or os.environ.get("OPENAI_BASE_URL") or OPENAI_URL
+        self._base_url = require_address(address, "OPENAI_BASE_URL (or base_url)")
         self.fingerprint = f"{source} at {self._base_url}"
         self.tokens_used = 0
         self._api_key = api_key
@@ -100,6 +94,7 @@ class EndpointEncoder:
         self._price = dollars_per_million_tokens
         self._max_retries = max_retries
         self._timeout = timeout
+        self._time_limit = _default_time_limit() if time_limit is None else time_limit
 
     @property
     def spec(self) -> FeatureSpec:
@@ -124,9 +119,10 @@ class EndpointEncoder:
             progress: show a progress bar, if it takes more than two seconds.
 
         Raises:
-            InputError: a prompt that is not text, is blank, or that the endpoint refuses (mostly: too long); no key, or
-                a wrong one; no such model; embeddings of another width; the package openai is missing.
-            OSError: the endpoint does not answer, or not with embeddings, for all retries.
+            InputError: a prompt that is not text, is blank, or that the endpoint refuses or fails on (mostly: too
+                long), once the others are embedded and in the cache; no key, or a wrong one; no such model; a redirect;
+                embeddings of another width.
+            OSError: the endpoint does not answer, or not with embeddings, for all retries or within the time limit.
         """
         for row, prompt in enumerate(prompts):
             if isinstance(prompt, str) and not prompt.strip():
@@ -146,24 +142,87 @@ class EndpointEncoder:
         self, prompts: Sequence[str], missing: dict[bytes, str]
     ) -> Iterator[dict[bytes, Float32[np.ndarray, "embed"]]]:
         """Yield the embeddings of ``missing``, those of one answer at a time; ``prompts`` only number the rows."""
-        digests = list(missing)
-        start, size = 0, PROMPTS_PER_REQUEST
-        while start < len(digests):
-            batch = digests[start : start + size]
-            try:
-                embedding = self._ask([valid_text(missing[digest]) for digest in batch])
-            except _Refusal as refusal:
-                if len(batch) > 1:
-                    size = len(batch) // 2
+        if not missing:
+            return
+        pending, size = deque(missing), PROMPTS_PER_REQUEST
+        # Prompts that were not embedded by themselves, and how many of them since the last answer.
+        failed: list[tuple[bytes, Refusal]] = []
+        in_a_row, answers = 0, 0
+        # Prompts that are left once a request that the server failed on is dealt with, in whatever parts.
+        left_after_failure = 0
+        with self._connect() as connection:
+            while pending or failed:
+                is_patient = not pending or in_a_row == FAILURES_IN_A_ROW
+                if is_patient and not failed[0][1].is_servers:
+                    raise self._blame(prompts, missing[failed[0][0]], failed)
+                batch = [failed[0][0]] if is_patient else [pending[row] for row in range(min(size, len(pending)))]
+                try:
+                    embedding = self._embed(connection, [missing[digest] for digest in batch], is_patient=is_patient)
+                except Refusal as refusal:
+                    if is_patient and (pending or answers == 0):
+                        row = list(prompts).index(missing[batch[0]])
+                        raise OSError(
+                            f"{self._base_url} {refusal}; the first prompt without an answer is row {row}, of "
+                            f"{len(missing[batch[0]])} characters"
+                        ) from None
+                    if is_patient:
+                        raise self._blame(prompts, missing[batch[0]], failed) from None
+                    if len(batch) > 1:
+                        if refusal.is_servers and size == PROMPTS_PER_REQUEST:
+                            left_after_failure = len(pending) - len(batch)
+                        size = len(batch) // 2
+                        continue
+                    failed.append((pending.popleft(), refusal))
+                    in_a_row += 1
+                    size = PROMPTS_PER_REQUEST  # the one to blame is found: the rest may go in large requests again
                     continue
-                prompt = missing[batch[0]]
-                raise InputError(
-                    f"row {list(prompts).index(prompt)}: {self.fingerprint} refuses this prompt of {len(prompt)} "
-                    f"characters ({refusal}); if it is too long, shorten or drop it"
-                ) from refusal
-            self._take_width(embedding.shape[1])
-            yield dict(zip(batch, embedding, strict=True))
-            start += len(batch)
+                yield dict(zip(batch, embedding, strict=True))
+                in_a_row, answers = 0, answers + 1
+                for _ in batch:
+                    failed.pop(0) if is_patient else pending.popleft()
+                if len(pending) <= left_after_failure:
+                    size, left_after_failure = PROMPTS_PER_REQUEST, 0
+
+    def _embed(
+        self, connection: EndpointConnection, prompts: Sequence[str], *, is_patient: bool
+    ) -> Float32[np.ndarray, "prompts embed"]:
+        body: dict[str, object] = {
+            "model": self._model,
+            "input": [valid_text(prompt) for prompt in prompts],
+            "encoding_format": "base64",
+        }
+        if self._dimensions is not None:
+            body["dimensions"] = self._dimensions
+        used_before = connection.tokens_used
+        try:
+            embedding = connection.ask(body, len(prompts), is_patient=is_patient)
+        finally:
+            self.tokens_used += connection.tokens_used - used_before
+        self._take_width(embedding.shape[1])
+        return embedding
+
+    def _blame(self, prompts: Sequence[str], prompt: str, failed: Sequence[tuple[bytes, Refusal]]) -> InputError:
+        refusal = failed[0][1]
+        others = "" if len(failed) == 1 else f"; and so with {len(failed) - 1} others"
+        return InputError(
+            f"row {list(prompts).index(prompt)}: {self.fingerprint} {'fails on' if refusal.is_servers else 'refuses'} "
+            f"this prompt of {len(prompt)} characters ({refusal}){others}; if it is too long, shorten or drop it"
+        )
+
+    def _connect(self) -> EndpointConnection:
+        key = self._api_key or os.environ.get("OPENAI_API_KEY")
+        if not key:
+            raise InputError(
+                f"embeddings of {self.fingerprint} need a key: set OPENAI_API_KEY (to any text, where the endpoint "
+                "asks for none)"
+            )
+        return EndpointConnection(
+            self._base_url,
+            require_key(key, "OPENAI_API_KEY (or api_key)"),
+            max_retries=self._max_retries,
+            timeout=self._timeout,
+            time_limit=self._time_limit,
+        )
 
     def _take_width(self, width: int) -> None:
         if self._width is None:
@@ -174,110 +233,21 @@ class EndpointEncoder:
                 "that name now"
             )
 
-    def _ask(self, prompts: Sequence[str]) -> Float32[np.ndarray, "prompts embed"]:
-        """One answer to one request, retried."""
-        client = self._client
-        import openai  # after the client, which says what to do where it is missing
-
-        reason = ""
-        for attempt in range(self._max_retries + 1):
-            if attempt:
-                time.sleep(min(FIRST_WAIT_SECONDS * 2 ** (attempt - 1), LONGEST_WAIT_SECONDS))
-            try:
-                # Raw, because the package does not check what it parses.
-                response = client.embeddings.with_raw_response.create(
-                    model=self._model,
-                    input=list(prompts),
-                    extra_body=None if self._dimensions is None else {"dimensions": self._dimensions},
-                )
-            except openai.APIStatusError as error:
-                raise self._status_error(error) from error
-            except openai.APIConnectionError as error:
-                raise OSError(
-                    f"{self._base_url} does not answer: {error} ({error.__cause__}), up to {self._max_retries} retries"
-                ) from error
-            try:
-                answer = response.http_response.json()
-                if not isinstance(answer, dict):
-                    raise ValueError("no JSON object")
-                self.tokens_used += _tokens(answer)
-                return _read_embeddings(answer, len(prompts))
-            except (ValueError, KeyError, TypeError) as error:
-                reason = f"{type(error).__name__}: {error}"
-        raise OSError(
-            f"{self._base_url} does not answer with one embedding for each prompt ({reason}), after "
-            f"{self._max_retries} retries"
-        )
-
-    def _status_error(self, error: openai.APIStatusError) -> Exception:
-        """What an answer other than 200 means here, once the package has given up on it."""
-        status = error.status_code
-        if status in REFUSED:
-            return _Refusal(error.message)
-        if status in (401, 403):
-            return InputError(f"{self._base_url} does not accept the key: {error.message}; set OPENAI_API_KEY")
-        if status == 404:
-            return InputError(
-                f"{self._base_url} has no embeddings of a model {self._model!r}: {error.message}; check the name, and "
-                "OPENAI_BASE_URL, which mostly ends in /v1"
-            )
-        return OSError(f"{self._base_url} failed: {error.message}, up to {self._max_retries} retries")
-
-    @functools.cached_property
-    def _client(self) -> openai.OpenAI:
-        try:
-            import openai
-        except ModuleNotFoundError as error:
-            raise InputError(
-                f"embeddings of {self.source} need the package openai: pip install 'routerjax[openai]'"
-            ) from error
-        api_key = self._api_key or os.environ.get("OPENAI_API_KEY")
-        if not api_key:
-            raise InputError(
-                f"embeddings of {self.fingerprint} need a key: set OPENAI_API_KEY (to any text, where the endpoint "
-                "asks for none)"
-            )
-        return openai.OpenAI(
-            api_key=api_key, base_url=self._base_url, max_retries=self._max_retries, timeout=self._timeout
-        )
-
     def _log_cost(self, tokens: int) -> None:
         if tokens:
             cost = "" if self._price is None else f", ${tokens * self._price / 1e6:.4f}"
             logger.info("%s: %d tokens used%s", self.fingerprint, tokens, cost)
 
 
-class _Refusal(Exception):
-    """The endpoint will not take these prompts together."""
-
-
-def _tokens(answer: dict) -> int:
-    """Those of ``usage``, which some servers leave out or half empty."""
-    usage = answer.get("usage")
-    tokens = usage.get("total_tokens") if isinstance(usage, dict) else None
-    return tokens if isinstance(tokens, int) else 0
-
-
-def _read_embeddings(answer: dict, count: int) -> Float32[np.ndarray, "prompts embed"]:
-    """The embeddings of an answer, by ``index``, whether as numbers or as base64 of little-endian float32.
-
-    Raises:
-        ValueError, KeyError, TypeError: anything but ``count`` finite embeddings of one width.
-    """
-    by_index = {item["index"]: item["embedding"] for item in answer["data"]}
-    if len(answer["data"]) != count or set(by_index) != set(range(count)):
-        raise ValueError(f"{len(answer['data'])} embeddings, {len(by_index)} of different index, for {count} prompts")
-    with np.errstate(over="ignore"):  # beyond float32 is not finite, which is refused below
-        rows = [
-            np.frombuffer(base64.b64decode(value, validate=True), "<f4")
-            if isinstance(value, str)
-            else np.asarray(value, np.float64).astype(np.float32)
-            for value in map(by_index.__getitem__, range(count))
-        ]
-    embedding = np.stack(rows).astype(np.float32)
-    if embedding.ndim != 2 or embedding.shape[1] == 0 or not np.isfinite(embedding).all():
-        raise ValueError(f"embeddings of shape {embedding.shape}, or not finite")
-    return embedding
+def _default_time_limit() -> float:
+    text = os.environ.get("ROUTERJAX_ENDPOINT_SECONDS")
+    try:
+        seconds = DEFAULT_TIME_LIMIT if not text else float(text)
+    except ValueError:
+        seconds = math.nan
+    if not 0 < seconds < math.inf:
+        raise InputError(f"ROUTERJAX_ENDPOINT_SECONDS must be a positive number of seconds, got {text!r}")
+    return seconds
 
 
 def is_endpoint(source: str | os.PathLike[str]) -> bool:
