@@ -220,13 +220,13 @@ class ExperimentConfig(_Settings):
     training: TrainingConfig = TrainingConfig()
 
 
-def identity(config: object) -> dict[str, Any]:
+def identity_of(config: object) -> dict[str, Any]:
     """Settings that make a run the run it is, as JSON has them; all but those marked ``NO_IDENTITY``.
 
     Two runs with the same identity, on the same data, learn the same.
 
     Example:
-        >>> "checkpoint_every" in identity(TrainingConfig())
+        >>> "checkpoint_every" in identity_of(TrainingConfig())
         False
     """
 

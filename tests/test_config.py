@@ -16,7 +16,7 @@ from routerjax.config import (
     OptimizerConfig,
     RouterConfig,
     TrainingConfig,
-    identity,
+    identity_of,
     override,
 )
 from routerjax.errors import InputError
@@ -249,7 +249,7 @@ def test_identity_is_what_a_run_learns() -> None:
     elsewhere = override(
         CONFIG, ["data.root=/moved", "training.checkpoint_every=7", "features.dollars_per_million_tokens=2"]
     )
-    assert identity(elsewhere) == identity(CONFIG)
+    assert identity_of(elsewhere) == identity_of(CONFIG)
     for setting in ("training.epochs=11", "router.strong=x", "data.seed=1", "data.battles.0.weight=2"):
-        assert identity(override(CONFIG, [setting])) != identity(CONFIG)
-    assert json.loads(json.dumps(identity(CONFIG))) == identity(CONFIG)
+        assert identity_of(override(CONFIG, [setting])) != identity_of(CONFIG)
+    assert json.loads(json.dumps(identity_of(CONFIG))) == identity_of(CONFIG)

@@ -7,9 +7,12 @@ import json
 import os
 import re
 import shutil
+import subprocess
 import sys
+import types
 from pathlib import Path
 
+import datasets
 import numpy as np
 import pytest
 
@@ -37,7 +40,7 @@ def test_a_run_is_what_the_docstring_says(arena: Path, config: ExperimentConfig)
     files = ("battles.parquet", "encoder/model.safetensors", "encoder/tokenizer.json")
     digests = {name: hashlib.sha256((arena / name).read_bytes()).hexdigest() for name in files}
     assert described["data_sha256"] == digests
-    assert described["git_commit"] is None or re.fullmatch("[0-9a-f]{40}", described["git_commit"])
+    assert described["git_commit"] is None or re.fullmatch("[0-9a-f]{40}(-dirty)?", described["git_commit"])
 
     router, knn = load_router(run / "router"), load_router(run / "knn")
     rows = [json.loads(line) for line in (run / "training" / "metrics.jsonl").read_text().splitlines()]
@@ -163,6 +166,72 @@ def test_data_that_changed_is_another_run(arena: Path, config: ExperimentConfig,
         train_router(config, tmp_path / "run", resume=True)
 
 
+def test_a_run_is_the_same_wherever_its_data_lies_and_however_often_it_is_saved(
+    arena: Path, config: ExperimentConfig, tmp_path: Path
+) -> None:
+    shutil.copytree(arena / "run", tmp_path / "run")
+    for name in ("encoder", "battles.parquet"):
+        (shutil.copytree if name == "encoder" else shutil.copy)(arena / name, tmp_path / name)
+    moved = [f"data.root={tmp_path}", f"features.encoder={tmp_path / 'encoder'}", "training.checkpoint_every=2"]
+    train_router(override(config, moved), tmp_path / "run", resume=True)
+    for setting in ("training.patience=2", "router.strong=sim-medium", "data.seed=9", "router.attributes={}"):
+        name = setting.partition("=")[0]
+        with pytest.raises(InputError, match=rf"the run differs in {name} \(see"):
+            train_router(override(config, [*moved, setting]), tmp_path / "run", resume=True)
+
+
+def test_another_fingerprint_of_given_embeddings_is_another_run(
+    arena: Path, config: ExperimentConfig, tmp_path: Path
+) -> None:
+    np.save(tmp_path / "e.npy", np.random.default_rng(0).standard_normal((80, 5)).astype(np.float32))
+    (tmp_path / "e.npy.json").write_text('{"fingerprint": "made up"}')
+    settings = [f"features.embeddings={tmp_path / 'e.npy'}", "router.family=knn", "router.attributes={'k': 5}"]
+    train_router(override(config, settings), tmp_path / "run")
+    (tmp_path / "e.npy.json").write_text('{"fingerprint": "another"}')
+    with pytest.raises(InputError, match=r"the run differs in \S*e.npy.json \(see"):
+        train_router(override(config, settings), tmp_path / "run", resume=True)
+
+
+def test_hub_data_sets_are_known_by_their_revision(config: ExperimentConfig, monkeypatch: pytest.MonkeyPatch) -> None:
+    config = override(config, ['data.battles=[{"path": "owner/name"}]'])
+
+    def hashes(revision: str) -> dict[str, str]:
+        builder = types.SimpleNamespace(hash=revision)
+        monkeypatch.setattr(datasets, "load_dataset_builder", lambda name: {"owner/name": builder}[name])
+        return provenance.describe_run(config)["data_sha256"]
+
+    assert hashes("0123")["owner/name"] == "revision 0123"
+    assert hashes("4567")["owner/name"] == "revision 4567"
+
+    def unknown(name: str) -> None:
+        raise datasets.exceptions.DatasetNotFoundError(f"no {name}")
+
+    monkeypatch.setattr(datasets, "load_dataset_builder", unknown)
+    with pytest.raises(InputError, match=r"cannot read 'owner/name', .* from the Hugging Face hub: no owner/name"):
+        provenance.describe_run(config)
+
+
+def test_the_commit_is_that_of_the_package(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def git(*arguments: str) -> None:
+        author = ["-c", "user.name=a", "-c", "user.email=a@b.c", "-c", "commit.gpgsign=false"]
+        subprocess.run(["git", "-C", str(tmp_path), *author, *arguments], check=True, capture_output=True)
+
+    installed, package = tmp_path / "env" / "package", tmp_path / "package"
+    for folder in (installed, package):
+        folder.mkdir(parents=True)
+        (folder / "__init__.py").write_text("")
+    assert provenance.git_commit(package) is None
+    git("init")
+    git("add", "package")
+    git("commit", "-m", "first")
+    monkeypatch.setenv("GIT_DIR", str(tmp_path / "nowhere"))
+    commit = provenance.git_commit(package)
+    assert re.fullmatch("[0-9a-f]{40}", commit)
+    assert provenance.git_commit(installed) is None  # the checkout around it is another's
+    (package / "new.py").write_text("")
+    assert provenance.git_commit(package) == f"{commit}-dirty"
+
+
 def test_an_encoder_that_changed_is_another_run(config: ExperimentConfig, tmp_path: Path) -> None:
     encoder = tmp_path / "encoder"
     shutil.copytree(config.features.encoder, encoder)
@@ -193,7 +262,7 @@ def test_a_run_knows_its_encoder_wherever_it_is(
 
     named = hashes("features.encoder=owner/name")
     assert named == {
-        f"owner/name/{name}": hashlib.sha256((encoder / name).read_bytes()).hexdigest()
+        f"encoder/{name}": hashlib.sha256((encoder / name).read_bytes()).hexdigest()
         for name in ("model.safetensors", "tokenizer.json")
     }
     (encoder / "model.safetensors").rename(encoder / "model-1.safetensors")
@@ -205,7 +274,7 @@ def test_a_run_knows_its_encoder_wherever_it_is(
     sharded = hashes("features.encoder=owner/name")
     (encoder / "model-2.safetensors").write_bytes(b"changed")
     changed = hashes("features.encoder=owner/name")
-    assert len({one["owner/name/model.safetensors"] for one in (named, sharded, changed)}) == 3
+    assert len({one["encoder/model.safetensors"] for one in (named, sharded, changed)}) == 3
     for without in ("features.encoder=openai:any", "features.embeddings=none.npy"):
         assert hashes(without) == {}
 

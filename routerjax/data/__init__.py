@@ -28,7 +28,7 @@ from routerjax.data.preferences import (
     split_by_prompt,
     swap_sides,
 )
-from routerjax.data.readers import read_preferences, write_preferences
+from routerjax.data.readers import read_preferences, source_revision, write_preferences
 from routerjax.data.routellm_evals import ROUTELLM_STRONG, ROUTELLM_WEAK, load_benchmark
 from routerjax.data.simulation import SimulatedArena, simulate_arena
 from routerjax.data.tiering import Tiering, tier_models
@@ -59,6 +59,7 @@ __all__ = [
     "require_both_outcomes",
     "simulate_arena",
     "smallest_by_hash",
+    "source_revision",
     "split_by_prompt",
     "swap_sides",
     "tier_models",

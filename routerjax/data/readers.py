@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
 import os
 import reprlib
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 
 import numpy as np
@@ -125,14 +126,34 @@ def open_source(source: str | os.PathLike[str], *, progress: bool = False) -> Op
     return open_table(source, progress=progress) if is_file else _open_hub(os.fspath(source))
 
 
-def _open_hub(name: str) -> OpenTable:
+def source_revision(source: str | os.PathLike[str]) -> str | None:
+    """Revision of a Hugging Face data set: the commit of its repository; None of a file.
+
+    Raises:
+        InputError: no such data set, here or on the hub.
+    """
+    if Path(source).suffix in ENDINGS or Path(source).exists() or len(Path(source).parts) != 2:
+        return None
     import datasets  # a second of imports that only the hub needs
 
+    with _hub_errors(os.fspath(source)):
+        return datasets.load_dataset_builder(os.fspath(source)).hash
+
+
+@contextlib.contextmanager
+def _hub_errors(name: str) -> Iterator[None]:
     try:
-        split = datasets.load_dataset(name, split="train")
+        yield
     except (ValueError, OSError) as error:  # what `datasets` raises for unknown names, gated sets, and no network
         reason = str(error).strip().splitlines()[0]
         raise InputError(f"cannot read {name!r}, which is no file here, from the Hugging Face hub: {reason}") from error
+
+
+def _open_hub(name: str) -> OpenTable:
+    import datasets  # a second of imports that only the hub needs
+
+    with _hub_errors(name):
+        split = datasets.load_dataset(name, split="train")
     if not isinstance(split, datasets.Dataset):
         raise InputError(f"the data set {name!r} has no plain train split")
 

@@ -9,9 +9,11 @@ import os
 import subprocess
 from collections.abc import Mapping
 from pathlib import Path
+from typing import Any, cast
 
 from routerjax.atomic import atomic_file
-from routerjax.config import ExperimentConfig, FeatureConfig
+from routerjax.config import ExperimentConfig, FeatureConfig, identity_of
+from routerjax.data import source_revision
 from routerjax.errors import InputError
 from routerjax.features import is_endpoint
 from routerjax.pretrained import file_sha256, locate, weights_sha256
@@ -25,17 +27,30 @@ def require_run(output: Path) -> None:
         raise InputError(f"nothing to resume: {output} holds no run (no {CONFIG_FILE}); run without --resume")
 
 
-def require_same_run(provenance: Mapping[str, object], output: Path) -> None:
-    """A resumed run is the same run: refuse another configuration or other data before anything is read or encoded."""
+def require_same_run(config: ExperimentConfig, provenance: Mapping[str, object], output: Path) -> None:
+    """Refuse to resume another run, before anything is read or encoded.
+
+    A run is the same if the settings that identify it (:func:`routerjax.config.identity_of`) and the content of its
+    data and its encoder are; where these lie does not matter.
+
+    Args:
+        config: of the run that is to go on.
+        provenance: what :func:`describe_run` says of it.
+        output: its folder.
+
+    Raises:
+        InputError: the folder's run differs, or its ``config.json`` is damaged.
+    """
     path = output / CONFIG_FILE
     try:
         written = json.loads(path.read_text(encoding="utf-8"))
-        old = {**written["config"], **written["data_sha256"]}
+        settings, data = written["config"], dict(written["data_sha256"])
+        new = _settings(config)
+        old = {name: settings[section].get(field) for name in new for section, field in [name.split(".")]}
     except (ValueError, KeyError, TypeError) as error:
         raise InputError(f"cannot resume {output}: {path} is damaged; train into another folder") from error
-    given = json.loads(json.dumps(provenance))
-    new = {**given["config"], **given["data_sha256"]}
-    different = [name for name in new if new[name] != old.get(name)]
+    new, old = {**new, **cast("dict[str, str]", provenance["data_sha256"])}, {**old, **data}
+    different = sorted(name for name in {*new, *old} if new.get(name) != old.get(name))
     if different:
         raise InputError(
             f"cannot resume {output}: the run differs in {', '.join(different)} (see {path}); resume it as it was, or "
@@ -43,52 +58,79 @@ def require_same_run(provenance: Mapping[str, object], output: Path) -> None:
         )
 
 
+def _settings(config: ExperimentConfig) -> dict[str, Any]:
+    """Settings that identify a run, by their full names. An encoder is known by its content, wherever it lies."""
+    identity = identity_of(config)
+    if not is_endpoint(config.features.encoder):
+        del identity["features"]["encoder"]
+    return {f"{section}.{name}": value for section, fields in identity.items() for name, value in fields.items()}
+
+
 def describe_run(config: ExperimentConfig) -> dict[str, object]:
     """What is needed to repeat a run: the configuration, the code, the versions and the data's hashes.
 
-    Data is also the encoder, wherever it is found: its tokenizer and its weights, those of shards under the one name
-    ``model.safetensors``. An endpoint shows neither.
+    A Hugging Face data set has its revision. Data is also the encoder, wherever it is found: its tokenizer and its
+    weights, those of shards under the one name ``model.safetensors``. An endpoint shows neither.
 
     Raises:
-        InputError: the encoder is found nowhere, or its weights are incomplete.
+        InputError: the encoder or a data set is found nowhere, or the encoder's weights are incomplete.
     """
     versions = {name: importlib.metadata.version(name) for name in ("routerjax", "jax", "flax", "optax", "numpy")}
-    root = Path(config.data.root)
-    given = () if config.features.embeddings is None else (config.features.embeddings,)
-    files = [root / name for name in (*(source.path for source in config.data.battles), *given)]
-    for source in config.data.golden:
-        files += sorted((root / source.root / source.benchmark).rglob("*.*"))
-    found = {os.path.relpath(file, root): file_sha256(file) for file in files if file.is_file()}
     return {
         "config": dataclasses.asdict(config),
-        "git_commit": _git_commit(),
+        "git_commit": git_commit(Path(__file__).resolve().parents[1]),
         "versions": versions,
-        "data_sha256": {**found, **_encoder_sha256(config.features, root)},
+        "data_sha256": {**_data_sha256(config), **_encoder_sha256(config.features)},
     }
 
 
-def _encoder_sha256(features: FeatureConfig, root: Path) -> dict[str, str]:
+def _data_sha256(config: ExperimentConfig) -> dict[str, str]:
+    """Hashes of the files of battles, golden answers and given embeddings; names are those below ``data.root``."""
+    root, embeddings = Path(config.data.root), config.features.embeddings
+    names = [source.path for source in config.data.battles]
+    if embeddings is not None:
+        names += [embeddings, f"{embeddings}.json"]  # with the fingerprint that is declared for them
+    for source in config.data.golden:
+        folder = Path(source.root) / source.benchmark
+        names += [str(folder / file.relative_to(root / folder)) for file in sorted((root / folder).rglob("*.*"))]
+    hashes = {name: file_sha256(root / name) for name in names if (root / name).is_file()}
+    revisions = {
+        source.path: source_revision(source.path) for source in config.data.battles if source.path not in hashes
+    }
+    return hashes | {name: f"revision {revision}" for name, revision in revisions.items() if revision is not None}
+
+
+def _encoder_sha256(features: FeatureConfig) -> dict[str, str]:
     """Of the encoder that makes a run's features or is trained by it, if any."""
     if features.embeddings is not None or is_endpoint(features.encoder):
         return {}
     folder = locate(features.encoder)
-    name = os.path.relpath(folder, root) if Path(features.encoder).is_dir() else features.encoder
     try:
-        found = {f"{name}/model.safetensors": weights_sha256(folder)}
+        weights = {"encoder/model.safetensors": weights_sha256(folder)}
     except FileNotFoundError as error:
         raise InputError(f"{folder} is incomplete: no {error.filename}; get the encoder again") from error
     tokenizer = folder / "tokenizer.json"  # without one the encoder is refused when it is loaded
-    return {**found, f"{name}/tokenizer.json": file_sha256(tokenizer)} if tokenizer.is_file() else found
+    return {**weights, "encoder/tokenizer.json": file_sha256(tokenizer)} if tokenizer.is_file() else weights
 
 
-def _git_commit() -> str | None:
-    """The commit of the code that runs, or None outside a checkout."""
-    command = ["git", "-C", str(Path(__file__).parent), "rev-parse", "HEAD"]
-    try:
-        finished = subprocess.run(command, capture_output=True, text=True, check=False)
-    except FileNotFoundError:
-        return None
-    return finished.stdout.strip() or None if finished.returncode == 0 else None
+def git_commit(package: Path) -> str | None:
+    """Commit of the checkout that a package's folder is part of, marked ``-dirty`` where the folder was changed since.
+
+    None where the package is in no checkout of its own: installed, say, into an environment that lies inside another.
+    """
+
+    def git(*arguments: str) -> str | None:
+        command = ["git", "--no-optional-locks", "-C", str(package), *arguments]
+        # Variables such as GIT_DIR, which git sets for hooks, are about another repository.
+        environment = {name: value for name, value in os.environ.items() if not name.startswith("GIT_")}
+        try:
+            finished = subprocess.run(command, capture_output=True, text=True, check=False, env=environment)
+        except OSError:  # no git here
+            return None
+        return finished.stdout.strip() if finished.returncode == 0 else None
+
+    commit = git("rev-parse", "HEAD") if git("ls-files", "--error-unmatch", "--", "__init__.py") else None
+    return f"{commit}-dirty" if commit and git("status", "--porcelain", "--", ".") else commit
 
 
 def write_json(path: Path, content: object) -> None:

@@ -95,7 +95,7 @@ def train_router(config: ExperimentConfig, output: str | Path, *, resume: bool =
 def _train(config: ExperimentConfig, output: Path, *, resume: bool) -> Router:
     provenance = describe_run(config)
     if resume:
-        require_same_run(provenance, output)
+        require_same_run(config, provenance, output)
         for name in ("router", "knn"):
             require_loadable(output / name)
     preferences = load_preferences(config.data)

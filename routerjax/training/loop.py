@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import dataclasses
 import logging
 import math
 import time
@@ -17,7 +16,7 @@ import jax.numpy as jnp
 import numpy as np
 import tqdm
 
-from routerjax.config import OptimizerConfig, TrainingConfig
+from routerjax.config import OptimizerConfig, TrainingConfig, identity_of
 from routerjax.errors import InputError
 from routerjax.training.checkpoint import Checkpoints
 from routerjax.training.metrics_log import MetricsLog
@@ -155,8 +154,8 @@ def run_epochs(
     schedule = learning_rate_schedule(optimizer, num_steps)
     best = {"params": state.params, "loss": jnp.full((), jnp.inf), "epoch": jnp.zeros((), jnp.int32)}
     note = {
-        **dataclasses.asdict(optimizer),
-        **{name: value for name, value in dataclasses.asdict(training).items() if name != "checkpoint_every"},
+        **identity_of(optimizer),
+        **identity_of(training),
         **identity,
         "steps_per_epoch": steps_per_epoch,
     }
