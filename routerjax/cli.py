@@ -181,9 +181,11 @@ def _parser() -> argparse.ArgumentParser:
 
 
 def _demo(arguments: argparse.Namespace) -> None:
+    from routerjax.config import Seed
     from routerjax.demo import run_demo
+    from routerjax.validation import coerce
 
-    run_demo(arguments.output, seed=arguments.seed)
+    run_demo(arguments.output, seed=coerce(arguments.seed, Seed, "--seed"))
 
 
 def _train(arguments: argparse.Namespace) -> None:

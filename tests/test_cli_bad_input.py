@@ -167,6 +167,11 @@ def test_configurations(tmp_path: Path, refused: Refused, text: str | None, mess
     refused(message, "train", tmp_path / "mine.py", "--output", tmp_path / "run")
 
 
+def test_seeds(tmp_path: Path, refused: Refused) -> None:
+    for seed in (-1, 2**64):
+        refused("--seed must be an integer in ", "demo", "--output", tmp_path / "demo", f"--seed={seed}")
+
+
 def test_thresholds_and_shares(arena: Path, tmp_path: Path, refused: Refused) -> None:
     (tmp_path / "in.csv").write_text("prompt\nhello\n")
     score = ["score", arena / "run", "--input", tmp_path / "in.csv", "--output", tmp_path / "out.csv"]

@@ -126,6 +126,16 @@ def test_leaving_own_battles_out_is_evaluations_choice(
     )
 
 
+def test_a_step_takes_no_more_than_all_battles(
+    config: ExperimentConfig, tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    caplog.set_level("INFO")
+    settings = ["training.epochs=1", f"training.batch_size={2**31 - 1}"]
+    train_router(override(config, settings), tmp_path / "run")
+    assert "training.batch_size 2147483647 is beyond the 268 battles: a step takes them all" in caplog.messages
+    assert any("268 battles, 1 steps" in message for message in caplog.messages)
+
+
 def test_an_empty_router_folder_is_filled_by_a_resume(arena: Path, config: ExperimentConfig, tmp_path: Path) -> None:
     shutil.copytree(arena / "run", tmp_path / "run")
     for name in ("router", "knn"):

@@ -14,7 +14,7 @@ import numpy as np
 from jaxtyping import Float32
 
 from routerjax import losses, models, training
-from routerjax.config import ExperimentConfig
+from routerjax.config import ExperimentConfig, TrainingConfig
 from routerjax.data import (
     Preferences,
     model_index,
@@ -145,7 +145,7 @@ def _train(config: ExperimentConfig, output: Path, *, resume: bool) -> Router:
                 None if held_out is None else embedded.batch(held_out),
                 loss=losses.make_preference_loss(config.router.loss),
                 optimizer=config.optimizer,
-                training=config.training,
+                training=_within(config.training, len(train)),
                 **where,
             )
             features = embedded.spec
@@ -221,6 +221,18 @@ def _require_fit(config: ExperimentConfig, text: _Text | None) -> None:
     trains_on_embeddings = text is None and find_family(config.router.family).memory is None
     if trains_on_embeddings and config.training.devices == "pmap":
         training.require_divisible(config.training.batch_size, jax.local_device_count())
+
+
+def _within(config: TrainingConfig, num_battles: int) -> TrainingConfig:
+    """The configuration with a step of at most all battles: what is beyond them would be computed in vain."""
+    devices = jax.local_device_count() if config.devices == "pmap" else 1
+    most = -(-num_battles // devices) * devices
+    if config.batch_size <= most:
+        return config
+    logger.info(
+        "training.batch_size %d is beyond the %d battles: a step takes them all", config.batch_size, num_battles
+    )
+    return dataclasses.replace(config, batch_size=most)
 
 
 def _split(preferences: Preferences, config: ExperimentConfig) -> tuple[Preferences, Preferences | None]:
