@@ -5,8 +5,8 @@ from __future__ import annotations
 import contextlib
 import errno
 import os
+import secrets
 import shutil
-import tempfile
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -14,6 +14,7 @@ from routerjax.errors import InputError
 
 
 def _flush(path: Path) -> None:
+    """Wait until a file's content, or a folder's list of names, is on the disk."""
     descriptor = os.open(path, os.O_RDONLY)
     try:
         os.fsync(descriptor)
@@ -23,20 +24,24 @@ def _flush(path: Path) -> None:
 
 @contextlib.contextmanager
 def atomic_file(path: str | os.PathLike[str]) -> Iterator[Path]:
-    """Yield a temporary path beside ``path``; on success flush it and rename it into place.
+    """Yield a new, empty file beside ``path``; on success flush it and rename it into place.
 
-    If the body raises, or the process dies, ``path`` keeps what it held before.
+    It is made exclusively, so never through a link that somebody else left, under a name that no other thread or
+    process uses, and with the permissions that the umask leaves. If the body raises, or the process dies, ``path``
+    keeps what it held before.
 
     Raises:
         InputError: the parent folder does not exist.
     """
     path = Path(path)
     require_folder(path)
-    temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
+    temporary = _unused_name(path)
+    os.close(os.open(temporary, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o666))
     try:
         yield temporary
         _flush(temporary)
         os.replace(temporary, path)
+        _flush(path.parent)
     except OSError as error:
         raise _naming(path, error) from error
     finally:
@@ -45,7 +50,7 @@ def atomic_file(path: str | os.PathLike[str]) -> Iterator[Path]:
 
 @contextlib.contextmanager
 def new_directory(path: str | os.PathLike[str]) -> Iterator[Path]:
-    """Yield a temporary folder beside ``path``; on success rename it to ``path``.
+    """Yield a temporary folder beside ``path``; on success rename it to ``path``, permissions as the umask has them.
 
     Raises:
         InputError: ``path`` exists already: nothing is ever overwritten.
@@ -53,19 +58,25 @@ def new_directory(path: str | os.PathLike[str]) -> Iterator[Path]:
     path = Path(path)
     refuse_existing(path)
     path.parent.mkdir(parents=True, exist_ok=True)
-    temporary = Path(tempfile.mkdtemp(prefix=f".{path.name}.", suffix=".tmp", dir=path.parent))
+    temporary = _unused_name(path)
+    temporary.mkdir()
     try:
         yield temporary
         for child in temporary.rglob("*"):
-            if child.is_file():
+            if child.is_file() or child.is_dir():
                 _flush(child)
-        temporary.chmod(0o755)
+        _flush(temporary)
         refuse_existing(path)
         os.rename(temporary, path)
+        _flush(path.parent)
     except OSError as error:
         raise _naming(path, error) from error
     finally:
         shutil.rmtree(temporary, ignore_errors=True)
+
+
+def _unused_name(path: Path) -> Path:
+    return path.with_name(f".{path.name}.{secrets.token_hex(8)}.tmp")
 
 
 def _naming(path: Path, error: OSError) -> OSError:

@@ -1,7 +1,9 @@
 import os
+import secrets
 import signal
 import subprocess
 import sys
+from collections.abc import Callable
 from pathlib import Path
 
 import pytest
@@ -60,3 +62,53 @@ def test_killed_writer_leaves_no_folder(tmp_path: Path) -> None:
     finished = subprocess.run([sys.executable, "-c", program, str(tmp_path / "router")], check=False)
     assert finished.returncode == -signal.SIGKILL
     assert not (tmp_path / "router").exists()
+
+
+@pytest.mark.parametrize("umask", [0o022, 0o077, 0o002])
+def test_permissions_are_those_that_the_umask_leaves(tmp_path: Path, umask: int) -> None:
+    before = os.umask(umask)
+    try:
+        with new_directory(tmp_path / "folder") as folder, atomic_file(folder / "file") as file:
+            file.write_text("x")
+    finally:
+        os.umask(before)
+    assert (tmp_path / "folder").stat().st_mode & 0o777 == 0o777 & ~umask
+    assert (tmp_path / "folder" / "file").stat().st_mode & 0o777 == 0o666 & ~umask
+
+
+def test_two_writers_of_one_process_do_not_share_a_file(tmp_path: Path) -> None:
+    with atomic_file(tmp_path / "file") as one, atomic_file(tmp_path / "file") as other:
+        one.write_text("one")
+        other.write_text("other")
+        assert one != other
+    assert (tmp_path / "file").read_text() == "one"  # the one that was finished last
+    assert os.listdir(tmp_path) == ["file"]
+
+
+@pytest.mark.parametrize("make", [atomic_file, new_directory])
+def test_nothing_is_written_through_a_link_that_was_left(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, make: Callable
+) -> None:
+    monkeypatch.setattr(secrets, "token_hex", lambda length: "guessed")
+    (tmp_path / ".out.guessed.tmp").symlink_to(tmp_path / "victim")
+    with pytest.raises(FileExistsError), make(tmp_path / "out"):
+        pytest.fail("entered")
+    assert not (tmp_path / "victim").exists()
+
+
+def test_the_name_is_on_the_disk_when_the_writer_is_done(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    flushed, fsync = [], os.fsync
+
+    def record(descriptor: int) -> None:
+        flushed.append(os.readlink(f"/proc/self/fd/{descriptor}"))
+        fsync(descriptor)
+
+    monkeypatch.setattr(os, "fsync", record)
+    with atomic_file(tmp_path / "file") as file:
+        file.write_text("x")
+    assert flushed[-1] == str(tmp_path)
+    with new_directory(tmp_path / "folder") as folder:
+        (folder / "inner").mkdir()
+        (folder / "inner" / "file").write_text("x")
+    assert flushed[-1] == str(tmp_path)
+    assert {Path(path).name for path in flushed} >= {"inner", "file"}

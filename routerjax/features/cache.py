@@ -3,9 +3,13 @@
 from __future__ import annotations
 
 import contextlib
+import hashlib
 import itertools
+import logging
 import os
 import sqlite3
+import threading
+import urllib.parse
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
 
@@ -16,77 +20,170 @@ from jaxtyping import Float32
 from routerjax.errors import InputError
 from routerjax.prompts import prompt_sha256, require_texts
 
+logger = logging.getLogger(__name__)
+
 # Another process may hold the file while it commits a few hundred embeddings; nobody needs it for longer.
 LOCK_SECONDS = 60.0
+TABLE = "checked_embeddings"  # "embeddings", without checksums, was that of earlier versions
 KEYS_PER_QUERY = 500
 
 
 def cache_folder() -> Path:
-    """``$ROUTERJAX_CACHE``, or ``~/.cache/routerjax``."""
-    return Path(os.environ.get("ROUTERJAX_CACHE") or Path.home() / ".cache" / "routerjax")
+    """``$ROUTERJAX_CACHE``, or ``routerjax`` in ``$XDG_CACHE_HOME`` or ``~/.cache``.
+
+    Raises:
+        OSError: none of them is set, and the user has no home directory.
+    """
+    named, base = os.environ.get("ROUTERJAX_CACHE"), os.environ.get("XDG_CACHE_HOME")
+    try:
+        if named:
+            return Path(named).expanduser()
+        # The specification of the XDG folders: a relative one counts as none.
+        return (Path(base) if base and Path(base).is_absolute() else Path.home() / ".cache") / "routerjax"
+    except RuntimeError as error:
+        raise OSError(f"no folder for caches: {error}") from error
 
 
 class EmbeddingCache:
     """A table (fingerprint, sha256 of the prompt) -> embedding in one SQLite file; the texts are not kept.
 
-    Safe with several processes at a time, and when one is killed: what was committed stays, nothing is half-written.
+    Safe with several processes and threads at a time, and when one is killed: what was committed stays, nothing is
+    half-written. Each row carries a checksum of its key and its embedding; one that does not fit is taken as missing,
+    which a warning says. The file is opened when it is first needed. Where it cannot be, or not written to, a warning
+    says so and work goes on without; a file that can only be read is read.
 
     Args:
-        path: the file, made with its folder if need be. Default ``$ROUTERJAX_CACHE/embeddings.sqlite``, or
-            ``~/.cache/routerjax/embeddings.sqlite``.
-
-    Raises:
-        InputError: the file is not such a table.
-        OSError: it cannot be written.
+        path: the file, made with its folder if need be. Default ``embeddings.sqlite`` in :func:`cache_folder`.
     """
 
     def __init__(self, path: str | os.PathLike[str] | None = None) -> None:
-        self.path = Path(path) if path is not None else cache_folder() / "embeddings.sqlite"
-        self.path.parent.mkdir(parents=True, exist_ok=True)
-        with self._errors():
-            self._connection = sqlite3.connect(self.path, timeout=LOCK_SECONDS)
-            self._connection.execute("PRAGMA journal_mode=WAL")
-            self._connection.execute(
-                "CREATE TABLE IF NOT EXISTS embeddings "
-                "(fingerprint TEXT, prompt BLOB, embedding BLOB, PRIMARY KEY (fingerprint, prompt)) WITHOUT ROWID"
-            )
+        self._path = None if path is None else Path(path)
+        self._lock = threading.RLock()
+        self._is_open = self._can_write = False
+        self._connection: sqlite3.Connection | None = None
 
     def __enter__(self) -> EmbeddingCache:
         return self
 
     def __exit__(self, *exception: object) -> None:
-        self._connection.close()
+        with self._lock:
+            if self._connection is not None:
+                self._connection.close()
+            self._connection, self._is_open = None, False
 
     def get(self, fingerprint: str, prompts: Sequence[bytes]) -> dict[bytes, Float32[np.ndarray, "embed"]]:
-        """Those of ``prompts`` (sha256 digests) that are there."""
-        found = {}
-        with self._errors():
+        """Embeddings of those of ``prompts`` (sha256 digests) that are there, and as they were written.
+
+        Raises:
+            InputError: the file is not such a table.
+        """
+        embeddings, damaged = {}, 0
+        with self._lock, self._errors("read"):
+            connection = self._open()
+            if connection is None:
+                return {}
             for start in range(0, len(prompts), KEYS_PER_QUERY):
                 keys = prompts[start : start + KEYS_PER_QUERY]
                 marks = ",".join("?" * len(keys))
-                rows = self._connection.execute(
-                    f"SELECT prompt, embedding FROM embeddings WHERE fingerprint = ? AND prompt IN ({marks})",
+                rows = connection.execute(
+                    f"SELECT prompt, embedding, checksum FROM {TABLE} WHERE fingerprint = ? AND prompt IN ({marks})",
                     (fingerprint, *keys),
                 )
-                found.update({prompt: np.frombuffer(embedding, np.float32) for prompt, embedding in rows})
-        return found
+                for prompt, embedding, checksum in rows:
+                    if isinstance(embedding, bytes) and checksum == _checksum(fingerprint, prompt, embedding):
+                        embeddings[prompt] = np.frombuffer(embedding, np.float32)
+                    else:
+                        damaged += 1
+        if damaged:
+            logger.warning(
+                "%d embeddings in the cache %s are not as they were written (their checksums differ); made anew",
+                damaged,
+                self._path,
+            )
+        return embeddings
 
     def put(self, fingerprint: str, embeddings: Mapping[bytes, Float32[np.ndarray, "embed"]]) -> None:
-        """Add embeddings by digest, all or none of them."""
-        rows = [
-            (fingerprint, prompt, embedding.astype(np.float32).tobytes()) for prompt, embedding in embeddings.items()
-        ]
-        with self._errors(), self._connection:
-            self._connection.executemany("INSERT OR IGNORE INTO embeddings VALUES (?, ?, ?)", rows)
+        """Add embeddings by digest, all or none of them.
+
+        Raises:
+            InputError: the file is not such a table.
+        """
+        rows = []
+        for prompt, embedding in embeddings.items():
+            content = embedding.astype(np.float32).tobytes()
+            rows.append((fingerprint, prompt, content, _checksum(fingerprint, prompt, content)))
+        with self._lock, self._errors("written to"):
+            connection = self._open()
+            if connection is not None and self._can_write:
+                with connection:
+                    connection.executemany(f"INSERT OR REPLACE INTO {TABLE} VALUES (?, ?, ?, ?)", rows)
+
+    def _open(self) -> sqlite3.Connection | None:
+        """The connection; None where there is no cache, which is said once."""
+        if self._is_open:
+            return self._connection
+        self._is_open = True
+        try:
+            self._path = self._path or cache_folder() / "embeddings.sqlite"
+            self._path.parent.mkdir(parents=True, exist_ok=True)
+            self._connection = _connect(self._path)
+            self._connection.execute("PRAGMA journal_mode=WAL")
+            self._connection.execute(
+                f"CREATE TABLE IF NOT EXISTS {TABLE} (fingerprint TEXT, prompt BLOB, embedding BLOB, checksum BLOB, "
+                "PRIMARY KEY (fingerprint, prompt)) WITHOUT ROWID"
+            )
+            self._can_write = True
+        except (OSError, sqlite3.OperationalError) as error:
+            self._open_to_read(error)
+        return self._connection
+
+    def _open_to_read(self, error: Exception) -> None:
+        if self._connection is not None:
+            self._connection.close()
+            self._connection = None
+        try:
+            if self._path is not None and self._path.is_file():
+                self._connection = _connect(self._path, "?mode=ro&immutable=1")
+                self._connection.execute(f"SELECT 1 FROM {TABLE} LIMIT 1")
+                logger.warning(
+                    "the embedding cache %s can only be read (%s): what is new is not kept", self._path, error
+                )
+                return
+        except (OSError, sqlite3.OperationalError):
+            if self._connection is not None:
+                self._connection.close()
+                self._connection = None
+        where = "no embedding cache" if self._path is None else f"no embedding cache at {self._path}"
+        logger.warning(
+            "%s (%s): embeddings are not kept; set ROUTERJAX_CACHE to a folder that can be written", where, error
+        )
 
     @contextlib.contextmanager
-    def _errors(self) -> Iterator[None]:
+    def _errors(self, what: str) -> Iterator[None]:
         try:
             yield
-        except sqlite3.OperationalError as error:  # disk full, read-only, locked
-            raise OSError(f"the embedding cache {self.path}: {error}; set ROUTERJAX_CACHE to another folder") from error
+        except sqlite3.OperationalError as error:  # disk full, locked
+            self._can_write = False
+            logger.warning(
+                "the embedding cache %s cannot be %s (%s): what is new is not kept; ROUTERJAX_CACHE names another",
+                self._path,
+                what,
+                error,
+            )
         except sqlite3.DatabaseError as error:
-            raise InputError(f"the embedding cache {self.path} is damaged ({error}); remove that file") from error
+            raise InputError(f"the embedding cache {self._path} is damaged ({error}); remove that file") from error
+
+
+def _connect(path: Path, options: str = "") -> sqlite3.Connection:
+    """A connection for every thread: the cache's lock lets one at a time use it."""
+    address = f"file:{urllib.parse.quote(os.fspath(path.absolute()))}{options}"
+    return sqlite3.connect(address, timeout=LOCK_SECONDS, check_same_thread=False, uri=True)
+
+
+def _checksum(fingerprint: str, prompt: bytes, embedding: bytes) -> bytes:
+    """Of the row's key too, so that an embedding under another prompt's key does not fit."""
+    named = hashlib.sha256(fingerprint.encode()).digest()
+    return hashlib.blake2b(named + prompt + embedding, digest_size=16).digest()
 
 
 def encode_once(

@@ -1,9 +1,12 @@
 """The cache with two processes at once, with a killed one, and damaged."""
 
+import contextlib
 import signal
+import sqlite3
 import subprocess
 import sys
 import time
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import numpy as np
@@ -11,10 +14,14 @@ import pytest
 
 from routerjax import InputError
 from routerjax.features import EmbeddingCache
+from routerjax.features.cache import cache_folder
+from routerjax.prompts import prompt_sha256
 
 WRITER = """
 import sys, numpy as np
 from routerjax.features import EmbeddingCache
+from routerjax.features.cache import cache_folder
+from routerjax.prompts import prompt_sha256
 path, name, count = sys.argv[1], sys.argv[2], int(sys.argv[3])
 with EmbeddingCache(path) as cache:
     for number in range(count):
@@ -58,15 +65,137 @@ def test_a_killed_process_leaves_whole_groups(tmp_path: Path) -> None:
     assert set(groups) <= {0, 20}
 
 
+def keys(count: int) -> list[bytes]:
+    return [prompt_sha256(f"prompt {row}") for row in range(count)]
+
+
+def rows(count: int) -> dict[bytes, np.ndarray]:
+    return {key: np.full(8, row + 1, np.float32) for row, key in enumerate(keys(count))}
+
+
+def filled(path: Path, count: int = 30) -> Path:
+    with EmbeddingCache(path) as cache:
+        cache.put("f", rows(count))
+    return path
+
+
 def test_a_file_that_is_no_cache_is_an_error(tmp_path: Path) -> None:
     path = tmp_path / "cache.sqlite"
     path.write_bytes(b"certainly not a database" * 100)
-    with pytest.raises(InputError, match=r"is damaged .*remove that file"):
-        EmbeddingCache(path)
+    with EmbeddingCache(path) as cache, pytest.raises(InputError, match=r"is damaged .*remove that file"):
+        cache.get("f", keys(1))
     assert path.read_bytes().startswith(b"certainly")
 
 
-def test_a_folder_that_cannot_be_written_says_what_to_set(tmp_path: Path) -> None:
-    (tmp_path / "cache.sqlite").mkdir()
-    with pytest.raises(OSError, match="set ROUTERJAX_CACHE"):
-        EmbeddingCache(tmp_path / "cache.sqlite")
+@pytest.mark.parametrize(
+    "damage",
+    [
+        "UPDATE checked_embeddings SET embedding = zeroblob(32) WHERE prompt = ?",
+        "UPDATE checked_embeddings SET embedding = substr(embedding, 1, 31) WHERE prompt = ?",
+        "UPDATE checked_embeddings SET embedding = 5 WHERE prompt = ?",
+        "UPDATE checked_embeddings SET checksum = NULL WHERE prompt = ?",
+        # That of another prompt, checksum and all.
+        "REPLACE INTO checked_embeddings SELECT o.fingerprint, ?, o.embedding, o.checksum FROM checked_embeddings o "
+        "WHERE o.embedding = (SELECT max(embedding) FROM checked_embeddings) LIMIT 1",
+    ],
+)
+def test_a_row_that_changed_is_made_anew_and_said(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture, damage: str
+) -> None:
+    path = filled(tmp_path / "cache.sqlite")
+    with contextlib.closing(sqlite3.connect(path)) as connection, connection:
+        assert connection.execute(damage, (keys(30)[0],)).rowcount == 1
+    with EmbeddingCache(path) as cache:
+        assert set(cache.get("f", keys(30))) == set(keys(30)[1:])
+        assert "1 embeddings in the cache" in caplog.text
+        cache.put("f", rows(1))
+        caplog.clear()
+        assert len(cache.get("f", keys(30))) == 30
+        assert caplog.text == ""
+
+
+def test_flipped_bits_never_change_an_embedding(tmp_path: Path) -> None:
+    content = filled(tmp_path / "cache.sqlite").read_bytes()
+    rng = np.random.default_rng(0)
+    answered = 0
+    for trial in range(60):
+        bits = bytearray(content)
+        for place in rng.integers(4096, len(content), size=20):
+            bits[place] ^= 1 << int(rng.integers(8))
+        path = tmp_path / f"{trial}.sqlite"
+        path.write_bytes(bits)
+        with EmbeddingCache(path) as cache, contextlib.suppress(InputError):
+            for key, embedding in cache.get("f", keys(30)).items():
+                np.testing.assert_array_equal(embedding, rows(30)[key])
+                answered += 1
+    assert 0 < answered < 60 * 30
+
+
+def test_threads_share_a_cache(tmp_path: Path) -> None:
+    with EmbeddingCache(tmp_path / "cache.sqlite") as cache, ThreadPoolExecutor(8) as pool:
+        list(pool.map(lambda number: cache.put(f"f{number}", rows(20)), range(40)))
+        counts = pool.map(lambda number: len(cache.get(f"f{number}", keys(20))), range(40))
+        assert set(counts) == {20}
+
+
+def test_a_cache_is_opened_when_it_is_needed(tmp_path: Path) -> None:
+    with EmbeddingCache(tmp_path / "none" / "cache.sqlite"):
+        pass
+    assert list(tmp_path.iterdir()) == []
+
+
+@pytest.mark.parametrize("kind", ["a folder", "in a file"])
+def test_a_cache_that_cannot_be_made_is_a_warning(tmp_path: Path, caplog: pytest.LogCaptureFixture, kind: str) -> None:
+    path = tmp_path / "cache.sqlite"
+    path.mkdir() if kind == "a folder" else path.write_text("")
+    path = path if kind == "a folder" else path / "inner.sqlite"
+    with EmbeddingCache(path) as cache:
+        cache.put("f", rows(3))
+        assert cache.get("f", keys(3)) == {}
+    assert caplog.text.count("embeddings are not kept; set ROUTERJAX_CACHE to a folder that can be written") == 1
+
+
+def test_a_cache_that_can_only_be_read_is_read(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+    path = filled(tmp_path / "cache.sqlite")
+    for ending in ("-wal", "-journal"):  # where SQLite would write
+        (tmp_path / f"cache.sqlite{ending}").mkdir()
+    before = path.read_bytes()
+    with EmbeddingCache(path) as cache:
+        assert len(cache.get("f", keys(40))) == 30
+        cache.put("f", rows(40))
+        assert len(cache.get("f", keys(40))) == 30
+    assert path.read_bytes() == before
+    assert caplog.text.count("can only be read") == 1
+
+
+@pytest.mark.parametrize(
+    ("environment", "expected"),
+    [
+        ({"ROUTERJAX_CACHE": "~/mine"}, "HOME/mine"),
+        ({"ROUTERJAX_CACHE": "/there", "XDG_CACHE_HOME": "/xdg"}, "/there"),
+        ({"XDG_CACHE_HOME": "/xdg"}, "/xdg/routerjax"),
+        ({"XDG_CACHE_HOME": "relative"}, "HOME/.cache/routerjax"),
+        ({}, "HOME/.cache/routerjax"),
+    ],
+)
+def test_where_caches_are(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, environment: dict[str, str], expected: str
+) -> None:
+    for name in ("ROUTERJAX_CACHE", "XDG_CACHE_HOME"):
+        monkeypatch.delenv(name, raising=False)
+    for name, value in {"HOME": str(tmp_path), **environment}.items():
+        monkeypatch.setenv(name, value)
+    assert str(cache_folder()) == expected.replace("HOME", str(tmp_path))
+
+
+def test_a_user_without_a_home_has_no_cache(monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture) -> None:
+    def no_home() -> Path:
+        raise RuntimeError("Could not determine home directory.")
+
+    for name in ("ROUTERJAX_CACHE", "XDG_CACHE_HOME"):
+        monkeypatch.delenv(name, raising=False)
+    monkeypatch.setattr(Path, "home", no_home)
+    with EmbeddingCache() as cache:
+        cache.put("f", rows(1))
+        assert cache.get("f", keys(1)) == {}
+    assert "no embedding cache (no folder for caches: Could not determine home directory.)" in caplog.text
