@@ -86,10 +86,19 @@ def save_tiny_encoder(folder: Path, *, normalize: bool = True, seed: int = 0) ->
     (folder / "config.json").write_text(json.dumps(config))
     pooling = {"word_embedding_dimension": WIDTH, "pooling_mode_cls_token": False, "pooling_mode_mean_tokens": True}
     (folder / "1_Pooling" / "config.json").write_text(json.dumps(pooling))
-    types = ["Transformer", "Pooling", *(["Normalize"] if normalize else [])]
-    modules = [{"idx": i, "type": f"sentence_transformers.models.{name}"} for i, name in enumerate(types)]
-    (folder / "modules.json").write_text(json.dumps(modules))
+    save_modules(
+        folder, {"": "Transformer", "1_Pooling": "Pooling", **({"2_Normalize": "Normalize"} if normalize else {})}
+    )
     return folder
+
+
+def save_modules(folder: Path, types: dict[str, str], *, package: str = "sentence_transformers.models") -> None:
+    """Write modules.json: path -> class of each module, in order."""
+    modules = [
+        {"idx": place, "name": str(place), "path": path, "type": f"{package}.{name}"}
+        for place, (path, name) in enumerate(types.items())
+    ]
+    (folder / "modules.json").write_text(json.dumps(modules))
 
 
 def save_tiny_classifier(folder: Path, labels: tuple[str | None, ...], *, names: bool = True) -> Path:

@@ -70,13 +70,14 @@ def export_stablehlo(
     prompts = (list(prompts) if prompts is not None else list(golden_prompts())) if reads_text else []
     files: dict[str, bytes] = {"router.safetensors": tensor_bytes(flatten(router.variables))}
     golden: dict[str, np.ndarray] = {}
+    prefix = ""
     if reads_text:
         encoder = None if router.reader is not None else cast(SentenceEncoder, router.encoder)
         tokenizer = router.tokenizer if encoder is None else encoder.tokenizer
         golden |= tokenizer.pad(tokenizer.token_ids(prompts))
         if encoder is not None:
             files["encoder.safetensors"] = tensor_bytes(flatten(encoder.variables))
-        files["tokenizer.json"] = tokenizer.tokenizer_json
+        files["tokenizer.json"], prefix = tokenizer.tokenizer_json, tokenizer.prefix
         files["from_token_ids.stablehlo"] = bytes(export_from_token_ids(router, encoder).serialize())
     if router.reader is not None:
         win_prob = router.win_prob(prompts)
@@ -99,6 +100,7 @@ def export_stablehlo(
         "max_length": router.features.max_length if reads_text else None,
         "truncation": router.features.truncation if reads_text else None,
         "characters_per_token": CHARACTERS_PER_TOKEN if reads_text else None,
+        "prefix": prefix,
         "golden_prompts": prompts,
         "tolerance": TOLERANCE,
         "sha256": {name: hashlib.sha256(content).hexdigest() for name, content in files.items()},

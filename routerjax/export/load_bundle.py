@@ -87,6 +87,7 @@ class Bundle:
         tokenizer = Tokenizer.from_file(str(self.folder / "tokenizer.json"))
         tokenizer.no_padding()
         tokenizer.no_truncation()
+        prompts = [self.description["prefix"] + prompt for prompt in prompts]
         side, characters = self.description["truncation"], self.description["characters_per_token"] * self.max_length
         count = self.max_length - tokenizer.num_special_tokens_to_add(False)
         # Of how many tokens the beginning and the end are, and of how many characters of a text that is not read whole.

@@ -4,7 +4,7 @@ from routerjax.features.cache import EmbeddingCache
 from routerjax.features.cut_report import read_prompts
 from routerjax.features.cutting import CHARACTERS_PER_TOKEN
 from routerjax.features.embeddings import Embeddings, read_embeddings
-from routerjax.features.encoder import SentenceEncoder, load_encoder, mean_is_normalized, pools_by_mean
+from routerjax.features.encoder import SentenceEncoder, load_encoder
 from routerjax.features.endpoint import EndpointEncoder, is_endpoint, open_encoder, routellm_features
 from routerjax.features.spec import FeatureSpec
 from routerjax.features.token_cache import tokenize_once
@@ -20,10 +20,8 @@ __all__ = [
     "TextTokenizer",
     "is_endpoint",
     "load_encoder",
-    "mean_is_normalized",
     "open_encoder",
     "padded_rows",
-    "pools_by_mean",
     "read_embeddings",
     "read_prompts",
     "routellm_features",

@@ -5,6 +5,7 @@ from __future__ import annotations
 import functools
 import hashlib
 import json
+import logging
 import os
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
@@ -23,24 +24,29 @@ from routerjax.features.cache import EmbeddingCache, encode_once
 from routerjax.features.cut_report import Reading, report_cut
 from routerjax.features.spec import FeatureSpec
 from routerjax.features.tokens import TextTokenizer, tokenizer_for
-from routerjax.models import BertEncoder, SentenceEmbedding
+from routerjax.models import EMBEDDING_LAYERS, BertEncoder, Pooling, SentenceEmbedding
 from routerjax.pretrained import (
+    LAYER_TENSORS,
+    SentenceModules,
     bert_names,
     configured_tokenizer,
     locate,
+    lowercased,
     read_bert_config,
-    read_json,
+    read_sentence_modules,
     read_tokenizer_files,
     read_weights,
     truncation_side,
     weights_sha256,
 )
-from routerjax.typing import Array, Query, Variables
+from routerjax.typing import Array, PyTree, Query, Variables
+
+logger = logging.getLogger(__name__)
 
 # So much work at most is lost when an encoding run is killed.
 PROMPTS_PER_COMMIT = 256
 PROMPTS_PER_READING = 1024
-MEAN = ["pooling_mode_mean_tokens"]
+OF_TRAINING_ALONE = ("dropout_rate", "attention_dropout_rate", "initializer_range")
 
 
 @dataclass(frozen=True, eq=False)
@@ -129,7 +135,9 @@ class SentenceEncoder:
 
 @functools.partial(jax.jit, static_argnums=0)
 def _embed(module: nn.Module, variables: Variables, query: Query) -> Array:
-    return cast(Array, module.apply(variables, query))
+    # Accelerators multiply in lower precision unless told otherwise; embeddings in the cache are the same everywhere.
+    with jax.default_matmul_precision("highest"):
+        return cast(Array, module.apply(variables, query))
 
 
 def load_encoder(
@@ -139,84 +147,85 @@ def load_encoder(
     truncation: Truncation | None = None,
     download: bool = True,
 ) -> SentenceEncoder:
-    """Load a sentence encoder: one of the BERT family with mean pooling, as sentence-transformers saves it.
+    """Load a sentence encoder of the BERT family, as sentence-transformers saves it.
+
+    Its modules are followed: pooling, dense layers, norms, lower case, and the prompt that the library puts before
+    each text by default. A plain encoder without ``modules.json`` is read as the library reads it: by the mean.
+    Embeddings are computed in float32, matmuls too, on accelerators as on CPU.
 
     Args:
-        source: a folder with ``config.json``, ``model.safetensors`` (or shards and their index) and
-            ``tokenizer.json``, or a Hugging Face name; see :func:`routerjax.pretrained.locate`. Embeddings are scaled
-            to unit length where ``modules.json`` says so.
-        max_length: tokens of a prompt that are read, whatever the files say; part of the fingerprint.
-        truncation: what is left out of a longer prompt (see :class:`TextTokenizer`), likewise; None for what the files
-            of the tokenizer say.
+        source: a folder with ``modules.json`` and what it names, or with ``config.json``, ``model.safetensors`` (or
+            shards and their index) and ``tokenizer.json``; or a Hugging Face name: see
+            :func:`routerjax.pretrained.locate`.
+        max_length: tokens of a prompt that are read, whatever the files say; another length than theirs is logged.
+        truncation: what is left out of a longer prompt (see :class:`TextTokenizer`); None for what the files of the
+            tokenizer say.
         download: see :func:`routerjax.pretrained.locate`.
 
+    Returns:
+        An encoder whose fingerprint covers all that changes an embedding: weights, sizes, modules, tokenizer, length,
+        truncation, prompt.
+
     Raises:
-        InputError: not found, damaged, or of another architecture or pooling.
+        InputError: not found, damaged, or of another architecture or with modules that are not computed here.
     """
     folder = locate(source, download=download)
-    encoder = BertEncoder(**read_bert_config(folder).encoder)
+    modules = read_sentence_modules(folder)
+    described = read_bert_config(modules.transformer).encoder
+    module = SentenceEmbedding(
+        BertEncoder(**described),
+        cast("tuple[Pooling, ...]", modules.pooling),
+        tuple(EMBEDDING_LAYERS[layer.kind](**layer.attributes) for layer in modules.layers),
+    )
     try:
-        files = read_tokenizer_files(folder)
-        side = truncation or truncation_side(files)
-        tokenizer = tokenizer_for(encoder, configured_tokenizer(files, encoder.model_type), max_length, side)
+        files = read_tokenizer_files(modules.transformer)
+        tokenizer_json = configured_tokenizer(files, module.encoder.model_type)
+        tokenizer = tokenizer_for(
+            module.encoder,
+            lowercased(tokenizer_json) if modules.lowercase else tokenizer_json,
+            max_length,
+            truncation or truncation_side(files),
+            prefix=modules.prefix,
+        )
     except InputError as error:
         raise InputError(f"{folder}: {error}") from error
-    module = SentenceEmbedding(encoder, normalize=mean_is_normalized(folder))
-    example = {name: jnp.zeros((1, 2), jnp.int32) for name in ("token_ids", "attention_mask")}
-    expected = nn.meta.unbox(jax.eval_shape(module.init, jax.random.key(0), example))["params"]
-    params = read_weights(folder, bert_names(encoder.model_type, head=False), expected)
-    described = {
-        "weights": weights_sha256(folder),
-        "tokenizer": hashlib.sha256(tokenizer.tokenizer_json).hexdigest(),
-        "max_length": max_length,
-        "truncation": side,
-        "pooling": "mean",
-        "normalize": module.normalize,
+    if modules.max_length not in (None, max_length):
+        level = logging.INFO if max_length < modules.max_length else logging.WARNING
+        logger.log(level, "%s is meant for %d tokens, %d are read: max_length", folder, modules.max_length, max_length)
+    identity = {
+        "weights": [weights_sha256(path) for path in (modules.transformer, *_folders(modules))],
+        "encoder": {name: value for name, value in described.items() if name not in OF_TRAINING_ALONE},
+        "pooling": modules.pooling,
+        "layers": [(layer.kind, layer.attributes) for layer in modules.layers],
+        "tokenizer": tokenizer.fingerprint,
     }
     spec = FeatureSpec(
         kind="encoder",
         source=os.fspath(source),
-        width=encoder.width,
-        fingerprint=hashlib.sha256(json.dumps(described, sort_keys=True).encode()).hexdigest(),
+        width=module.width,
+        fingerprint=hashlib.sha256(json.dumps(identity, sort_keys=True).encode()).hexdigest(),
         max_length=max_length,
-        truncation=side,
+        truncation=tokenizer.truncation,
     )
     return SentenceEncoder(
         spec=spec,
         module=module,
-        variables={"params": jax.tree.map(jnp.asarray, params)},
+        variables={"params": jax.tree.map(jnp.asarray, _read_params(modules, module))},
         tokenizer=tokenizer,
     )
 
 
-def pools_by_mean(folder: Path) -> bool:
-    """Whether an encoder may be read as a sentence encoder: its files say mean pooling, or nothing of pooling."""
-    return all(modes == MEAN for modes in _pooling_modes(folder).values())
+def _folders(modules: SentenceModules) -> list[Path]:
+    return [layer.folder for layer in modules.layers if layer.kind in LAYER_TENSORS]
 
 
-def _pooling_modes(folder: Path) -> dict[Path, list[str]]:
-    return {
-        path: [
-            name
-            for name, used in read_json(path, dict, folder=folder).items()
-            if name.startswith("pooling_mode") and used is True
-        ]
-        for path in folder.glob("*_Pooling/config.json")
-    }
-
-
-def mean_is_normalized(folder: Path) -> bool:
-    """Whether a sentence encoder scales the mean of its hidden states to unit length.
-
-    Raises:
-        InputError: it pools in another way than by the mean, or its files are damaged.
-    """
-    for path, modes in _pooling_modes(folder).items():
-        if modes != MEAN:
-            raise InputError(f"{path}: only mean pooling is supported, got {modes}")
-    path = folder / "modules.json"
-    modules = read_json(path, list) if path.is_file() else []
-    for module in modules:
-        if not isinstance(module, dict) or not isinstance(module.get("type"), str):
-            raise InputError(f"{path}: each module must have a type, got {module!r}")
-    return any(module["type"].endswith(".Normalize") for module in modules)
+def _read_params(modules: SentenceModules, module: SentenceEmbedding) -> PyTree:
+    example = {name: jnp.zeros((1, 2), jnp.int32) for name in ("token_ids", "attention_mask")}
+    expected = nn.meta.unbox(jax.eval_shape(module.init, jax.random.key(0), example))["params"]
+    names = bert_names(module.encoder.model_type, head=False)
+    params = read_weights(modules.transformer, names, {"encoder": expected["encoder"]})
+    for place, layer in enumerate(modules.layers):
+        if layer.kind in LAYER_TENSORS:
+            name = f"layers_{place}"
+            params[name] = read_weights(layer.folder, LAYER_TENSORS[layer.kind], expected[name])
+    return params

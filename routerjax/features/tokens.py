@@ -55,6 +55,7 @@ class TextTokenizer:
         max_length: tokens of a text that are kept, special ones included.
         padding_id: what fills a row up; the mask is 0 there.
         truncation: what is left out of a longer text: its beginning (``left``), its end (``right``), or its ``middle``.
+        prefix: put before each text.
 
     Raises:
         InputError: not a tokenizer's file, or more special tokens than ``max_length``.
@@ -64,6 +65,7 @@ class TextTokenizer:
     max_length: int
     padding_id: int = 0
     truncation: Truncation = "right"
+    prefix: str = ""
 
     def __post_init__(self) -> None:
         choose(self.truncation, dict.fromkeys(get_args(Truncation)), "truncation")
@@ -86,7 +88,7 @@ class TextTokenizer:
     def fingerprint(self) -> str:
         """Two tokenizers give the same tokens if this is the same."""
         sha256 = hashlib.sha256(self.tokenizer_json).hexdigest()
-        described = f"{sha256} {self.max_length} {self.padding_id} {self.truncation}"
+        described = f"{sha256} {self.max_length} {self.padding_id} {self.truncation} {self.prefix!r}"
         return hashlib.sha256(described.encode()).hexdigest()
 
     def read(self, texts: Sequence[str]) -> TokenIds:
@@ -100,7 +102,7 @@ class TextTokenizer:
         cuts: list[Cut] = []
         for start in range(0, len(texts), TEXTS_PER_CALL):
             cuts += cut(
-                texts[start : start + TEXTS_PER_CALL],
+                [self.prefix + text for text in texts[start : start + TEXTS_PER_CALL]],
                 self._encode,
                 count=self.max_length - len(before) - len(after),
                 characters=CHARACTERS_PER_TOKEN * self.max_length,
@@ -192,9 +194,14 @@ def padded_rows(rows: int) -> int:
 
 
 def tokenizer_for(
-    encoder: BertEncoder, tokenizer_json: bytes, max_length: int, truncation: Truncation = "right"
+    encoder: BertEncoder,
+    tokenizer_json: bytes,
+    max_length: int,
+    truncation: Truncation = "right",
+    *,
+    prefix: str = "",
 ) -> TextTokenizer:
-    """The tokenizer of an encoder, which keeps at most ``max_length`` tokens of a text.
+    """The tokenizer of an encoder, which puts ``prefix`` before a text and keeps at most ``max_length`` tokens of both.
 
     Raises:
         InputError: a length that the encoder does not read, no such truncation, not a tokenizer's file, or not that of
@@ -202,7 +209,7 @@ def tokenizer_for(
     """
     if not 2 <= max_length <= encoder.max_length:
         raise InputError(f"max_length must be in [2, {encoder.max_length}], what the encoder reads, got {max_length}")
-    loaded = TextTokenizer(tokenizer_json, max_length, encoder.padding_id, truncation)
+    loaded = TextTokenizer(tokenizer_json, max_length, encoder.padding_id, truncation, prefix)
     tokens = loaded.tokenizer.get_vocab_size()
     if tokens > encoder.vocab_size:
         raise InputError(f"the tokenizer has {tokens} tokens, the encoder only {encoder.vocab_size}")

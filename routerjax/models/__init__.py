@@ -7,15 +7,10 @@ from routerjax.models.baselines import (
     NearestNeighbors,
     nearest_neighbors_memory,
 )
-from routerjax.models.bert import (
-    BertEncoder,
-    BertRouter,
-    EmbedThen,
-    SentenceEmbedding,
-    stack_layers,
-    unstack_layers,
-)
+from routerjax.models.bert import BertRouter
+from routerjax.models.bert_encoder import BertEncoder, stack_layers, unstack_layers
 from routerjax.models.matrix_factorization import MatrixFactorization
+from routerjax.models.sentence import EMBEDDING_LAYERS, POOLINGS, EmbedThen, Normalize, Pooling, SentenceEmbedding
 from routerjax.models.similarity_weighted import (
     SimilarityWeighted,
     battle_tiers,
@@ -25,11 +20,15 @@ from routerjax.models.similarity_weighted import (
 from routerjax.models.ties import WithTie
 
 __all__ = [
+    "EMBEDDING_LAYERS",
+    "POOLINGS",
     "BertEncoder",
     "BertRouter",
     "EmbedThen",
     "MatrixFactorization",
     "NearestNeighbors",
+    "Normalize",
+    "Pooling",
     "SentenceEmbedding",
     "SimilarityWeighted",
     "WithTie",

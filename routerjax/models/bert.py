@@ -1,233 +1,17 @@
-"""BERT and its relatives: the encoder, the sentence embedding made of it, and the routers made of both."""
+"""The BERT classifier as a router."""
 
 from __future__ import annotations
 
-import operator
-from typing import Literal, cast
+from typing import Literal
 
 import flax.linen as nn
 import jax
 import jax.numpy as jnp
-from jaxtyping import Array, Bool, Float, Int
+from jaxtyping import Array, Float
 
-from routerjax.models.layers import (
-    BUCKET_STARTS,
-    SelfAttention,
-    dense,
-    gelu,
-    layer_norm,
-    relative_buckets,
-    unit_length,
-)
-from routerjax.typing import PyTree, Query
-
-ModelType = Literal["bert", "roberta", "xlm-roberta", "camembert", "distilbert", "mpnet"]
-# They count positions and classify as RoBERTa does.
-ROBERTA_LIKE = ("roberta", "xlm-roberta", "camembert", "mpnet")
-
-
-class BertLayer(nn.Module):
-    """Attention and a two-layer MLP, each added to its input and then normalised."""
-
-    num_heads: int
-    mlp_dim: int
-    layer_norm_epsilon: float
-    dropout_rate: float
-    attention_dropout_rate: float
-    initializer_range: float
-    dtype: jnp.dtype
-    deterministic: bool
-
-    @nn.compact
-    def __call__(
-        self,
-        hidden: Float[Array, "tokens embed"],
-        is_token: Bool[Array, "batch length"],
-        position_bias: Float[Array, "heads query key"] | None,
-    ) -> Float[Array, "tokens embed"]:
-        """One layer on tokens that lie flat, ``[batch * length, embed]``."""
-        dropout = nn.Dropout(self.dropout_rate, deterministic=self.deterministic)
-        attended = SelfAttention(
-            self.num_heads,
-            dropout_rate=self.attention_dropout_rate,
-            initializer_range=self.initializer_range,
-            dtype=self.dtype,
-            name="attention",
-        )(hidden, is_token, position_bias, deterministic=self.deterministic)
-        hidden = layer_norm(epsilon=self.layer_norm_epsilon, name="attention_norm")(hidden + dropout(attended))
-        wide = dense(
-            self.mlp_dim, ("embed", "mlp"), name="mlp_in", initializer_range=self.initializer_range, dtype=self.dtype
-        )(hidden)
-        narrow = dense(
-            hidden.shape[-1],
-            ("mlp", "embed"),
-            name="mlp_out",
-            initializer_range=self.initializer_range,
-            dtype=self.dtype,
-        )(gelu(wide))
-        return layer_norm(epsilon=self.layer_norm_epsilon, name="mlp_norm")(hidden + dropout(narrow))
-
-
-class BertEncoder(nn.Module):
-    """Token ids to hidden states; the attributes are those of a Hugging Face ``config.json``.
-
-    One module is BERT, MiniLM, RoBERTa, XLM-RoBERTa, CamemBERT, DistilBERT and MPNet. They differ in the positions,
-    which all but BERT and DistilBERT count from ``padding_id + 1`` on, over the tokens that are not padding; in the
-    token types, of which DistilBERT and MPNet have none; in the attention, to which MPNet adds a bias of the distance
-    between two tokens, one table for all layers; and in the head of :class:`BertRouter`.
-
-    Attributes:
-        vocab_size: rows of the token table.
-        width: of the hidden states.
-        num_layers, num_heads, mlp_dim: of the transformer.
-        max_positions: rows of the position table; the longest input is :attr:`max_length`.
-        model_type: as Hugging Face names the architecture.
-        padding_id: the token that stands for padding.
-        num_token_types: rows of the token-type table, of which a prompt uses the first; 0 for no table.
-        dropout_rate, attention_dropout_rate: of the hidden states, and of the attention weights. Unlike transformers'
-            DistilBERT, which has none there, what attention adds is dropped out too.
-        layer_norm_epsilon, initializer_range: as their names say.
-        dtype: of the matmuls; norms and softmax are in float32, parameters are stored in float32.
-        remat: compute each layer again in the backward pass, instead of keeping its activations.
-        scan_layers: compile one layer and scan over parameters that are stacked on a leading axis ``layers``; see
-            :func:`stack_layers`.
-
-    Reference:
-        Devlin et al., "BERT" (arXiv 1810.04805); Liu et al., "RoBERTa" (arXiv 1907.11692); Conneau et al., "XLM-R"
-        (arXiv 1911.02116); Martin et al., "CamemBERT" (arXiv 1911.03894); Sanh et al., "DistilBERT" (arXiv
-        1910.01108); Song et al., "MPNet" (arXiv 2004.09297).
-    """
-
-    vocab_size: int
-    width: int
-    num_layers: int
-    num_heads: int
-    mlp_dim: int
-    max_positions: int
-    model_type: ModelType = "bert"
-    padding_id: int = 0
-    num_token_types: int = 2
-    dropout_rate: float = 0.1
-    attention_dropout_rate: float = 0.1
-    layer_norm_epsilon: float = 1e-12
-    initializer_range: float = 0.02
-    dtype: jnp.dtype = jnp.dtype("float32")
-    remat: bool = False
-    scan_layers: bool = False
-
-    @property
-    def max_length(self) -> int:
-        """The longest input in tokens."""
-        return self.max_positions - (self.padding_id + 1 if self._counts_positions else 0)
-
-    @property
-    def _counts_positions(self) -> bool:
-        return self.model_type in ROBERTA_LIKE
-
-    @nn.compact
-    def __call__(self, query: Query, *, deterministic: bool = True) -> Float[Array, "batch length embed"]:
-        """Encode ``token_ids`` and ``attention_mask``, both int ``[batch, length]``; the mask is 0 on padding."""
-        token_ids, is_token = query["token_ids"], query["attention_mask"] > 0
-        batch, length = token_ids.shape
-        hidden = self._table("token_embedding", self.vocab_size, "vocab")[token_ids]
-        added = self._positions(token_ids, is_token)
-        if self.num_token_types > 0:
-            added = added + self._table("token_type_embedding", self.num_token_types, "token_types")[None, :1]
-        # Tokens lie flat, [batch * length, embed], so that each projection is one matmul.
-        hidden = layer_norm(epsilon=self.layer_norm_epsilon, name="embedding_norm")(hidden + added)
-        hidden = nn.Dropout(self.dropout_rate, deterministic=deterministic)(hidden.reshape(-1, self.width))
-        position_bias = self._position_bias(length) if self.model_type == "mpnet" else None
-
-        def layer(name: str) -> BertLayer:
-            layer_class = nn.remat(BertLayer, prevent_cse=not self.scan_layers) if self.remat else BertLayer
-            return layer_class(
-                num_heads=self.num_heads,
-                mlp_dim=self.mlp_dim,
-                layer_norm_epsilon=self.layer_norm_epsilon,
-                dropout_rate=self.dropout_rate,
-                attention_dropout_rate=self.attention_dropout_rate,
-                initializer_range=self.initializer_range,
-                dtype=self.dtype,
-                deterministic=deterministic,
-                name=name,
-            )
-
-        if self.scan_layers:
-            scan = nn.scan(
-                lambda one, carry, _: (one(carry, is_token, position_bias), None),
-                variable_axes={"params": 0},
-                split_rngs={"params": True, "dropout": True},
-                length=self.num_layers,
-                metadata_params={nn.PARTITION_NAME: "layers"},
-            )
-            hidden, _ = scan(layer("layers"), hidden, None)
-        else:
-            for index in range(self.num_layers):
-                hidden = layer(f"layer_{index}")(hidden, is_token, position_bias)
-        return hidden.reshape(batch, length, self.width)
-
-    def _table(self, name: str, rows: int, axis: str) -> Float[Array, "rows embed"]:
-        initializer = nn.initializers.normal(self.initializer_range)
-        partitioned = nn.with_logical_partitioning(initializer, (axis, "embed"))
-        return cast(Array, self.param(name, partitioned, (rows, self.width)))
-
-    def _positions(
-        self, token_ids: Int[Array, "batch length"], is_token: Bool[Array, "batch length"]
-    ) -> Float[Array, "rows length embed"]:
-        """Position embeddings; one row for all, or a row for each where positions are counted."""
-        table, length = self._table("position_embedding", self.max_positions, "length"), token_ids.shape[1]
-        if length > self.max_length:
-            raise ValueError(f"this encoder reads at most {self.max_length} tokens, got {length}")
-        if not self._counts_positions:
-            return table[None, :length]
-        # Unlike transformers, what stands under the mask is never counted, so that it cannot matter.
-        counted = (is_token & (token_ids != self.padding_id)).astype(jnp.int32)
-        return table[self.padding_id + jnp.cumsum(counted, axis=1) * counted]
-
-    def _position_bias(self, length: int) -> Float[Array, "heads query key"]:
-        """What attention adds for the distance between two tokens."""
-        initializer = nn.with_logical_partitioning(
-            nn.initializers.normal(self.initializer_range), ("distance", "heads")
-        )
-        table = cast(Array, self.param("distance_bias", initializer, (2 * len(BUCKET_STARTS) + 2, self.num_heads)))
-        return table[relative_buckets(length)].transpose(2, 0, 1)
-
-
-class SentenceEmbedding(nn.Module):
-    """The mean of the hidden states over the tokens that are not padding.
-
-    Attributes:
-        encoder: what makes the hidden states.
-        normalize: whether the mean is scaled to unit length.
-    """
-
-    encoder: BertEncoder
-    normalize: bool = True
-
-    @nn.compact
-    def __call__(self, query: Query, *, deterministic: bool = True) -> Float[Array, "batch embed"]:
-        """Embed ``token_ids`` and ``attention_mask``, both int ``[batch, length]``; float32."""
-        mean = _mean(self.encoder(query, deterministic=deterministic), query["attention_mask"])
-        return unit_length(mean) if self.normalize else mean
-
-
-class EmbedThen(nn.Module):
-    """A router of embeddings on top of the encoder that makes them: one module, fine-tuned end to end.
-
-    Attributes:
-        encoder: text to embedding.
-        head: any router of embeddings, such as :class:`routerjax.models.MatrixFactorization`.
-    """
-
-    encoder: SentenceEmbedding
-    head: nn.Module
-
-    @nn.compact
-    def __call__(self, query: Query, *, deterministic: bool = True) -> Float[Array, "batch models"]:
-        """Score every model on ``token_ids`` and ``attention_mask``; ``prompt_id``, where present, goes to the head."""
-        passed_on = {name: leaf for name, leaf in query.items() if name == "prompt_id"}
-        embedding = self.encoder(query, deterministic=deterministic)
-        return self.head({"embedding": embedding, **passed_on}, deterministic=deterministic)
+from routerjax.models.bert_encoder import ROBERTA_LIKE, BertEncoder
+from routerjax.models.layers import dense, mean_over_tokens
+from routerjax.typing import Query
 
 
 class BertRouter(nn.Module):
@@ -259,7 +43,11 @@ class BertRouter(nn.Module):
         encoder = self.encoder
         dropout = nn.Dropout(self.dropout_rate, deterministic=deterministic)
         hidden = encoder(query, deterministic=deterministic)
-        pooled = _mean(hidden, query["attention_mask"]) if self.head == "mean" else hidden[:, 0].astype(jnp.float32)
+        pooled = (
+            mean_over_tokens(hidden, query["attention_mask"] > 0)
+            if self.head == "mean"
+            else hidden[:, 0].astype(jnp.float32)
+        )
 
         def head_dense(features: int, axes: tuple[str, str], name: str) -> nn.Dense:
             return dense(
@@ -272,27 +60,3 @@ class BertRouter(nn.Module):
             activation = jax.nn.relu if encoder.model_type == "distilbert" else jnp.tanh
             pooled = activation(head_dense(encoder.width, ("embed", "mlp"), "dense")(pooled))
         return head_dense(self.num_models, ("embed", "models"), "classifier")(dropout(pooled))
-
-
-def stack_layers(params: PyTree) -> PyTree:
-    """Parameters of a :class:`BertEncoder` in the form of ``scan_layers``: ``layer_0`` ... become ``layers``."""
-    names = [f"layer_{index}" for index in range(sum(name.startswith("layer_") for name in params))]
-    rest = {name: leaf for name, leaf in params.items() if name not in names}
-    return {**rest, "layers": jax.tree.map(lambda *leaves: jnp.stack(leaves), *(params[name] for name in names))}
-
-
-def unstack_layers(params: PyTree) -> PyTree:
-    """The inverse of :func:`stack_layers`."""
-    rest = {name: leaf for name, leaf in params.items() if name != "layers"}
-    count = jax.tree.leaves(params["layers"])[0].shape[0]
-    layers = {f"layer_{index}": jax.tree.map(operator.itemgetter(index), params["layers"]) for index in range(count)}
-    return {**rest, **layers}
-
-
-def _mean(
-    hidden: Float[Array, "batch length embed"], attention_mask: Int[Array, "batch length"]
-) -> Float[Array, "batch embed"]:
-    """Over the tokens that are not padding, in float32."""
-    is_token = (attention_mask > 0).astype(jnp.float32)
-    total = jnp.einsum("ble,bl->be", hidden.astype(jnp.float32), is_token)
-    return total / jnp.maximum(is_token.sum(axis=1), 1.0)[:, None]

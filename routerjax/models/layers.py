@@ -23,10 +23,28 @@ def unit_length(vector: Float[Array, "*batch embed"]) -> Float[Array, "*batch em
     return vector / jnp.sqrt(jnp.maximum(squares, SMALLEST_NORM**2))
 
 
-def dense(features: int, axes: tuple[str, str], *, name: str, initializer_range: float, dtype: jnp.dtype) -> nn.Dense:
+def mean_over_tokens(
+    hidden: Float[Array, "batch length embed"], is_token: Bool[Array, "batch length"]
+) -> Float[Array, "batch embed"]:
+    """Mean of the hidden states over the tokens that are not padding, in float32."""
+    weight = is_token.astype(jnp.float32)
+    total = jnp.einsum("ble,bl->be", hidden.astype(jnp.float32), weight)
+    return total / jnp.maximum(weight.sum(axis=1), 1.0)[:, None]
+
+
+def dense(
+    features: int,
+    axes: tuple[str, str],
+    *,
+    name: str,
+    initializer_range: float,
+    dtype: jnp.dtype,
+    use_bias: bool = True,
+) -> nn.Dense:
     """A projection whose kernel is stored ``[in, out]``: the layout that XLA multiplies fastest on CPU."""
     return nn.Dense(
         features,
+        use_bias=use_bias,
         dtype=dtype,
         kernel_init=nn.with_logical_partitioning(nn.initializers.normal(initializer_range), axes),
         bias_init=nn.with_logical_partitioning(nn.initializers.zeros_init(), axes[1:]),

@@ -16,7 +16,7 @@ from routerjax.config import ExperimentConfig, FeatureConfig, identity_of
 from routerjax.data import source_revision
 from routerjax.errors import InputError
 from routerjax.features import is_endpoint
-from routerjax.pretrained import file_sha256, locate, weights_sha256
+from routerjax.pretrained import file_sha256, locate, transformer_folder, weights_sha256
 
 CONFIG_FILE = "config.json"
 
@@ -105,11 +105,12 @@ def _encoder_sha256(features: FeatureConfig) -> dict[str, str]:
     if features.embeddings is not None or is_endpoint(features.encoder):
         return {}
     folder = locate(features.encoder)
+    encoder = transformer_folder(folder)
     try:
-        weights = {"encoder/model.safetensors": weights_sha256(folder)}
+        weights = {"encoder/model.safetensors": weights_sha256(encoder)}
     except FileNotFoundError as error:
         raise InputError(f"{folder} is incomplete: no {error.filename}; get the encoder again") from error
-    tokenizer = folder / "tokenizer.json"  # without one the encoder is refused when it is loaded
+    tokenizer = encoder / "tokenizer.json"  # without one the encoder is refused when it is loaded
     return {**weights, "encoder/tokenizer.json": file_sha256(tokenizer)} if tokenizer.is_file() else weights
 
 

@@ -23,12 +23,12 @@ from routerjax.data import (
     to_batch,
 )
 from routerjax.errors import InputError
-from routerjax.features import EmbeddingCache, FeatureSpec, TextTokenizer, pools_by_mean
+from routerjax.features import EmbeddingCache, FeatureSpec, TextTokenizer
 from routerjax.pipeline.features import embed, load_preferences
 from routerjax.pipeline.provenance import describe_run, require_run, require_same_run, write_json
 from routerjax.pipeline.run_folder import require_loadable, run_folder
 from routerjax.pipeline.tokens import learn_on_tokens
-from routerjax.pretrained import locate
+from routerjax.pretrained import locate, read_sentence_modules
 from routerjax.router import (
     Router,
     TextReader,
@@ -73,8 +73,8 @@ def train_router(config: ExperimentConfig, output: str | Path, *, resume: bool =
     ``output`` then holds ``config.json``, ``router/`` (see :func:`routerjax.save_router`), ``knn/`` (the
     nearest-neighbour control on the same battles), and ``training/`` (checkpoints, metrics.jsonl, TensorBoard files).
     Neither router has seen the battles that are held out, whether it learns parameters or remembers battles.
-    A router that reads text itself has no control where its encoder says that it makes embeddings in another way than
-    by the mean, which the control needs.
+    A router that reads text itself has no control where its encoder's files say that it makes embeddings in a way that
+    is not computed here; the reason is logged.
 
     Args:
         config: see :class:`routerjax.config.ExperimentConfig`.
@@ -244,11 +244,15 @@ def _split(preferences: Preferences, config: ExperimentConfig) -> tuple[Preferen
 
 
 def _can_embed(config: ExperimentConfig) -> bool:
-    """Whether prompts are embedded: not for the control's sake alone by an encoder that is no sentence encoder."""
-    if not find_family(config.router.family).reads_text or pools_by_mean(locate(config.features.encoder)):
+    """Return True unless embeddings are for the control alone, and the encoder's folder is not followed there."""
+    if not find_family(config.router.family).reads_text:
         return True
-    logger.info("no nearest-neighbour control: %s does not make embeddings by the mean", config.features.encoder)
-    return False
+    try:
+        read_sentence_modules(locate(config.features.encoder))
+    except InputError as error:
+        logger.warning("no nearest-neighbour control: %s", error)
+        return False
+    return True
 
 
 def _embed(preferences: Preferences, config: ExperimentConfig) -> _Embedded:

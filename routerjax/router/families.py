@@ -156,5 +156,5 @@ def make_module(
     if tie == "parameter":
         module = models.WithTie(module)
     if reader is not None and not found.reads_text:
-        module = models.EmbedThen(models.SentenceEmbedding(reader.encoder, reader.normalize), module)
+        module = models.EmbedThen(reader.embedding, module)
     return module

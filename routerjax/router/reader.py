@@ -16,16 +16,30 @@ import jax.numpy as jnp
 
 from routerjax.config import AttributeValue, Truncation
 from routerjax.errors import InputError, choose, nearest
-from routerjax.features import FeatureSpec, TextTokenizer, mean_is_normalized, tokenizer_for
-from routerjax.models import BertEncoder, BertRouter, EmbedThen, SentenceEmbedding, WithTie, stack_layers
+from routerjax.features import FeatureSpec, TextTokenizer, tokenizer_for
+from routerjax.models import (
+    POOLINGS,
+    BertEncoder,
+    BertRouter,
+    EmbedThen,
+    Normalize,
+    Pooling,
+    SentenceEmbedding,
+    WithTie,
+    stack_layers,
+)
 from routerjax.pretrained import (
     TOKENIZER_FILE,
+    SentenceModules,
     bert_names,
     configured_tokenizer,
+    lowercased,
     read_bert_config,
+    read_sentence_modules,
     read_tokenizer_files,
     read_weights,
     tokenizer_config,
+    transformer_folder,
     truncation_side,
 )
 from routerjax.typing import Array, PyTree
@@ -44,8 +58,11 @@ class TextReader:
 
     Attributes:
         encoder: linen, from tokens to hidden states; its parameters are the router's.
-        normalize: whether the mean of the hidden states, which routers of embeddings take, is scaled to unit length.
+        normalize: scale the embedding, which routers of embeddings take, to unit length.
         files: of the tokenizer, name -> content, byte for byte.
+        pooling: how hidden states become that embedding; see :class:`routerjax.models.SentenceEmbedding`.
+        prefix: put before each text.
+        lowercase: lower a text's case before all that the tokenizer's files say.
 
     Raises:
         InputError: no tokenizer among the files, or a damaged configuration of it.
@@ -54,11 +71,19 @@ class TextReader:
     encoder: BertEncoder
     normalize: bool
     files: Mapping[str, bytes]
+    pooling: tuple[Pooling, ...] = ("mean",)
+    prefix: str = ""
+    lowercase: bool = False
 
     def __post_init__(self) -> None:
         if TOKENIZER_FILE not in self.files:
             raise InputError(f"no {TOKENIZER_FILE}")
         _ = self.tokenizer_config  # damage is said now, not by an export after the training
+
+    @property
+    def embedding(self) -> SentenceEmbedding:
+        """The embedding of a text that a router of embeddings takes, as a module with the encoder in it."""
+        return SentenceEmbedding(self.encoder, self.pooling, (Normalize(),) if self.normalize else ())
 
     @functools.cached_property
     def tokenizer_config(self) -> Mapping[str, object]:
@@ -72,7 +97,8 @@ class TextReader:
 
     @functools.cached_property
     def _tokenizer_json(self) -> bytes:
-        return configured_tokenizer(self.files, self.encoder.model_type)
+        configured = configured_tokenizer(self.files, self.encoder.model_type)
+        return lowercased(configured) if self.lowercase else configured
 
     @functools.cached_property
     def _tokenizers(self) -> dict[tuple[int, Truncation], TextTokenizer]:
@@ -90,7 +116,7 @@ class TextReader:
         """
         key = max_length, truncation or self.truncation_side
         if key not in self._tokenizers:  # large ones take seconds to parse
-            self._tokenizers[key] = tokenizer_for(self.encoder, self._tokenizer_json, *key)
+            self._tokenizers[key] = tokenizer_for(self.encoder, self._tokenizer_json, *key, prefix=self.prefix)
         return self._tokenizers[key]
 
     def for_scoring(self) -> TextReader:
@@ -120,7 +146,13 @@ class TextReader:
     def to_dict(self) -> dict[str, object]:
         """All but the files, as JSON holds it."""
         fields = {name: getattr(self.encoder, name) for name in _encoder_types()}
-        return {"normalize": self.normalize, "encoder": {**fields, "dtype": str(self.encoder.dtype)}}
+        return {
+            "normalize": self.normalize,
+            "pooling": list(self.pooling),
+            "prefix": self.prefix,
+            "lowercase": self.lowercase,
+            "encoder": {**fields, "dtype": str(self.encoder.dtype)},
+        }
 
     @classmethod
     def from_dict(cls, fields: object, files: Mapping[str, bytes]) -> TextReader:
@@ -129,13 +161,22 @@ class TextReader:
         Raises:
             InputError: fields missing or unknown, of another type or out of range, or no tokenizer among the files.
         """
-        if not isinstance(fields, Mapping) or set(fields) != {"normalize", "encoder"}:
-            raise InputError(f"a text reader has normalize and an encoder, got {fields!r}")
+        if not isinstance(fields, Mapping) or set(fields) != {"normalize", "pooling", "prefix", "lowercase", "encoder"}:
+            raise InputError(f"a text reader has normalize, pooling, prefix, lowercase and an encoder, got {fields!r}")
         described, types = fields["encoder"], _encoder_types()
         if not isinstance(described, Mapping) or set(described) != set(types):
             raise InputError(f"reader.encoder has {', '.join(types)}; got {described!r}")
         encoder = BertEncoder(**_checked(described, "reader.encoder"))
-        return cls(encoder, cast(bool, coerce(fields["normalize"], bool, "reader.normalize")), files)
+        normalize = cast(bool, coerce(fields["normalize"], bool, "reader.normalize"))
+        prefix = cast(str, coerce(fields["prefix"], str, "reader.prefix"))
+        if not isinstance(fields["pooling"], list) or not fields["pooling"]:
+            raise InputError(
+                f"reader.pooling must list one or more of {', '.join(POOLINGS)}, got {fields['pooling']!r}"
+            )
+        for mode in fields["pooling"]:
+            choose(mode, cast("Mapping[str, object]", POOLINGS), "reader.pooling")
+        lowercase = coerce(fields["lowercase"], bool, "reader.lowercase")
+        return cls(encoder, normalize, files, tuple(fields["pooling"]), prefix, lowercase)
 
 
 def _checked(attributes: Mapping[str, object], whose: str) -> dict[str, Any]:
@@ -185,21 +226,37 @@ def load_reader(
     """The reader of a pretrained folder of the BERT family.
 
     Args:
-        folder: with ``config.json`` and ``tokenizer.json``; see :func:`routerjax.pretrained.locate`.
+        folder: with ``config.json`` and ``tokenizer.json``, or with ``modules.json``, which says where they are; see
+            :func:`routerjax.pretrained.locate`.
         chosen: attributes of the encoder other than those that its files say.
-        embeds: whether it is read as a sentence encoder, whose files say how it makes an embedding.
+        embeds: read it as a sentence encoder, whose files say how it makes an embedding.
 
     Raises:
-        InputError: damaged, of another architecture, or a choice that is none of dropout_rate, attention_dropout_rate,
-            dtype, remat, scan_layers, of another type or out of range.
+        InputError: damaged, of another architecture, or with layers after the pooling that have weights; or a choice
+            that is none of dropout_rate, attention_dropout_rate, dtype, remat, scan_layers, of another type or out of
+            range.
     """
     _require_choices(chosen or {})
     choices = _checked(chosen or {}, WHOSE_CHOICES)
+    modules = read_sentence_modules(folder) if embeds else SentenceModules(transformer=transformer_folder(folder))
+    folder = modules.transformer
+    for layer in modules.layers:
+        if layer.kind != "normalize":
+            raise InputError(
+                f"{layer.folder}: a {layer.kind} after the pooling is not trained with the encoder: set "
+                "features.train_encoder=False"
+            )
     files = read_tokenizer_files(folder)
     described = _checked(read_bert_config(folder).encoder, f"{folder / 'config.json'}: encoder")
-    normalize = embeds and mean_is_normalized(folder)
     try:
-        reader = TextReader(BertEncoder(**{**described, **choices}), normalize, files)
+        reader = TextReader(
+            BertEncoder(**{**described, **choices}),
+            bool(modules.layers),
+            files,
+            cast("tuple[Pooling, ...]", modules.pooling),
+            modules.prefix,
+            modules.lowercase,
+        )
         reader.tokenizer(reader.encoder.max_length)
     except InputError as error:
         raise InputError(f"{folder}: {error}") from error
@@ -215,12 +272,13 @@ def pretrained_params(module: nn.Module, folder: Path, *, key: Array | None = No
 
     Args:
         module: as :func:`routerjax.router.make_module` makes it for a reader.
-        folder: with ``model.safetensors``, or shards and their index.
+        folder: as :func:`load_reader` takes it, with ``model.safetensors``, or shards and their index.
         key: initialises what is not taken from the folder; None to take all from there.
 
     Raises:
         InputError: tensors missing, extra or misshaped; all are listed.
     """
+    folder = transformer_folder(folder)
     if isinstance(module, WithTie):
         initial = {} if key is None else _initialised(module, key, leave_out="scorer")
         return {**initial, "scorer": pretrained_params(module.scorer, folder, key=key)}

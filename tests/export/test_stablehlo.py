@@ -14,7 +14,7 @@ import safetensors.numpy
 
 from routerjax import InputError, Router, export, features, models
 from routerjax.export import bundle as bundle_module
-from tests.encoders import TEXTS
+from tests.encoders import TEXTS, save_tiny_encoder
 from tests.models.test_baselines import pair_battles
 from tests.routers import tiny_router
 
@@ -37,7 +37,13 @@ print(json.dumps({
 
 @pytest.fixture(scope="module")
 def router(tmp_path_factory: pytest.TempPathFactory) -> Router:
-    return tiny_router(tmp_path_factory.mktemp("router"), threshold=0.5)
+    """Of an encoder that puts a prompt before each text and takes its first token."""
+    folder = tmp_path_factory.mktemp("router")
+    encoder = save_tiny_encoder(folder / "encoder")
+    (encoder / "1_Pooling" / "config.json").write_text('{"pooling_mode": "cls"}')
+    settings = {"prompts": {"query": "prove that "}, "default_prompt_name": "query"}
+    (encoder / "config_sentence_transformers.json").write_text(json.dumps(settings))
+    return tiny_router(folder, threshold=0.5)
 
 
 @pytest.fixture(scope="module")

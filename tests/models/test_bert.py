@@ -84,7 +84,8 @@ def test_equals_numpy_and_padding_changes_nothing(tmp_path: Path) -> None:
 
     @jax.jit
     def ours(params: dict) -> tuple[jax.Array, dict[bool, jax.Array]]:
-        modules = {normalize: models.SentenceEmbedding(ENCODER, normalize=normalize) for normalize in (True, False)}
+        layers = {True: (models.Normalize(),), False: ()}
+        modules = {normalize: models.SentenceEmbedding(ENCODER, layers=own) for normalize, own in layers.items()}
         pooled = {normalize: own.apply({"params": {"encoder": params}}, query) for normalize, own in modules.items()}
         return ENCODER.apply({"params": params}, query), pooled
 

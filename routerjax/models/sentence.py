@@ -1,0 +1,163 @@
+"""Sentence embeddings: the hidden states of an encoder pooled to one vector, and layers after that."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from typing import Literal
+
+import flax.linen as nn
+import jax
+import jax.numpy as jnp
+from jaxtyping import Array, Bool, Float
+
+from routerjax.models.bert_encoder import BertEncoder
+from routerjax.models.layers import MASKED, dense, gelu, layer_norm, mean_over_tokens, unit_length
+from routerjax.typing import Query
+
+Hidden = Float[Array, "batch length embed"]
+Mask = Bool[Array, "batch length"]
+Embedding = Float[Array, "batch embed"]
+
+Pooling = Literal["cls", "max", "mean", "mean_sqrt_len_tokens", "weightedmean", "lasttoken"]
+Activation = Literal["identity", "tanh", "relu", "gelu", "sigmoid"]
+
+
+def _max(hidden: Hidden, is_token: Mask) -> Embedding:
+    return jnp.where(is_token[..., None], hidden, MASKED).max(axis=1)
+
+
+def _mean_sqrt_len(hidden: Hidden, is_token: Mask) -> Embedding:
+    return mean_over_tokens(hidden, is_token) * jnp.sqrt(is_token.sum(axis=1, keepdims=True).astype(jnp.float32))
+
+
+def _weighted_mean(hidden: Hidden, is_token: Mask) -> Embedding:
+    weight = is_token * jnp.cumsum(is_token, axis=1).astype(jnp.float32)
+    return jnp.einsum("ble,bl->be", hidden, weight) / jnp.maximum(weight.sum(axis=1), 1.0)[:, None]
+
+
+def _last(hidden: Hidden, is_token: Mask) -> Embedding:
+    place = jnp.maximum(is_token.sum(axis=1) - 1, 0)
+    return jnp.take_along_axis(hidden, place[:, None, None], axis=1)[:, 0]
+
+
+# Rows are padded on the right, so that the first token is at 0.
+POOLINGS: Mapping[Pooling, Callable[[Hidden, Mask], Embedding]] = {
+    "cls": lambda hidden, is_token: hidden[:, 0],
+    "max": _max,
+    "mean": mean_over_tokens,
+    "mean_sqrt_len_tokens": _mean_sqrt_len,
+    "weightedmean": _weighted_mean,
+    "lasttoken": _last,
+}
+ACTIVATIONS: Mapping[Activation, Callable[[Embedding], Embedding]] = {
+    "identity": lambda embedding: embedding,
+    "tanh": jnp.tanh,
+    "relu": jax.nn.relu,
+    "gelu": gelu,
+    "sigmoid": jax.nn.sigmoid,
+}
+
+
+class Projection(nn.Module):
+    """A dense layer and its activation, sentence-transformers' ``Dense``.
+
+    Attributes:
+        features: width of what comes out.
+        activation: a name in :data:`ACTIVATIONS`.
+        use_bias: add a bias before the activation.
+    """
+
+    features: int
+    activation: Activation = "tanh"
+    use_bias: bool = True
+
+    @nn.compact
+    def __call__(self, embedding: Embedding) -> Float[Array, "batch features"]:
+        """Project embeddings, float32."""
+        linear = dense(
+            self.features,
+            ("embed", "mlp"),
+            name="linear",
+            initializer_range=0.02,
+            dtype=jnp.dtype("float32"),
+            use_bias=self.use_bias,
+        )
+        return ACTIVATIONS[self.activation](linear(embedding))
+
+
+class EmbeddingNorm(nn.Module):
+    """Layer norm of embeddings, sentence-transformers' ``LayerNorm``."""
+
+    @nn.compact
+    def __call__(self, embedding: Embedding) -> Embedding:
+        """Normalise to mean 0 and variance 1, then scale and shift."""
+        return layer_norm(epsilon=1e-5, name="norm")(embedding)
+
+
+class Normalize(nn.Module):
+    """Embeddings of unit length, sentence-transformers' ``Normalize``."""
+
+    @nn.compact
+    def __call__(self, embedding: Embedding) -> Embedding:
+        """Divide by the length."""
+        return unit_length(embedding)
+
+
+EMBEDDING_LAYERS: Mapping[str, type[Projection] | type[EmbeddingNorm] | type[Normalize]] = {
+    "projection": Projection,
+    "layer_norm": EmbeddingNorm,
+    "normalize": Normalize,
+}
+
+
+class SentenceEmbedding(nn.Module):
+    """One vector of a text: hidden states, pooled, then passed through layers.
+
+    Attributes:
+        encoder: what makes the hidden states.
+        pooling: how they become one vector: names in :data:`POOLINGS`, whose vectors are concatenated. ``cls`` is the
+            first token, ``weightedmean`` weights each token by its position.
+        layers: what is applied to that vector, in this order: modules of :data:`EMBEDDING_LAYERS`.
+
+    Reference:
+        The modules of sentence-transformers, https://sbert.net.
+    """
+
+    encoder: BertEncoder
+    pooling: tuple[Pooling, ...] = ("mean",)
+    layers: tuple[Projection | EmbeddingNorm | Normalize, ...] = ()
+
+    @property
+    def width(self) -> int:
+        """Of the embedding."""
+        widths = [layer.features for layer in self.layers if isinstance(layer, Projection)]
+        return widths[-1] if widths else len(self.pooling) * self.encoder.width
+
+    @nn.compact
+    def __call__(self, query: Query, *, deterministic: bool = True) -> Embedding:
+        """Embed ``token_ids`` and ``attention_mask``, both int ``[batch, length]``; float32."""
+        hidden = self.encoder(query, deterministic=deterministic).astype(jnp.float32)
+        is_token = query["attention_mask"] > 0
+        embedding = jnp.concatenate([POOLINGS[mode](hidden, is_token) for mode in self.pooling], axis=-1)
+        for layer in self.layers:
+            embedding = layer(embedding)
+        return embedding
+
+
+class EmbedThen(nn.Module):
+    """A router of embeddings on top of the encoder that makes them: one module, fine-tuned end to end.
+
+    Attributes:
+        encoder: text to embedding.
+        head: any router of embeddings, such as :class:`routerjax.models.MatrixFactorization`.
+    """
+
+    encoder: SentenceEmbedding
+    head: nn.Module
+
+    @nn.compact
+    def __call__(self, query: Query, *, deterministic: bool = True) -> Float[Array, "batch models"]:
+        """Score every model on ``token_ids`` and ``attention_mask``; ``prompt_id``, where present, goes to the head."""
+        passed_on = {name: leaf for name, leaf in query.items() if name == "prompt_id"}
+        embedding = self.encoder(query, deterministic=deterministic)
+        return self.head({"embedding": embedding, **passed_on}, deterministic=deterministic)
