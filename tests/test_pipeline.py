@@ -119,7 +119,7 @@ def test_leaving_own_battles_out_is_evaluations_choice(
             [tmp_path / "run"], benchmarks=[str(tmp_path / "b.parquet")], **pair, output=tmp_path / "evaluated"
         )
         label = evaluation.preference_label(benchmark, strong="sim-large", weak="sim-small")
-        assert result.routers["run"].log_loss == pytest.approx(metrics.log_loss(evaluated, label), abs=1e-6)
+        assert result.routers["run"].log_loss.value == pytest.approx(metrics.log_loss(evaluated, label), abs=1e-6)
     # What is left out are the prompt's battles: a prompt that was not remembered scores as it is served.
     np.testing.assert_allclose(
         router.win_prob(["never seen"], exclude_own_battles=True), router.win_prob(["never seen"]), atol=1e-6
