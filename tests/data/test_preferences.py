@@ -178,3 +178,22 @@ def test_a_batch_has_each_prompt_once() -> None:
         data.to_batch(made, np.zeros((6, 4)))
     with pytest.raises(InputError, match=r"the embedding of prompt 1 is not finite \(1 such rows\)"):
         data.to_batch(made, np.where(embedding == 5, np.inf, embedding))
+
+
+@pytest.mark.parametrize("outcome", [(0, 1, 0), (0.5, 0, 0.5), (0.25, 0.5, 0.25)])
+def test_battles_that_are_never_decided_teach_nothing(outcome: tuple[float, float, float]) -> None:
+    undecided = np.tile(outcome, (6, 1))
+    with pytest.raises(InputError, match="one class only: every battle is a tie or a coin flip"):
+        data.require_both_outcomes(battles(outcome=undecided))
+    decided = undecided.copy()
+    decided[3] = HARD[0]
+    data.require_both_outcomes(battles(outcome=decided))
+    # A battle that counts nothing decides nothing.
+    with pytest.raises(InputError, match="one class only"):
+        data.require_both_outcomes(battles(outcome=decided, weight=np.asarray([1, 1, 1, 0, 1, 1])))
+
+
+@pytest.mark.parametrize("name", ["", " ", "x ", "\ty"])
+def test_names_that_are_none(name: str) -> None:
+    with pytest.raises(InputError, match="row 4: column model_b must be a name that is not empty, without white space"):
+        battles(model_b=["y", "z", "x", "y", name, "x"])

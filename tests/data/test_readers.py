@@ -1,11 +1,13 @@
 """Readers of public formats on small files in those formats."""
 
+import decimal
 import json
 from pathlib import Path
 
 import datasets
 import numpy as np
 import pyarrow as pa
+import pyarrow.parquet
 import pytest
 
 from routerjax import InputError, data
@@ -188,3 +190,48 @@ def test_what_the_format_cannot_hold_is_refused(tmp_path: Path, outcome: list, m
     made = data.Preferences.from_names(["p"], ["x"], ["y"], np.asarray([outcome]))
     with pytest.raises(InputError, match=f"row 0: column outcome {message}"):
         data.write_preferences(made, tmp_path / "battles.csv")
+
+
+@pytest.mark.parametrize("spelling", ["tie (bothbad)", "both_bad"])
+def test_neither_answer_liked_is_a_tie(tmp_path: Path, spelling: str) -> None:
+    read = data.read_preferences(write(tmp_path, table_rows(winner=["model_a", spelling, "tie", "model_b"])))
+    assert read.label.tolist() == [1, 0.5, 0.5, 0]
+
+
+def test_text_and_numbers_are_read_in_every_type_of_arrows(tmp_path: Path) -> None:
+    expected = data.read_preferences(write(tmp_path, table_rows(weight=[1.5, 2.0, 0.5, 1.0])))
+    weight = pa.array([decimal.Decimal(text) for text in ("1.5", "2", "0.5", "1")])
+    for number, kind in enumerate((pa.large_string(), pa.string_view(), pa.dictionary(pa.int8(), pa.string()))):
+        columns = {name: pa.array(column).cast(kind) for name, column in table_rows().items()}
+        columns["prompt"] = pa.chunked_array([columns["prompt"][:1], columns["prompt"][1:]])
+        path = tmp_path / f"{number}.parquet"
+        pyarrow.parquet.write_table(pa.table({**columns, "weight": weight}), path, row_group_size=2)
+        read = data.read_preferences(path)
+        assert (read.prompts, read.models) == (expected.prompts, expected.models)
+        for name in ("model_a", "model_b", "outcome", "weight"):
+            np.testing.assert_array_equal(getattr(read, name), getattr(expected, name))
+
+
+def test_columns_that_battles_do_not_need_may_hold_anything(tmp_path: Path) -> None:
+    rows = [dict(zip(table_rows(), row, strict=True)) for row in zip(*table_rows().values(), strict=True)]
+    odd = [1, "2", 10**30, {"a": []}]
+    path = tmp_path / "battles.jsonl"
+    path.write_text("\n".join(json.dumps({**row, "turn": turn}) for row, turn in zip(rows, odd, strict=True)))
+    assert data.read_preferences(path).prompts == ("a", "b", "c", "d")
+
+
+def test_a_folder_is_no_battle_file(tmp_path: Path) -> None:
+    (tmp_path / "battles.parquet").mkdir()
+    with pytest.raises(InputError, match=r"battles\.parquet is a folder, not a file"):
+        data.read_preferences(tmp_path / "battles.parquet")
+    with pytest.raises(InputError, match="is a folder, not a file"):
+        data.read_preferences(tmp_path)
+
+
+def test_a_text_that_occurs_often_is_held_once(tmp_path: Path) -> None:
+    rows = table_rows(prompt=["q", "p", "q", "p"])
+    read = data.read_preferences(write(tmp_path, rows))
+    assert read.unique_prompts == ("q", "p")
+    assert read.prompt_index.tolist() == [0, 1, 0, 1]
+    assert read.select(np.asarray([1, 2])).unique_prompts == ("p", "q")
+    assert read.prompts[0] is read.prompts[2]
