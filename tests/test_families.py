@@ -74,6 +74,20 @@ def test_from_battles_to_a_bundle(tmp_path: Path, family: str, router: dict[str,
     assert differences["from_embedding"] <= 1e-6
 
 
+def test_a_pair_within_one_tier_is_refused(tmp_path: Path) -> None:
+    # One tier less than models: two of the three share one, and every prompt would have the win probability 0.5.
+    made = config(tmp_path, family="sw", attributes={"num_tiers": 2})
+    router = train_router(made, tmp_path / "run")
+    tier = dict(zip(router.models, np.asarray(router.variables["memory"]["tier"]).tolist(), strict=True))
+    (first, second) = (name for name in tier if list(tier.values()).count(tier[name]) == 2)
+    with pytest.raises(InputError, match=r"fall into one tier \(of 2 models\).*take another num_tiers \(0 rates every"):
+        router.with_pair(first, second)
+    pair = dataclasses.replace(made.router, strong=first, weak=second)
+    with pytest.raises(InputError, match="fall into one tier"):
+        train_router(dataclasses.replace(made, router=pair), tmp_path / "other")
+    assert not (tmp_path / "other").exists()
+
+
 def test_what_trains_nothing_takes_no_loss_with_ties(tmp_path: Path) -> None:
     with pytest.raises(InputError, match="sw trains nothing, so it takes no loss but bradley_terry; got 'davidson'"):
         train_router(config(tmp_path, family="sw", loss="davidson"), tmp_path / "run")

@@ -24,6 +24,7 @@ from routerjax.features import (
     FeatureSpec,
     SentenceEncoder,
     TextTokenizer,
+    is_endpoint,
     open_encoder,
     read_prompts,
 )
@@ -90,6 +91,13 @@ class Router:
                 f"this router reads text itself and takes no encoder but its own, got {self.encoder_source}: leave "
                 "--encoder out"
             )
+        tier = self.variables.get("memory", {}).get("tier")
+        if tier is not None and tier[self.column(self.strong)] == tier[self.column(self.weak)]:
+            together = int(np.sum(np.asarray(tier) == tier[self.column(self.strong)]))
+            raise InputError(
+                f"{self.strong} and {self.weak} fall into one tier (of {together} models), so that every prompt would "
+                "have the win probability 0.5: take another num_tiers (0 rates every model by itself), or another pair"
+            )
         if self.threshold is not None and not (0 <= self.threshold <= 1 or self.threshold == math.inf):
             raise InputError(f"threshold must be in [0, 1], or inf for never, got {self.threshold!r}")
         if self.reader is not None:
@@ -143,7 +151,7 @@ class Router:
         encoder = open_encoder(
             source,
             max_length=self.features.max_length or FeatureConfig.max_length,  # a router of an endpoint has none
-            truncation=self.features.truncation,
+            truncation=None if is_endpoint(source) else self.features.truncation,
             download=self.encoder_source is not None,  # what only the router's folder names is not
             width=self.features.width,
         )
