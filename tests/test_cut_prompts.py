@@ -85,9 +85,8 @@ def test_routers_and_bundles_keep_the_choice(tmp_path: Path, truncation: Truncat
 
 
 def test_every_command_says_it(arena: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    models = ["sim-large", "sim-small"] * 6
     prompts = [*LONG, TEXTS[0], TEXTS[1]]
-    battles = pa.table({"prompt": prompts, "model_a": models, "model_b": models[1:] + models[:1]})
+    battles = pa.table({"prompt": prompts, "model_a": ["sim-large"] * 12, "model_b": ["sim-small"] * 12})
     winners = ["model_a", "model_b"] * 6
     quality = {"sim-large": [1.0] * 12, "sim-small": [0.0, 0.5] * 6}
     write_table(battles.append_column("winner", pa.array(winners)), str(tmp_path / "battles.parquet"))

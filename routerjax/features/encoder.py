@@ -30,12 +30,14 @@ from routerjax.pretrained import (
     SentenceModules,
     bert_names,
     configured_tokenizer,
+    count_numbers,
     locate,
     lowercased,
     read_bert_config,
     read_sentence_modules,
     read_tokenizer_files,
     read_weights,
+    require_sizes,
     truncation_side,
     weights_sha256,
 )
@@ -172,6 +174,7 @@ def load_encoder(
     folder = locate(source, download=download)
     modules = read_sentence_modules(folder)
     described = read_bert_config(modules.transformer).encoder
+    require_sizes(described, count_numbers(modules.transformer), modules.transformer / "config.json")
     module = SentenceEmbedding(
         BertEncoder(**described),
         cast("tuple[Pooling, ...]", modules.pooling),

@@ -17,6 +17,7 @@ from jaxtyping import Bool, Int, Int32
 from routerjax.config import Truncation
 from routerjax.errors import InputError, choose
 from routerjax.features.cutting import CHARACTERS_PER_TOKEN, Cut, cut, splits_at_spaces
+from routerjax.features.tokenizer_bounds import require_bounded
 from routerjax.models import BertEncoder
 from routerjax.prompts import require_texts, valid_text
 
@@ -29,6 +30,7 @@ TOKENS_ON_CPU, TOKENS_ON_ACCELERATOR = 2048, 32768
 # Texts that the tokenizer's threads take at a time; each holds all of its tokens' texts until it is read.
 TEXTS_PER_CALL = 1024
 # A text that stands between the special tokens; a tokenizer may know only some of these.
+LARGEST_ID = 2**31 - 1
 PROBES = ("a", "0", "A", ".")
 
 
@@ -69,6 +71,8 @@ class TextTokenizer:
 
     def __post_init__(self) -> None:
         choose(self.truncation, dict.fromkeys(get_args(Truncation)), "truncation")
+        _ = self.tokenizer  # not a tokenizer's file is said first
+        require_bounded(json.loads(self.tokenizer_json))
         before, after = self._special
         if len(before) + len(after) > self.max_length:
             raise InputError(f"max_length must be at least the {len(before) + len(after)} special tokens of a text")
@@ -129,6 +133,12 @@ class TextTokenizer:
         return [encoding.ids for encoding in encoded]
 
     @functools.cached_property
+    def largest_id(self) -> int:
+        """The largest token id, of the vocabulary, added and special tokens."""
+        vocabulary = self.tokenizer.get_vocab(with_added_tokens=True)
+        return int(max(0, *vocabulary.values(), *(ids.max(initial=0) for ids in self._special)))
+
+    @functools.cached_property
     def _splits_at_spaces(self) -> bool:
         return splits_at_spaces(json.loads(self.tokenizer_json))
 
@@ -137,6 +147,8 @@ class TextTokenizer:
         """The special tokens that stand before and after those of a text."""
         for probe in PROBES:
             ((plain,), (ids,)) = self._encode([probe]), self._encode([probe], add_special_tokens=True)
+            if max(ids, default=0) > LARGEST_ID:
+                raise InputError(f"the tokenizer has the token id {max(ids)}, more than {LARGEST_ID}")
             for start in range(len(ids) - len(plain) + 1) if plain else ():
                 if ids[start : start + len(plain)] == plain:
                     return np.asarray(ids[:start], np.int32), np.asarray(ids[start + len(plain) :], np.int32)
@@ -210,7 +222,8 @@ def tokenizer_for(
     if not 2 <= max_length <= encoder.max_length:
         raise InputError(f"max_length must be in [2, {encoder.max_length}], what the encoder reads, got {max_length}")
     loaded = TextTokenizer(tokenizer_json, max_length, encoder.padding_id, truncation, prefix)
-    tokens = loaded.tokenizer.get_vocab_size()
-    if tokens > encoder.vocab_size:
-        raise InputError(f"the tokenizer has {tokens} tokens, the encoder only {encoder.vocab_size}")
+    if loaded.largest_id >= encoder.vocab_size:  # JAX would take the last row of the table for it
+        raise InputError(
+            f"the tokenizer has the token id {loaded.largest_id}, the encoder only {encoder.vocab_size} tokens"
+        )
     return loaded

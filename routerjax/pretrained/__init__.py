@@ -20,7 +20,15 @@ from routerjax.pretrained.tokenizer_files import (
     truncation_side,
 )
 from routerjax.pretrained.tokenizer_settings import configured_tokenizer
-from routerjax.pretrained.weights import TensorNames, publish_weights, read_weights, tensor_bytes, weights_sha256
+from routerjax.pretrained.weights import (
+    TensorNames,
+    count_numbers,
+    publish_weights,
+    read_weights,
+    require_sizes,
+    tensor_bytes,
+    weights_sha256,
+)
 
 __all__ = [
     "LAYER_TENSORS",
@@ -33,6 +41,7 @@ __all__ = [
     "TensorNames",
     "bert_names",
     "configured_tokenizer",
+    "count_numbers",
     "file_sha256",
     "find_file",
     "locate",
@@ -46,6 +55,7 @@ __all__ = [
     "read_text_file",
     "read_tokenizer_files",
     "read_weights",
+    "require_sizes",
     "routellm",
     "tensor_bytes",
     "tokenizer_config",

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import logging
+import math
 import re
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
@@ -21,6 +22,8 @@ from jaxtyping import Float32
 from routerjax.errors import InputError
 from routerjax.pretrained.files import file_sha256, find_file, read_json, refuse_lfs_pointer
 from routerjax.typing import Array, PyTree
+
+HARMLESS_LAYERS, HARMLESS_NUMBERS = 48, 10**8
 
 logger = logging.getLogger(__name__)
 
@@ -139,6 +142,38 @@ def tensor_bytes(tensors: Mapping[str, Array | np.ndarray], metadata: Mapping[st
 def _dense(leaf: Array | np.ndarray) -> np.ndarray:
     # safetensors writes memory as it lies; np.ascontiguousarray would make a vector of a scalar.
     return np.asarray(leaf, order="C")
+
+
+def count_numbers(path: Path) -> int:
+    """Numbers that the tensors of a file, or of a folder's files, hold, by their headers alone.
+
+    Raises:
+        InputError: no weights there, or a file is damaged.
+    """
+    return sum(math.prod(file.get_slice(name).get_shape()) for name, file in _tensors(path))
+
+
+def require_sizes(sizes: Mapping[str, int], numbers: int, what: object) -> None:
+    """Refuse sizes of an encoder that its tensors cannot have, before anything of these sizes is made.
+
+    Args:
+        sizes: ``width``, ``num_layers``, ``vocab_size``, ``max_positions``, ``mlp_dim``: attributes of
+            :class:`routerjax.models.BertEncoder`.
+        numbers: that all of the tensors hold.
+        what: the file that says the sizes, as an error names it.
+
+    Raises:
+        InputError: rows of that width would be more numbers than the tensors hold.
+    """
+    width = sizes["width"]
+    for name in ("width", "num_layers", "vocab_size", "max_positions", "mlp_dim"):
+        # What costs little to describe is left to the comparison of all tensors, which says more.
+        harmless = HARMLESS_LAYERS * width if name == "num_layers" else HARMLESS_NUMBERS
+        if sizes[name] * width > max(numbers, harmless):
+            raise InputError(
+                f"{what}: {name} {sizes[name]} at a width of {width} is more than its tensors hold, "
+                f"{numbers} numbers; it is not the description of these tensors"
+            )
 
 
 def weights_sha256(path: Path) -> str:

@@ -20,8 +20,8 @@ from routerjax.atomic import new_directory
 from routerjax.errors import InputError
 from routerjax.features import FeatureSpec
 from routerjax.losses import outcome_model
-from routerjax.pretrained import file_sha256, find_file, read_bytes, read_tokenizer_files, tensor_bytes
-from routerjax.router.reader import TextReader
+from routerjax.pretrained import file_sha256, find_file, read_bytes, read_tokenizer_files, require_sizes, tensor_bytes
+from routerjax.router.reader import TextReader, encoder_sizes
 from routerjax.router.router import Router
 from routerjax.typing import Array
 
@@ -143,6 +143,8 @@ def _require_fit(router: Router, folder: Path) -> None:
     if router.reader is None:
         query = {"embedding": jax.ShapeDtypeStruct((1, router.features.width), np.float32)}
     else:
+        numbers = sum(leaf.size for leaf in jax.tree.leaves(router.variables))
+        require_sizes(encoder_sizes(router.reader.encoder), numbers, folder / DESCRIPTION_FILE)
         _ = router.tokenizer  # refused here if it is another
         query = {name: jax.ShapeDtypeStruct((1, 2), np.int32) for name in ("token_ids", "attention_mask")}
     query["prompt_id"] = jax.ShapeDtypeStruct((1, 2), np.uint32)
@@ -150,7 +152,7 @@ def _require_fit(router: Router, folder: Path) -> None:
         scores = jax.eval_shape(router.module.apply, router.variables, query)
     except InputError:
         raise
-    except (ValueError, TypeError, KeyError, flax.errors.FlaxError) as error:
+    except (ValueError, TypeError, KeyError, OverflowError, flax.errors.FlaxError) as error:
         reason = str(error).strip().splitlines()[0]
         raise InputError(f"{folder}: the tensors do not fit the module {router.family}: {reason}") from error
     extra = {"none": 0, "parameter": 1, "column": 1, "labels": 1}[outcome_model(router.loss).tie]

@@ -33,11 +33,13 @@ from routerjax.pretrained import (
     SentenceModules,
     bert_names,
     configured_tokenizer,
+    count_numbers,
     lowercased,
     read_bert_config,
     read_sentence_modules,
     read_tokenizer_files,
     read_weights,
+    require_sizes,
     tokenizer_config,
     transformer_folder,
     truncation_side,
@@ -179,6 +181,11 @@ class TextReader:
         return cls(encoder, normalize, files, tuple(fields["pooling"]), prefix, lowercase)
 
 
+def encoder_sizes(encoder: BertEncoder) -> dict[str, int]:
+    """Sizes of an encoder, as :func:`routerjax.pretrained.require_sizes` takes them."""
+    return {name: getattr(encoder, name) for name in SIZES}
+
+
 def _checked(attributes: Mapping[str, object], whose: str) -> dict[str, Any]:
     """Attributes of an encoder in their types; an error calls them ``whose.name``.
 
@@ -282,6 +289,8 @@ def pretrained_params(module: nn.Module, folder: Path, *, key: Array | None = No
     if isinstance(module, WithTie):
         initial = {} if key is None else _initialised(module, key, leave_out="scorer")
         return {**initial, "scorer": pretrained_params(module.scorer, folder, key=key)}
+    read: BertEncoder = module.encoder.encoder if isinstance(module, EmbedThen) else cast(BertRouter, module).encoder
+    require_sizes(encoder_sizes(read), count_numbers(folder), folder / "config.json")
     # Layers are read one by one, and stacked afterwards where the module scans over them.
     if isinstance(module, EmbedThen):
         embedding: SentenceEmbedding = module.encoder

@@ -202,7 +202,7 @@ def test_shards_are_one_file(folder: Path) -> None:
     (folder / "model.safetensors.index.json").write_text(json.dumps(index))
     jax.tree.map(np.testing.assert_array_equal, load_bert(folder, key=KEY), single)
     (folder / "model-00002-of-00003.safetensors").unlink()
-    with pytest.raises(InputError, match=r"model-00002-of-00003.safetensors is not a complete safetensors file"):
+    with pytest.raises(InputError, match=r"tiny is incomplete: no model-00002-of-00003.safetensors, which its"):
         load_bert(folder, key=KEY)
     (folder / "model.safetensors.index.json").write_text("[]")
     with pytest.raises(InputError, match=r"model.safetensors.index.json must hold a JSON object, got \[\]"):
@@ -235,7 +235,7 @@ def test_a_parameter_without_a_published_name_is_refused() -> None:
 def test_bad_arguments(folder: Path) -> None:
     config = json.loads((folder / "config.json").read_text())
     (folder / "config.json").write_text(json.dumps({**config, "vocab_size": 5}))
-    with pytest.raises(InputError, match=r"the tokenizer has \d+ tokens, the encoder only 5"):
+    with pytest.raises(InputError, match=r"the tokenizer has the token id \d+, the encoder only 5 tokens"):
         load_bert(folder, key=KEY)
     (folder / "tokenizer.json").write_text("{}")
     with pytest.raises(InputError, match="is not a tokenizer"):
