@@ -12,6 +12,7 @@ from routerjax.pretrained.files import find_file, parse_json, read_text_file
 
 TOKENIZER_FILE = "tokenizer.json"
 TOKENIZER_CONFIG = "tokenizer_config.json"
+NOT_A_TOKENIZER = f"{TOKENIZER_FILE} is not a tokenizer: it"
 TOKENIZER_FILES = (
     *(TOKENIZER_FILE, TOKENIZER_CONFIG, "special_tokens_map.json", "added_tokens.json"),
     *("vocab.txt", "vocab.json", "merges.txt", "sentencepiece.bpe.model"),
@@ -54,7 +55,7 @@ def truncation_side(files: Mapping[str, bytes]) -> Truncation:
     """
     side = tokenizer_config(files).get("truncation_side")
     if side is None:  # then transformers goes by the tokenizer itself
-        truncation = parse_json(files[TOKENIZER_FILE], dict, TOKENIZER_FILE).get("truncation")
+        truncation = parse_json(files[TOKENIZER_FILE], dict, NOT_A_TOKENIZER).get("truncation")
         side = truncation.get("direction") if isinstance(truncation, dict) else None
     lowered = "right" if side is None else str(side).lower()
     if lowered not in ("left", "right"):

@@ -9,7 +9,7 @@ from typing import Any
 
 from routerjax.errors import InputError
 from routerjax.pretrained.files import parse_json
-from routerjax.pretrained.tokenizer_files import TOKENIZER_CONFIG, TOKENIZER_FILE, tokenizer_config
+from routerjax.pretrained.tokenizer_files import NOT_A_TOKENIZER, TOKENIZER_CONFIG, TOKENIZER_FILE, tokenizer_config
 
 logger = logging.getLogger(__name__)
 
@@ -58,7 +58,7 @@ def configured_tokenizer(files: Mapping[str, bytes], model_type: str) -> bytes:
         kind = CLASSES.get(str(name).removesuffix("Fast"))
         if kind is None:
             raise _refusal("tokenizer_class", name, f"be one of {', '.join(CLASSES)}")
-    tokenizer = parse_json(files[TOKENIZER_FILE], dict, TOKENIZER_FILE)
+    tokenizer = parse_json(files[TOKENIZER_FILE], dict, NOT_A_TOKENIZER)
     try:
         changes = [*_follow_normalization(tokenizer, config, kind), *_follow_prefix_space(tokenizer, config, kind)]
         changes += _follow_special_tokens(tokenizer, config)
