@@ -1,13 +1,17 @@
-"""Time of scoring MMLU questions from their text, beside a loop over transformers' torch model, one prompt at a time.
+"""Time of scoring MMLU questions from text, beside transformers' torch model: batch against batch, one against one.
 
-    python experiments/bench/score_text.py ROUTER DATA [--prompts 5000] [--runs 3]
+    python experiments/bench/score_text.py DATA [--prompts 1000] [--single 100] [--runs 5]
 
-ROUTER is a run of ``experiments/bert_golden_mmlu1500.py``; DATA as in ``mf_golden.py``. Needs the parity extra and an
-idle machine. The router is exported with ``routerjax export --format hf``, and the folder loaded with
-AutoModelForSequenceClassification and AutoTokenizer. The loop is what RouteLLM's routers do for each request: tokenise
-one prompt, forward, softmax. Ours is ``router.win_prob(prompts)``. Both start from text, in float32, on every core, and
-take turns; seconds are medians with the range. Compilation is reported apart. The win probabilities of both are
-compared. Ten minutes on two CPU cores.
+DATA as in ``mf_golden.py``. Needs the parity extra. The router is MiniLM under a BERT classifier's own head, which is
+not trained: time does not depend on the weights. It is exported with ``export.export_hf`` and the folder loaded with
+AutoModelForSequenceClassification and AutoTokenizer. Both sides start from text, compute in float32 on every core, and
+take turns, so that other work on the machine slows both.
+
+In batches: ``router.win_prob(prompts)`` against torch on the same batches, rows and order included, each padded to its
+longest prompt. One at a time: ``router.win_prob([prompt])`` against tokenise, forward, softmax, which is what
+RouteLLM's routers do for each request; the sides alternate at each prompt. Compilation is reported apart. The win
+probabilities of both are compared. Five minutes on two idle CPU cores. On a machine that has other work run it on one
+core (``taskset -c 0``): threads that wait for each other make torch many times slower there than it is by itself.
 """
 
 import argparse
@@ -22,11 +26,14 @@ import numpy as np
 import torch
 import transformers
 
-from routerjax import export, load_router
+from routerjax import Router, export
+from routerjax.config import FeatureConfig
 from routerjax.data import load_benchmark
-from routerjax.router import router_folder
+from routerjax.pretrained import locate
+from routerjax.router import load_reader, make_module, pretrained_params
 
 TOLERANCE = 1e-5  # of the win probability
+ENCODER, MODELS = FeatureConfig.encoder, ("strong", "weak")
 
 
 def timed(run: Callable[[], np.ndarray]) -> tuple[np.ndarray, float]:
@@ -34,56 +41,103 @@ def timed(run: Callable[[], np.ndarray]) -> tuple[np.ndarray, float]:
     return run(), time.perf_counter() - start
 
 
-def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("router", type=Path)
-    parser.add_argument("data", type=Path)
-    parser.add_argument("--prompts", type=int, default=5000, help="so many questions of MMLU, drawn with seed 0")
-    parser.add_argument("--runs", type=int, default=3, help="timed rounds")
-    arguments = parser.parse_args()
-    router = load_router(router_folder(arguments.router))
-    questions = load_benchmark("mmlu", arguments.data / "routellm_evals").prompts
-    drawn = np.random.default_rng(0).choice(len(questions), arguments.prompts, replace=False)
-    prompts = [questions[row] for row in drawn]
-    with tempfile.TemporaryDirectory() as directory:
-        folder = Path(directory) / "hf"
+def untrained_router() -> Router:
+    folder = locate(ENCODER)
+    reader, attributes = load_reader(folder), {"head": "architecture"}
+    module = make_module("bert", num_models=len(MODELS), attributes=attributes, reader=reader)
+    return Router(
+        family="bert",
+        attributes=attributes,
+        models=MODELS,
+        strong=MODELS[0],
+        weak=MODELS[1],
+        features=reader.spec(ENCODER, FeatureConfig.max_length),
+        reader=reader,
+        variables={"params": pretrained_params(module, folder, key=jax.random.key(0))},
+    )
+
+
+class Torch:
+    """The exported router in transformers."""
+
+    def __init__(self, router: Router, folder: Path) -> None:
         export.export_hf(router, folder)
-        model = transformers.AutoModelForSequenceClassification.from_pretrained(
-            folder, attn_implementation="sdpa"
-        ).eval()
-        tokenizer = transformers.AutoTokenizer.from_pretrained(folder)
-    columns = [router.column(router.strong), router.column(router.weak)]
+        load = transformers.AutoModelForSequenceClassification.from_pretrained
+        self.model = load(folder, attn_implementation="sdpa").eval()
+        self.tokenizer = transformers.AutoTokenizer.from_pretrained(folder)
 
     @torch.inference_mode()
-    def loop() -> np.ndarray:
-        win_prob = []
-        for prompt in prompts:
-            logits = model(**tokenizer(prompt, return_tensors="pt", truncation=True)).logits[0, columns]
-            win_prob.append(torch.softmax(logits, dim=-1)[0].item())
-        return np.asarray(win_prob)
+    def win_prob(self, prompts: list[str]) -> np.ndarray:
+        read = self.tokenizer(prompts, return_tensors="pt", truncation=True, padding=len(prompts) > 1)
+        return torch.softmax(self.model(**read).logits, dim=-1)[:, 0].numpy()
 
-    def ours() -> np.ndarray:
-        return router.win_prob(prompts)
+    def in_batches(self, prompts: list[str], batches: list[np.ndarray]) -> np.ndarray:
+        win_prob = np.zeros(len(prompts), np.float32)
+        for rows in batches:
+            win_prob[rows] = self.win_prob([prompts[row] for row in rows])
+        return win_prob
 
-    _, first = timed(ours)
-    taken: dict[str, list[float]] = {"ours": [], "loop": []}
-    found: dict[str, np.ndarray] = {}
+
+def row(what: str, ours: list[float], theirs: list[float], unit: str) -> str:
+    """Medians with the quartiles, and the median of the ratios of neighbours in time."""
+    cells = []
+    for seconds in (ours, theirs):
+        low, middle, high = np.percentile(np.array(seconds) * (1000 if unit == "ms" else 1), [25, 50, 75])
+        cells.append(f"{middle:.1f} ({low:.1f}-{high:.1f}) {unit}")
+    ratio = np.percentile(np.array(theirs) / np.array(ours), [25, 50, 75])
+    return f"| {what} | {cells[0]} | {cells[1]} | {ratio[1]:.2f} ({ratio[0]:.2f}-{ratio[2]:.2f}) |"
+
+
+def alternate(sides: list[Callable[[], np.ndarray]], turn: int) -> list[tuple[np.ndarray, float]]:
+    """Results and seconds of both sides in their order; which one starts changes from turn to turn."""
+    order = (0, 1) if turn % 2 else (1, 0)
+    found = {side: timed(sides[side]) for side in order}
+    return [found[0], found[1]]
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("data", type=Path)
+    parser.add_argument("--prompts", type=int, default=1000, help="so many questions of MMLU, drawn with seed 0")
+    parser.add_argument("--single", type=int, default=100, help="so many of them one at a time")
+    parser.add_argument("--runs", type=int, default=5, help="timed rounds in batches")
+    arguments = parser.parse_args()
+    questions = load_benchmark("mmlu", arguments.data / "routellm_evals").prompts
+    drawn = np.random.default_rng(0).choice(len(questions), arguments.prompts, replace=False)
+    prompts = [questions[place] for place in drawn]
+    single = prompts[: arguments.single]
+    router = untrained_router()
+    with tempfile.TemporaryDirectory() as directory:
+        theirs = Torch(router, Path(directory) / "hf")
+    batches = [rows for rows, _ in router.tokenizer.batches(router.tokenizer.token_ids(prompts))]
+
+    ours_in_batches, first = timed(lambda: router.win_prob(prompts))
+    _, first_single = timed(lambda: np.concatenate([router.win_prob([prompt]) for prompt in single]))
+    theirs.win_prob(prompts[:8])
+    seconds: list[list[float]] = [[], []]
     for turn in range(arguments.runs):
-        for name, run in [("ours", ours), ("loop", loop)][:: 1 if turn % 2 else -1]:
-            found[name], seconds = timed(run)
-            taken[name].append(seconds)
-    difference = float(np.abs(found["ours"] - found["loop"]).max())
-    middle = {name: float(np.median(times)) for name, times in taken.items()}
+        sides = alternate([lambda: router.win_prob(prompts), lambda: theirs.in_batches(prompts, batches)], turn)
+        for side, (_, taken) in enumerate(sides):
+            seconds[side].append(taken)
+    difference = float(np.abs(ours_in_batches - sides[1][0]).max())
+    one: list[list[float]] = [[], []]
+    for turn, prompt in enumerate(single):
+        sides = alternate(
+            [lambda prompt=prompt: router.win_prob([prompt]), lambda prompt=prompt: theirs.win_prob([prompt])], turn
+        )
+        difference = max(difference, float(np.abs(sides[0][0] - sides[1][0]).max()))
+        for side, (_, taken) in enumerate(sides):
+            one[side].append(taken)
     print(
         f"jax {jax.__version__}, torch {torch.__version__} ({torch.get_num_threads()} threads), transformers "
-        f"{transformers.__version__}, {os.cpu_count()} cores, load {os.getloadavg()[0]:.1f}\n"
+        f"{transformers.__version__}, {len(os.sched_getaffinity(0))} cores, load {os.getloadavg()[0]:.1f}\n"
     )
-    print(f"| {len(prompts)} prompts | seconds | prompts a second |")
-    print("|---|---|---|")
-    for name, label in (("ours", "routerjax"), ("loop", "torch, one at a time")):
-        spread = f"({min(taken[name]):.1f}-{max(taken[name]):.1f})"
-        print(f"| {label} | {middle[name]:.1f} {spread} | {len(prompts) / middle[name]:.0f} |")
-    print(f"\nRatio {middle['loop'] / middle['ours']:.2f}. Compiling took {first - middle['ours']:.1f} s once.")
+    print("| from text | routerjax | torch | torch / routerjax |")
+    print("|---|---|---|---|")
+    print(row(f"{len(prompts)} prompts in {len(batches)} batches", *seconds, unit="s"))
+    print(row("one prompt", *one, unit="ms"))
+    compiled = first - float(np.median(seconds[0])), first_single - sum(one[0])
+    print(f"\nCompiling took {compiled[0]:.1f} s once for the batches and {compiled[1]:.1f} s for single prompts.")
     print(f"The win probabilities differ by at most {difference:.1e}.")
     if not difference <= TOLERANCE:
         raise SystemExit(f"the win probabilities differ by more than {TOLERANCE}")
