@@ -65,7 +65,8 @@ class Setting:
     @property
     def attributes(self) -> dict[str, AttributeValue]:
         own = {name: value for name, value in self.choice.items() if name != "weight"}
-        return {**own, "normalize": self.name.split()[1]} if self.family == "sw" else own
+        # In tiers, the routed pair would be of one.
+        return {**own, "normalize": self.name.split()[1], "num_tiers": 0} if self.family == "sw" else own
 
 
 class Workbench:
