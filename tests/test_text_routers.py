@@ -190,8 +190,9 @@ def test_an_interrupted_run_goes_on_and_tokenises_once(
     # What a run that is killed in its second epoch leaves.
     run = tmp_path / "run"
     shutil.copytree(trained / "run", run)
-    for name in ("router", "knn", "training/checkpoints/2"):
-        shutil.rmtree(run / name)
+    newest = max((run / "training" / "checkpoints").glob("[0-9]*"), key=lambda path: int(path.name))
+    for folder in (run / "router", run / "knn", newest):
+        shutil.rmtree(folder)
     monkeypatch.setattr(features.TextTokenizer, "token_ids", _must_not_run)
     resumed = train_router(override(config, BERT), run, resume=True)
     whole = load_router(trained / "run" / "router")

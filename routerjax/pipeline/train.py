@@ -212,6 +212,7 @@ def _open_reader(config: ExperimentConfig) -> TextReader | None:
 
 def _require_fit(config: ExperimentConfig, text: _Text | None) -> None:
     """Refuse what the optimiser or the loop would refuse, before anything is encoded or written."""
+    training.require_one_process()
     training.require_rates({} if text is None else text.params, config.optimizer)
     if text is None and config.training.micro_batches > 1:
         raise InputError(

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import itertools
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator
 from pathlib import Path
 from typing import Protocol
 
@@ -14,9 +14,10 @@ import numpy as np
 import tqdm
 
 from routerjax.config import OptimizerConfig, TrainingConfig
-from routerjax.training.loop import FitResult, make_validation_sums, run_epochs
-from routerjax.training.parallel import accumulating_step
+from routerjax.training.loop import FitResult, run_epochs
+from routerjax.training.parallel import accumulating_step, require_one_process
 from routerjax.training.state import TrainState, create_state, make_optimizer
+from routerjax.training.step import make_validation_sums
 from routerjax.typing import Array, PreferenceBatch, PreferenceLoss, PyTree
 
 
@@ -81,8 +82,9 @@ def fit_batches(
         progress: show progress bars.
 
     Raises:
-        InputError: as :func:`routerjax.training.fit`.
+        InputError, KeyboardInterrupt, OSError: as :func:`routerjax.training.fit`.
     """
+    require_one_process()
     steps_per_epoch = -(-train.num_batches // training.micro_batches)
     transformation = make_optimizer(optimizer, steps_per_epoch * training.epochs)
     # Donated on the first step: the caller's parameters stay theirs.
@@ -97,25 +99,27 @@ def fit_batches(
     )
     key = jax.random.key(training.noise_seed)
 
-    def run_epoch(state: TrainState, epoch: int) -> tuple[TrainState, dict[str, Array]]:
-        rows = []
-        batches = iter(train.shuffled(seed=training.order_seed, epoch=epoch))
+    def run_steps(state: TrainState, epoch: int, start: int) -> Iterator[tuple[TrainState, dict[str, np.ndarray]]]:
+        first = start * training.micro_batches
+        batches = iter(train.shuffled(seed=training.order_seed, epoch=epoch, start=first))
         steps = iter(lambda: list(itertools.islice(batches, training.micro_batches)), [])
-        for step in tqdm.tqdm(steps, total=steps_per_epoch, unit="step", disable=not progress, delay=2, leave=False):
+        step = next(steps, None)
+        while step is not None:
             state, metrics = run(state, step, key)
-            rows.append(metrics)
-        return state, jax.tree.map(lambda *leaves: np.stack(leaves), *jax.device_get(rows))
+            step = next(steps, None)  # made while the device computes
+            yield state, {name: np.asarray(value)[None] for name, value in jax.device_get(metrics).items()}
 
     sums = jax.jit(make_validation_sums(module, loss))
 
-    def validate(state: TrainState) -> Array:
-        parts = [sums(state.variables, batch) for batch in ([] if validation is None else validation.in_order())]
-        loss_sum, weight_sum = np.sum(np.asarray(jax.device_get(parts), np.float64), axis=0)
-        return jnp.float32(loss_sum / weight_sum)
+    def validate(state: TrainState) -> Iterator[tuple[Array, Array]]:
+        assert validation is not None  # else it is not called
+        batches, count = validation.in_order(), validation.num_batches
+        for batch in tqdm.tqdm(batches, "validation", count, leave=False, unit="batch", disable=not progress, delay=2):
+            yield sums(state.variables, batch)
 
     return run_epochs(
         state,
-        run_epoch,
+        run_steps,
         None if validation is None else validate,
         steps_per_epoch=steps_per_epoch,
         optimizer=optimizer,

@@ -78,7 +78,7 @@ class Checkpoints:
             shutil.rmtree(path)
 
     def restore(self, example: PyTree) -> tuple[int, PyTree, dict[str, Any]]:
-        """Read the newest checkpoint into the form of ``example``.
+        """Read the newest checkpoint into the form of ``example``, on the devices that it is on.
 
         Returns:
             Its number, the tree, and the note.
@@ -101,9 +101,7 @@ class Checkpoints:
         # Orbax and TensorStore report damage with any exception type, Exception itself among them.
         except Exception as error:
             raise InputError(self._damage(number, error)) from error
-        # Orbax commits arrays to a device, for which jit compiles anew; these run in the programs of a whole run.
-        tree = jax.tree.map(lambda leaf: jnp.array(np.asarray(leaf)), restored["tree"])
-        return number, tree, note
+        return number, placed_like(example, restored["tree"]), note
 
     def _damage(self, number: int, error: Exception) -> str:
         reason = (str(error).strip().splitlines() or [type(error).__name__])[0]
@@ -121,6 +119,20 @@ def _sha256(tree: PyTree, note: dict[str, Any]) -> str:
         digest.update(f"{jax.tree_util.keystr(path)} {array.dtype} {np.shape(leaf)}".encode())
         digest.update(array.reshape(-1).view(np.uint8).data)
     return digest.hexdigest()
+
+
+def placed_like(example: PyTree, arrays: PyTree) -> PyTree:
+    """The same values on the devices, and with the shardings, of ``example``; numpy's where it has numpy's."""
+
+    def place(example: Any, array: Any) -> Any:
+        if not isinstance(example, jax.Array):
+            return np.asarray(array)
+        # What is committed to a device is compiled for anew; these run in the programs of a whole run.
+        return (
+            jax.device_put(np.asarray(array), example.sharding) if example.committed else jnp.array(np.asarray(array))
+        )
+
+    return jax.tree.map(place, example, arrays)
 
 
 @contextlib.contextmanager
@@ -146,7 +158,6 @@ def _orbax_silent() -> Iterator[None]:
         logger.setLevel(level)
 
 
-def _abstract(leaf: Any) -> jax.ShapeDtypeStruct:
-    array = leaf if isinstance(leaf, jax.Array) else np.asarray(leaf)
-    sharding = jax.sharding.SingleDeviceSharding(jax.devices()[0])
-    return jax.ShapeDtypeStruct(array.shape, array.dtype, sharding=sharding)
+def _abstract(leaf: Any) -> Any:
+    """On the host first, where it is checked and from where it goes to the devices."""
+    return np.empty(leaf.shape, leaf.dtype)

@@ -1,32 +1,38 @@
-"""The training loop: epochs of scanned steps, validation, best parameters, checkpoints, exact resume."""
+"""The training loop: steps, validation, the best parameters, checkpoints, exact resume, logs."""
 
 from __future__ import annotations
 
+import contextlib
+import dataclasses
 import logging
 import math
 import time
-from collections.abc import Callable, Mapping
-from dataclasses import dataclass
+from collections.abc import Callable, Iterator, Mapping
+from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any, cast
+from typing import Any
 
-import flax.linen as nn
 import jax
-import jax.numpy as jnp
 import numpy as np
 import tqdm
 
 from routerjax.config import OptimizerConfig, TrainingConfig, identity_of
 from routerjax.errors import InputError
-from routerjax.training.checkpoint import Checkpoints
+from routerjax.training.checkpoint import Checkpoints, placed_like
+from routerjax.training.compilation import compile_clock
+from routerjax.training.interrupt import deferred_interrupt
 from routerjax.training.metrics_log import MetricsLog
-from routerjax.training.order import epoch_order
-from routerjax.training.parallel import jit_step, pmap_step, require_divisible
-from routerjax.training.state import TrainState, create_state, learning_rate_schedule, make_optimizer
-from routerjax.training.step import make_train_step, scan_steps, weighted_loss_sum
-from routerjax.typing import Array, PreferenceBatch, PreferenceLoss, PyTree, Variables
+from routerjax.training.state import TrainState, learning_rate_schedule
+from routerjax.typing import Array, PyTree, Variables
 
 logger = logging.getLogger(__name__)
+
+StepRunner = Callable[[TrainState, int, int], Iterator[tuple[TrainState, Mapping[str, np.ndarray]]]]
+"""``(state, epoch, start) -> (state, metrics [steps]) ...``: an epoch from its ``start``-th step on, in parts of one or
+more steps, each of which is finished when it is yielded. The state that was given may be donated."""
+
+Validator = Callable[[TrainState], Iterator[tuple[Array, Array]]]
+"""``state -> (sum of weight x loss, sum of weights) ...``: of parts of the battles."""
 
 
 @dataclass(frozen=True)
@@ -37,7 +43,8 @@ class FitResult:
         variables: those with the lowest validation loss; without validation, the last.
         best_epoch: the epoch they are from, counted from 1.
         best_loss: their validation loss in nats a battle; None without validation.
-        history: one row an epoch: epoch, loss, validation_loss, gradient_norm, learning_rate, battles_per_second.
+        history: one row an epoch: epoch, loss, validation_loss, gradient_norm, learning_rate, battles_per_second, and
+            compile_seconds, which battles_per_second leaves out.
     """
 
     variables: Variables
@@ -46,85 +53,55 @@ class FitResult:
     history: tuple[dict[str, float], ...]
 
 
-def fit(
-    module: nn.Module,
-    train: PreferenceBatch,
-    validation: PreferenceBatch | None,
-    *,
-    loss: PreferenceLoss,
-    optimizer: OptimizerConfig,
-    training: TrainingConfig,
-    directory: str | Path,
-    resume: bool = False,
-    memory: PyTree | None = None,
-    progress: bool = True,
-) -> FitResult:
-    """Minimise the weighted mean of ``loss`` over ``train``; keep the parameters that are best on ``validation``.
+@dataclass
+class _Position:
+    """Where a run is; a checkpoint's note has it.
 
-    The data lives on the device, and an epoch is one program. The same seeds give the same parameters bit for bit on
-    CPU, also when the run is interrupted and resumed.
-
-    Args:
-        module: from a query to scores; its family does not matter here.
-        train: all training battles.
-        validation: held-out battles, or None to keep the last parameters.
-        loss: per battle, see :data:`routerjax.typing.PreferenceLoss`.
-        optimizer: AdamW and its schedule.
-        training: epochs, batch size, seeds, devices.
-        directory: for ``checkpoints/``, ``metrics.jsonl`` and TensorBoard files.
-        resume: go on from the newest checkpoint in ``directory``; from the start where there is none yet.
-        memory: the module's ``memory`` collection.
-        progress: show a progress bar.
-
-    Raises:
-        InputError: the directory holds a run already, or one of another configuration; the batch size does not divide
-            over the devices; the loss stops being finite.
+    Attributes:
+        epoch: finished ones, validation included.
+        steps: finished ones of the epoch after those.
+        loss_sum, weight_sum, gradient_norm_sum: over these steps.
+        seconds, compile_seconds: what they took; compilation is not part of ``seconds``.
+        best_epoch: counted from 1; 0 is none yet.
+        best_loss: None is none yet.
+        history: see :class:`FitResult`.
     """
-    num_battles = train.query_index.shape[0]
-    steps_per_epoch = -(-num_battles // training.batch_size)
-    num_steps = steps_per_epoch * training.epochs
-    transformation = make_optimizer(optimizer, num_steps)
-    example = jax.tree.map(lambda leaf: leaf[:1], dict(train.query))
-    state = create_state(module, example, transformation, key=jax.random.key(training.init_seed), memory=memory)
-    total_weight = float(np.asarray(train.weight).sum(dtype=np.float64))
-    step = make_train_step(module, loss, transformation, weight_per_step=total_weight / steps_per_epoch)
-    run = _in_memory_runner(step, training)
-    noise_key = jax.random.key(training.noise_seed)
 
-    def run_epoch(state: TrainState, epoch: int) -> tuple[TrainState, dict[str, Array]]:
-        order = epoch_order(
-            seed=training.order_seed, epoch=epoch, num_battles=num_battles, batch_size=training.batch_size
-        )
-        return run(state, train, order, noise_key)
+    epoch: int = 0
+    steps: int = 0
+    loss_sum: float = 0.0
+    weight_sum: float = 0.0
+    gradient_norm_sum: float = 0.0
+    seconds: float = 0.0
+    compile_seconds: float = 0.0
+    best_epoch: int = 0
+    best_loss: float | None = None
+    history: list[dict[str, float]] = field(default_factory=list)
 
-    sums = jax.jit(make_validation_sums(module, loss))
+    def add(self, metrics: Mapping[str, np.ndarray]) -> int:
+        """Count finished steps; return how many they are."""
+        # One by one: the sums are the same bit for bit in whatever parts the steps come.
+        for loss, weight, norm in zip(
+            *(metrics[name].tolist() for name in ("loss_sum", "weight_sum", "gradient_norm")), strict=True
+        ):
+            self.loss_sum, self.weight_sum = self.loss_sum + loss, self.weight_sum + weight
+            self.gradient_norm_sum += norm
+        self.steps += len(metrics["loss_sum"])
+        return len(metrics["loss_sum"])
 
-    def validate(state: TrainState) -> Array:
-        loss_sum, weight_sum = sums(state.variables, cast(PreferenceBatch, validation))
-        return loss_sum / weight_sum
-
-    return run_epochs(
-        state,
-        run_epoch,
-        None if validation is None else validate,
-        steps_per_epoch=steps_per_epoch,
-        optimizer=optimizer,
-        training=training,
-        identity={
-            "train_battles": num_battles,
-            "train_weight": total_weight,
-            "validation_battles": 0 if validation is None else validation.query_index.shape[0],
-        },
-        directory=directory,
-        resume=resume,
-        progress=progress,
-    )
+    def finish_epoch(self, row: dict[str, float]) -> None:
+        """Go to the next epoch's first step."""
+        start = _Position()
+        for name in ("steps", "loss_sum", "weight_sum", "gradient_norm_sum", "seconds", "compile_seconds"):
+            setattr(self, name, getattr(start, name))
+        self.epoch += 1
+        self.history = [*self.history, row]
 
 
 def run_epochs(
     state: TrainState,
-    run_epoch: Callable[[TrainState, int], tuple[TrainState, dict[str, Array]]],
-    validate: Callable[[TrainState], Array] | None,
+    run_steps: StepRunner,
+    validate: Validator | None,
     *,
     steps_per_epoch: int,
     optimizer: OptimizerConfig,
@@ -136,23 +113,28 @@ def run_epochs(
 ) -> FitResult:
     """Epochs, validation, the best parameters, checkpoints, exact resume, logs: what all training has in common.
 
+    Ctrl-C ends it after the step that runs, whose state is saved; the run goes on from there, bit for bit.
+
     Args:
         state: where training starts.
-        run_epoch: ``(state, epoch) -> (state, metrics [steps])``; may donate the state.
-        validate: ``state -> loss``, or None.
+        run_steps: see :data:`StepRunner`.
+        validate: see :data:`Validator`; None keeps the last parameters.
         steps_per_epoch: the same in every epoch.
         optimizer: for the learning rate that is logged.
         training: epochs, patience, checkpoints.
         identity: besides the two configurations, what must be the same for a resumed run to be the same run.
-        directory, resume, progress: see :func:`fit`.
+        directory, resume, progress: see :func:`routerjax.training.fit`.
 
     Raises:
-        InputError: as :func:`fit`.
+        InputError: as :func:`routerjax.training.fit`.
+        KeyboardInterrupt: Ctrl-C was pressed; what was finished is saved.
     """
     directory = Path(directory)
     num_steps = steps_per_epoch * training.epochs
     schedule = learning_rate_schedule(optimizer, num_steps)
-    best = {"params": state.params, "loss": jnp.full((), jnp.inf), "epoch": jnp.zeros((), jnp.int32)}
+    position = _Position()
+    # On the host: a device holds the parameters once. Without validation the state's own are the best.
+    best = {} if validate is None else _on_host(state.params)
     note = {
         **identity_of(optimizer),
         **identity_of(training),
@@ -166,102 +148,113 @@ def run_epochs(
         num_steps,
         jax.local_device_count() if training.devices == "pmap" else 1,
     )
-    with Checkpoints(directory / "checkpoints") as checkpoints:
-        done, history = 0, []
+    with contextlib.ExitStack() as stack:
+        checkpoints = stack.enter_context(Checkpoints(directory / "checkpoints"))
         if resume and checkpoints.latest is not None:
-            done, restored, old_note = checkpoints.restore({"state": state, "best": best})
+            _, restored, old_note = checkpoints.restore({"state": state, "best": best})
             _require_same_run(old_note["identity"], note, checkpoints.directory)
-            state, best, history = restored["state"], restored["best"], old_note["history"]
-            logger.info("resumed after epoch %d of %d", done, training.epochs)
+            state, best, position = restored["state"], restored["best"], _Position(**old_note["position"])
+            logger.info("resumed after %d epochs of %d and %d steps", position.epoch, training.epochs, position.steps)
         elif checkpoints.latest is not None:
             raise InputError(f"{directory} holds a training run already; choose another folder or resume it (--resume)")
-        with (
-            MetricsLog(directory, history) as log,
-            tqdm.tqdm(total=training.epochs, initial=done, unit="epoch", disable=not progress, delay=2) as bar,
-        ):
-            for epoch in range(done, training.epochs):
-                if _is_out_of_patience(epoch, int(best["epoch"]), training):
-                    logger.info("stopped early: no lower validation loss in %d epochs", training.patience)
-                    break
-                started = time.perf_counter()
-                state, metrics = run_epoch(state, epoch)
-                metrics = jax.device_get(metrics)
-                seconds = time.perf_counter() - started
-                first_step = epoch * steps_per_epoch
-                _require_finite(metrics, epoch, first_step)
+        log = stack.enter_context(MetricsLog(directory, position.history))
+        clock = stack.enter_context(compile_clock())
+        initial = position.epoch * steps_per_epoch + position.steps
+        bar = stack.enter_context(
+            tqdm.tqdm(total=num_steps, initial=initial, unit="step", disable=not progress, delay=2)
+        )
+        interrupt = stack.enter_context(deferred_interrupt())
+
+        def save() -> None:
+            # Steps, and epochs with their validation: each of them makes another checkpoint.
+            number = position.epoch * (steps_per_epoch + 1) + position.steps
+            if number and number != checkpoints.latest:
+                described = {"identity": note, "position": dataclasses.asdict(position)}
+                checkpoints.save(number, {"state": state, "best": best}, described)
+
+        try:
+            while position.epoch < training.epochs and not _is_out_of_patience(position, training):
+                time_before, compiled_before = time.perf_counter(), clock.seconds
+                for finished, metrics in run_steps(state, position.epoch, position.steps):
+                    state = finished
+                    _require_finite(metrics, position.epoch, position.epoch * steps_per_epoch + position.steps)
+                    count = position.add(metrics)
+                    now, compiled = time.perf_counter(), clock.seconds
+                    position.compile_seconds += compiled - compiled_before
+                    position.seconds += now - time_before - (compiled - compiled_before)
+                    time_before, compiled_before = now, compiled
+                    bar.update(count)
+                    loss = position.loss_sum / position.weight_sum
+                    bar.set_postfix(epoch=position.epoch + 1, loss=f"{loss:.4f}", refresh=False)
+                    interrupt.check()
                 row = {
-                    "epoch": epoch + 1,
-                    "loss": float(
-                        metrics["loss_sum"].sum(dtype=np.float64) / metrics["weight_sum"].sum(dtype=np.float64)
-                    ),
-                    "gradient_norm": float(metrics["gradient_norm"].mean()),
-                    "learning_rate": float(np.asarray(schedule(first_step + steps_per_epoch - 1))),
-                    "battles_per_second": identity["train_battles"] / seconds,
+                    "epoch": position.epoch + 1,
+                    "loss": position.loss_sum / position.weight_sum,
+                    "gradient_norm": position.gradient_norm_sum / steps_per_epoch,
+                    "learning_rate": float(np.asarray(schedule((position.epoch + 1) * steps_per_epoch - 1))),
+                    "battles_per_second": identity["train_battles"] / position.seconds,
                 }
+                compiled_before = clock.seconds
                 if validate is None:
-                    best = {"params": state.params, "loss": best["loss"], "epoch": jnp.int32(epoch + 1)}
+                    position.best_epoch = position.epoch + 1
                 else:
-                    validation_loss = validate(state)
-                    if not np.isfinite(validation_loss):
-                        raise InputError(
-                            f"the validation loss is not finite after epoch {epoch + 1}: lower the learning rate or "
-                            "set optimizer.gradient_clip; the last checkpoint is untouched"
-                        )
-                    row["validation_loss"] = float(validation_loss)
-                    if validation_loss < best["loss"]:
-                        best = {"params": state.params, "loss": validation_loss, "epoch": jnp.int32(epoch + 1)}
-                # The next epoch donates the state; the best parameters must outlive it.
-                best = {**best, "params": jax.tree.map(jnp.copy, best["params"])}
+                    sums = np.zeros(2)
+                    for part in validate(state):
+                        sums += np.asarray(jax.device_get(part), np.float64)
+                        interrupt.check()
+                    row["validation_loss"] = float(sums[0] / sums[1])
+                    _require_finite_validation(row["validation_loss"], position.epoch)
+                    if position.best_loss is None or row["validation_loss"] < position.best_loss:
+                        position.best_epoch, position.best_loss = position.epoch + 1, row["validation_loss"]
+                        best = _on_host(state.params)
+                row["compile_seconds"] = position.compile_seconds + clock.seconds - compiled_before
+                if row["compile_seconds"] > 1:
+                    logger.info(
+                        "epoch %d: compiled for %.1f s, then %.0f battles a second",
+                        *(row[name] for name in ("epoch", "compile_seconds", "battles_per_second")),
+                    )
                 log.write(row)
-                history = [*history, row]
-                bar.update()
-                bar.set_postfix({name: f"{value:.4f}" for name, value in row.items() if name.endswith("loss")})
-                if (epoch + 1) % training.checkpoint_every == 0 or epoch + 1 == training.epochs:
-                    checkpoints.save(epoch + 1, {"state": state, "best": best}, {"identity": note, "history": history})
-    variables = state.replace(params=best["params"]).variables
-    best_loss = None if validate is None else float(best["loss"])
-    return FitResult(variables, int(best["epoch"]), best_loss, tuple(history))
+                position.finish_epoch(row)
+                is_last = position.epoch == training.epochs or _is_out_of_patience(position, training)
+                if is_last or position.epoch % training.checkpoint_every == 0:
+                    save()
+                interrupt.check()
+        except KeyboardInterrupt:
+            if interrupt.requested and not interrupt.forced:
+                save()
+                logger.info("interrupted after %d epochs and %d steps, which are saved", position.epoch, position.steps)
+            raise
+        if position.epoch < training.epochs:
+            logger.info("stopped early: no lower validation loss in %d epochs", training.patience)
+    params = state.params if validate is None else placed_like(state.params, best)
+    return FitResult({"params": params}, position.best_epoch, position.best_loss, tuple(position.history))
 
 
-def make_validation_sums(
-    module: nn.Module, loss: PreferenceLoss
-) -> Callable[[Variables, PreferenceBatch], tuple[Array, Array]]:
-    """``(variables, battles) -> (weighted sum of the loss, sum of the weights)``."""
-
-    def sums(variables: Variables, battles: PreferenceBatch) -> tuple[Array, Array]:
-        scores = cast(Array, module.apply(variables, battles.query))
-        return weighted_loss_sum(loss, scores, battles), jnp.sum(battles.weight)
-
-    return sums
+def _on_host(params: PyTree) -> PyTree:
+    """A copy: a view of what the next step donates would change under it."""
+    return jax.tree.map(lambda leaf: np.array(leaf, copy=True), jax.device_get(params))
 
 
-EpochRunner = Callable[[TrainState, PreferenceBatch, np.ndarray, Array], tuple[TrainState, dict[str, Array]]]
-
-
-def _in_memory_runner(train_step: Any, training: TrainingConfig) -> EpochRunner:
-    if training.devices == "jit":
-        run = jit_step(scan_steps(train_step))
-        return lambda state, battles, order, key: run(state, (battles, jnp.asarray(order)), key)
-    num_devices = jax.local_device_count()
-    require_divisible(training.batch_size, num_devices)
-    run = pmap_step(scan_steps(train_step), batch_axes=(None, 1))
-    return lambda state, battles, order, key: run(
-        state, (battles, jnp.asarray(order.reshape(len(order), num_devices, -1))), key
-    )
-
-
-def _is_out_of_patience(epochs_done: int, best_epoch: int, training: TrainingConfig) -> bool:
+def _is_out_of_patience(position: _Position, training: TrainingConfig) -> bool:
     # Without validation the best epoch is always the last one.
-    return training.patience is not None and epochs_done - best_epoch >= training.patience
+    return training.patience is not None and position.epoch - position.best_epoch >= training.patience
 
 
-def _require_finite(metrics: dict[str, np.ndarray], epoch: int, first_step: int) -> None:
+def _require_finite(metrics: Mapping[str, np.ndarray], epoch: int, first_step: int) -> None:
     bad = np.flatnonzero(~np.isfinite(metrics["loss_sum"]) | ~np.isfinite(metrics["gradient_norm"]))
     if bad.size:
         steps = bad[:3] + first_step
         raise InputError(
             f"the loss is not finite in epoch {epoch + 1}, first at step {', '.join(map(str, steps))}: lower the "
             "learning rate or set optimizer.gradient_clip; the last checkpoint is untouched"
+        )
+
+
+def _require_finite_validation(loss: float, epoch: int) -> None:
+    if not math.isfinite(loss):
+        raise InputError(
+            f"the validation loss is not finite after epoch {epoch + 1}: lower the learning rate or set "
+            "optimizer.gradient_clip; the last checkpoint is untouched"
         )
 
 

@@ -117,3 +117,12 @@ def require_divisible(batch_size: int, num_devices: int) -> None:
     """Raise InputError unless every device gets the same number of battles."""
     if batch_size % num_devices:
         raise InputError(f"batch size ({batch_size}) must be divisible by device count ({num_devices})")
+
+
+def require_one_process() -> None:
+    """Raise InputError where JAX runs in several processes: each would train on its own and write the same folder."""
+    count = jax.process_count()
+    if count > 1:
+        raise InputError(
+            f"training runs in one JAX process, got {count}: start it on one host, without jax.distributed"
+        )

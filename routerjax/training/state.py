@@ -23,19 +23,17 @@ class TrainState(flax.struct.PyTreeNode):
     Attributes:
         step: int32 scalar, steps taken.
         params: what is optimised.
-        memory: what is stored and never optimised; empty where a family has none.
         opt_state: the optimiser's own.
     """
 
     step: Array
     params: PyTree
-    memory: PyTree
     opt_state: PyTree
 
     @property
     def variables(self) -> Variables:
         """What ``module.apply`` takes."""
-        return {"params": self.params, "memory": self.memory} if self.memory else {"params": self.params}
+        return {"params": self.params}
 
 
 def learning_rate_schedule(config: OptimizerConfig, num_steps: int) -> optax.Schedule:
@@ -129,7 +127,6 @@ def create_state(
     optimizer: optax.GradientTransformation,
     *,
     key: Array,
-    memory: PyTree | None = None,
     params: PyTree | None = None,
 ) -> TrainState:
     """Initialise the parameters for queries of the shape of ``example``, or start from given ones.
@@ -139,11 +136,9 @@ def create_state(
         example: a query of at least one row; its values do not matter.
         optimizer: see :func:`make_optimizer`.
         key: of the parameters.
-        memory: the module's ``memory`` collection, for families that have one.
         params: to start from, such as pretrained ones.
     """
-    memory = {} if memory is None else memory
     if params is None:
         params = nn.meta.unbox(module.init(key, example)["params"])
     opt_state = optimizer.init(cast(PyTree, params))
-    return TrainState(step=jnp.zeros((), jnp.int32), params=params, memory=memory, opt_state=opt_state)
+    return TrainState(step=jnp.zeros((), jnp.int32), params=params, opt_state=opt_state)

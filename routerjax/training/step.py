@@ -14,7 +14,7 @@ from jaxtyping import Float, Int
 
 from routerjax.errors import InputError
 from routerjax.training.state import TrainState
-from routerjax.typing import Array, PreferenceBatch, PreferenceLoss, PyTree
+from routerjax.typing import Array, PreferenceBatch, PreferenceLoss, PyTree, Variables
 
 Metrics = dict[str, Array]
 BatchT = TypeVar("BatchT", contravariant=True)
@@ -169,23 +169,46 @@ def take(battles: PreferenceBatch, indices: Int[Array, "batch"]) -> PreferenceBa
     )
 
 
-def scan_steps(
+def loop_steps(
     train_step: TrainStep[PreferenceBatch],
-) -> TrainStep[tuple[PreferenceBatch, Int[Array, "steps batch"]]]:
-    """Many steps in one program: ``(state, (battles, indices [steps, batch]), key) -> (state, metrics [steps])``."""
+) -> TrainStep[tuple[PreferenceBatch, Int[Array, "steps batch"], Int[Array, ""], Int[Array, ""]]]:
+    """Many steps in one program: ``(state, (battles, indices [steps, batch], start, stop), key)``.
+
+    It takes the steps from ``start`` to before ``stop``, which are not compiled in, and returns the state and metrics
+    ``[steps]``, which are 0 for the other steps.
+    """
 
     def run(
         state: TrainState,
-        batch: tuple[PreferenceBatch, Int[Array, "steps batch"]],
+        batch: tuple[PreferenceBatch, Int[Array, "steps batch"], Int[Array, ""], Int[Array, ""]],
         key: Array,
         *,
         axis_name: str | None = None,
     ) -> tuple[TrainState, Metrics]:
-        battles, indices = batch
+        battles, indices, start, stop = batch
 
-        def body(carry: TrainState, rows: Int[Array, "batch"]) -> tuple[TrainState, Metrics]:
-            return train_step(carry, take(battles, rows), key, axis_name=axis_name)
+        def step(state: TrainState, index: Array) -> tuple[TrainState, Metrics]:
+            return train_step(state, take(battles, indices[index]), key, axis_name=axis_name)
 
-        return jax.lax.scan(body, state, indices)
+        def body(index: Array, carry: tuple[TrainState, Metrics]) -> tuple[TrainState, Metrics]:
+            state, metrics = carry
+            state, of_step = step(state, index)
+            return state, {name: leaf.at[index].set(of_step[name]) for name, leaf in metrics.items()}
+
+        shapes = jax.eval_shape(step, state, start)[1]
+        zeros = {name: jnp.zeros(indices.shape[0], leaf.dtype) for name, leaf in shapes.items()}
+        return jax.lax.fori_loop(start, stop, body, (state, zeros))
 
     return run
+
+
+def make_validation_sums(
+    module: nn.Module, loss: PreferenceLoss
+) -> Callable[[Variables, PreferenceBatch], tuple[Array, Array]]:
+    """``(variables, battles) -> (weighted sum of the loss, sum of the weights)``."""
+
+    def sums(variables: Variables, battles: PreferenceBatch) -> tuple[Array, Array]:
+        scores = cast(Array, module.apply(variables, battles.query))
+        return weighted_loss_sum(loss, scores, battles), jnp.sum(battles.weight)
+
+    return sums

@@ -1,6 +1,8 @@
 """Routers of tokens: several devices and micro-batches make the update of one, and layers learn at their own rates."""
 
 import dataclasses
+import signal
+from collections.abc import Iterator
 from pathlib import Path
 
 import flax.linen as nn
@@ -111,16 +113,15 @@ def test_devices_and_micro_batches_make_the_gradient_and_the_update_of_one_batch
 
 
 def fit(params: dict, directory: Path, **changes: object) -> training.FitResult:
-    config = TrainingConfig(epochs=4, micro_batches=2)
+    config = TrainingConfig(epochs=4, micro_batches=3)
     arguments = {"training": config, "optimizer": dataclasses.replace(OPTIMIZER, learning_rate=1e-2), "resume": False}
     arguments |= changes
-    num_devices = training.device_axis(arguments["training"])
-    train, validation = arguments.pop("train", BATTLES), arguments.pop("validation", BATTLES)
     shapes = {name: arguments.pop(name) for name in ("lengths", "batch_tokens") if name in arguments}
+    train, validation = arguments.pop("train", None), arguments.pop("validation", None)
     return training.fit_batches(
         MODULE,
-        batches(num_devices, battles=train, **shapes),
-        batches(None, battles=validation, **shapes),
+        train or batches(training.device_axis(arguments["training"]), **shapes),
+        validation or batches(None, **shapes),
         params=params,
         loss=losses.preference_loss,
         directory=directory,
@@ -129,28 +130,52 @@ def fit(params: dict, directory: Path, **changes: object) -> training.FitResult:
     )
 
 
-def test_it_learns_and_a_killed_run_resumes_bit_for_bit(params: dict, tmp_path: Path) -> None:
+class Interrupting:
+    """Batches during whose making Ctrl-C is pressed, once or more."""
+
+    def __init__(self, batches: data.TokenBatches, method: str, at: tuple[int, ...]) -> None:
+        self.batches, self.method, self.at, self.made = batches, method, at, 0
+
+    def __getattr__(self, name: str) -> object:
+        return self._interrupted if name == self.method else getattr(self.batches, name)
+
+    def _interrupted(self, **arguments: int) -> Iterator[PreferenceBatch]:
+        for batch in getattr(self.batches, self.method)(**arguments):
+            self.made += 1
+            if self.made in self.at:
+                signal.raise_signal(signal.SIGINT)
+            yield batch
+
+
+def test_it_learns_and_an_interrupted_run_goes_on_from_its_last_step_bit_for_bit(params: dict, tmp_path: Path) -> None:
     whole = fit(params, tmp_path / "whole")
     assert whole.history[-1]["validation_loss"] < whole.history[0]["validation_loss"]
-    original = training.loop.MetricsLog.write
-
-    def killed(self: object, row: dict) -> None:
-        original(self, row)
-        if row["epoch"] == 3:
-            raise KeyboardInterrupt
-
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(training.loop.MetricsLog, "write", killed)
+    run = tmp_path / "stopped"
+    checkpoints, count = run / "checkpoints", batches(None).num_batches
+    steps = -(-count // 3)
+    assert count % 3  # the last step of an epoch has fewer micro-batches
+    # Within the first epoch; within the second; in the validation after it.
+    for train_at, validation_at in (((5,), ()), ((count + 2,), ()), ((), (2,))):
         with pytest.raises(KeyboardInterrupt):
-            fit(params, tmp_path / "killed")
+            fit(
+                params,
+                run,
+                train=Interrupting(batches(None), "shuffled", train_at),
+                validation=Interrupting(batches(None), "in_order", validation_at),
+                resume=checkpoints.exists(),
+            )
+    newest = max(int(path.name) for path in checkpoints.glob("[0-9]*"))
+    assert newest == (steps + 1) + steps  # the second epoch's steps, but not its validation
     other = dataclasses.replace(BATTLES, weight=2 * BATTLES.weight)
     with pytest.raises(InputError, match=r"train_weight was .*, is .*; resume with the same configuration"):
-        fit(params, tmp_path / "killed", resume=True, train=other)
+        fit(params, run, resume=True, train=batches(None, battles=other))
     fewer = BATTLES.select(np.arange(len(BATTLES)) < len(BATTLES) // 2)
     with pytest.raises(InputError, match=r"validation_battles was .*, is .*; resume with the same configuration"):
-        fit(params, tmp_path / "killed", resume=True, validation=fewer)
-    resumed = fit(params, tmp_path / "killed", resume=True)
+        fit(params, run, resume=True, validation=batches(None, battles=fewer))
+    resumed = fit(params, run, resume=True)
     jax.tree.map(np.testing.assert_array_equal, resumed.variables, whole.variables)
+    for one, other in zip(resumed.history, whole.history, strict=True):
+        assert {name: one[name] for name in ("loss", "validation_loss", "gradient_norm")}.items() <= other.items()
 
 
 def test_eight_devices_train_as_one(params: dict, tmp_path: Path) -> None:

@@ -1,7 +1,10 @@
 """Training runs: what they keep, that a killed one resumes bit for bit, and what they refuse."""
 
 import dataclasses
+import itertools
 import json
+import signal
+from collections.abc import Callable, Mapping
 from pathlib import Path
 
 import jax
@@ -11,8 +14,8 @@ import pytest
 
 from routerjax import InputError, losses, models, training
 from routerjax.config import OptimizerConfig, TrainingConfig
-from routerjax.training import loop
-from tests.training.battles import NUM_MODELS, random_battles
+from routerjax.training import in_memory, loop
+from tests.training.battles import NUM_MODELS, WIDTH, random_battles
 
 TRAIN, VALIDATION = random_battles(), random_battles(seed=1)
 MODULE = models.MatrixFactorization(num_models=NUM_MODELS, model_dim=8, noise_std=0.1)
@@ -43,8 +46,10 @@ def test_it_learns_and_writes_what_it_did(tmp_path: Path) -> None:
     assert rows == list(result.history)
     assert [row["epoch"] for row in rows] == [1, 2, 3, 4, 5, 6]
     assert set(rows[0]) == {
-        "epoch", "loss", "validation_loss", "gradient_norm", "learning_rate", "battles_per_second"
+        "epoch", "loss", "validation_loss", "gradient_norm", "learning_rate", "battles_per_second", "compile_seconds"
     }  # fmt: skip
+    assert rows[0]["compile_seconds"] > 0
+    assert rows[-1]["compile_seconds"] == 0
     assert any((tmp_path / "tensorboard").glob("events.out.tfevents.*"))
 
 
@@ -66,6 +71,28 @@ def test_without_validation_the_last_parameters_are_kept(tmp_path: Path) -> None
     assert "validation_loss" not in result.history[0]
 
 
+def without_speed(history: tuple[dict[str, float], ...]) -> list[dict[str, float]]:
+    return [
+        {name: value for name, value in row.items() if name not in ("battles_per_second", "compile_seconds")}
+        for row in history
+    ]
+
+
+def assert_same_run(one: training.FitResult, other: training.FitResult) -> None:
+    assert_same(one.variables, other.variables)
+    assert (one.best_epoch, one.best_loss) == (other.best_epoch, other.best_loss)
+    assert without_speed(one.history) == without_speed(other.history)
+
+
+def saved_state(directory: Path) -> tuple[int, object]:
+    """Number and content of the newest checkpoint."""
+    with training.Checkpoints(directory / "checkpoints") as checkpoints:
+        optimizer = training.make_optimizer(OPTIMIZER, 42)
+        state = training.create_state(MODULE, TRAIN.query, optimizer, key=jax.random.key(0))
+        number, tree, _ = checkpoints.restore({"state": state, "best": jax.device_get(state.params)})
+        return number, tree
+
+
 class Killed(Exception):
     """Stands for a kill between the checkpoint and the end of the next epoch."""
 
@@ -75,7 +102,7 @@ def test_a_killed_run_resumes_bit_for_bit(tmp_path: Path, monkeypatch: pytest.Mo
     whole = run(tmp_path / "whole")
 
     class KilledLog(loop.MetricsLog):
-        def write(self, row: dict) -> None:
+        def write(self, row: Mapping[str, float]) -> None:
             if row["epoch"] == epochs_before + 1:
                 raise Killed
             super().write(row)
@@ -84,23 +111,106 @@ def test_a_killed_run_resumes_bit_for_bit(tmp_path: Path, monkeypatch: pytest.Mo
         patch.setattr(loop, "MetricsLog", KilledLog)
         with pytest.raises(Killed):
             run(tmp_path / "killed")
-    resumed = run(tmp_path / "killed", resume=True)
-    assert_same(resumed.variables, whole.variables)
-    assert (resumed.best_epoch, resumed.best_loss) == (whole.best_epoch, whole.best_loss)
-    without_speed = [
-        [{key: value for key, value in row.items() if key != "battles_per_second"} for row in result.history]
-        for result in (whole, resumed)
-    ]
-    assert without_speed[0] == without_speed[1]
-    states = []
-    for name in ("whole", "killed"):
-        with training.Checkpoints(tmp_path / name / "checkpoints") as checkpoints:
-            assert checkpoints.latest == 6
-            optimizer = training.make_optimizer(OPTIMIZER, 42)
-            state = training.create_state(MODULE, TRAIN.query, optimizer, key=jax.random.key(0))
-            best = {"params": state.params, "loss": jnp.zeros(()), "epoch": jnp.zeros((), jnp.int32)}
-            states.append(checkpoints.restore({"state": state, "best": best})[1])
-    assert_same(*states)
+    assert_same_run(run(tmp_path / "killed", resume=True), whole)
+    assert_same(saved_state(tmp_path / "killed"), saved_state(tmp_path / "whole"))
+
+
+@pytest.mark.parametrize("devices", ["jit", "pmap"])
+def test_ctrl_c_within_an_epoch_saves_the_last_step_and_the_run_goes_on_bit_for_bit(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, devices: str
+) -> None:
+    config = dataclasses.replace(TRAINING, batch_size=8, epochs=3, devices=devices, checkpoint_every=2)
+    whole = run(tmp_path / "whole", training=config)
+    positions = []
+    for last_call in (4, 3):  # and again after the run has gone on
+        with monkeypatch.context() as patch:
+            wrap = getattr(in_memory, f"{devices}_step")
+
+            def interrupted(
+                *arguments: object, wrap: Callable = wrap, last: int = last_call, **more: object
+            ) -> Callable:
+                step, calls = wrap(*arguments, **more), itertools.count(1)
+
+                def call(*arguments: object) -> object:
+                    if next(calls) == last:
+                        signal.raise_signal(signal.SIGINT)
+                    return step(*arguments)
+
+                return call
+
+            patch.setattr(in_memory, f"{devices}_step", interrupted)
+            with pytest.raises(KeyboardInterrupt):
+                run(tmp_path / "stopped", training=config, resume=bool(positions))
+        positions.append(max(int(path.name) for path in (tmp_path / "stopped" / "checkpoints").glob("[0-9]*")))
+    assert 4 <= positions[0] < positions[1]
+    assert any(position % 14 for position in positions)  # 13 steps an epoch: not at an epoch's end
+    assert_same_run(run(tmp_path / "stopped", training=config, resume=True), whole)
+
+
+def test_ctrl_c_twice_ends_at_once_and_the_last_checkpoint_counts(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    whole = run(tmp_path / "whole")
+
+    class Impatient(loop.MetricsLog):
+        def write(self, row: Mapping[str, float]) -> None:
+            if row["epoch"] == 3:
+                signal.raise_signal(signal.SIGINT)
+                signal.raise_signal(signal.SIGINT)
+            super().write(row)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(loop, "MetricsLog", Impatient)
+        with pytest.raises(KeyboardInterrupt):
+            run(tmp_path / "stopped")
+    assert saved_state(tmp_path / "stopped")[0] == 2 * (7 + 1)
+    assert signal.getsignal(signal.SIGINT) is signal.default_int_handler
+    assert_same_run(run(tmp_path / "stopped", resume=True), whole)
+
+
+def test_an_early_stop_between_checkpoints_saves(tmp_path: Path) -> None:
+    reverse = TRAIN._replace(outcome=TRAIN.outcome[:, ::-1])
+    config = dataclasses.replace(TRAINING, checkpoint_every=100, patience=2)
+    stopped = run(tmp_path, validation=reverse, training=config)
+    assert len(stopped.history) == 3
+    assert saved_state(tmp_path)[0] == 3 * (7 + 1)
+    assert_same_run(run(tmp_path, validation=reverse, training=config, resume=True), stopped)
+
+
+def test_the_device_holds_the_parameters_once(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    module = dataclasses.replace(MODULE, model_dim=13)
+    counts = []
+
+    class Counting(loop.MetricsLog):
+        def write(self, row: Mapping[str, float]) -> None:
+            kernels = [array for array in jax.live_arrays() if array.shape == (WIDTH, 13)]
+            counts.append(len({array.unsafe_buffer_pointer() for array in kernels}))
+            super().write(row)
+
+    monkeypatch.setattr(loop, "MetricsLog", Counting)
+    run(tmp_path, module=module, training=dataclasses.replace(TRAINING, epochs=3))
+    assert counts == [3, 3, 3]  # the parameters and Adam's two moments; the best ones are on the host
+
+
+def test_a_restored_state_is_where_it_was(tmp_path: Path) -> None:
+    mesh = jax.make_mesh((8,), ("data",))
+    sharded = jax.device_put(np.arange(16.0), jax.NamedSharding(mesh, jax.P("data")))
+    tree = {"sharded": sharded, "committed": jax.device_put(1.0, jax.devices()[3]), "free": jnp.ones(2)}
+    tree["host"] = np.arange(3)
+    with training.Checkpoints(tmp_path) as checkpoints:
+        checkpoints.save(1, tree, {})
+        _, restored, _ = checkpoints.restore(tree)
+    assert_same(restored, tree)
+    assert type(restored.pop("host")) is np.ndarray
+    for name, array in restored.items():
+        assert (array.sharding, array.committed) == (tree[name].sharding, tree[name].committed)
+
+
+def test_several_processes_are_refused(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(jax, "process_count", lambda: 2)
+    with pytest.raises(InputError, match="training runs in one JAX process, got 2"):
+        run(tmp_path / "run")
+    assert not (tmp_path / "run").exists()
 
 
 def test_a_finished_run_resumes_to_what_it_was(tmp_path: Path) -> None:

@@ -1,5 +1,7 @@
 """The pure step: masks, weights, and the same update on one device and on eight."""
 
+import itertools
+
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -129,18 +131,28 @@ def test_an_indivisible_batch_is_refused() -> None:
         training.split_batch(take(BATTLES, jnp.arange(30)), 8)
 
 
-def test_scanned_steps_are_single_steps() -> None:
+def test_steps_in_a_loop_are_single_steps_in_whatever_parts() -> None:
     optimizer = training.make_optimizer(OptimizerConfig(), 10)
     step = training.make_train_step(MODULE, losses.preference_loss, optimizer, weight_per_step=WEIGHT)
     order = jnp.asarray(training.epoch_order(seed=0, epoch=0, num_battles=100, batch_size=32))
-    scanned, metrics = training.jit_step(training.scan_steps(step))(
-        start(optimizer), (BATTLES, order), jax.random.key(0)
-    )
+    run = training.jit_step(training.loop_steps(step))
+
+    def looped(*cuts: int) -> tuple[training.TrainState, dict[str, np.ndarray]]:
+        state, total = start(optimizer), {}
+        for first, last in itertools.pairwise(cuts):
+            part = (BATTLES, order, jnp.int32(first), jnp.int32(last))
+            state, metrics = run(state, part, jax.random.key(0))
+            total = {name: total.get(name, 0) + np.asarray(value) for name, value in metrics.items()}
+        return state, total
+
+    whole, metrics = looped(0, 4)
+    jax.tree.map(np.testing.assert_array_equal, looped(0, 1, 3, 4), (whole, metrics))
+    assert run._cache_size() == 1
     state, single = start(optimizer), training.jit_step(step)
     for rows in order:
         state, _ = single(state, take(BATTLES, rows), jax.random.key(0))
     assert metrics["loss_sum"].shape == (4,)
-    assert relative(scanned.params, state.params) < 1e-6
+    assert relative(whole.params, state.params) < 1e-6
 
 
 def test_every_battle_once_an_epoch_and_another_order_the_next() -> None:

@@ -44,7 +44,7 @@ def mean_gradient(query: dict, battles: PreferenceBatch, params: dict) -> np.nda
 
 @pytest.fixture(autouse=True)
 def _sgd(monkeypatch: pytest.MonkeyPatch) -> None:
-    for module in (training.batches, training.loop):
+    for module in (training.batches, training.in_memory):
         monkeypatch.setattr(module, "make_optimizer", lambda config, num_steps: optax.sgd(1.0))
 
 
