@@ -174,7 +174,7 @@ def _parser() -> argparse.ArgumentParser:
             choices=INPUT_FORMATS,
             help="of lines: prompts as they are, or JSON objects; default: by the file's ending, text for -",
         )
-    for command in (score, export, importing):
+    for command in (calibrate, score, export, importing):
         command.add_argument("--strong", help="another strong model of the router's vocabulary")
         command.add_argument("--weak", help="another weak model of the router's vocabulary")
     return parser
@@ -243,6 +243,7 @@ def _calibrate(arguments: argparse.Namespace) -> None:
     if arguments.output is not None:
         refuse_existing(arguments.output)
     router = load_router(router_folder(arguments.router), encoder=arguments.encoder)
+    router = router.with_pair(arguments.strong, arguments.weak)
     with EmbeddingCache() as cache:
         if wants_map:
             battles = read_preferences(arguments.battles, progress=True)

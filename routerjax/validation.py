@@ -92,6 +92,23 @@ def parse(text: str, expected: object, name: str) -> Any:
     return _validated(lambda adapter: adapter.validate_json(written, strict=True), text, expected, name)
 
 
+def from_json(value: object, expected: object, name: str) -> Any:
+    """Check what was read of JSON against an annotation: an object is a dataclass or a mapping, an array a tuple.
+
+    Raises:
+        InputError: as :func:`coerce`.
+
+    Example:
+        >>> from_json([1, 2], tuple[int, ...], "columns")
+        (1, 2)
+    """
+    try:
+        written = json.dumps(value, ensure_ascii=False).encode()
+    except (ValueError, RecursionError) as error:  # halves of a character among the former
+        raise InputError(f"{name} is no JSON in UTF-8: {error}") from error
+    return _validated(lambda adapter: adapter.validate_json(written, strict=True), value, expected, name)
+
+
 def typed(attributes: Mapping[str, object], types: Mapping[str, object], whose: str) -> dict[str, Any]:
     """Attributes in the types of a module's fields: text is read by its type, all else must have it already.
 
@@ -138,6 +155,8 @@ def describe(expected: object) -> str:
         return f"a mapping of names, each value {describe(arguments[1])}"
     if expected is type(None):
         return "None"
+    if expected is object:
+        return "of any kind"
     return SCALARS.get(typing.cast(type, expected)) or f"a {getattr(expected, '__name__', expected)}"
 
 

@@ -2,6 +2,8 @@
 
 import dataclasses
 import functools
+import hashlib
+import json
 from pathlib import Path
 
 import flax.linen as nn
@@ -11,6 +13,7 @@ import jax.numpy as jnp
 from routerjax import Router, features
 from routerjax import models as modules
 from routerjax.router import load_reader, make_module, pretrained_params
+from routerjax.sealing import SEAL, seal
 from routerjax.typing import PyTree
 from tests.encoders import save_tiny_encoder
 
@@ -74,3 +77,12 @@ def tiny_text_router(
         provenance={"made by": "a test"},
     )
     return dataclasses.replace(router, **changes)
+
+
+def forge(folder: Path, **changes: object) -> None:
+    """Other values in a router folder's description, with the hashes that make it consistent again."""
+    path = folder / "router.json"
+    content = {**json.loads(path.read_text()), **changes}
+    tensors = (folder / "router.safetensors").read_bytes()
+    content |= {"tensors_sha256": hashlib.sha256(tensors).hexdigest()}
+    path.write_text(json.dumps(seal({name: value for name, value in content.items() if name != SEAL})))

@@ -22,6 +22,7 @@ GROUND = {
     "prompts",
     "routing",
     "scoring",
+    "sealing",
     "tables",
     "typing",
     "validation",

@@ -235,7 +235,7 @@ def test_truncated_files(arena: Path, tmp_path: Path, refused: Refused) -> None:
     score = ["score", router, "--input", tmp_path / "in.csv"]
     for name, message in (
         ("router.safetensors", "truncated or exchanged; copy the folder again"),
-        ("router.json", "router.json is damaged"),
+        ("router.json", "router.json is not JSON"),
     ):
         shutil.copytree(arena / "run" / "router", router)
         (router / name).write_bytes((router / name).read_bytes()[:-100])

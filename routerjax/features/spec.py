@@ -5,10 +5,12 @@ from __future__ import annotations
 import dataclasses
 from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import Any, Literal, cast, get_args
+from typing import ClassVar, Literal
 
-from routerjax.config import Truncation
-from routerjax.errors import InputError
+from pydantic import ConfigDict
+
+from routerjax.config import Count, Truncation
+from routerjax.validation import from_json
 
 Kind = Literal["encoder", "endpoint", "given", "tokens"]
 
@@ -31,11 +33,13 @@ class FeatureSpec:
             ``middle``; None where ``max_length`` is.
     """
 
+    __pydantic_config__: ClassVar[ConfigDict] = ConfigDict(extra="forbid")
+
     kind: Kind
     source: str
-    width: int
+    width: Count
     fingerprint: str
-    max_length: int | None = None
+    max_length: Count | None = None
     truncation: Truncation | None = None
 
     def to_dict(self) -> dict[str, object]:
@@ -47,12 +51,6 @@ class FeatureSpec:
         """The inverse of :meth:`to_dict`.
 
         Raises:
-            InputError: fields missing or unknown, or of another type.
+            InputError: a field is missing, unknown, of another type or out of range.
         """
-        kinds = {"kind": str, "source": str, "width": int, "fingerprint": str, "max_length": int | None}
-        kinds["truncation"] = str | None
-        wrong = [name for name, kind in kinds.items() if name not in fields or not isinstance(fields[name], kind)]
-        is_known = fields.get("kind") in get_args(Kind) and fields.get("truncation") in (None, *get_args(Truncation))
-        if wrong or set(fields) - set(kinds) or not is_known:
-            raise InputError(f"a feature specification has {', '.join(kinds)}; got {dict(fields)}")
-        return cls(**cast("dict[str, Any]", dict(fields)))
+        return from_json(dict(fields), cls, "features")

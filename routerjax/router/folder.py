@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import hashlib
-import json
 import os
 from pathlib import Path
 from typing import cast
@@ -20,15 +19,17 @@ from routerjax.atomic import new_directory
 from routerjax.errors import InputError
 from routerjax.features import FeatureSpec
 from routerjax.losses import outcome_model
-from routerjax.pretrained import file_sha256, find_file, read_bytes, read_tokenizer_files, require_sizes, tensor_bytes
+from routerjax.pretrained import file_sha256, find_file, read_tokenizer_files, require_sizes, tensor_bytes
+from routerjax.router.description import FILE as DESCRIPTION_FILE
+from routerjax.router.description import RouterDescription, describe_router, read_description, write_description
 from routerjax.router.reader import TextReader, encoder_sizes
 from routerjax.router.router import Router
-from routerjax.typing import Array
+from routerjax.typing import Array, Variables
 
-FORMAT = "routerjax-router-1"
-DESCRIPTION_FILE = "router.json"
 TENSOR_FILE = "router.safetensors"
 TOKENIZER_FOLDER = "tokenizer"
+# Collections of variables: what is computed with them must be floats in the first two.
+COLLECTIONS = ("params", "calibration", "memory")
 
 
 def save_router(router: Router, path: str | os.PathLike[str]) -> None:
@@ -36,29 +37,14 @@ def save_router(router: Router, path: str | os.PathLike[str]) -> None:
     of a router that reads text itself.
 
     Raises:
-        InputError: the folder exists.
+        InputError: the folder exists, or the provenance is no JSON.
     """
     flat = cast("dict[str, Array]", flax.traverse_util.flatten_dict(dict(router.variables), sep="/"))
-    content = tensor_bytes(flat, {"format": FORMAT})
-    description = {
-        "format": FORMAT,
-        "family": router.family,
-        "attributes": dict(router.attributes),
-        "loss": router.loss,
-        "readout": router.readout,
-        "models": list(router.models),
-        "strong": router.strong,
-        "weak": router.weak,
-        "threshold": router.threshold_as_json,
-        "features": router.features.to_dict(),
-        "reader": None if router.reader is None else router.reader.to_dict(),
-        "tensors_sha256": hashlib.sha256(content).hexdigest(),
-        "provenance": dict(router.provenance),
-    }
+    content = tensor_bytes(flat)
+    description = describe_router(router, tensors_sha256=hashlib.sha256(content).hexdigest())
     with new_directory(path) as folder:
         (folder / TENSOR_FILE).write_bytes(content)
-        text = json.dumps(description, indent=2, ensure_ascii=False)
-        (folder / DESCRIPTION_FILE).write_text(text + "\n", encoding="utf-8")
+        write_description(description, folder)
         if router.reader is not None:
             (folder / TOKENIZER_FOLDER).mkdir()
             for name, file in router.reader.files.items():
@@ -74,48 +60,32 @@ def load_router(path: str | os.PathLike[str], *, encoder: str | None = None) -> 
             same encoder: its fingerprint is checked when it is first used.
 
     Raises:
-        InputError: no such folder, another format, or files damaged or not belonging together.
+        InputError: no such folder, another format, changed since it was written, or files damaged or not belonging
+            together.
     """
     folder = Path(path)
-    if find_file(folder / DESCRIPTION_FILE) is None:
-        raise InputError(f"{folder} is not a router folder: no {DESCRIPTION_FILE} in it")
+    description = read_description(folder)
+    variables = _read_variables(folder, description.tensors_sha256)
+    threshold = description.threshold
     try:
-        description = json.loads(read_bytes(folder / DESCRIPTION_FILE))
-        if description["format"] != FORMAT:
-            raise InputError(f"{folder}: expected format {FORMAT}, got {description['format']!r}; update routerjax")
-        fields = {name: description[name] for name in ("family", "attributes", "loss", "readout", "strong", "weak")}
-        threshold = None if description["threshold"] is None else float(description["threshold"])
-        expected_hash, names = description["tensors_sha256"], tuple(description["models"])
-        features, provenance = FeatureSpec.from_dict(description["features"]), description["provenance"]
-        reader = _read_reader(description.get("reader"), folder / TOKENIZER_FOLDER)
-    except InputError:
-        raise
-    except (ValueError, KeyError, TypeError, RecursionError) as error:
-        raise InputError(f"{folder / DESCRIPTION_FILE} is damaged: {type(error).__name__} {error}") from error
-    if find_file(folder / TENSOR_FILE) is None:
-        raise InputError(f"{folder} is incomplete: no {TENSOR_FILE} in it")
-    if file_sha256(folder / TENSOR_FILE) != expected_hash:
-        size = (folder / TENSOR_FILE).stat().st_size
-        raise InputError(
-            f"{folder / TENSOR_FILE} is not the file that {DESCRIPTION_FILE} describes ({size} bytes, its "
-            "sha256 differs): truncated or exchanged; copy the folder again"
+        router = Router(
+            family=description.family,
+            attributes=description.attributes,
+            models=description.models,
+            strong=description.strong,
+            weak=description.weak,
+            loss=description.loss,
+            readout=description.readout,
+            threshold=None if threshold is None else float(threshold),
+            features=FeatureSpec.from_dict(description.features),
+            reader=_read_reader(description, folder / TOKENIZER_FOLDER),
+            variables=variables,
+            provenance=description.provenance,
+            encoder_source=encoder,
         )
-    try:
-        flat = safetensors.numpy.load_file(folder / TENSOR_FILE)
-    except safetensors.SafetensorError as error:
-        raise InputError(f"{folder / TENSOR_FILE} is damaged: {error}") from error
-    variables = flax.traverse_util.unflatten_dict({name: jnp.asarray(leaf) for name, leaf in flat.items()}, sep="/")
-    router = Router(
-        **fields,
-        models=names,
-        threshold=threshold,
-        features=features,
-        variables=variables,
-        provenance=provenance,
-        reader=reader,
-        encoder_source=encoder,
-    )
-    _require_fit(router, folder)
+        _require_fit(router)
+    except InputError as error:
+        raise InputError(f"{folder}: {error}") from error
     return router
 
 
@@ -127,24 +97,56 @@ def router_folder(path: str | os.PathLike[str]) -> Path:
     return inner if is_run else path
 
 
-def _read_reader(described: object, folder: Path) -> TextReader | None:
-    if described is None:
+def _read_variables(folder: Path, sha256: str) -> Variables:
+    path = folder / TENSOR_FILE
+    if find_file(path) is None:
+        raise InputError(f"{folder} is incomplete: no {TENSOR_FILE} in it")
+    if file_sha256(path) != sha256:
+        raise InputError(
+            f"{path} is not the file that {DESCRIPTION_FILE} describes ({path.stat().st_size} bytes, its sha256 "
+            "differs): truncated or exchanged; copy the folder again"
+        )
+    try:
+        flat = safetensors.numpy.load_file(path)
+    except (safetensors.SafetensorError, KeyError, TypeError, AttributeError) as error:  # the latter for unknown types
+        raise InputError(f"{path} is damaged: {error}") from error
+    for name, leaf in flat.items():
+        collection, is_float = name.partition("/")[0], jnp.issubdtype(leaf.dtype, jnp.floating)
+        if collection not in COLLECTIONS or (collection != "memory" and not is_float):
+            raise InputError(
+                f"{path}: expected floats below params/ or calibration/, or arrays below memory/, got {name!r} of "
+                f"{leaf.dtype}"
+            )
+        if is_float and not np.isfinite(leaf).all():
+            raise InputError(f"{path}: {name} must be finite, got NaN or infinity: the training diverged; train again")
+    return flax.traverse_util.unflatten_dict({name: jnp.asarray(leaf) for name, leaf in flat.items()}, sep="/")
+
+
+def _read_reader(description: RouterDescription, folder: Path) -> TextReader | None:
+    """The part that reads text, with those files of the tokenizer that the description names, as it knows them."""
+    if description.reader is None:
         return None
     if not folder.is_dir():
         raise InputError(f"the router is incomplete: no folder {folder}")
-    try:
-        return TextReader.from_dict(described, read_tokenizer_files(folder, root=folder.parent))
-    except InputError as error:
-        raise InputError(f"{folder.parent}: {error}") from error
+    files, hashes = read_tokenizer_files(folder, root=folder.parent), description.tokenizer_sha256
+    for name, sha256 in hashes.items():
+        if name not in files:
+            raise InputError(f"the router is incomplete: no file {folder / name} of a tokenizer")
+        if hashlib.sha256(files[name]).hexdigest() != sha256:
+            raise InputError(
+                f"{folder / name} is not the file that {DESCRIPTION_FILE} describes: copy the folder again"
+            )
+    files = {name: files[name] for name in hashes}
+    return TextReader.from_dict(description.reader, files)
 
 
-def _require_fit(router: Router, folder: Path) -> None:
+def _require_fit(router: Router) -> None:
     """Refuse tensors that the module cannot take, before anyone scores with them."""
     if router.reader is None:
         query = {"embedding": jax.ShapeDtypeStruct((1, router.features.width), np.float32)}
     else:
         numbers = sum(leaf.size for leaf in jax.tree.leaves(router.variables))
-        require_sizes(encoder_sizes(router.reader.encoder), numbers, folder / DESCRIPTION_FILE)
+        require_sizes(encoder_sizes(router.reader.encoder), numbers, DESCRIPTION_FILE)
         _ = router.tokenizer  # refused here if it is another
         query = {name: jax.ShapeDtypeStruct((1, 2), np.int32) for name in ("token_ids", "attention_mask")}
     query["prompt_id"] = jax.ShapeDtypeStruct((1, 2), np.uint32)
@@ -153,11 +155,18 @@ def _require_fit(router: Router, folder: Path) -> None:
     except InputError:
         raise
     except (ValueError, TypeError, KeyError, OverflowError, flax.errors.FlaxError) as error:
-        reason = str(error).strip().splitlines()[0]
-        raise InputError(f"{folder}: the tensors do not fit the module {router.family}: {reason}") from error
+        reason = (str(error).strip().splitlines() or [type(error).__name__])[0]
+        raise InputError(f"the tensors do not fit the module {router.family}: {reason}") from error
     extra = {"none": 0, "parameter": 1, "column": 1, "labels": 1}[outcome_model(router.loss).tie]
     if cast(jax.ShapeDtypeStruct, scores).shape != (1, len(router.models) + extra):
         raise InputError(
-            f"{folder}: expected {len(router.models) + extra} scores ({router.loss} of {len(router.models)} models), "
+            f"expected {len(router.models) + extra} scores ({router.loss} of {len(router.models)} models), "
             f"got shape {scores.shape}"
+        )
+    calibration = {name: leaf.shape for name, leaf in router.variables.get("calibration", {}).items()}
+    knots = calibration.get("knots", ())
+    forms = ({}, {"slope": (), "intercept": ()}, {"knots": knots, "values": knots} if len(knots) == 1 else {})
+    if calibration not in forms:
+        raise InputError(
+            f"a calibration is a slope and an intercept, or knots and as many values, got the shapes {calibration}"
         )

@@ -200,6 +200,8 @@ def _checked(attributes: Mapping[str, object], whose: str) -> dict[str, Any]:
             raise InputError(f"{what} must be in [0, 1), got {value}")
         if name in SIZES and checked[name] < 1:
             raise InputError(f"{what} must be at least 1, got {value}")
+        if isinstance(checked[name], int | float) and checked[name] < 0:
+            raise InputError(f"{what} must be at least 0, got {value}")
     if "num_heads" in checked and checked["width"] % checked["num_heads"] != 0:
         raise InputError(f"{whose}.num_heads ({checked['num_heads']}) must divide its width ({checked['width']})")
     return checked

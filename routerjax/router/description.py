@@ -1,0 +1,115 @@
+"""What ``router.json`` says of a router, with the type and the range of each field."""
+
+from __future__ import annotations
+
+import dataclasses
+import hashlib
+import json
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Annotated, ClassVar, Literal, cast
+
+from annotated_types import Interval
+from pydantic import ConfigDict
+
+from routerjax.config import AttributeValue
+from routerjax.errors import InputError
+from routerjax.pretrained import find_file, read_json
+from routerjax.router.router import Router
+from routerjax.sealing import seal, unseal
+from routerjax.validation import from_json
+
+FORMAT = "routerjax-router-2"
+FILE = "router.json"
+CHANGES = (
+    "copy the folder again, or make the change by routerjax: another pair of models by --strong and --weak of "
+    "calibrate, score or export, a threshold by calibrate --strong-share or score --threshold, all else by train or "
+    "import"
+)
+
+
+@dataclass(frozen=True, kw_only=True)
+class RouterDescription:
+    """All of a router but its tensors and its tokenizer's files, of which it has the hashes.
+
+    Attributes:
+        family, attributes, loss, readout, models, strong, weak, provenance: as in :class:`routerjax.router.Router`.
+        threshold: likewise; ``inf`` as text.
+        features: see :meth:`routerjax.features.FeatureSpec.to_dict`.
+        reader: see :meth:`routerjax.router.TextReader.to_dict`; None of a router that looks at embeddings.
+        tensors_sha256: of the file of tensors.
+        tokenizer_sha256: of each of the tokenizer's files, by name.
+    """
+
+    __pydantic_config__: ClassVar[ConfigDict] = ConfigDict(extra="forbid", allow_inf_nan=False)
+
+    family: str
+    attributes: Mapping[str, AttributeValue]
+    loss: str
+    readout: str
+    models: tuple[str, ...]
+    strong: str
+    weak: str
+    threshold: Annotated[float, Interval(ge=0, le=1)] | Literal["inf"] | None
+    features: Mapping[str, object]
+    reader: Mapping[str, object] | None
+    tensors_sha256: str
+    tokenizer_sha256: Mapping[str, str]
+    provenance: Mapping[str, object]
+
+
+def describe_router(router: Router, *, tensors_sha256: str) -> RouterDescription:
+    """Describe a router whose tensors have that hash."""
+    files = {} if router.reader is None else router.reader.files
+    return RouterDescription(
+        family=router.family,
+        attributes=dict(router.attributes),
+        loss=router.loss,
+        readout=router.readout,
+        models=router.models,
+        strong=router.strong,
+        weak=router.weak,
+        threshold=cast("float | Literal['inf'] | None", router.threshold_as_json),
+        features=router.features.to_dict(),
+        reader=None if router.reader is None else router.reader.to_dict(),
+        tensors_sha256=tensors_sha256,
+        tokenizer_sha256={name: hashlib.sha256(content).hexdigest() for name, content in files.items()},
+        provenance=dict(router.provenance),
+    )
+
+
+def write_description(description: RouterDescription, folder: Path) -> None:
+    """Write ``router.json``, with the hash of its own content.
+
+    Raises:
+        InputError: provenance that is no JSON.
+    """
+    fields = {field.name: getattr(description, field.name) for field in dataclasses.fields(description)}
+    text = json.dumps(seal({"format": FORMAT, **fields}), indent=2, ensure_ascii=False)
+    (folder / FILE).write_text(text + "\n", encoding="utf-8")
+
+
+def read_description(folder: Path) -> RouterDescription:
+    """Read ``router.json``.
+
+    Raises:
+        InputError: no such file, not JSON, of another format, changed since it was written, or a field of another type
+            or out of range.
+    """
+    path = folder / FILE
+    if find_file(path) is None:
+        raise InputError(f"{folder} is not a router folder: no {FILE} in it")
+    content = read_json(path, dict)
+    if content.get("format") != FORMAT:
+        got = f"{content.get('format')!r:.40}"
+        raise InputError(
+            f"{path}: expected format {FORMAT!r}, got {got}: routerjax of another version wrote it; train, import or "
+            "get the router again"
+        )
+    fields = unseal(content, path, CHANGES)
+    del fields["format"]
+    try:
+        return from_json(fields, RouterDescription, FILE)
+    except InputError as error:
+        raise InputError(f"{folder}: {error}") from error

@@ -1,0 +1,244 @@
+"""Router folders: what was changed after it was written, is damaged, or makes no sense is refused in one line."""
+
+import json
+import shutil
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import safetensors.numpy
+
+from routerjax import InputError, load_router, save_router
+from routerjax.cli import main
+from tests.routers import forge, tiny_router, tiny_text_router
+
+FEATURES = {"kind": "given", "source": "e.npy", "width": 16, "fingerprint": "f"}
+
+
+@pytest.fixture(scope="module")
+def folders(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """``text``, a router that reads text itself, and ``mf``, one of embeddings, which are calibrated."""
+    folder = tmp_path_factory.mktemp("routers")
+    calibration = {"slope": np.float32(2), "intercept": np.float32(0)}
+    save_router(tiny_text_router(folder, threshold=0.5), folder / "text")
+    plain = tiny_router(folder, threshold=0.5)
+    save_router(
+        tiny_router(folder, threshold=0.5, variables={**plain.variables, "calibration": calibration}), folder / "mf"
+    )
+    return folder
+
+
+@pytest.fixture
+def folder(folders: Path, tmp_path: Path, request: pytest.FixtureRequest) -> Path:
+    """Copy of the router that a test names, ``mf`` unless it says otherwise."""
+    return Path(shutil.copytree(folders / getattr(request, "param", "mf"), tmp_path / "saved"))
+
+
+def refuse(folder: Path, message: str) -> None:
+    with pytest.raises(InputError, match=message) as caught:
+        load_router(folder)
+    assert "\n" not in str(caught.value)
+
+
+def changes(value: Any) -> Iterator[Any]:
+    """Every copy of a JSON value with one change: another value of the same type in one place, or an entry less."""
+    if isinstance(value, dict):
+        for name, item in value.items():
+            yield {key: kept for key, kept in value.items() if key != name}
+            yield from ({**value, name: changed} for changed in changes(item))
+    elif isinstance(value, list):
+        yield value[::-1]
+        for place, item in enumerate(value):
+            yield from ([*value[:place], changed, *value[place + 1 :]] for changed in changes(item))
+    elif isinstance(value, bool):
+        yield not value
+    else:
+        yield f"{value}x" if isinstance(value, str) else (value or 0) + 1
+
+
+@pytest.mark.parametrize("folder", ["mf", "text"], indirect=True)
+def test_any_change_of_the_description_is_refused(folder: Path) -> None:
+    path = folder / "router.json"
+    content, count = json.loads(path.read_text()), 0
+    for changed in changes(content):
+        path.write_text(json.dumps(changed))
+        with pytest.raises(InputError, match=r"router\.json(: expected format| was changed after routerjax wrote it)"):
+            load_router(folder)
+        count += 1
+    assert count > 40
+    path.write_text(json.dumps(content, sort_keys=True))  # no change of what it says
+    assert load_router(folder).threshold == 0.5
+
+
+def test_the_message_says_which_command_changes_it_rightly(
+    folder: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    prompts = tmp_path / "prompts.csv"
+    prompts.write_text("prompt\nprove it\na poem\n")
+    path = folder / "router.json"
+    content = json.loads(path.read_text())
+    path.write_text(json.dumps({**content, "strong": content["weak"], "weak": content["strong"]}))
+    assert main(["score", str(folder), "--input", str(prompts)]) == 2
+    said = capsys.readouterr().err
+    assert said.count("\n") == 1
+    for option in ("--strong", "--weak", "calibrate --strong-share", "score --threshold"):
+        assert option in said
+    path.write_text(json.dumps(content))
+    other = ["calibrate", str(folder), "--strong", "small", "--weak", "big", "--prompts", str(prompts)]
+    assert main([*other, "--strong-share", "0.5", "--output", str(tmp_path / "other")]) == 0
+    router = load_router(tmp_path / "other")
+    assert (router.strong, router.weak) == ("small", "big")
+    assert "calibration" not in router.variables
+
+
+@pytest.mark.parametrize(
+    ("changed", "message"),
+    [
+        ({"strong": 5}, "saved: router.json.strong must be text, got 5"),
+        ({"strong": None}, "saved: router.json.strong must be text, got None"),
+        ({"weak": ["small"]}, r"saved: router.json.weak must be text, got \['small'\]"),
+        ({"weak": "big"}, "saved: strong and weak must be different models, got 'big' for both"),
+        ({"strong": "huge"}, "saved: 'huge' is not one of the router's 3 models"),
+        ({"models": [1, 2, 3]}, "saved: router.json.models.0 must be text, got 1"),
+        ({"models": ["big", "small", "small"]}, "saved: a router's models must be two or more different names"),
+        ({"models": ["big", "small"]}, "saved: the tensors do not fit the module mf"),
+        ({"models": "big"}, "saved: router.json.models must be a tuple, each item text, got 'big'"),
+        ({"attributes": [1]}, r"saved: router.json.attributes must be a mapping of names, .*got \[1\]"),
+        ({"attributes": {"model_dim": [8]}}, "saved: router.json.attributes.model_dim must be"),
+        ({"attributes": {"model_dim": 9}}, "saved: the tensors do not fit the module mf"),
+        ({"attributes": {"model_dim": -8}}, "saved: mf.model_dim must be"),
+        ({"family": "knn", "attributes": {}}, "saved: the tensors do not fit the module knn"),
+        ({"family": "fm"}, r"saved: the family must be one of .*'fm' \(did you mean 'mf'\?\)"),
+        ({"loss": "davidson"}, "saved: the tensors do not fit the module mf"),
+        ({"readout": 3}, "saved: router.json.readout must be text, got 3"),
+        ({"threshold": True}, "saved: router.json.threshold must be .*got True"),
+        ({"threshold": "0.2"}, "saved: router.json.threshold must be .*got '0.2'"),
+        ({"threshold": 1.5}, "saved: router.json.threshold must be .*got 1.5"),
+        ({"reader": []}, "saved: router.json.reader must be"),
+        ({"features": {"kind": "encoder"}}, "saved: features.source must be given: text"),
+        ({"features": {**FEATURES, "width": 0}}, "saved: features.width must be an integer in .*got 0"),
+        ({"features": {**FEATURES, "kind": "image"}}, "saved: features.kind must be one of encoder, .*got 'image'"),
+        ({"provenance": 1}, "saved: router.json.provenance must be a mapping of names, each value of any kind, got 1"),
+        ({"temperature": 1}, "saved: no setting 'router.json.temperature': RouterDescription has family"),
+        ({"strong": "half an emoji \ud83d"}, "saved: router.json is no JSON in UTF-8"),
+    ],
+)
+def test_a_forged_description_is_checked_field_by_field(folder: Path, changed: dict, message: str) -> None:
+    forge(folder, **changed)
+    refuse(folder, message)
+
+
+@pytest.mark.parametrize("folder", ["text"], indirect=True)
+@pytest.mark.parametrize(
+    ("changed", "message"),
+    [
+        ({"dtype": "float16"}, "saved: reader.encoder.dtype must be one of float32, bfloat16, got 'float16'"),
+        ({"num_heads": 0}, "saved: reader.encoder.num_heads must be at least 1, got 0"),
+        ({"num_heads": 5}, r"saved: reader.encoder.num_heads \(5\) must divide its width \(16\)"),
+        ({"dropout_rate": 1.5}, r"saved: reader.encoder.dropout_rate must be in \[0, 1\), got 1.5"),
+        ({"layer_norm_epsilon": -1.0}, "saved: reader.encoder.layer_norm_epsilon must be at least 0, got -1"),
+        ({"num_token_types": -1}, "saved: reader.encoder.num_token_types must be at least 0, got -1"),
+        ({"depth": 3}, "saved: reader.encoder has vocab_size, .*'depth': 3"),
+    ],
+)
+def test_a_forged_encoder_is_checked_too(folder: Path, changed: dict, message: str) -> None:
+    reader = json.loads((folder / "router.json").read_text())["reader"]
+    forge(folder, reader={**reader, "encoder": {**reader["encoder"], **changed}})
+    refuse(folder, message)
+
+
+def classifier_of(value: float) -> Callable[[dict], dict]:
+    def change(tensors: dict) -> dict:
+        classifier = tensors["params/classifier"].copy()
+        classifier[3] = value
+        return {**tensors, "params/classifier": classifier}
+
+    return change
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        (classifier_of(np.nan), "params/classifier must be finite, got NaN or infinity"),
+        (classifier_of(np.inf), "params/classifier must be finite, got NaN or infinity"),
+        (lambda tensors: {name: leaf.astype(np.int8) for name, leaf in tensors.items()}, "expected floats .* of int8"),
+        (
+            lambda tensors: {**tensors, "calibration/slope": np.ones(3, np.float32)},
+            r"a calibration is .*'slope': \(3,\)",
+        ),
+        (lambda tensors: {**tensors, "calibration/knots": np.ones(3, np.float32)}, "a calibration is a slope and an"),
+        (lambda tensors: {**tensors, "batch_stats/mean": np.ones(3, np.float32)}, "got 'batch_stats/mean' of float32"),
+        (lambda tensors: {"calibration/slope": tensors["calibration/slope"]}, "the tensors do not fit the module mf"),
+    ],
+)
+def test_forged_tensors_are_checked(folder: Path, change: Callable[[dict], dict], message: str) -> None:
+    path = folder / "router.safetensors"
+    safetensors.numpy.save_file(change(safetensors.numpy.load_file(path)), path)
+    refuse(folder, "is not the file that router.json describes")
+    forge(folder)
+    refuse(folder, message)
+
+
+@pytest.mark.parametrize(
+    ("content", "message"),
+    [
+        ("[" * 200_000, "is not JSON"),
+        ('{"a":' * 200_000, "is not JSON"),
+        ("[]", "must hold a JSON object"),
+        ("{}", "expected format 'routerjax-router-2', got None"),
+        ('{"format": "routerjax-router-1"}', "got 'routerjax-router-1': routerjax of another version wrote it"),
+        ('{"format": "routerjax-router-2"}', "was changed after routerjax wrote it"),
+        ('{"format": "routerjax-router-2", "attributes": {"smoothing": Infinity}}', "finite numbers"),
+        ('{"format": "routerjax-router-2", "attributes": {"smoothing": 1e999}}', "finite numbers"),
+        ('{"format": "routerjax-router-2", "content_sha256": [1]}', "was changed after routerjax wrote it"),
+        ("\xff", "is not JSON"),
+    ],
+)
+def test_descriptions_that_are_none(folder: Path, content: str, message: str) -> None:
+    (folder / "router.json").write_text(content, encoding="latin-1")
+    refuse(folder, message)
+
+
+def test_files_that_are_missing_or_cut(folder: Path, tmp_path: Path) -> None:
+    with pytest.raises(InputError, match=r"is not a router folder: no router.json in it"):
+        load_router(tmp_path)
+    description, tensors = folder / "router.json", folder / "router.safetensors"
+    content = description.read_bytes()
+    description.write_bytes(content[:100])
+    refuse(folder, r"router.json is not JSON")
+    description.write_bytes(content)
+    tensors.write_bytes(tensors.read_bytes()[:-10])
+    refuse(folder, r"is not the file that router.json describes .*truncated or exchanged")
+    forge(folder)
+    refuse(folder, r"router.safetensors is damaged")
+    tensors.unlink()
+    refuse(folder, r"is incomplete: no router.safetensors in it")
+
+
+@pytest.mark.parametrize("folder", ["text"], indirect=True)
+def test_the_tokenizers_files_are_those_that_were_written(folder: Path) -> None:
+    tokenizer = folder / "tokenizer" / "tokenizer.json"
+    content = tokenizer.read_text()
+    (folder / "tokenizer" / "notes.txt").write_text("no part of the router")
+    (folder / "tokenizer" / "tokenizer_config.json").write_text("{")  # nor is this one, which the description lacks
+    assert set(load_router(folder).reader.files) == {"tokenizer.json"}
+    for changed in (content.replace('"poem"', '"ode"'), content[:100]):
+        tokenizer.write_text(changed)
+        refuse(folder, r"tokenizer.json is not the file that router.json describes")
+    tokenizer.unlink()
+    refuse(folder, r"tokenizer holds no tokenizer\.json")
+    (folder / "tokenizer" / "notes.txt").unlink()
+    (folder / "tokenizer" / "tokenizer_config.json").unlink()
+    tokenizer.parent.rmdir()
+    refuse(folder, "the router is incomplete: no folder")
+
+
+def test_provenance_is_json(tmp_path: Path) -> None:
+    for value in (np.nan, {1, 2}):
+        with pytest.raises(InputError, match="a description must be JSON with finite numbers"):
+            save_router(tiny_router(tmp_path, provenance={"loss": value}), tmp_path / "saved")
+        assert not (tmp_path / "saved").exists()
+    save_router(tiny_router(tmp_path, provenance={"rows": (1, 2), "by_seed": {3: 0.5}}), tmp_path / "saved")
+    assert load_router(tmp_path / "saved").provenance == {"rows": [1, 2], "by_seed": {"3": 0.5}}
