@@ -49,7 +49,8 @@ def changes(value: Any) -> Iterator[Any]:
             yield {key: kept for key, kept in value.items() if key != name}
             yield from ({**value, name: changed} for changed in changes(item))
     elif isinstance(value, list):
-        yield value[::-1]
+        if value != value[::-1]:
+            yield value[::-1]
         for place, item in enumerate(value):
             yield from ([*value[:place], changed, *value[place + 1 :]] for changed in changes(item))
     elif isinstance(value, bool):
