@@ -84,22 +84,26 @@ def test_routers_and_bundles_keep_the_choice(tmp_path: Path, truncation: Truncat
     np.testing.assert_allclose(bundled, win_prob, atol=1e-5)
 
 
-def test_every_command_says_it(arena: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_every_command_says_it(
+    arena: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str], caplog: pytest.LogCaptureFixture
+) -> None:
     prompts = [*LONG, TEXTS[0], TEXTS[1]]
     battles = pa.table({"prompt": prompts, "model_a": ["sim-large"] * 12, "model_b": ["sim-small"] * 12})
     winners = ["model_a", "model_b"] * 6
-    quality = {"sim-large": [1.0] * 12, "sim-small": [0.0, 0.5] * 6}
     write_table(battles.append_column("winner", pa.array(winners)), str(tmp_path / "battles.parquet"))
-    write_table(pa.table({"prompt": prompts, **quality}), str(tmp_path / "benchmark.parquet"))
-    config = [str(arena / "config.py"), "--set", f"data.root={tmp_path}", "router.family=sw", "router.attributes={}"]
-    config += ["data.validation_fraction=0.0", "router.attributes.num_tiers=1"]
+    quality = {"model": ["sim-large"] * 12 + ["sim-small"] * 12, "score": [1.0] * 12 + [0.0, 0.5] * 6}
+    write_table(pa.table({"prompt": prompts * 2, **quality}), str(tmp_path / "benchmark.parquet"))
+    config = [str(arena / "config.py"), "--set", f"data.root={tmp_path}", "router.family=knn", "router.attributes={}"]
+    config += ["data.validation_fraction=0.0"]
+    battles_file = str(tmp_path / "battles.parquet")
     table, calibrated = str(tmp_path / "benchmark.parquet"), str(arena / "calibrated")
     pair = ["--strong", "sim-large", "--weak", "sim-small", "--samples", "10"]
     for command in (
         ["train", *config, "--output", str(tmp_path / "run")],
-        ["score", calibrated, "--input", table],
-        ["calibrate", calibrated, "--prompts", table, "--strong-share", "0.5"],
+        ["score", calibrated, "--input", battles_file],
+        ["calibrate", calibrated, "--prompts", battles_file, "--strong-share", "0.5"],
         ["evaluate", calibrated, "--benchmark", table, *pair, "--output", str(tmp_path / "evaluated")],
     ):
         assert main(command) == 0, capsys.readouterr().err
-        assert CUT.format(length=32) in capsys.readouterr().err, command[0]
+        assert CUT.format(length=32) in caplog.text, command[0]
+        caplog.clear()
