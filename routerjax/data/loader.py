@@ -126,6 +126,8 @@ class TokenBatches:
         """The rows of each batch."""
         plan = []
         for index, shape in enumerate(self._shapes):
+            if shape.batches == 0:
+                continue
             rows = order[self._shape_of[order] == index]
             size = shape.rows * (self.num_devices or 1)
             plan += [rows[start : start + size] for start in range(0, len(rows), size)]

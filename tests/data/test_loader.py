@@ -70,6 +70,18 @@ def test_every_battle_is_there_once_in_one_shape_a_length(num_devices: int | Non
             assert shape[-2] * shape[-1] <= 32
 
 
+@pytest.mark.parametrize("num_devices", [None, 2])
+@pytest.mark.parametrize("length", [3, 8, 11])
+def test_prompts_of_one_length_leave_the_others_out(num_devices: int | None, length: int) -> None:
+    battles, _ = token_battles()
+    token_ids = [[row + 1] * length for row in range(len(battles.unique_prompts))]
+    batches = data.TokenBatches(battles, token_ids, lengths=LENGTHS, batch_tokens=32, num_devices=num_devices)
+    for a_pass in (list(batches.in_order()), list(batches.shuffled(seed=0, epoch=0))):
+        assert set(found_in(a_pass)) == rows_of(battles, token_ids)
+        assert len(a_pass) == batches.num_batches
+    assert batches.num_shapes == 1
+
+
 @pytest.mark.parametrize("num_devices", [None, 8])
 @pytest.mark.parametrize("batch_tokens", [32, 160, 10_000])
 def test_less_than_a_row_a_device_is_empty_and_the_padding_is_all_that_there_is(
