@@ -1,8 +1,11 @@
-"""The program of a bundle, in this process."""
+"""Bundles: their program in this process, and their descriptions with other values."""
 
 import importlib.util
+import json
 from pathlib import Path
 from types import ModuleType
+
+from routerjax.sealing import SEAL, seal
 
 
 def loader(folder: Path) -> ModuleType:
@@ -11,3 +14,10 @@ def loader(folder: Path) -> ModuleType:
     module = importlib.util.module_from_spec(spec)
     spec.loader.exec_module(module)
     return module
+
+
+def forge(folder: Path, **changes: object) -> None:
+    """Other values in the bundle's description, with the hash that makes it consistent again."""
+    path = folder / "bundle.json"
+    content = {**json.loads(path.read_text()), **changes}
+    path.write_text(json.dumps(seal({name: value for name, value in content.items() if name != SEAL})))

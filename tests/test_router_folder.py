@@ -2,9 +2,8 @@
 
 import json
 import shutil
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 import pytest
@@ -12,6 +11,7 @@ import safetensors.numpy
 
 from routerjax import InputError, load_router, save_router
 from routerjax.cli import main
+from tests.json_changes import changes
 from tests.routers import forge, tiny_router, tiny_text_router
 
 FEATURES = {"kind": "given", "source": "e.npy", "width": 16, "fingerprint": "f"}
@@ -40,23 +40,6 @@ def refuse(folder: Path, message: str) -> None:
     with pytest.raises(InputError, match=message) as caught:
         load_router(folder)
     assert "\n" not in str(caught.value)
-
-
-def changes(value: Any) -> Iterator[Any]:
-    """Every copy of a JSON value with one change: another value of the same type in one place, or an entry less."""
-    if isinstance(value, dict):
-        for name, item in value.items():
-            yield {key: kept for key, kept in value.items() if key != name}
-            yield from ({**value, name: changed} for changed in changes(item))
-    elif isinstance(value, list):
-        if value != value[::-1]:
-            yield value[::-1]
-        for place, item in enumerate(value):
-            yield from ([*value[:place], changed, *value[place + 1 :]] for changed in changes(item))
-    elif isinstance(value, bool):
-        yield not value
-    else:
-        yield f"{value}x" if isinstance(value, str) else (value or 0) + 1
 
 
 @pytest.mark.parametrize("folder", ["mf", "text"], indirect=True)

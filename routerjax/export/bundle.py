@@ -23,8 +23,9 @@ from routerjax.export.verification import reject
 from routerjax.features import CHARACTERS_PER_TOKEN, Embeddings, SentenceEncoder
 from routerjax.pretrained import tensor_bytes
 from routerjax.router import Router
+from routerjax.sealing import seal
 
-FORMAT = "routerjax-stablehlo-1"
+FORMAT = "routerjax-stablehlo-2"
 TOLERANCE = {"from_embedding": 1e-6, "from_token_ids": 1e-5, "from_text": 1e-5}
 """Largest differences of win probability between the bundle and the router that are accepted."""
 LOADER = Path(__file__).with_name("load_bundle.py")
@@ -47,7 +48,8 @@ def export_stablehlo(
 
     The folder holds the scoring function from embeddings and, for routers of an encoder, from token ids (encoder and
     router as one function; of a router that reads text itself this one alone), as StableHLO for cpu, cuda and tpu with
-    symbolic batch and length; the weights; the tokenizer; golden prompts with their win probabilities; and ``load.py``.
+    symbolic batch and length; the weights; the tokenizer; golden prompts with their win probabilities; ``load.py``; and
+    ``bundle.json`` with the hashes of all of these and of its own content.
     A fresh process that imports jax and not routerjax loads it and compares, before the folder gets its name.
 
     Args:
@@ -109,7 +111,7 @@ def export_stablehlo(
     with new_directory(path) as folder:
         for name, content in files.items():
             (folder / name).write_bytes(content)
-        text = json.dumps(description, indent=2, ensure_ascii=False)
+        text = json.dumps(seal(description), indent=2)  # in ASCII, which holds half an emoji in a prompt too
         (folder / "bundle.json").write_text(text + "\n", encoding="utf-8")
         return _verify(folder, path)
 

@@ -1,4 +1,8 @@
-"""Score prompts with an exported router. Needs jax, numpy and safetensors (and tokenizers for text); not routerjax.
+# /// script
+# requires-python = ">=3.11"
+# dependencies = ["jax>=0.10", "numpy>=2.0", "safetensors>=0.5", "flatbuffers>=25.2", "tokenizers>=0.22"]
+# ///
+"""Score prompts with an exported router. Needs what is listed above, not routerjax; tokenizers for text alone.
 
     python load.py --verify             compare with the scores that the bundle was written with
     python load.py "A prompt" ...       print win probabilities
@@ -11,6 +15,7 @@ From code::
 """
 
 import argparse
+import functools
 import hashlib
 import json
 import sys
@@ -21,48 +26,80 @@ import jax.export
 import numpy as np
 from safetensors.numpy import load_file
 
-# Requests of any size are padded to a few sizes, each of which compiles once.
-SMALLEST_BATCH, LARGEST_BATCH, LENGTH_STEP = 8, 64, 32
+FORMAT = "routerjax-stablehlo-2"
+FILES = (
+    "from_embedding.stablehlo",
+    "from_token_ids.stablehlo",
+    "router.safetensors",
+    "encoder.safetensors",
+    "tokenizer.json",
+    "golden.safetensors",
+    "load.py",
+)
+# Requests of any size are padded to a few sizes, each of which compiles once: powers of two up to the largest batch.
+LARGEST_BATCH, LENGTH_STEP = 64, 32
+
+
+class BundleError(ValueError):
+    """The bundle cannot do what is asked: it is changed or damaged, gives other scores, or takes another input."""
 
 
 class Bundle:
-    """An exported router: ``description`` is bundle.json."""
+    """An exported router: ``description`` is bundle.json.
+
+    Raises:
+        BundleError: the description was changed, a file is missing or damaged, or a newer jax is needed.
+    """
 
     def __init__(self, folder):
         self.folder = Path(folder)
-        self.description = json.loads((self.folder / "bundle.json").read_text(encoding="utf-8"))
+        self.description = _description(self._file("bundle.json"))
         needed, got = self.description["jax_version"], jax.__version__
         if _version(got) < _version(needed):
-            raise SystemExit(
+            raise BundleError(
                 f"this bundle was written by jax {needed} and needs that or newer, got jax {got}: "
                 f"pip install 'jax>={needed}'"
             )
         for name, expected in self.description["sha256"].items():
-            if hashlib.sha256((self.folder / name).read_bytes()).hexdigest() != expected:
-                raise SystemExit(f"{self.folder / name} is damaged: its sha256 is not that in bundle.json")
-        self.router = load_file(self.folder / "router.safetensors")
+            if hashlib.sha256(self._file(name).read_bytes()).hexdigest() != expected:
+                raise BundleError(f"{self.folder / name} is damaged: its sha256 is not that in bundle.json")
+        self.router = load_file(self._file("router.safetensors"))
         self.takes_embeddings = "from_embedding.stablehlo" in self.description["sha256"]
         if self.takes_embeddings:
             self._from_embedding = self._function("from_embedding.stablehlo")
         self.max_length = self.description["max_length"]
         if self.max_length is not None:
             has_encoder = "encoder.safetensors" in self.description["sha256"]
-            self.encoder = load_file(self.folder / "encoder.safetensors") if has_encoder else {}
+            self.encoder = load_file(self._file("encoder.safetensors")) if has_encoder else {}
             self._from_token_ids = self._function("from_token_ids.stablehlo")
 
+    def _file(self, name):
+        """Path of a regular file that bundle.json names; links lead out of the folder in Hugging Face's cache alone."""
+        if name != "bundle.json" and not (name in FILES and name in self.description["sha256"]):
+            raise BundleError(f"{name!r} is no file of this bundle")
+        path, root = self.folder / name, self.folder.resolve()
+        if not path.is_file():
+            raise BundleError(f"{path} is missing, or is not a regular file")
+        real = path.resolve()
+        blobs = [place.parents[1] / "blobs" for place in (root, *root.parents) if place.parent.name == "snapshots"]
+        if not real.is_relative_to(root) and real.parent not in blobs:
+            raise BundleError(f"{path} is a link to a file outside of the bundle: put a copy of the file there")
+        return path
+
     def _function(self, name):
-        return jax.jit(jax.export.deserialize(bytearray((self.folder / name).read_bytes())).call)
+        return jax.jit(jax.export.deserialize(bytearray(self._file(name).read_bytes())).call)
 
     def win_prob_from_embedding(self, embedding):
         """P(strong is better than weak), float32 [batch], from embeddings float32 [batch, embed]."""
         if not self.takes_embeddings:
-            raise ValueError("this router reads text, not embeddings: use win_prob or win_prob_from_token_ids")
+            raise BundleError("this router reads text, not embeddings: use win_prob or win_prob_from_token_ids")
         return _in_batches(lambda part: self._from_embedding(self.router, part), np.asarray(embedding, np.float32))
 
     def win_prob_from_token_ids(self, token_ids, attention_mask):
         """The same from int32 [batch, length]; any length up to ``max_length``."""
+        self._require_text()
         if np.shape(token_ids)[1] > self.max_length:
-            raise ValueError(f"at most {self.max_length} tokens a prompt, got {np.shape(token_ids)[1]}: truncate them")
+            raise BundleError(f"at most {self.max_length} tokens a prompt, got {np.shape(token_ids)[1]}: truncate them")
         return _in_batches(
             lambda ids, mask: self._from_token_ids(self.router, self.encoder, ids, mask),
             np.asarray(token_ids, np.int32),
@@ -70,7 +107,10 @@ class Bundle:
         )
 
     def win_prob(self, prompts):
-        """The same from texts."""
+        """The same from a list of texts."""
+        self._require_text()
+        if isinstance(prompts, str):
+            raise BundleError("prompts must be a list of texts, got one text: put it into a list")
         token_ids = self._token_ids(prompts)
         longest = max(map(len, token_ids), default=1)
         length = min(-(-longest // LENGTH_STEP) * LENGTH_STEP, self.max_length)
@@ -80,13 +120,24 @@ class Bundle:
             padded[row, : len(ids)], mask[row, : len(ids)] = ids, 1
         return self.win_prob_from_token_ids(padded, mask)
 
-    def _token_ids(self, prompts):
-        """Tokens of each text, of a long one without its beginning, middle or end, as the router leaves them out."""
-        from tokenizers import Encoding, Tokenizer
+    def _require_text(self):
+        if self.max_length is None:
+            raise BundleError("this router takes embeddings, not text: use Bundle.win_prob_from_embedding")
 
-        tokenizer = Tokenizer.from_file(str(self.folder / "tokenizer.json"))
+    @functools.cached_property
+    def _tokenizer(self):
+        from tokenizers import Tokenizer
+
+        tokenizer = Tokenizer.from_file(str(self._file("tokenizer.json")))
         tokenizer.no_padding()
         tokenizer.no_truncation()
+        return tokenizer
+
+    def _token_ids(self, prompts):
+        """Tokens of each text, of a long one without its beginning, middle or end, as the router leaves them out."""
+        from tokenizers import Encoding
+
+        tokenizer = self._tokenizer
         prompts = [self.description["prefix"] + prompt for prompt in prompts]
         side, characters = self.description["truncation"], self.description["characters_per_token"] * self.max_length
         count = self.max_length - tokenizer.num_special_tokens_to_add(False)
@@ -109,8 +160,12 @@ class Bundle:
         return [tokenizer.post_process(encoding).ids for encoding in encodings]
 
     def verify(self):
-        """Largest differences from the scores the bundle was written with; stops the program if one is too large."""
-        golden = load_file(self.folder / "golden.safetensors")
+        """Largest differences from the scores the bundle was written with.
+
+        Raises:
+            BundleError: one of them is too large.
+        """
+        golden = load_file(self._file("golden.safetensors"))
         largest = {}
         # One prompt alone, a few, and all: batch sizes that the functions were not traced with.
         for rows in (slice(0, 1), slice(0, 5), slice(None)):
@@ -126,11 +181,29 @@ class Bundle:
                 difference = float(np.abs(win_prob - golden["win_prob"][rows]).max())
                 largest[name] = max(difference, largest.get(name, 0.0))
                 if not difference <= self.description["tolerance"][name]:
-                    raise SystemExit(
+                    raise BundleError(
                         f"{name} differs from the golden scores by {difference:.2e}, "
                         f"more than {self.description['tolerance'][name]:.0e}"
                     )
         return largest
+
+
+def _description(path):
+    """Content of bundle.json, whose hash is that of all its other keys: sorted, without white space, in ASCII."""
+    try:
+        content = json.loads(path.read_text(encoding="utf-8"))
+        text = {name: value for name, value in content.items() if name != "content_sha256"}
+        canonical = json.dumps(text, sort_keys=True, separators=(",", ":"), allow_nan=False)
+    except (AttributeError, ValueError, RecursionError) as error:
+        raise BundleError(f"{path} is damaged: {error}") from error
+    if content.get("format") != FORMAT:
+        raise BundleError(f"{path}: expected format {FORMAT!r}, got {content.get('format')!r:.40}: export it again")
+    if content.get("content_sha256") != hashlib.sha256(canonical.encode("ascii")).hexdigest():
+        raise BundleError(
+            f"{path} was changed after routerjax wrote it, so its answers may be others: change the router (a "
+            "threshold, or --strong and --weak, by routerjax calibrate) and export it again (routerjax export)"
+        )
+    return content
 
 
 def _version(text):
@@ -144,9 +217,7 @@ def _in_batches(function, *columns):
     for start in range(0, len(columns[0]), LARGEST_BATCH):
         part = [column[start : start + LARGEST_BATCH] for column in columns]
         count = len(part[0])
-        size = SMALLEST_BATCH
-        while size < count:
-            size *= 2
+        size = 1 << (count - 1).bit_length()
         padded = [column[np.minimum(np.arange(size), count - 1)] for column in part]
         parts.append(np.asarray(function(*padded))[:count])
     return np.concatenate(parts)
@@ -158,18 +229,25 @@ def main():
     parser.add_argument("prompts", nargs="*")
     parser.add_argument("--verify", action="store_true", help="compare with the scores the bundle was written with")
     arguments = parser.parse_args()
-    bundle = Bundle(Path(__file__).resolve().parent)
+    try:
+        _run(arguments)
+    except (BundleError, OSError) as error:
+        # Of a bundle that somebody else made, too: nothing in it reaches the terminal as a control character.
+        sys.exit("".join(char if char.isprintable() else ascii(char)[1:-1] for char in str(error)))
+
+
+def _run(arguments):
+    # In Hugging Face's cache this file is a link, which is not followed to where no other file of the bundle is.
+    bundle = Bundle(Path(__file__).absolute().parent)
     if arguments.verify or not arguments.prompts:
         print(json.dumps({"largest_difference": bundle.verify()}))
         return
-    if bundle.max_length is None:
-        sys.exit("this router takes embeddings, not text: use Bundle.win_prob_from_embedding")
     threshold = bundle.description["threshold"]
     for prompt, win_prob in zip(arguments.prompts, bundle.win_prob(arguments.prompts).tolist(), strict=True):
         row = {"prompt": prompt, "win_prob": win_prob}
         if threshold is not None:
             row["model"] = bundle.description["strong" if win_prob >= float(threshold) else "weak"]
-        print(json.dumps(row, ensure_ascii=False))
+        print(json.dumps(row))  # in ASCII: no text of others reaches the terminal as a control character
 
 
 if __name__ == "__main__":
