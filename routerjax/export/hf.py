@@ -21,7 +21,7 @@ from routerjax.export.verification import reject
 from routerjax.models import BertRouter, unstack_layers
 from routerjax.pretrained import TOKENIZER_CONFIG, BertConfig, bert_names, publish_weights, tensor_bytes
 from routerjax.router import Router, TextReader, load_reader
-from routerjax.router.hf import SECTION, load_hf, read_settings, router_settings
+from routerjax.router.hf import SECTION, load_hf, read_settings, router_settings, settings_as_json
 
 TOLERANCE = 1e-5
 """Largest difference of score that is accepted: times the largest score where that is above 1."""
@@ -34,8 +34,8 @@ def export_hf(router: Router, path: str | os.PathLike[str]) -> float:
 
     Its logits are the router's scores, labelled with the names of the models; those of ``three_labels`` are (strong
     wins, tie, weak wins) of the router's pair, the order in which RouteLLM's code reads a classifier. The pair, loss,
-    readout and threshold go into ``config.json`` under ``routerjax``. The folder is read back and compared before it
-    gets its name.
+    readout and threshold go into ``config.json`` under ``routerjax``, with a hash of them. The folder is read back and
+    compared before it gets its name.
 
     Args:
         router: of family ``bert``; its head must be the architecture's own. What was imported and not trained gives
@@ -68,7 +68,7 @@ def export_hf(router: Router, path: str | os.PathLike[str]) -> float:
     files = {
         **reader.files,
         TOKENIZER_CONFIG: _tokenizer_config(reader, max_length, cast(str, plain.features.truncation)),
-        "config.json": _json_bytes({**config.to_json(), SECTION: settings._asdict()}),
+        "config.json": _json_bytes({**config.to_json(), SECTION: settings_as_json(settings)}),
         "model.safetensors": weights,
     }
     expected = _golden_scores(router)

@@ -13,12 +13,19 @@ from routerjax.pretrained import read_bert_config, read_json, weights_sha256
 from routerjax.router.families import make_module
 from routerjax.router.reader import TextReader, pretrained_params
 from routerjax.router.router import Router
+from routerjax.sealing import seal, unseal
 from routerjax.validation import coerce
 
 logger = logging.getLogger(__name__)
 
 SECTION = "routerjax"
 """The key in ``config.json`` under which a router's own settings lie; transformers passes over it, and keeps it."""
+
+
+CHANGES = (
+    "for another pair of models give import --strong and --weak; all else by calibrate or train, and export it again "
+    "(routerjax export --format hf)"
+)
 
 
 class HfSettings(NamedTuple):
@@ -51,24 +58,31 @@ def router_settings(router: Router, max_length: int, weights_sha256: str) -> HfS
     )
 
 
+def settings_as_json(settings: HfSettings) -> dict[str, object]:
+    """The section of ``config.json``, with the hash of its own content."""
+    return seal(settings._asdict())
+
+
 def read_settings(folder: Path) -> HfSettings | None:
     """Those in a folder's ``config.json``; None where another program wrote it.
 
     Raises:
-        InputError: they are damaged.
+        InputError: they are damaged, or were changed after they were written.
     """
     described = read_json(folder / "config.json", dict).get(SECTION)
     if described is None:
         return None
+    where = f"{folder / 'config.json'}: the section {SECTION}"
+    if not isinstance(described, dict):
+        raise InputError(f"{where} is damaged: expected an object, got {described!r:.40}")
+    fields = unseal(described, where, CHANGES)
     try:
-        if not isinstance(described, dict):
-            raise TypeError(f"expected an object, got {described!r}")
-        settings = HfSettings(**described)
+        settings = HfSettings(**fields)
         _check(settings)
         threshold = settings.threshold
         return settings._replace(threshold=None if threshold is None else float(threshold))
     except (TypeError, ValueError) as error:
-        raise InputError(f"{folder / 'config.json'}: the section {SECTION} is damaged: {error}") from error
+        raise InputError(f"{where} is damaged: {error}") from error
 
 
 def _check(settings: HfSettings) -> None:

@@ -17,7 +17,9 @@ from routerjax.cli import main
 from routerjax.export import hf
 from routerjax.features import load_encoder
 from routerjax.importing import import_hf
+from routerjax.sealing import SEAL, seal
 from tests.encoders import change_json, save_tiny_encoder
+from tests.json_changes import changes
 from tests.routers import tiny_router, tiny_text_router
 
 
@@ -163,7 +165,7 @@ def written(router: Router, tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 @pytest.mark.parametrize(
-    ("changes", "message"),
+    ("changed", "message"),
     [
         ({"strong": 3}, "strong and weak must be names, got 3"),
         ({"weak": "smal"}, r"'smal' is not one of its 3 models \(did you mean 'small'\?\)"),
@@ -178,12 +180,30 @@ def written(router: Router, tmp_path_factory: pytest.TempPathFactory) -> Path:
         ({"head": 1}, "unexpected keyword argument 'head'"),
     ],
 )
-def test_settings_are_checked(written: Path, tmp_path: Path, changes: dict, message: str) -> None:
+def test_settings_are_checked(written: Path, tmp_path: Path, changed: dict, message: str) -> None:
     shutil.copytree(written, tmp_path / "out")
     path = tmp_path / "out" / "config.json"
-    change_json(path, routerjax={**json.loads(path.read_text())["routerjax"], **changes})
+    section = {**json.loads(path.read_text())["routerjax"], **changed}
+    change_json(path, routerjax=seal({name: value for name, value in section.items() if name != SEAL}))
     with pytest.raises(InputError, match=f"config.json: the section routerjax is damaged: .*{message}"):
         import_hf(tmp_path / "out")
+
+
+def test_any_change_of_the_settings_is_refused(written: Path, tmp_path: Path) -> None:
+    shutil.copytree(written, tmp_path / "out")
+    path = tmp_path / "out" / "config.json"
+    config, count = json.loads(path.read_text()), 0
+    for changed in changes(config["routerjax"]):
+        path.write_text(json.dumps({**config, "routerjax": changed}))
+        with pytest.raises(
+            InputError, match=r"routerjax was changed after routerjax wrote it.*--strong.*export"
+        ) as said:
+            import_hf(tmp_path / "out")
+        assert "\n" not in str(said.value)
+        count += 1
+    assert count > 20
+    path.write_text(json.dumps(config, sort_keys=True))  # no change of what it says
+    assert import_hf(tmp_path / "out").threshold == 0.4
 
 
 def test_a_threshold_is_dropped_with_the_weights_it_was_found_for(
