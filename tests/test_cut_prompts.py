@@ -64,6 +64,14 @@ def test_other_ends_are_read_by_choice(tmp_path: Path, caplog: pytest.LogCapture
         features.open_encoder("openai:any", max_length=48, truncation="left")
 
 
+def test_one_prompt_is_said_as_one(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+    router = tiny_text_router(tmp_path)
+    router.win_prob(LONG[:1])
+    assert "1 of 1 prompt was cut at 48 tokens: the end of it was not read\n" in caplog.text
+    router.win_prob([TEXTS[0], LONG[0]])
+    assert "1 of 2 prompts was cut at 48 tokens: the end of it was not read\n" in caplog.text
+
+
 @pytest.mark.parametrize("truncation", ["left", "middle"])
 def test_routers_and_bundles_keep_the_choice(tmp_path: Path, truncation: Truncation) -> None:
     router = tiny_text_router(tmp_path)

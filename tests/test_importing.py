@@ -264,6 +264,13 @@ def test_labels_that_name_no_models(tmp_path: Path, labels: tuple, message: str)
         import_hf(save_tiny_classifier(tmp_path / "hf", labels), strong="big", weak="small")
 
 
+def test_a_dropout_of_the_classifier_that_is_none(tmp_path: Path) -> None:
+    folder = save_tiny_classifier(tmp_path / "hf", ("big", "small"))
+    change_json(folder / "config.json", classifier_dropout=1)
+    with pytest.raises(InputError, match=r"classifier_dropout must be a non-negative number below 1, got 1"):
+        import_hf(folder, strong="big", weak="small")
+
+
 @pytest.mark.parametrize("value", [np.nan, -np.inf])
 def test_weights_that_are_not_finite(tmp_path: Path, value: float) -> None:
     folder = save_tiny_classifier(tmp_path / "hf", ("big", "small"))

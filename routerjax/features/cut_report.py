@@ -73,8 +73,9 @@ def report_cut(readings: Collection[Reading], tokenizer: TextTokenizer) -> None:
     if cut:
         left_out = f"{LEFT_OUT[tokenizer.truncation]} of {'it' if cut == 1 else 'them'} was not read"
         logger.warning(
-            "%d of %d prompts %s cut at %d tokens: %s%s",
-            *(cut, count, "was" if cut == 1 else "were", tokenizer.max_length, left_out, f"; {merged}" * bool(merged)),
+            "%d of %d prompt%s %s cut at %d tokens: %s%s",
+            *(cut, count, "" if count == 1 else "s", "was" if cut == 1 else "were"),
+            *(tokenizer.max_length, left_out, f"; {merged}" * bool(merged)),
         )
     elif merged:
         logger.info("%s, which the tokenizer does not tell apart", merged)

@@ -24,7 +24,7 @@ class Embeddings:
         fingerprint: names the way they were made; embeddings of different fingerprints are never compared.
 
     Raises:
-        InputError: no rows, not two-dimensional, not finite, or an empty fingerprint.
+        InputError: no rows, not two-dimensional, not finite in float32, or an empty fingerprint.
     """
 
     embedding: Float32[np.ndarray, "prompts embed"]
@@ -38,10 +38,12 @@ class Embeddings:
             raise InputError(
                 f"embeddings must be floats of shape [prompts, embed], got {embedding.dtype} {embedding.shape}"
             )
+        with np.errstate(over="ignore"):  # what is too large for float32 becomes infinite, and is refused
+            embedding = embedding.astype(np.float32)
         bad = np.flatnonzero(~np.isfinite(embedding).all(axis=1))
         if bad.size:
-            raise InputError(f"row {bad[0]}: the embedding is not finite ({bad.size} such rows)")
-        object.__setattr__(self, "embedding", embedding.astype(np.float32))
+            raise InputError(f"row {bad[0]}: the embedding is not finite in float32 ({bad.size} such rows)")
+        object.__setattr__(self, "embedding", embedding)
 
     def spec(self, source: str) -> FeatureSpec:
         """What a router that is trained on them keeps."""

@@ -33,7 +33,7 @@ from routerjax.pretrained import (
     count_numbers,
     locate,
     lowercased,
-    read_bert_config,
+    read_bert_encoder,
     read_sentence_modules,
     read_tokenizer_files,
     read_weights,
@@ -173,7 +173,7 @@ def load_encoder(
     """
     folder = locate(source, download=download)
     modules = read_sentence_modules(folder)
-    described = read_bert_config(modules.transformer).encoder
+    described = read_bert_encoder(modules.transformer)
     require_sizes(described, count_numbers(modules.transformer), modules.transformer / "config.json")
     module = SentenceEmbedding(
         BertEncoder(**described),

@@ -1,7 +1,7 @@
 """Pretrained models on disk: where they are, what they are, and their tensors under our names."""
 
 from routerjax.pretrained import routellm
-from routerjax.pretrained.bert import BertConfig, bert_names, read_bert_config
+from routerjax.pretrained.bert import BertConfig, bert_names, read_bert_config, read_bert_encoder
 from routerjax.pretrained.files import file_sha256, find_file, parse_json, read_bytes, read_json, read_text_file
 from routerjax.pretrained.locate import MINILM, locate
 from routerjax.pretrained.sentence import (
@@ -49,6 +49,7 @@ __all__ = [
     "parse_json",
     "publish_weights",
     "read_bert_config",
+    "read_bert_encoder",
     "read_bytes",
     "read_json",
     "read_sentence_modules",

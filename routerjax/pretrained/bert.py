@@ -12,7 +12,7 @@ from pathlib import Path
 from typing import Any
 
 from routerjax.errors import InputError
-from routerjax.pretrained.architectures import ARCHITECTURES, EMBEDDINGS
+from routerjax.pretrained.architectures import ARCHITECTURES, EMBEDDINGS, Architecture
 from routerjax.pretrained.files import read_json
 from routerjax.pretrained.weights import TensorNames
 
@@ -26,7 +26,7 @@ _RATES = {*_DROPOUT_RATES, "layer_norm_epsilon", "initializer_range"}
 
 @dataclass(frozen=True, kw_only=True)
 class BertConfig:
-    """What a ``config.json`` says.
+    """What the ``config.json`` of a classifier says.
 
     Attributes:
         encoder: the attributes of :class:`routerjax.models.BertEncoder`; as ``model_type`` names the architecture.
@@ -55,11 +55,34 @@ class BertConfig:
 
 
 def read_bert_config(folder: Path) -> BertConfig:
-    """Read a folder's ``config.json``; what it leaves out is as transformers takes it.
+    """Read the ``config.json`` of a classifier; what it leaves out is as transformers takes it.
+
+    Raises:
+        InputError: as :func:`read_bert_encoder`, or labels or a dropout of the classifier that are none.
+    """
+    path, architecture, config = _read(folder)
+    encoder, key = _encoder(path, architecture, config), architecture.classifier_dropout
+    if key is None or (config[key] is None and architecture.defaults[key] is None):
+        rate = encoder["dropout_rate"]
+    else:
+        rate = _number(config[key], f"{path}: {key}", whole=False, below=1)
+    return BertConfig(encoder=encoder, classifier_dropout_rate=rate, labels=_labels(config, path))
+
+
+def read_bert_encoder(folder: Path) -> dict[str, Any]:
+    """Read the attributes of the encoder alone from a ``config.json``, whatever it says of a classifier.
+
+    Returns:
+        As :attr:`BertConfig.encoder`.
 
     Raises:
         InputError: no such file, damaged, or an architecture that :class:`routerjax.models.BertEncoder` is not.
     """
+    return _encoder(*_read(folder))
+
+
+def _read(folder: Path) -> tuple[Path, Architecture, dict[str, Any]]:
+    """The file, the architecture that it names, and its content with transformers' defaults."""
     path = folder / CONFIG_FILE
     config = read_json(path, dict)
     model_type = config.get("model_type")
@@ -71,24 +94,22 @@ def read_bert_config(folder: Path) -> BertConfig:
     left_out = {key: architecture.defaults[key] for key in architecture.keys.values() if key not in config}
     if left_out:
         logger.info("%s leaves out %s: taken as in transformers", path, json.dumps(left_out))
-    config = {**architecture.defaults, **config}
+    return path, architecture, {**architecture.defaults, **config}
+
+
+def _encoder(path: Path, architecture: Architecture, config: Mapping[str, Any]) -> dict[str, Any]:
     required = {architecture.activation: "gelu", "position_embedding_type": "absolute", "is_decoder": False}
     for key, expected in {**required, **architecture.required}.items():
         if config.get(key, expected) != expected:
             raise InputError(f"{path}: {key} must be {expected!r}, got {config[key]!r}")
-    encoder = {"model_type": model_type, **architecture.fixed}
+    encoder: dict[str, Any] = {"model_type": config["model_type"], **architecture.fixed}
     for ours, theirs in architecture.keys.items():
         encoder[ours] = _number(
             config[theirs], f"{path}: {theirs}", whole=ours not in _RATES, below=1 if ours in _DROPOUT_RATES else None
         )
     if encoder["num_heads"] < 1 or encoder["width"] % encoder["num_heads"] != 0:
         raise InputError(f"{path}: {encoder['num_heads']} heads do not divide a width of {encoder['width']}")
-    key = architecture.classifier_dropout
-    if key is None or (config[key] is None and architecture.defaults[key] is None):
-        rate = encoder["dropout_rate"]
-    else:
-        rate = _number(config[key], f"{path}: {key}", whole=False, below=1)
-    return BertConfig(encoder=encoder, classifier_dropout_rate=rate, labels=_labels(config, path))
+    return encoder
 
 
 def _labels(config: Mapping[str, Any], path: Path) -> tuple[str, ...] | None:

@@ -35,7 +35,7 @@ from routerjax.pretrained import (
     configured_tokenizer,
     count_numbers,
     lowercased,
-    read_bert_config,
+    read_bert_encoder,
     read_sentence_modules,
     read_tokenizer_files,
     read_weights,
@@ -256,7 +256,7 @@ def load_reader(
                 "features.train_encoder=False"
             )
     files = read_tokenizer_files(folder)
-    described = _checked(read_bert_config(folder).encoder, f"{folder / 'config.json'}: encoder")
+    described = _checked(read_bert_encoder(folder), f"{folder / 'config.json'}: encoder")
     try:
         reader = TextReader(
             BertEncoder(**{**described, **choices}),

@@ -40,6 +40,7 @@ def test_npy_and_parquet_hold_the_same(tmp_path: Path) -> None:
     ("array", "message"),
     [
         (np.where(np.arange(4)[:, None] == 2, np.nan, EMBEDDING), "row 2: the embedding is not finite"),
+        (np.where(np.arange(4)[:, None] == 1, 1e300, EMBEDDING), r"row 1: .* not finite in float32 \(1 such rows\)"),
         (EMBEDDING[0], r"must be floats of shape \[prompts, embed\]"),
         (EMBEDDING[:0], r"must be floats of shape \[prompts, embed\]"),
         (np.ones((2, 2), int), "must be floats"),

@@ -71,16 +71,24 @@ def test_the_configuration_is_read_and_written(folder: Path, tmp_path: Path) -> 
             {"hidden_dropout_prob": 1.5},
             "config.json: hidden_dropout_prob must be .*number below 1, got 1.5",
         ),
-        ({"classifier_dropout": 1}, "config.json: classifier_dropout must be a non-negative number below 1, got 1"),
         ({"intermediate_size": 0}, "config.json: encoder.mlp_dim must be at least 1, got 0"),
         ({"num_attention_heads": 5}, "5 heads do not divide a width of 16"),
-        ({"id2label": {"0": "a", "2": "b"}}, "id2label must map '0', '1', ... to names"),
     ],
 )
 def test_what_the_encoder_is_not_is_refused(folder: Path, changes: dict, message: str) -> None:
     change_config(folder, **changes)
     with pytest.raises(InputError, match=message):
         load_bert(folder, key=KEY)
+
+
+@pytest.mark.parametrize(
+    "changes", [{"id2label": {"0": None}}, {"id2label": {"0": "a", "2": "b"}}, {"classifier_dropout": 1}]
+)
+def test_what_is_of_a_classifier_does_not_stop_an_encoder(folder: Path, changes: dict) -> None:
+    expected, params = load_encoder(folder, max_length=32).spec, load_bert(folder, key=KEY)
+    change_config(folder, **changes)
+    assert load_encoder(folder, max_length=32).spec == expected
+    jax.tree.map(np.testing.assert_array_equal, load_bert(folder, key=KEY), params)
 
 
 @pytest.mark.parametrize(
