@@ -19,7 +19,7 @@ from routerjax.atomic import new_directory, refuse_existing
 from routerjax.data import simulate_arena
 from routerjax.errors import InputError
 from routerjax.export.stablehlo import PLATFORMS, export_from_embedding, export_from_token_ids, flatten
-from routerjax.export.verification import reject
+from routerjax.export.verification import artefact_precision, reject
 from routerjax.features import CHARACTERS_PER_TOKEN, Embeddings, SentenceEncoder
 from routerjax.pretrained import tensor_bytes
 from routerjax.router import Router
@@ -81,13 +81,13 @@ def export_stablehlo(
             files["encoder.safetensors"] = tensor_bytes(flatten(encoder.variables))
         files["tokenizer.json"], prefix = tokenizer.tokenizer_json, tokenizer.prefix
         files["from_token_ids.stablehlo"] = bytes(export_from_token_ids(router, encoder).serialize())
-    if router.reader is not None:
-        win_prob = router.win_prob(prompts)
-    else:
-        embedding = _golden_embedding(router, prompts)
-        golden["embedding"] = embedding
+    query: Sequence[str] | Embeddings = prompts
+    if router.reader is None:
+        golden["embedding"] = _golden_embedding(router, prompts)
+        query = Embeddings(golden["embedding"], router.features.fingerprint)
         files["from_embedding.stablehlo"] = bytes(export_from_embedding(router).serialize())
-        win_prob = router.win_prob(Embeddings(embedding, router.features.fingerprint))
+    with artefact_precision():
+        win_prob = router.win_prob(query)
     files["golden.safetensors"] = tensor_bytes({**golden, "win_prob": win_prob})
     files["load.py"] = LOADER.read_bytes()
     description = {

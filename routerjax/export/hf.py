@@ -17,7 +17,7 @@ import tokenizers
 from routerjax.atomic import new_directory, refuse_existing
 from routerjax.errors import InputError
 from routerjax.export.bundle import golden_prompts
-from routerjax.export.verification import reject
+from routerjax.export.verification import artefact_precision, reject
 from routerjax.models import BertRouter, unstack_layers
 from routerjax.pretrained import TOKENIZER_CONFIG, BertConfig, bert_names, publish_weights, tensor_bytes
 from routerjax.router import Router, TextReader, load_reader
@@ -146,7 +146,7 @@ def _tokenizer_config(reader: TextReader, max_length: int, truncation: str) -> b
 def _golden_scores(router: Router) -> np.ndarray:
     """Scores, in the order of the file, and outcome probabilities of a few golden prompts."""
     *short, long = golden_prompts()
-    with jax.default_matmul_precision("highest"):
+    with artefact_precision():
         prompts = [*short[:NUM_PROMPTS], long]
         scores = router.scores(prompts)
         # A tie's logit is in the outcomes alone.

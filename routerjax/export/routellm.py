@@ -6,7 +6,6 @@ import json
 import os
 from pathlib import Path
 
-import jax
 import numpy as np
 import safetensors.numpy
 from jaxtyping import Float32, Float64
@@ -14,7 +13,7 @@ from jaxtyping import Float32, Float64
 from routerjax.atomic import new_directory, refuse_existing
 from routerjax.errors import InputError
 from routerjax.export.bundle import NUM_GOLDEN
-from routerjax.export.verification import reject
+from routerjax.export.verification import artefact_precision, reject
 from routerjax.features import Embeddings, routellm_features
 from routerjax.pretrained import tensor_bytes
 from routerjax.pretrained.routellm import CONFIG_FILE, MODELS, NAMINGS, WEIGHTS_FILE, Naming
@@ -111,7 +110,7 @@ def _compare(router: Router, file: Path, naming: Naming) -> tuple[float, float]:
     """The largest difference of win probability, and the largest score, on random embeddings of length 1."""
     embedding = np.random.default_rng(0).standard_normal((NUM_GOLDEN, router.features.width)).astype(np.float32)
     embedding /= np.linalg.norm(embedding, axis=1, keepdims=True)
-    with jax.default_matmul_precision("highest"):
+    with artefact_precision():
         scores = router.scores(Embeddings(embedding, router.features.fingerprint)).astype(np.float64)
     own = _win_prob(scores, router.column(router.weak))
     tensors = {name: leaf.astype(np.float64) for name, leaf in safetensors.numpy.load_file(file).items()}

@@ -10,6 +10,7 @@ import jax
 import jax.export
 import jax.numpy as jnp
 
+from routerjax.export.verification import artefact_precision
 from routerjax.features import SentenceEncoder
 from routerjax.router import Router
 from routerjax.typing import Array, PyTree
@@ -67,6 +68,5 @@ def _shapes(weights: FlatWeights) -> PyTree:
 
 
 def _export(function: Callable[..., Array], *arguments: PyTree) -> jax.export.Exported:
-    # Accelerators multiply in lower precision unless told otherwise; the bundle promises the same figures everywhere.
-    with jax.default_matmul_precision("highest"):
+    with artefact_precision():
         return jax.export.export(jax.jit(function), platforms=PLATFORMS)(*arguments)

@@ -1,12 +1,24 @@
-"""What is written is compared with the router before it gets its name; this is what happens if it differs."""
+"""Comparison of what is written with the router: the precision of both sides, and what happens if they differ."""
 
 from __future__ import annotations
 
 import itertools
+from contextlib import AbstractContextManager
 from pathlib import Path
 from typing import NoReturn
 
+import jax
+
 from routerjax.errors import VerificationError
+
+
+def artefact_precision() -> AbstractContextManager[object]:
+    """Compute matrix products in full float32 within the context: exported functions, and the scores they must give.
+
+    Accelerators multiply in lower precision (TF32, bfloat16) unless told otherwise, which would differ from the same
+    product elsewhere by more than the tolerances.
+    """
+    return jax.default_matmul_precision("highest")
 
 
 def reject(folder: Path, path: Path, reason: str) -> NoReturn:
