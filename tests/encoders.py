@@ -9,6 +9,8 @@ import safetensors.numpy
 import tokenizers
 from tokenizers import models, normalizers, pre_tokenizers, processors
 
+# What decides the embeddings of save_tiny_encoder's folder.
+ENCODER_FILES = ("model.safetensors", "config.json", "tokenizer.json", "modules.json", "1_Pooling/config.json")
 WIDTH, LAYERS, MLP, POSITIONS = 16, 2, 32, 64
 TEXTS = ("what is the capital of this country", "prove that there are infinitely many primes", "write a poem, please!")
 

@@ -7,20 +7,18 @@ import json
 import os
 import re
 import shutil
-import subprocess
 import sys
-import types
 from pathlib import Path
 
-import datasets
 import numpy as np
 import pytest
 
 from routerjax import InputError, data, evaluation, export, load_router, metrics
 from routerjax.config import BattleSource, DataConfig, ExperimentConfig, FeatureConfig, override
 from routerjax.features import Embeddings
-from routerjax.pipeline import embed, load_config, load_preferences, provenance, train_router
+from routerjax.pipeline import embed, load_config, load_preferences, train_router
 from routerjax.prompts import prompt_ids
+from tests.encoders import ENCODER_FILES
 
 
 @pytest.fixture
@@ -37,7 +35,7 @@ def test_a_run_is_what_the_docstring_says(arena: Path, config: ExperimentConfig)
     assert described["versions"] == {
         name: importlib.metadata.version(name) for name in ("routerjax", "jax", "flax", "optax", "numpy")
     }
-    files = ("battles.parquet", "encoder/model.safetensors", "encoder/tokenizer.json")
+    files = ["battles.parquet", *(f"encoder/{name}" for name in ENCODER_FILES)]
     digests = {name: hashlib.sha256((arena / name).read_bytes()).hexdigest() for name in files}
     assert described["data_sha256"] == digests
     assert described["git_commit"] is None or re.fullmatch("[0-9a-f]{40}(-dirty)?", described["git_commit"])
@@ -200,93 +198,6 @@ def test_another_fingerprint_of_given_embeddings_is_another_run(
     (tmp_path / "e.npy.json").write_text('{"fingerprint": "another"}')
     with pytest.raises(InputError, match=r"the run differs in \S*e.npy.json \(see"):
         train_router(override(config, settings), tmp_path / "run", resume=True)
-
-
-def test_hub_data_sets_are_known_by_their_revision(config: ExperimentConfig, monkeypatch: pytest.MonkeyPatch) -> None:
-    config = override(config, ['data.battles=[{"path": "owner/name"}]'])
-
-    def hashes(revision: str) -> dict[str, str]:
-        builder = types.SimpleNamespace(hash=revision)
-        monkeypatch.setattr(datasets, "load_dataset_builder", lambda name: {"owner/name": builder}[name])
-        return provenance.describe_run(config)["data_sha256"]
-
-    assert hashes("0123")["owner/name"] == "revision 0123"
-    assert hashes("4567")["owner/name"] == "revision 4567"
-
-    def unknown(name: str) -> None:
-        raise datasets.exceptions.DatasetNotFoundError(f"no {name}")
-
-    monkeypatch.setattr(datasets, "load_dataset_builder", unknown)
-    with pytest.raises(InputError, match=r"cannot read 'owner/name', .* from the Hugging Face hub: no owner/name"):
-        provenance.describe_run(config)
-
-
-def test_the_commit_is_that_of_the_package(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    def git(*arguments: str) -> None:
-        author = ["-c", "user.name=a", "-c", "user.email=a@b.c", "-c", "commit.gpgsign=false"]
-        subprocess.run(["git", "-C", str(tmp_path), *author, *arguments], check=True, capture_output=True)
-
-    installed, package = tmp_path / "env" / "package", tmp_path / "package"
-    for folder in (installed, package):
-        folder.mkdir(parents=True)
-        (folder / "__init__.py").write_text("")
-    assert provenance.git_commit(package) is None
-    git("init")
-    git("add", "package")
-    git("commit", "-m", "first")
-    monkeypatch.setenv("GIT_DIR", str(tmp_path / "nowhere"))
-    commit = provenance.git_commit(package)
-    assert re.fullmatch("[0-9a-f]{40}", commit)
-    assert provenance.git_commit(installed) is None  # the checkout around it is another's
-    (package / "new.py").write_text("")
-    assert provenance.git_commit(package) == f"{commit}-dirty"
-
-
-def test_an_encoder_that_changed_is_another_run(config: ExperimentConfig, tmp_path: Path) -> None:
-    encoder = tmp_path / "encoder"
-    shutil.copytree(config.features.encoder, encoder)
-    config = override(config, ["router.family=knn", "router.attributes={'k': 5}", f"features.encoder={encoder}"])
-    train_router(config, tmp_path / "run")
-    for name in ("tokenizer.json", "model.safetensors"):
-        content = (encoder / name).read_bytes()
-        (encoder / name).write_bytes(content + b" ")
-        with pytest.raises(InputError, match=rf"the run differs in \S*encoder/{name} \(see"):
-            train_router(config, tmp_path / "run", resume=True)
-        (encoder / name).write_bytes(content)
-    train_router(config, tmp_path / "run", resume=True)
-
-
-def test_a_run_knows_its_encoder_wherever_it_is(
-    config: ExperimentConfig, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    encoder = tmp_path / "encoder"
-    shutil.copytree(config.features.encoder, encoder)
-    monkeypatch.setattr(provenance, "locate", lambda source: encoder if source == "owner/name" else Path(source))
-
-    def hashes(setting: str) -> dict[str, str]:
-        return {
-            name: digest
-            for name, digest in provenance.describe_run(override(config, [setting]))["data_sha256"].items()
-            if name != "battles.parquet"
-        }
-
-    named = hashes("features.encoder=owner/name")
-    assert named == {
-        f"encoder/{name}": hashlib.sha256((encoder / name).read_bytes()).hexdigest()
-        for name in ("model.safetensors", "tokenizer.json")
-    }
-    (encoder / "model.safetensors").rename(encoder / "model-1.safetensors")
-    index = {"weight_map": {"a": "model-1.safetensors", "b": "model-2.safetensors"}}
-    (encoder / "model.safetensors.index.json").write_text(json.dumps(index))
-    with pytest.raises(InputError, match=r"is incomplete: no .*model-2.safetensors"):
-        hashes("features.encoder=owner/name")
-    (encoder / "model-2.safetensors").write_bytes(b"other")
-    sharded = hashes("features.encoder=owner/name")
-    (encoder / "model-2.safetensors").write_bytes(b"changed")
-    changed = hashes("features.encoder=owner/name")
-    assert len({one["encoder/model.safetensors"] for one in (named, sharded, changed)}) == 3
-    for without in ("features.encoder=openai:any", "features.embeddings=none.npy"):
-        assert hashes(without) == {}
 
 
 def test_battles_of_all_sources_with_their_weights(arena: Path) -> None:

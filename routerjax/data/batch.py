@@ -23,19 +23,21 @@ def to_batch(battles: Preferences, embedding: Float[np.ndarray, "prompts embed"]
         A batch whose query has ``embedding`` and ``prompt_id``.
 
     Raises:
-        InputError: another number of rows, or a row that is not finite.
+        InputError: another number of rows, or a row that is not finite in float32.
     """
     expected = len(battles.unique_prompts)
     if embedding.ndim != 2 or len(embedding) != expected:
         raise InputError(
             f"embeddings must have one row for each of the {expected} different prompts, got shape {embedding.shape}"
         )
+    with np.errstate(over="ignore"):  # what is too large for float32 becomes infinite, and is refused
+        embedding = embedding.astype(np.float32, copy=False)
     bad = np.flatnonzero(~np.isfinite(embedding).all(axis=1))
     if bad.size:
         raise InputError(f"the embedding of prompt {bad[0]} is not finite ({bad.size} such rows)")
     return PreferenceBatch(
         query={
-            "embedding": jnp.asarray(embedding, jnp.float32),
+            "embedding": jnp.asarray(embedding),
             "prompt_id": jnp.asarray(prompt_ids(battles.unique_prompts)),
         },
         query_index=jnp.asarray(battles.prompt_index),

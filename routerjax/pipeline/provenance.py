@@ -16,7 +16,7 @@ from routerjax.config import ExperimentConfig, FeatureConfig, identity_of
 from routerjax.data import source_revision
 from routerjax.errors import InputError
 from routerjax.features import is_endpoint
-from routerjax.pretrained import file_sha256, locate, transformer_folder, weights_sha256
+from routerjax.pretrained import encoder_sha256, file_sha256, locate
 
 CONFIG_FILE = "config.json"
 
@@ -69,11 +69,11 @@ def _settings(config: ExperimentConfig) -> dict[str, Any]:
 def describe_run(config: ExperimentConfig) -> dict[str, object]:
     """What is needed to repeat a run: the configuration, the code, the versions and the data's hashes.
 
-    A Hugging Face data set has its revision. Data is also the encoder, wherever it is found: its tokenizer and its
-    weights, those of shards under the one name ``model.safetensors``. An endpoint shows neither.
+    A Hugging Face data set has its revision. Data is also the encoder, wherever it is found, with all that decides its
+    embeddings (see :func:`routerjax.pretrained.encoder_sha256`). An endpoint shows none of it.
 
     Raises:
-        InputError: the encoder or a data set is found nowhere, or the encoder's weights are incomplete.
+        InputError: the encoder or a data set is found nowhere, or the encoder's files are incomplete.
     """
     versions = {name: importlib.metadata.version(name) for name in ("routerjax", "jax", "flax", "optax", "numpy")}
     return {
@@ -101,17 +101,10 @@ def _data_sha256(config: ExperimentConfig) -> dict[str, str]:
 
 
 def _encoder_sha256(features: FeatureConfig) -> dict[str, str]:
-    """Of the encoder that makes a run's features or is trained by it, if any."""
+    """Hashes of the encoder that makes a run's features or is trained by it, if any."""
     if features.embeddings is not None or is_endpoint(features.encoder):
         return {}
-    folder = locate(features.encoder)
-    encoder = transformer_folder(folder)
-    try:
-        weights = {"encoder/model.safetensors": weights_sha256(encoder)}
-    except FileNotFoundError as error:
-        raise InputError(f"{folder} is incomplete: no {error.filename}; get the encoder again") from error
-    tokenizer = encoder / "tokenizer.json"  # without one the encoder is refused when it is loaded
-    return {**weights, "encoder/tokenizer.json": file_sha256(tokenizer)} if tokenizer.is_file() else weights
+    return {f"encoder/{name}": digest for name, digest in encoder_sha256(locate(features.encoder)).items()}
 
 
 def git_commit(package: Path) -> str | None:

@@ -3,6 +3,7 @@
 from routerjax.pretrained import routellm
 from routerjax.pretrained.bert import BertConfig, bert_names, read_bert_config, read_bert_encoder
 from routerjax.pretrained.files import file_sha256, find_file, parse_json, read_bytes, read_json, read_text_file
+from routerjax.pretrained.identity import encoder_sha256
 from routerjax.pretrained.locate import MINILM, locate
 from routerjax.pretrained.sentence import (
     LAYER_TENSORS,
@@ -42,6 +43,7 @@ __all__ = [
     "bert_names",
     "configured_tokenizer",
     "count_numbers",
+    "encoder_sha256",
     "file_sha256",
     "find_file",
     "locate",

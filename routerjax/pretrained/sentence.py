@@ -104,7 +104,7 @@ def transformer_folder(folder: Path) -> Path:
     Raises:
         InputError: a damaged ``modules.json``.
     """
-    paths = [path for name, path in _modules(folder) if name == "Transformer"]
+    paths = [path for name, path in list_modules(folder) if name == "Transformer"]
     return paths[0] if paths else folder
 
 
@@ -116,7 +116,7 @@ def read_sentence_modules(folder: Path) -> SentenceModules:
     Raises:
         InputError: files missing or damaged, or a module, a setting or an order of modules that is not computed here.
     """
-    modules = _modules(folder)
+    modules = list_modules(folder)
     if not modules:
         pooling = sorted(folder.glob("*_Pooling/config.json"))
         if pooling:
@@ -164,8 +164,12 @@ def lowercased(tokenizer_json: bytes) -> bytes:
     return json.dumps(tokenizer, ensure_ascii=False).encode("utf-8", "surrogatepass")
 
 
-def _modules(folder: Path) -> list[tuple[str, Path]]:
-    """The name of each module's class, which is its whole type where it is not the library's own, and its folder."""
+def list_modules(folder: Path) -> list[tuple[str, Path]]:
+    """The name of each module's class, which is its whole type where it is not the library's own, and its folder.
+
+    Raises:
+        InputError: a damaged ``modules.json``.
+    """
     path = folder / MODULES_FILE
     if find_file(path) is None:
         return []

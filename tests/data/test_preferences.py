@@ -176,8 +176,9 @@ def test_a_batch_has_each_prompt_once() -> None:
     np.testing.assert_allclose(batch.label, made.label)
     with pytest.raises(InputError, match=r"one row for each of the 3 different prompts, got shape \(6, 4\)"):
         data.to_batch(made, np.zeros((6, 4)))
-    with pytest.raises(InputError, match=r"the embedding of prompt 1 is not finite \(1 such rows\)"):
-        data.to_batch(made, np.where(embedding == 5, np.inf, embedding))
+    for infinite in (np.inf, 1e300):  # in float32
+        with pytest.raises(InputError, match=r"the embedding of prompt 1 is not finite \(1 such rows\)"):
+            data.to_batch(made, np.where(embedding == 5, infinite, embedding))
 
 
 @pytest.mark.parametrize("outcome", [(0, 1, 0), (0.5, 0, 0.5), (0.25, 0.5, 0.25)])
