@@ -25,13 +25,14 @@ from routerjax.prompts import require_texts, valid_text
 LENGTHS = (16, 32, 48, 64, 96, 128, 192, 256, 384, 512)
 # Most tokens of a batch: small ones stay in a CPU's cache, large ones fill an accelerator.
 TOKENS_ON_CPU, TOKENS_ON_ACCELERATOR = 2048, 32768
-
-
 # Texts that the tokenizer's threads take at a time; each holds all of its tokens' texts until it is read.
 TEXTS_PER_CALL = 1024
-# A text that stands between the special tokens; a tokenizer may know only some of these.
 LARGEST_ID = 2**31 - 1
+# A text that stands between the special tokens; a tokenizer may know only some of these.
 PROBES = ("a", "0", "A", ".")
+
+Tokens = Sequence[int] | Int32[np.ndarray, "length"]
+"""Token ids of one text."""
 
 
 class TokenIds(NamedTuple):
@@ -155,7 +156,7 @@ class TextTokenizer:
         raise InputError(f"the tokenizer does not read {', '.join(PROBES)} as tokens between special ones")
 
     def pad(
-        self, token_ids: Sequence[Sequence[int]], length: int | None = None, *, batch: int | None = None
+        self, token_ids: Sequence[Tokens], length: int | None = None, *, batch: int | None = None
     ) -> dict[str, Int32[np.ndarray, "batch length"]]:
         """``token_ids`` and ``attention_mask``; by default just as long and as many as there are."""
         if length is None:
@@ -172,12 +173,12 @@ class TextTokenizer:
         """The static lengths of batches, the longest last."""
         return (*(length for length in LENGTHS if length < self.max_length), self.max_length)
 
-    def bucket_of(self, token_ids: Sequence[Sequence[int]]) -> Int[np.ndarray, "texts"]:
+    def bucket_of(self, token_ids: Sequence[Tokens]) -> Int[np.ndarray, "texts"]:
         """Place in :attr:`lengths` of the shortest length that holds each text."""
         return np.searchsorted(self.lengths, [len(ids) for ids in token_ids])
 
     def batches(
-        self, token_ids: Sequence[Sequence[int]]
+        self, token_ids: Sequence[Tokens]
     ) -> Iterator[tuple[Int[np.ndarray, "rows"], dict[str, Int32[np.ndarray, "batch length"]]]]:
         """Yield rows and their padded query, in a few static shapes: a length of :attr:`lengths`, rows a power of two.
 
