@@ -259,10 +259,13 @@ def test_resuming(arena: Path, tmp_path: Path, refused: Refused) -> None:
     description.write_bytes(content[:-100])
     refused("run/router is damaged .*: remove it, and --resume writes it again", *resume)
     description.write_bytes(content)
-    for path in (run / "training" / "checkpoints" / "3").rglob("*"):
-        if path.is_file():
-            path.write_bytes(path.read_bytes()[: path.stat().st_size // 2])
-    refused("checkpoint 3 in .* cannot be restored .*: to go on from checkpoint 2, remove .*checkpoints/3", *resume)
+    checkpoints = run / "training" / "checkpoints"
+    before, last = sorted(int(path.name) for path in checkpoints.iterdir())
+    damaged = [path for path in (checkpoints / str(last)).rglob("*") if path.is_file()]
+    for path in damaged:
+        path.write_bytes(path.read_bytes()[: path.stat().st_size // 2])
+    mend = f"to go on from checkpoint {before}, remove .*checkpoints/{last}"
+    refused(f"checkpoint {last} in .* cannot be restored .*: {mend}", *resume)
     (run / "config.json").write_bytes((run / "config.json").read_bytes()[:-100])
     refused("config.json is damaged; train into another folder", *resume)
 
