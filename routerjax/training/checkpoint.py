@@ -150,12 +150,17 @@ def _orbax_silent() -> Iterator[None]:
             report(unraisable)
 
     logger.setLevel(logging.CRITICAL + 1)
+    logger.addFilter(_is_of_no_thread)
     sys.unraisablehook = without_tensorstore
     try:
         yield
         sys.unraisablehook = report
     finally:
         logger.setLevel(level)
+
+
+def _is_of_no_thread(record: logging.LogRecord) -> bool:
+    return "_SignalingThread" not in record.getMessage()
 
 
 def _abstract(leaf: Any) -> Any:
