@@ -14,6 +14,9 @@ from routerjax.display import printable
 
 INTERRUPTED = "interrupted; what was written before stays valid (train: go on with --resume)"
 
+# While code that handles an interruption runs, nothing is raised; see interrupts.
+SECONDS_UNTIL_AGAIN = 0.1
+
 
 def fail(message: str) -> None:
     """Print an error as one line on standard error."""
@@ -87,6 +90,8 @@ def interrupts() -> Iterator[None]:
     """Ctrl-C ends the body in order, as KeyboardInterrupt; a second one ends the process at once, in one line.
 
     Files that count are renamed into place when they are complete, so that an end at any moment leaves none half-made.
+    What Ctrl-C raises can be lost: callbacks of the garbage collector, destructors and extension modules that are being
+    imported swallow any exception. It is raised again until the body ends.
     """
     interrupted = said = False
     unraisable_hook = sys.unraisablehook
@@ -98,21 +103,23 @@ def interrupts() -> Iterator[None]:
                 os.write(2, f"\nrouterjax: error: {INTERRUPTED}\n".encode())
             os._exit(130)
         interrupted = True
+        signal.setitimer(signal.ITIMER_REAL, SECONDS_UNTIL_AGAIN, SECONDS_UNTIL_AGAIN)
         raise KeyboardInterrupt
 
+    def raise_again(number: int, frame: object) -> None:
+        if not _is_handled(KeyboardInterrupt):
+            raise KeyboardInterrupt
+
     def hook(unraisable: sys.UnraisableHookArgs) -> None:
-        nonlocal interrupted
-        if isinstance(unraisable.exc_value, KeyboardInterrupt):
-            # It came while Python ran a callback (of the garbage collector), which swallows it: have it come again.
-            interrupted = False
-            threading.Timer(0.05, signal.pthread_kill, (threading.main_thread().ident, signal.SIGINT)).start()
-        else:
+        if not isinstance(unraisable.exc_value, KeyboardInterrupt):
             unraisable_hook(unraisable)
 
     # Elsewhere (another thread, nohup, a notebook) Ctrl-C is not a command's to handle.
     is_main = threading.current_thread() is threading.main_thread()
     handles = is_main and signal.getsignal(signal.SIGINT) is signal.default_int_handler
+    alarm = signal.getsignal(signal.SIGALRM)
     if handles:
+        signal.signal(signal.SIGALRM, raise_again)
         signal.signal(signal.SIGINT, handle)
         sys.unraisablehook = hook
     try:
@@ -122,6 +129,18 @@ def interrupts() -> Iterator[None]:
         said = True
         raise
     finally:
+        if handles:
+            if interrupted:
+                signal.setitimer(signal.ITIMER_REAL, 0)
+            signal.signal(signal.SIGALRM, alarm)
         if handles and not interrupted:  # otherwise a second one may still come, while the interpreter ends
             signal.signal(signal.SIGINT, signal.default_int_handler)
             sys.unraisablehook = unraisable_hook
+
+
+def _is_handled(kind: type[BaseException]) -> bool:
+    """Return True while this thread handles such an exception, or another that came of it: in except and finally."""
+    exception = sys.exception()
+    while exception is not None and not isinstance(exception, kind):
+        exception = exception.__context__
+    return exception is not None
