@@ -30,6 +30,8 @@ class Interrupt:
 def deferred_interrupt() -> Iterator[Interrupt]:
     """Keep the first Ctrl-C until :meth:`Interrupt.check`; hand a second one to the handler that was there before.
 
+    One that the body did not check for raises KeyboardInterrupt at its end.
+
     Where Ctrl-C is not handled by Python (another thread, nohup), nothing is changed.
     """
     interrupt = Interrupt()
@@ -49,3 +51,4 @@ def deferred_interrupt() -> Iterator[Interrupt]:
     finally:
         if handles:
             signal.signal(signal.SIGINT, previous)
+    interrupt.check()  # it came after the body's last look

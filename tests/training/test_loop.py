@@ -15,6 +15,7 @@ import pytest
 from routerjax import InputError, losses, models, training
 from routerjax.config import OptimizerConfig, TrainingConfig
 from routerjax.training import in_memory, loop
+from routerjax.training.interrupt import deferred_interrupt
 from tests.training.battles import NUM_MODELS, WIDTH, random_battles
 
 TRAIN, VALIDATION = random_battles(), random_battles(seed=1)
@@ -145,6 +146,12 @@ def test_ctrl_c_within_an_epoch_saves_the_last_step_and_the_run_goes_on_bit_for_
     assert 4 <= positions[0] < positions[1]
     assert any(position % 14 for position in positions)  # 13 steps an epoch: not at an epoch's end
     assert_same_run(run(tmp_path / "stopped", training=config, resume=True), whole)
+
+
+def test_ctrl_c_after_the_last_check_is_not_lost() -> None:
+    with pytest.raises(KeyboardInterrupt), deferred_interrupt():
+        signal.raise_signal(signal.SIGINT)
+    assert signal.getsignal(signal.SIGINT) is signal.default_int_handler
 
 
 def test_ctrl_c_twice_ends_at_once_and_the_last_checkpoint_counts(
