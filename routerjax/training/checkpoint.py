@@ -10,6 +10,7 @@ import os
 import re
 import shutil
 import sys
+import threading
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -70,6 +71,8 @@ class Checkpoints:
             if code is None:
                 raise
             reason = os.strerror(int(code[1]))
+            # The earliest moment of the interpreter's end: before it waits for threads, which atexit comes after.
+            threading._register_atexit(_end_in_silence)  # pyright: ignore[reportAttributeAccessIssue]
             raise OSError(f"cannot write checkpoint {number} in {self.directory}: {reason}") from error
 
     def _remove_unfinished(self) -> None:
@@ -157,6 +160,15 @@ def _orbax_silent() -> Iterator[None]:
         sys.unraisablehook = report
     finally:
         logger.setLevel(level)
+
+
+def _end_in_silence() -> None:
+    """Drop what TensorStore's threads print while the interpreter ends; the error has been said."""
+    with contextlib.suppress(OSError, ValueError):
+        sys.stderr.flush()
+    nowhere = os.open(os.devnull, os.O_WRONLY)
+    os.dup2(nowhere, 2)
+    os.close(nowhere)
 
 
 def _is_of_no_thread(record: logging.LogRecord) -> bool:
