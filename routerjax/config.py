@@ -17,7 +17,7 @@ from routerjax.validation import coerce, field_types, item_type, parse
 ConfigT = TypeVar("ConfigT")
 AttributeValue = bool | int | float | str
 Truncation = Literal["left", "right", "middle"]
-"""What is left out of a text with too many tokens: its beginning, its end, or its middle."""
+"""Part of a text with too many tokens that is left out: its beginning, its end, or its middle."""
 
 Count = Annotated[int, Interval(ge=1, le=2**31 - 1)]
 Seed = Annotated[int, Interval(ge=0, le=2**32 - 1)]  # JAX drops all bits of a seed but these

@@ -22,7 +22,7 @@ logger = logging.getLogger(__name__)
 
 CONFIG_ENDINGS = (".yaml", ".yml")
 TRANSFORMERS_LABELS = ("LABEL_0", "LABEL_1")
-"""What transformers calls the outputs of a classifier whose configuration names none."""
+"""Labels that transformers gives a classifier whose configuration names none."""
 
 
 def import_routellm_mf(source: str | os.PathLike[str], *, strong: str | None = None, weak: str | None = None) -> Router:

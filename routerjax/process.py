@@ -1,4 +1,4 @@
-"""What surrounds a command: standard streams that may be closed or lose their reader, and Ctrl-C."""
+"""Surroundings of a command: standard streams that may be closed or lose their reader, and Ctrl-C."""
 
 from __future__ import annotations
 
@@ -16,8 +16,6 @@ INTERRUPTED = "interrupted; what was written before stays valid (train: go on wi
 
 # While code that handles an interruption runs, nothing is raised; see interrupts.
 SECONDS_UNTIL_AGAIN = 0.1
-
-
 # A prompt given for a column's name is a name of any length; the beginning and the end of a message say what is wrong.
 LONGEST_MESSAGE = 1500
 

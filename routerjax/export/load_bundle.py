@@ -107,7 +107,7 @@ class Bundle:
         )
 
     def win_prob(self, prompts):
-        """The same from a list of texts."""
+        """Return the win probability of each of a list of texts."""
         self._require_text()
         if isinstance(prompts, str):
             raise BundleError("prompts must be a list of texts, got one text: put it into a list")

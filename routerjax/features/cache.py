@@ -181,7 +181,7 @@ def _connect(path: Path, options: str = "") -> sqlite3.Connection:
 
 
 def _checksum(fingerprint: str, prompt: bytes, embedding: bytes) -> bytes:
-    """Of the row's key too, so that an embedding under another prompt's key does not fit."""
+    """Checksum of a row, its key included: an embedding under another prompt's key does not fit."""
     named = hashlib.sha256(fingerprint.encode()).digest()
     return hashlib.blake2b(named + prompt + embedding, digest_size=16).digest()
 

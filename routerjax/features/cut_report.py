@@ -1,4 +1,4 @@
-"""What a tokenizer left out of prompts, and which prompts it cannot tell apart: said wherever prompts are read."""
+"""Report of the prompts that a tokenizer cut, and of those that it cannot tell apart."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ HASH_BYTES = 3
 
 
 class Reading(NamedTuple):
-    """How a prompt is read.
+    """Summary of a prompt's tokens.
 
     Attributes:
         is_cut: if tokens were left out.
@@ -39,7 +39,7 @@ class Reading(NamedTuple):
         return cls(bool(is_cut), (int.from_bytes(first), int.from_bytes(second)))
 
     def to_row(self) -> Float32[np.ndarray, "3"]:
-        """As an embedding cache holds it."""
+        """Return the reading as a row of an embedding cache."""
         return np.asarray([self.is_cut, *self.tokens_hash], np.float32)
 
     @classmethod

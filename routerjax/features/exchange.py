@@ -138,7 +138,7 @@ def shown(text: str, secret: str) -> str:
 
 
 def error_message(answer: Answer, secret: str) -> str:
-    """What an answer other than 200 says of itself, fit to be shown."""
+    """Return the message of an answer other than 200, fit to be shown."""
     text = answer.content.decode("utf-8", "replace")
     try:
         error = json.loads(text)
@@ -153,7 +153,7 @@ def error_message(answer: Answer, secret: str) -> str:
 
 
 def redirect_host(answer: Answer, secret: str) -> str:
-    """Where a redirect leads: scheme and host alone."""
+    """Return scheme and host of a redirect's target."""
     try:
         parts = urllib.parse.urlsplit(answer.headers.get("Location", ""))
         where = f"{parts.scheme}://{parts.hostname}" if parts.hostname else "another path"

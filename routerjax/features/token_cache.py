@@ -98,7 +98,7 @@ def _write(path: Path, key: bytes, parts: Iterator[TokenIds]) -> None:
 
 
 def _read(path: Path, key: bytes) -> TokenIds | None:
-    """What a file holds; None, which is said, if it is not as it was written for that key.
+    """Read a file; None, with a warning, if it is not as it was written for that key.
 
     Arrow follows the offsets that a file states: nothing is parsed before the checksum is known to fit.
     """
@@ -115,5 +115,5 @@ def _read(path: Path, key: bytes) -> TokenIds | None:
 
 
 def _checksum(key: bytes, content: pa.Buffer) -> bytes:
-    """Of the file's key too, so that the tokens of other prompts under its name do not fit."""
+    """Checksum of a file, its key included: the tokens of other prompts under its name do not fit."""
     return hashlib.blake2b(memoryview(content), key=key, digest_size=CHECKSUM_BYTES).digest()

@@ -65,7 +65,7 @@ def _components(component: object) -> Iterator[Mapping[str, Any]]:
 
 
 def _growth(normalizer: Mapping[str, Any]) -> int:
-    """How many times longer a text may become, rounded up; the few times of Unicode's own forms are left out."""
+    """Bound on how many times longer a text may become, rounded up; Unicode's own forms, a few times, are left out."""
     kind = normalizer.get("type")
     if kind == "Replace":
         pattern, content = normalizer.get("pattern"), str(normalizer.get("content"))

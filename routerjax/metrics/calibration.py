@@ -135,7 +135,7 @@ def expected_calibration_error(win_prob: Column, label: Column, *, num_bins: int
 
 
 def calibration_columns(win_prob: Column, label: Column) -> Float64[np.ndarray, "columns prompts"]:
-    """What each prompt adds to log-loss, Brier score and calibration error, so that means of any resample give them.
+    """Terms of each prompt in log-loss, Brier score and calibration error; means over any resample give those.
 
     Returns:
         Row 0: each prompt's negative log-likelihood; row 1: its squared error; the other rows: for each bin that is not

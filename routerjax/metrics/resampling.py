@@ -53,7 +53,7 @@ def check_resamples(num_samples: int, seed: int) -> None:
 
 
 def prompt_counts(key: Key[Array, ""], num_prompts: int) -> Float[Array, "prompts"]:
-    """How often each prompt is drawn in ``num_prompts`` draws with replacement: float32 integers that sum to it."""
+    """Draw how often each prompt is in a resample: float32 integers that sum to ``num_prompts``."""
     drawn = jax.random.randint(key, (num_prompts,), 0, num_prompts)
     return jnp.zeros(num_prompts, jnp.float32).at[drawn].add(1.0)
 

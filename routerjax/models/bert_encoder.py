@@ -184,7 +184,7 @@ class BertEncoder(nn.Module):
         return table[self.padding_id + jnp.cumsum(counted, axis=1) * counted]
 
     def _position_bias(self, length: int) -> Float[Array, "heads query key"]:
-        """What attention adds for the distance between two tokens."""
+        """Attention bias of the distance between two tokens."""
         initializer = nn.with_logical_partitioning(
             nn.initializers.normal(self.initializer_range), ("distance", "heads")
         )

@@ -129,7 +129,7 @@ class SentenceEmbedding(nn.Module):
 
     @property
     def width(self) -> int:
-        """Of the embedding."""
+        """Width of the embedding."""
         widths = [layer.features for layer in self.layers if isinstance(layer, Projection)]
         return widths[-1] if widths else len(self.pooling) * self.encoder.width
 

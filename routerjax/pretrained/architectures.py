@@ -112,7 +112,7 @@ _DISTILBERT_LAYER = {
 
 @dataclass(frozen=True, kw_only=True)
 class Architecture:
-    """What is particular to a ``model_type``; where nothing is said, it is as in BERT.
+    """Architecture of a ``model_type``; the defaults are BERT's.
 
     Attributes:
         class_name: of the classifier in transformers.

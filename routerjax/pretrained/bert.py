@@ -26,7 +26,7 @@ _RATES = {*_DROPOUT_RATES, "layer_norm_epsilon", "initializer_range"}
 
 @dataclass(frozen=True, kw_only=True)
 class BertConfig:
-    """What the ``config.json`` of a classifier says.
+    """Configuration of a classifier, from its ``config.json``.
 
     Attributes:
         encoder: the attributes of :class:`routerjax.models.BertEncoder`; as ``model_type`` names the architecture.

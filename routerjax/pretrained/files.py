@@ -53,7 +53,7 @@ def find_file(path: Path, *, folder: Path | None = None) -> Path | None:
 
 
 def _blobs(folder: Path) -> list[Path]:
-    """Where the files of a snapshot in the Hugging Face cache lie: ``models--OWNER--NAME/blobs``."""
+    """Folder of a Hugging Face cache snapshot's files: ``models--OWNER--NAME/blobs``."""
     return [
         place.parents[1] / "blobs"
         for place in (folder, *folder.parents)

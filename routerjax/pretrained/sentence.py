@@ -79,7 +79,7 @@ class SentenceLayer:
 
 @dataclass(frozen=True, kw_only=True)
 class SentenceModules:
-    """How a sentence encoder makes an embedding of a text.
+    """Modules of a sentence encoder.
 
     Attributes:
         transformer: folder of the encoder and its tokenizer.

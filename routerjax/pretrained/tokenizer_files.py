@@ -38,7 +38,7 @@ def read_tokenizer_files(folder: Path, *, root: Path | None = None) -> dict[str,
 
 
 def tokenizer_config(files: Mapping[str, bytes]) -> dict[str, object]:
-    """What ``tokenizer_config.json`` says; empty where there is none.
+    """Read ``tokenizer_config.json``; empty where there is none.
 
     Raises:
         InputError: it is damaged.

@@ -1,4 +1,4 @@
-"""What ``router.json`` says of a router, with the type and the range of each field."""
+"""Description of a router in ``router.json``, with the type and the range of each field."""
 
 from __future__ import annotations
 

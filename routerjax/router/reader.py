@@ -94,7 +94,7 @@ class TextReader:
 
     @functools.cached_property
     def truncation_side(self) -> Truncation:
-        """What the tokenizer's files say is left out of a longer text: its end, or its beginning."""
+        """Side from which the tokenizer's files cut a longer text."""
         return truncation_side(self.files)
 
     @functools.cached_property
@@ -134,7 +134,7 @@ class TextReader:
     def spec(
         self, source: str | os.PathLike[str], max_length: int, truncation: Truncation | None = None
     ) -> FeatureSpec:
-        """What a router remembers of its tokens; see :meth:`tokenizer`."""
+        """Specification of the tokens, which a router keeps; see :meth:`tokenizer`."""
         tokenizer = self.tokenizer(max_length, truncation)
         return FeatureSpec(
             kind="tokens",

@@ -115,7 +115,7 @@ class Checkpoints:
 
 
 def _sha256(tree: PyTree, note: dict[str, Any]) -> str:
-    """Of every array's name, type, shape and bytes, and of the note."""
+    """Hash every array's name, type, shape and bytes, and the note."""
     digest = hashlib.sha256(json.dumps(note, sort_keys=True).encode())
     for path, leaf in jax.tree_util.tree_flatten_with_path(tree)[0]:
         array = np.ascontiguousarray(leaf)
@@ -125,7 +125,7 @@ def _sha256(tree: PyTree, note: dict[str, Any]) -> str:
 
 
 def placed_like(example: PyTree, arrays: PyTree) -> PyTree:
-    """The same values on the devices, and with the shardings, of ``example``; numpy's where it has numpy's."""
+    """Place arrays on the devices, and with the shardings, of ``example``; in numpy where it has numpy's."""
 
     def place(example: Any, array: Any) -> Any:
         if not isinstance(example, jax.Array):
@@ -140,7 +140,7 @@ def placed_like(example: PyTree, arrays: PyTree) -> PyTree:
 
 @contextlib.contextmanager
 def _orbax_silent() -> Iterator[None]:
-    """Without what Orbax logs, and what its threads report, of an error that it raises too; the error says it once.
+    """Silence Orbax's log and its threads' reports of an error that it raises too; the error says it once.
 
     Threads may still report when the call has failed: from then on, such reports are dropped.
     """

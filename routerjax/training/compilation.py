@@ -1,4 +1,4 @@
-"""How long JAX compiles, as JAX itself reports it."""
+"""Compilation time, as JAX itself reports it."""
 
 from __future__ import annotations
 

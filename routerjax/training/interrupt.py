@@ -10,7 +10,7 @@ from collections.abc import Iterator
 
 
 class Interrupt:
-    """Whether Ctrl-C was pressed.
+    """State of Ctrl-C.
 
     Attributes:
         requested: once; the loop is to stop at the next step's end.

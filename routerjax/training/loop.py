@@ -55,7 +55,7 @@ class FitResult:
 
 @dataclass
 class _Position:
-    """Where a run is; a checkpoint's note has it.
+    """Position of a run, kept in a checkpoint's note.
 
     Attributes:
         epoch: finished ones, validation included.

@@ -118,7 +118,7 @@ def test_what_makes_few_tokens_is_not_read_to_its_end(kind: str, character: str)
 def test_other_truncations_are_refused() -> None:
     content = make_tokenizer_of("WordPiece").to_str().encode()
     with pytest.raises(InputError, match="truncation must be one of left, right, middle, got 'front'"):
-        TextTokenizer(content, LENGTH, truncation="front")  # type: ignore[arg-type]
+        TextTokenizer(content, LENGTH, truncation="front")
     with pytest.raises(InputError, match="max_length must be at least the 2 special tokens"):
         TextTokenizer(content, 1)
     fingerprints = {TextTokenizer(content, LENGTH, truncation=side).fingerprint for side in SIDES}
