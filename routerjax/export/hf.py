@@ -18,6 +18,7 @@ from routerjax.atomic import new_directory, refuse_existing
 from routerjax.errors import InputError
 from routerjax.export.bundle import golden_prompts
 from routerjax.export.verification import artefact_precision, reject
+from routerjax.losses import outcome_model
 from routerjax.models import BertRouter, unstack_layers
 from routerjax.pretrained import TOKENIZER_CONFIG, BertConfig, bert_names, publish_weights, tensor_bytes
 from routerjax.router import Router, TextReader, load_reader
@@ -103,9 +104,10 @@ def _require_form(router: Router) -> None:
 
 def _labels(router: Router) -> tuple[str, ...]:
     """Names of the logits."""
-    if router.loss == "three_labels":
+    tie = outcome_model(router.loss).tie
+    if tie == "labels":
         return (f"{router.models[0]} wins", "tie", f"{router.models[1]} wins")
-    return (*router.models, "tie") if router.loss == "three_outcome" else router.models
+    return (*router.models, "tie") if tie == "column" else router.models
 
 
 def _as_published(router: Router) -> Router:
@@ -122,7 +124,7 @@ def _as_published(router: Router) -> Router:
 
 def _are_labels_reversed(router: Router) -> bool:
     """Return True if the logits are (weak wins, tie, strong wins): a training run sorts its models by name."""
-    return router.loss == "three_labels" and router.strong == router.models[1]
+    return outcome_model(router.loss).tie == "labels" and router.strong == router.models[1]
 
 
 def _tokenizer_config(reader: TextReader, max_length: int, truncation: str) -> bytes:

@@ -10,6 +10,7 @@ import urllib.parse
 from collections.abc import Mapping
 from typing import TYPE_CHECKING, NamedTuple
 
+from routerjax.display import printable
 from routerjax.errors import InputError
 
 if TYPE_CHECKING:
@@ -132,9 +133,8 @@ def shown(text: str, secret: str) -> str:
         forms = {secret, urllib.parse.quote(secret), urllib.parse.quote(secret, safe=""), json.dumps(secret)[1:-1]}
         for form in sorted(forms, key=len, reverse=True):
             text = text.replace(form, "[key]")
-    line = " ".join(text.split())
-    printable = "".join(character if character.isprintable() else "\ufffd" for character in line)
-    return printable if len(printable) <= LONGEST_MESSAGE else f"{printable[:LONGEST_MESSAGE]}..."
+    line = printable(" ".join(text.split()))
+    return line if len(line) <= LONGEST_MESSAGE else f"{line[:LONGEST_MESSAGE]}..."
 
 
 def error_message(answer: Answer, secret: str) -> str:
