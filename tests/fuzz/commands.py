@@ -9,11 +9,13 @@ import json
 import resource
 import sys
 import time
-from collections.abc import Iterator, Sequence
+import unittest.mock
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
 from routerjax.cli import main
+from tests.bundles import loader
 
 # Far above what any of these inputs needs, compilation and a loaded machine included.
 MOST_SECONDS = 60
@@ -55,6 +57,24 @@ def run(arguments: Sequence[object], *, stdin: bytes = b"") -> Outcome:
     Raises:
         Broken: the refusal is not one line, or time or memory went beyond the bound.
     """
+    outcome = _bounded(lambda: main([str(argument) for argument in arguments]), stdin, arguments)
+    if outcome.status != 0:
+        _require_refusal(outcome, "routerjax", ": error: ")
+    return outcome
+
+
+def run_bundle(folder: Path, prompts: Sequence[str]) -> Outcome:
+    """Run the bundle's ``load.py`` on prompts, which it must score or refuse as a command must."""
+    module = loader(folder)
+    with unittest.mock.patch.object(sys, "argv", ["load.py", "--", *prompts]):
+        outcome = _bounded(module.main, b"", folder)
+    if outcome.status != 0:
+        _require_refusal(outcome)
+    return outcome
+
+
+def _bounded(command: Callable[[], int | None], stdin: bytes, name: object) -> Outcome:
+    """Outcome of a command, as its process would have it, within time and memory."""
     out, err = _Text(), io.StringIO()
     _reset_peak()
     before, started = _status_bytes("VmHWM"), time.monotonic()
@@ -62,31 +82,30 @@ def run(arguments: Sequence[object], *, stdin: bytes = b"") -> Outcome:
     try:
         with _limited_memory(), _standard_streams(stdin, out, err):
             try:
-                status = main([str(argument) for argument in arguments])
-            except SystemExit as error:  # of argparse
+                status = command() or 0
+            except SystemExit as error:  # of argparse, or with the message
                 status = error.code if isinstance(error.code, int) else 1
+                if isinstance(error.code, str):
+                    err.write(f"{error.code}\n")
     finally:
         faulthandler.cancel_dump_traceback_later()
     seconds, grown = time.monotonic() - started, _status_bytes("VmHWM") - before
     COUNT.runs += 1
     COUNT.successes += status == 0
-    outcome = Outcome(status, out.text(), err.getvalue())
-    if status != 0:
-        _require_refusal(outcome)
     if seconds > MOST_SECONDS:
-        raise Broken(f"{seconds:.0f} s, expected at most {MOST_SECONDS}: {arguments}")
+        raise Broken(f"{seconds:.0f} s, expected at most {MOST_SECONDS}: {name}")
     if grown > MOST_BYTES:
-        raise Broken(f"{grown / 1e6:.0f} MB more than before, expected at most {MOST_BYTES / 1e6:.0f}: {arguments}")
-    return outcome
+        raise Broken(f"{grown / 1e6:.0f} MB more than before, expected at most {MOST_BYTES / 1e6:.0f}: {name}")
+    return Outcome(status, out.text(), err.getvalue())
 
 
-def _require_refusal(outcome: Outcome) -> None:
+def _require_refusal(outcome: Outcome, beginning: str = "", marker: str = "") -> None:
     if outcome.status not in REFUSALS:
         raise Broken(f"exit status {outcome.status}: {outcome.err}")
     if "Traceback" in outcome.err:
         raise Broken(f"a traceback: {outcome.err}")
     last = outcome.err.rstrip("\n").rsplit("\n", 1)[-1]
-    if not last.startswith("routerjax") or ": error: " not in last or len(last) > 2000:
+    if not last or not last.startswith(beginning) or marker not in last or len(last) > 2000:
         raise Broken(f"the refusal is not one short line: {outcome.err!r}")
     if any(not character.isprintable() for character in last):
         raise Broken(f"the refusal holds characters that a terminal would obey: {last!r}")

@@ -26,12 +26,13 @@ json_values = st.recursive(
 )
 
 
-def changed_copy(data: st.DataObject, source: Path, target: Path) -> Path:
-    """A copy of a folder with one or two of its files changed; ``target`` lies in a folder with a file ``secret``."""
+def changed_copy(data: st.DataObject, source: Path, target: Path, keep: str = "") -> Path:
+    """A copy of a folder with one or two of its files changed, ``keep`` not; beside it lies a file ``secret``."""
     shutil.copytree(source, target)
     (target.parent / "secret").write_text(SECRET)
     for _ in range(data.draw(st.integers(1, 2), label="changed files")):
         files = sorted(path for path in target.rglob("*") if path.is_file() and not path.is_symlink())
+        files = [path for path in files if path.name != keep]
         if files:
             file = data.draw(st.sampled_from(files), label="file")
             _change(data, file, target)

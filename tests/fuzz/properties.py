@@ -18,7 +18,7 @@ from routerjax.cli import main
 from tests.arena import save_arena
 from tests.encoders import save_tiny_classifier
 from tests.fuzz import configs, folders, tables
-from tests.fuzz.commands import Broken, run, strict_json
+from tests.fuzz.commands import Broken, run, run_bundle, strict_json
 
 STRONG, WEAK = "sim-large", "sim-small"
 PAIR = ["--strong", STRONG, "--weak", WEAK]
@@ -30,7 +30,8 @@ class Place:
     """A folder with good inputs.
 
     Attributes:
-        root: holds ``arena/`` (battles, benchmark, encoder, config.py), ``router/``, ``text_router/``, ``classifier/``.
+        root: holds ``arena/`` (battles, benchmark, encoder, config.py), ``router/``, ``text_router/``, ``classifier/``,
+            ``bundle/`` (of ``router``).
         win_prob: of ``PROMPTS``, by the name of each of the two routers.
     """
 
@@ -49,6 +50,7 @@ def make_place(root: Path) -> Place:
         ["train", arena / "config.py", "--output", root / "run"],
         ["calibrate", root / "run", "--prompts", battles, "--strong-share", share, "--output", root / "router"],
         ["import", root / "classifier", "--format", "hf", *PAIR, "--output", root / "text_router"],
+        ["export", root / "router", "--format", "stablehlo", "--output", root / "bundle"],
     ]
     for command in commands:
         assert main([str(argument) for argument in command]) == 0
@@ -176,9 +178,7 @@ def a_strangers_router(place: Place, data: st.DataObject, folder: Path) -> None:
         return
     outcome = run(["score", router, "--input", "-"], stdin=stdin)
     if outcome.status == 0:
-        win_prob = np.asarray([strict_json(line)["win_prob"] for line in outcome.out.splitlines()])
-        difference = np.abs(win_prob - place.win_prob[name]).max()
-        _require(bool(difference < 1e-6), f"another router's answers, and no word: {difference}")
+        _require_same_answers(outcome.out, place.win_prob[name])
 
 
 def a_strangers_classifier(place: Place, data: st.DataObject, folder: Path) -> None:
@@ -199,6 +199,14 @@ def a_strangers_encoder(place: Place, data: st.DataObject, folder: Path) -> None
     _train(place, folder, ["--set", "training.epochs=1", f"features.encoder={encoder}", "features.max_length=16"])
 
 
+def a_strangers_bundle(place: Place, data: st.DataObject, folder: Path) -> None:
+    """A bundle that was changed, but for its program: it answers as the router does, or it is refused."""
+    bundle = folders.changed_copy(data, place.root / "bundle", folder / "bundle", keep="load.py")
+    outcome = run_bundle(bundle, PROMPTS)
+    if outcome.status == 0:
+        _require_same_answers(outcome.out, place.win_prob["router"])
+
+
 PROPERTIES: Mapping[str, Callable[[Place, st.DataObject, Path], None]] = {
     function.__name__: function
     for function in (
@@ -212,6 +220,7 @@ PROPERTIES: Mapping[str, Callable[[Place, st.DataObject, Path], None]] = {
         a_strangers_router,
         a_strangers_classifier,
         a_strangers_encoder,
+        a_strangers_bundle,
     )
 }
 
@@ -219,6 +228,12 @@ PROPERTIES: Mapping[str, Callable[[Place, st.DataObject, Path], None]] = {
 def _require(holds: bool, otherwise: str) -> None:
     if not holds:
         raise Broken(otherwise)
+
+
+def _require_same_answers(out: str, win_prob: np.ndarray) -> None:
+    scored = np.asarray([strict_json(line)["win_prob"] for line in out.splitlines()])
+    difference = np.abs(scored - win_prob).max()
+    _require(bool(difference < 1e-6), f"another router's answers, and no word: {difference}")
 
 
 def _battles(data: st.DataObject) -> list[tables.Row]:

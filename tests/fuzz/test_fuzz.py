@@ -5,6 +5,7 @@ import pytest
 from tests.fuzz.properties import PROPERTIES, Place, make_place
 from tests.fuzz.search import search
 
+pytestmark = pytest.mark.xdist_group("fuzz")  # one process makes the good inputs
 EXAMPLES = 6
 
 
