@@ -53,8 +53,6 @@ def main(argv: Sequence[str] | None = None) -> int:
 def _run(arguments: argparse.Namespace) -> None:
     if sys.stdout is None:
         raise InputError("standard output is closed: send it to a file, or to /dev/null")
-    if sys.stdin is None and "-" in (getattr(arguments, "input", None), getattr(arguments, "prompts", None)):
-        raise InputError("standard input is closed, and - reads it: give a file")
     arguments.run(arguments)
     sys.stdout.flush()  # what it cannot take must be known here, not when the interpreter ends
 
@@ -236,6 +234,8 @@ def _calibrate(arguments: argparse.Namespace) -> None:
     wants_share, wants_map = arguments.strong_share is not None, arguments.method is not None
     if wants_share != (arguments.prompts is not None) or wants_map != (arguments.battles is not None):
         raise InputError("--prompts goes with --strong-share, and --battles with --method")
+    if arguments.input_format is not None and not wants_share:
+        raise InputError("--input-format is of --prompts")
     if not (wants_share or wants_map):
         raise InputError("nothing to calibrate: give --prompts and --strong-share, --battles and --method, or all four")
     if wants_share:
@@ -244,6 +244,9 @@ def _calibrate(arguments: argparse.Namespace) -> None:
         refuse_existing(arguments.output)
     router = load_router(router_folder(arguments.router), encoder=arguments.encoder)
     router = router.with_pair(arguments.strong, arguments.weak)
+    prompts = []
+    if wants_share:
+        prompts = read_prompt_table(arguments.prompts, input_format=arguments.input_format, progress=True).prompts
     with EmbeddingCache() as cache:
         if wants_map:
             battles = read_preferences(arguments.battles, progress=True)
@@ -252,8 +255,6 @@ def _calibrate(arguments: argparse.Namespace) -> None:
             for name in CALIBRATION_FIGURES:
                 _say(f"{name}: {found[name]['raw']:.4f} raw, {found[name]['calibrated']:.4f} calibrated (held out)")
         if wants_share:
-            table = read_prompt_table(arguments.prompts, input_format=arguments.input_format, progress=True)
-            prompts = table.prompts
             # Prompts that the router remembers stand for new ones.
             win_prob = router.win_prob(prompts, exclude_own_battles=True, cache=cache, progress=True)
             threshold, attained = threshold_for_share(win_prob, arguments.strong_share)

@@ -20,9 +20,11 @@ Truncation = Literal["left", "right", "middle"]
 """Part of a text with too many tokens that is left out: its beginning, its end, or its middle."""
 
 Count = Annotated[int, Interval(ge=1, le=2**31 - 1)]
+Whole = Annotated[int, Interval(ge=0, le=2**31 - 1)]
 Seed = Annotated[int, Interval(ge=0, le=2**32 - 1)]  # JAX drops all bits of a seed but these
 Positive = Annotated[float, Interval(gt=0)]
 NonNegative = Annotated[float, Interval(ge=0)]
+Fraction = Annotated[float, Interval(ge=0, lt=1)]
 Weight = Annotated[float, Interval(ge=1e-9, le=1e9)]  # beyond these, products of weights leave float32
 
 NO_IDENTITY: Mapping[str, bool] = {"identifies": False}
@@ -98,7 +100,7 @@ class DataConfig(_Settings):
     root: str = field(default=".", metadata=NO_IDENTITY)
     battles: tuple[BattleSource, ...] = ()
     golden: tuple[GoldenSource, ...] = ()
-    validation_fraction: Annotated[float, Interval(ge=0, lt=1)] = 0.1
+    validation_fraction: Fraction = 0.1
     seed: Seed = 0
 
 
@@ -172,12 +174,12 @@ class OptimizerConfig(_Settings):
 
     learning_rate: Positive = 3e-4
     weight_decay: NonNegative = 1e-5
-    warmup_fraction: Annotated[float, Interval(ge=0, lt=1)] = 0.05
+    warmup_fraction: Fraction = 0.05
     final_fraction: Annotated[float, Interval(ge=0, le=1)] = 0.0
     gradient_clip: Positive | None = None
     encoder_rate: NonNegative = 1.0
     layer_decay: Annotated[float, Interval(gt=0, le=1)] = 1.0
-    frozen_layers: Annotated[int, Interval(ge=0)] = 0
+    frozen_layers: Whole = 0
 
 
 @dataclass(frozen=True, kw_only=True)

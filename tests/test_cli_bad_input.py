@@ -142,6 +142,13 @@ def test_settings(arena: Path, tmp_path: Path, refused: Refused, setting: str, m
     refused(message, *train(arena, tmp_path / "run", setting))
 
 
+@pytest.mark.parametrize("setting", ["family=mf", "family=sw"])
+def test_fields_of_a_module_that_are_no_settings(arena: Path, tmp_path: Path, refused: Refused, setting: str) -> None:
+    for name in ("num_models", "memory_axis", "name"):
+        settings = [f"router.{setting}", "router.attributes={}", f"router.attributes.{name}=3"]
+        refused(f"has no attribute '{name}'", *train(arena, tmp_path / "run", *settings))
+
+
 @pytest.mark.parametrize(
     ("text", "message"),
     [
@@ -182,6 +189,11 @@ def test_thresholds_and_shares(arena: Path, tmp_path: Path, refused: Refused) ->
     for share in ("1.5", "-0.1", "nan"):
         calibrate = ["calibrate", arena / "run", "--prompts", tmp_path / "in.csv", f"--strong-share={share}"]
         refused(rf"strong share must lie in \[0, 1\], .*got {share}", *calibrate, "--output", tmp_path / "calibrated")
+
+    # Of two calibrations neither is begun where the other cannot be: nothing is printed.
+    both = ["calibrate", arena / "run", "--battles", arena / "battles.parquet", "--method", "platt"]
+    refused("no file .*no.csv", *both, "--prompts", tmp_path / "no.csv", "--strong-share=0.5")
+    refused("--input-format is of --prompts", *both, "--input-format", "jsonl")
 
 
 def test_prompts_and_models_to_score(arena: Path, tmp_path: Path, refused: Refused) -> None:

@@ -235,7 +235,7 @@ def test_attributes_have_the_types_of_their_module() -> None:
     typed = typed_attributes("mf", changed.router.attributes)
     assert json.dumps(typed) == '{"noise_std": 1.0, "model_dim": 8}'
     assert typed_attributes("sw", {"normalize": "train"}) == {"normalize": "train"}
-    with pytest.raises(InputError, match=r"knn\.k must be an integer, got '2\.5'"):
+    with pytest.raises(InputError, match=r"knn\.k must be an integer in .*, got '2\.5'"):
         typed_attributes("knn", {"k": "2.5"})
     with pytest.raises(InputError, match=r"knn has no attribute 'kk' \(did you mean 'k'\?\)"):
         typed_attributes("knn", {"kk": "2"})

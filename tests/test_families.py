@@ -108,9 +108,16 @@ def test_three_labels_are_of_two_models(tmp_path: Path) -> None:
     ("family", "attributes", "message"),
     [
         ("sw", {"normalize": "qurey"}, "sw.normalize must be one of query, train, got 'qurey'"),
-        ("sw", {"gamma": 0.0}, "sw.gamma must be positive, got 0.0"),
-        ("knn", {"k": 2.5}, "knn.k must be an integer, got 2.5"),
-        ("mf", {"model_dim": -3}, "mf.model_dim must be positive, got -3"),
+        ("sw", {"gamma": 0.0}, "sw.gamma must be a positive number, got 0.0"),
+        ("knn", {"k": 2.5}, "knn.k must be an integer in .*, got 2.5"),
+        *(
+            ("mf", {"model_dim": size}, rf"mf.model_dim must be an integer in \[1, 65536\], got {size}")
+            for size in (-3, 0, 2**31, 10**30)
+        ),
+        ("mf", {"noise_std": -0.1}, "mf.noise_std must be a number of at least 0, got -0.1"),
+        ("knn", {"k": 2**31}, "knn.k must be an integer in .*, got 2147483648"),
+        ("sw", {"num_tiers": -1}, "sw.num_tiers must be an integer in .*, got -1"),
+        ("sw", {"memory_axis": "batch"}, "sw has no attribute 'memory_axis'"),
         ("mf", {"bias": 1}, "mf.bias must be True or False, got 1"),
     ],
 )

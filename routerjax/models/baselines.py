@@ -9,6 +9,7 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Float
 
+from routerjax.config import Count, Positive
 from routerjax.errors import InputError
 from routerjax.models.layers import unit_length
 from routerjax.typing import PreferenceBatch, Query, Variables
@@ -39,8 +40,8 @@ class NearestNeighbors(nn.Module):
     """
 
     num_models: int
-    k: int = 50
-    smoothing: float = 1.0
+    k: Count = 50
+    smoothing: Positive = 1.0
 
     def __post_init__(self) -> None:
         if not 0 < self.smoothing < math.inf:

@@ -9,6 +9,7 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Float
 
+from routerjax.config import Fraction
 from routerjax.models.bert_encoder import ROBERTA_LIKE, BertEncoder
 from routerjax.models.layers import dense, mean_over_tokens
 from routerjax.typing import Query
@@ -35,7 +36,7 @@ class BertRouter(nn.Module):
     encoder: BertEncoder
     num_models: int
     head: Literal["architecture", "linear", "mean"] = "architecture"
-    dropout_rate: float = 0.1
+    dropout_rate: Fraction = 0.1
 
     @nn.compact
     def __call__(self, query: Query, *, deterministic: bool = True) -> Float[Array, "batch outputs"]:

@@ -10,6 +10,7 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Bool, Float, Int
 
+from routerjax.config import Count, Fraction, NonNegative, Whole
 from routerjax.models.layers import (
     BUCKET_STARTS,
     SelfAttention,
@@ -97,19 +98,19 @@ class BertEncoder(nn.Module):
         1910.01108); Song et al., "MPNet" (arXiv 2004.09297).
     """
 
-    vocab_size: int
-    width: int
-    num_layers: int
-    num_heads: int
-    mlp_dim: int
-    max_positions: int
+    vocab_size: Count
+    width: Count
+    num_layers: Count
+    num_heads: Count
+    mlp_dim: Count
+    max_positions: Count
     model_type: ModelType = "bert"
-    padding_id: int = 0
-    num_token_types: int = 2
-    dropout_rate: float = 0.1
-    attention_dropout_rate: float = 0.1
-    layer_norm_epsilon: float = 1e-12
-    initializer_range: float = 0.02
+    padding_id: Whole = 0
+    num_token_types: Whole = 2
+    dropout_rate: Fraction = 0.1
+    attention_dropout_rate: Fraction = 0.1
+    layer_norm_epsilon: NonNegative = 1e-12
+    initializer_range: NonNegative = 0.02
     dtype: jnp.dtype = jnp.dtype("float32")
     remat: bool = False
     scan_layers: bool = False

@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
-from typing import cast
+from typing import Annotated, cast
 
 import flax.linen as nn
 import jax
+from annotated_types import Interval
 from jaxtyping import Array, Float
 
+from routerjax.config import NonNegative
 from routerjax.models.layers import unit_length
 from routerjax.typing import Query
 
@@ -20,9 +22,9 @@ class MatrixFactorization(nn.Module):
 
     Attributes:
         num_models: columns of the scores.
-        model_dim: width of a model's embedding.
-        bias: whether the projection of the prompt has a bias.
-        normalize_models: whether each v_m is scaled to unit length.
+        model_dim: width of a model's embedding, at most 65,536.
+        bias: add a bias to the projection of the prompt.
+        normalize_models: scale each v_m to unit length.
         noise_std: standard deviation of Gaussian noise on v_q, from the rng stream ``noise``, when not deterministic.
 
     Reference:
@@ -30,10 +32,10 @@ class MatrixFactorization(nn.Module):
     """
 
     num_models: int
-    model_dim: int = 128
+    model_dim: Annotated[int, Interval(ge=1, le=2**16)] = 128
     bias: bool = True
     normalize_models: bool = False
-    noise_std: float = 0.0
+    noise_std: NonNegative = 0.0
 
     @nn.compact
     def __call__(self, query: Query, *, deterministic: bool = True) -> Float[Array, "batch models"]:

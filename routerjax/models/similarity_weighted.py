@@ -12,6 +12,7 @@ import numpy as np
 from jaxtyping import Array, Float, Int
 
 from routerjax import bradley_terry
+from routerjax.config import Positive, Whole
 from routerjax.errors import InputError
 from routerjax.models.layers import unit_length
 from routerjax.typing import PreferenceBatch, Query, Variables
@@ -56,9 +57,9 @@ class SimilarityWeighted(nn.Module):
     """
 
     num_models: int
-    gamma: float = 10.0
+    gamma: Positive = 10.0
     normalize: Literal["query", "train"] = "query"
-    num_tiers: int = 10
+    num_tiers: Whole = 10
     memory_axis: str | None = None
 
     @nn.compact

@@ -5,7 +5,7 @@ from __future__ import annotations
 import dataclasses
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any, cast, get_type_hints
+from typing import Any
 
 import flax.linen as nn
 
@@ -14,7 +14,7 @@ from routerjax.config import AttributeValue
 from routerjax.errors import InputError, choose, nearest
 from routerjax.router.reader import TextReader
 from routerjax.typing import PreferenceBatch, Variables
-from routerjax.validation import coerce, typed
+from routerjax.validation import coerce, field_types, typed
 
 
 @dataclass(frozen=True)
@@ -52,8 +52,8 @@ FAMILIES: Mapping[str, Family] = {
 }
 
 
-POSITIVE = ("model_dim", "k", "gamma")
-"""Attributes that make no sense as 0."""
+NO_ATTRIBUTES = {"parent", "name", "num_models", "encoder", "memory_axis"}
+"""Fields of modules that no configuration decides: Flax's own, what data and files say, a caller's mapped axis."""
 
 
 def find_family(family: str) -> Family:
@@ -101,12 +101,12 @@ def typed_attributes(family: str, attributes: Mapping[str, AttributeValue]) -> d
 def _attribute_types(family: str, names: Iterable[str]) -> Mapping[str, object]:
     """Types of a family's attributes, among which are these names."""
     module = find_family(family).module
-    known = {f.name for f in dataclasses.fields(module)} - {"parent", "name", "num_models", "encoder"}
+    known = {f.name for f in dataclasses.fields(module)} - NO_ATTRIBUTES
     for name in names:
         if name not in known:
             listed, close = ", ".join(sorted(known)), nearest(name, known)
             raise InputError(f"{family} has no attribute {name!r}{close}; it has {listed}")
-    return get_type_hints(module)
+    return field_types(module)
 
 
 def make_module(
@@ -137,13 +137,6 @@ def make_module(
         raise InputError(f"{family} reads text with an encoder of its own, and none was given")
     types = _attribute_types(family, attributes)
     checked = {name: coerce(value, types[name], f"{family}.{name}") for name, value in attributes.items()}
-    for name, value in checked.items():
-        if isinstance(value, int | float) and (value < 0 or (value == 0 and name in POSITIVE)):
-            raise InputError(
-                f"{family}.{name} must be {'positive' if name in POSITIVE else 'at least 0'}, got {value!r}"
-            )
-        if name.endswith("_rate") and not cast(float, value) < 1:
-            raise InputError(f"{family}.{name} must be below 1, got {value!r}")
     if reader is not None and found.reads_text:
         checked["encoder"] = reader.encoder
     tie = losses.outcome_model(loss).tie

@@ -8,7 +8,7 @@ import os
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, cast, get_type_hints
+from typing import Any, cast
 
 import flax.linen as nn
 import jax
@@ -45,7 +45,7 @@ from routerjax.pretrained import (
     truncation_side,
 )
 from routerjax.typing import Array, PyTree
-from routerjax.validation import coerce, typed
+from routerjax.validation import coerce, field_types, typed
 
 # What a run may say of an encoder that it trains; all else is what the encoder's files say.
 WHOSE_CHOICES = "features.encoder_attributes"
@@ -196,12 +196,6 @@ def _checked(attributes: Mapping[str, object], whose: str) -> dict[str, Any]:
     for name, value in attributes.items():
         what = f"{whose}.{name}"
         checked[name] = choose(str(value), DTYPES, what) if name == "dtype" else coerce(value, types[name], what)
-        if name in ("dropout_rate", "attention_dropout_rate") and not 0 <= checked[name] < 1:
-            raise InputError(f"{what} must be in [0, 1), got {value}")
-        if name in SIZES and checked[name] < 1:
-            raise InputError(f"{what} must be at least 1, got {value}")
-        if isinstance(checked[name], int | float) and checked[name] < 0:
-            raise InputError(f"{what} must be at least 0, got {value}")
     if "num_heads" in checked and checked["width"] % checked["num_heads"] != 0:
         raise InputError(f"{whose}.num_heads ({checked['num_heads']}) must divide its width ({checked['width']})")
     return checked
@@ -223,10 +217,8 @@ def _require_choices(names: Iterable[str]) -> None:
             raise InputError(f"{WHOSE_CHOICES} takes {', '.join(CHOICES)}, got {name!r}{nearest(name, CHOICES)}")
 
 
-@functools.cache
 def _encoder_types() -> dict[str, object]:
-    hints = get_type_hints(BertEncoder)
-    return {f.name: hints[f.name] for f in dataclasses.fields(BertEncoder) if f.name not in ("parent", "name")}
+    return {name: kind for name, kind in field_types(BertEncoder).items() if name not in ("parent", "name")}
 
 
 def load_reader(

@@ -59,7 +59,7 @@ def read_prompt_table(path: str, *, input_format: str | None = None, progress: b
     """
     if path == "-":
         if sys.stdin is None:
-            raise InputError("standard input is closed")
+            raise InputError("standard input is closed, and - reads it: give a file")
         where = Path("standard input")
         if input_format == "jsonl":
             return _prompt_table(json_table(list(json_objects(sys.stdin.buffer, where)), where), progress)

@@ -78,6 +78,11 @@ class _Position:
     best_loss: float | None = None
     history: list[dict[str, float]] = field(default_factory=list)
 
+    @property
+    def loss(self) -> float:
+        """Mean over the battles so far; NaN while none of them has a weight."""
+        return self.loss_sum / self.weight_sum if self.weight_sum else math.nan
+
     def add(self, metrics: Mapping[str, np.ndarray]) -> int:
         """Count finished steps; return how many they are."""
         # One by one: the sums are the same bit for bit in whatever parts the steps come.
@@ -184,12 +189,11 @@ def run_epochs(
                     position.seconds += now - time_before - (compiled - compiled_before)
                     time_before, compiled_before = now, compiled
                     bar.update(count)
-                    loss = position.loss_sum / position.weight_sum
-                    bar.set_postfix(epoch=position.epoch + 1, loss=f"{loss:.4f}", refresh=False)
+                    bar.set_postfix(epoch=position.epoch + 1, loss=f"{position.loss:.4f}", refresh=False)
                     interrupt.check()
                 row = {
                     "epoch": position.epoch + 1,
-                    "loss": position.loss_sum / position.weight_sum,
+                    "loss": position.loss,
                     "gradient_norm": position.gradient_norm_sum / steps_per_epoch,
                     "learning_rate": float(np.asarray(schedule((position.epoch + 1) * steps_per_epoch - 1))),
                     "battles_per_second": identity["train_battles"] / position.seconds,

@@ -9,6 +9,7 @@ import typing
 from hypothesis import strategies as st
 
 from routerjax import config
+from routerjax.router import FAMILIES
 
 
 def _names(kind: type, prefix: str) -> list[str]:
@@ -22,8 +23,10 @@ def _names(kind: type, prefix: str) -> list[str]:
     return names
 
 
+ATTRIBUTES = sorted({field.name for family in FAMILIES.values() for field in dataclasses.fields(family.module)})
 FIELDS = [
     *_names(config.ExperimentConfig, ""),
+    *(f"router.attributes.{name}" for name in ATTRIBUTES),
     "data.battles.0.path",
     "data.battles.0.drop_where",
     "data.battles.7.path",
@@ -41,11 +44,9 @@ EXPRESSIONS = (
     *("__import__('os').environ", "lambda: 1", "'\\ud83d'", "range(3)", "(_ for _ in ())", "...", "2**63", "-2**63"),
 )
 
-settings = st.builds(
-    "{}={}".format,
-    st.one_of(st.sampled_from(FIELDS), st.text(max_size=10)),
-    st.one_of(st.sampled_from(TEXTS), st.text(max_size=10), st.integers(-5, 5).map(str)),
-)
+texts = st.one_of(st.sampled_from(TEXTS), st.text(max_size=10), st.integers(-5, 5).map(str))
+settings = st.builds("{}={}".format, st.one_of(st.sampled_from(FIELDS), st.text(max_size=10)), texts)
+attributes = st.builds("router.attributes.{}={}".format, st.sampled_from(ATTRIBUTES), texts)
 
 
 def changed(data: st.DataObject, text: str) -> str:

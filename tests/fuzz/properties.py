@@ -158,6 +158,13 @@ def train_with_settings(place: Place, data: st.DataObject, folder: Path) -> None
     _train(place, folder, ["--set", "training.epochs=1", *settings])
 
 
+def train_with_attributes(place: Place, data: st.DataObject, folder: Path) -> None:
+    """Any attribute of any family: a router that loads, or a refusal."""
+    family = data.draw(st.sampled_from(["mf", "sw", "knn"]), label="family")
+    settings = ["training.epochs=1", f"router.family={family}", "router.attributes={}"]
+    _train(place, folder, ["--set", *settings, data.draw(configs.attributes, label="attribute")])
+
+
 def train_with_a_configuration(place: Place, data: st.DataObject, folder: Path) -> None:
     """Any value in a configuration file: a router that loads, or a refusal."""
     text = (place.root / "arena" / "config.py").read_text()
@@ -216,6 +223,7 @@ PROPERTIES: Mapping[str, Callable[[Place, st.DataObject, Path], None]] = {
         evaluate,
         train_on_a_table,
         train_with_settings,
+        train_with_attributes,
         train_with_a_configuration,
         a_strangers_router,
         a_strangers_classifier,

@@ -98,6 +98,16 @@ def test_battles_without_weight_are_refused(tmp_path: Path) -> None:
         )  # fmt: skip
 
 
+def test_a_step_may_hold_nothing_but_battles_without_weight(tmp_path: Path) -> None:
+    battles = random_battles()
+    result = training.fit(
+        Linear(), battles._replace(weight=jnp.zeros(100).at[50].set(1.0)), None, loss=linear_loss,
+        optimizer=OptimizerConfig(), training=TrainingConfig(epochs=1, batch_size=16), directory=tmp_path,
+        progress=False,
+    )  # fmt: skip
+    assert np.isfinite(result.history[0]["loss"])
+
+
 @pytest.mark.parametrize("poison", [np.inf, np.nan])
 def test_what_has_no_weight_poisons_neither_sum_nor_gradient(poison: float) -> None:
     """Its scores, its outcome and hence its loss are not finite; weight 0 is padding all the same."""
