@@ -87,7 +87,8 @@ def _naming(path: Path, error: OSError) -> OSError:
 
 
 def require_folder(path: Path) -> None:
-    """Raise InputError if the folder that ``path`` would lie in does not exist."""
+    """Raise InputError if the folder that ``path`` would lie in does not exist, or ``path`` has a NUL in its name."""
+    _refuse_nul(path)
     if not path.parent.is_dir():
         raise InputError(f"cannot write {path}: the folder {path.parent} does not exist; create it first")
 
@@ -96,13 +97,20 @@ def refuse_existing(path: Path) -> None:
     """Refuse an output that exists, unless it is an empty folder, or that cannot be made where it is to be.
 
     Raises:
-        InputError: it exists, or would lie in a file.
+        InputError: it exists, or would lie in a file, or has a NUL in its name.
         PermissionError: it would lie in a folder that may not be written to.
     """
-    folder = next(parent for parent in path.absolute().parents if parent.exists())
+    _refuse_nul(path)
+    absolute = path.absolute()
+    folder = next((parent for parent in absolute.parents if parent.exists()), absolute)  # the root has no parent
     if not folder.is_dir():
         raise InputError(f"cannot write {path}: {folder} is a file, not a folder")
     if path.exists() and not (path.is_dir() and not any(path.iterdir())):
         raise InputError(f"the output {path} exists already; choose another name or remove it")
     if not os.access(folder, os.W_OK | os.X_OK):
         raise PermissionError(errno.EACCES, os.strerror(errno.EACCES), os.fspath(folder))
+
+
+def _refuse_nul(path: Path) -> None:
+    if "\0" in os.fspath(path):
+        raise InputError(f"cannot write {os.fspath(path)!r}: a name cannot hold a NUL")

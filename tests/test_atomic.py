@@ -8,7 +8,7 @@ from pathlib import Path
 
 import pytest
 
-from routerjax.atomic import atomic_file, new_directory
+from routerjax.atomic import atomic_file, new_directory, refuse_existing
 from routerjax.errors import InputError
 
 
@@ -112,3 +112,16 @@ def test_the_name_is_on_the_disk_when_the_writer_is_done(tmp_path: Path, monkeyp
         (folder / "inner" / "file").write_text("x")
     assert flushed[-1] == str(tmp_path)
     assert {Path(path).name for path in flushed} >= {"inner", "file"}
+
+
+@pytest.mark.parametrize(("path", "message"), [("/", "exists already"), ("a\0b", "a name cannot hold a NUL")])
+def test_no_path_is_beyond_a_refusal(path: str, message: str) -> None:
+    with pytest.raises(InputError, match=message), new_directory(path):
+        pass
+    with pytest.raises(InputError, match=message):
+        refuse_existing(Path(path))
+
+
+def test_a_file_with_a_nul_in_its_name_is_refused(tmp_path: Path) -> None:
+    with pytest.raises(InputError, match="a name cannot hold a NUL"), atomic_file(tmp_path / "a\0b"):
+        pass

@@ -295,3 +295,4 @@ def test_outputs_that_exist(arena: Path, tmp_path: Path, refused: Refused) -> No
         ["export", arena / "run", "--format", "stablehlo", "--output", there],
     ):
         refused("exists already", *arguments)
+    refused("the output / exists already", *train(arena, Path("/")))
