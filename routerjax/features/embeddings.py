@@ -69,7 +69,7 @@ def read_embeddings(path: str | os.PathLike[str]) -> Embeddings:
             f'{path} has no declared fingerprint: write {{"fingerprint": "MODEL AND VERSION"}} to {declared}'
         )
     try:
-        fingerprint = json.loads(declared.read_text(encoding="utf-8"))["fingerprint"]
+        fingerprint = json.loads(declared.read_text(encoding="utf-8-sig"))["fingerprint"]
     except (ValueError, KeyError, TypeError) as error:
         raise InputError(f'{declared} must hold {{"fingerprint": "MODEL AND VERSION"}}') from error
     if not isinstance(fingerprint, str):

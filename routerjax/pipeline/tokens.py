@@ -71,7 +71,7 @@ def _batches(
         padding_id=tokenizer.padding_id,
     )
     logger.info(
-        "%d prompts of %.0f tokens on average, in %d batches of %d shapes; %.0f %% of what is computed is padding",
+        "prompts: %d, of %.0f tokens on average; batches: %d; shapes: %d; padding in what is computed: %.0f %%",
         *(len(token_ids), np.mean([len(ids) for ids in token_ids])),
         *(batches.num_batches, batches.num_shapes, 100 * batches.padding_share),
     )

@@ -57,15 +57,18 @@ class BertConfig:
 def read_bert_config(folder: Path) -> BertConfig:
     """Read the ``config.json`` of a classifier; what it leaves out is as transformers takes it.
 
+    What it leaves out of the encoder is logged by :func:`read_bert_encoder`, which reads the same file.
+
     Raises:
         InputError: as :func:`read_bert_encoder`, or labels or a dropout of the classifier that are none.
     """
     path, architecture, config = _read(folder)
     encoder, key = _encoder(path, architecture, config), architecture.classifier_dropout
-    if key is None or (config[key] is None and architecture.defaults[key] is None):
+    dropout = None if key is None else config.get(key, architecture.defaults[key])
+    if key is None or (dropout is None and architecture.defaults[key] is None):
         rate = encoder["dropout_rate"]
     else:
-        rate = _number(config[key], f"{path}: {key}", whole=False, below=1)
+        rate = _number(dropout, f"{path}: {key}", whole=False, below=1)
     return BertConfig(encoder=encoder, classifier_dropout_rate=rate, labels=_labels(config, path))
 
 
@@ -78,11 +81,15 @@ def read_bert_encoder(folder: Path) -> dict[str, Any]:
     Raises:
         InputError: no such file, damaged, or an architecture that :class:`routerjax.models.BertEncoder` is not.
     """
-    return _encoder(*_read(folder))
+    path, architecture, config = _read(folder)
+    left_out = {key: architecture.defaults[key] for key in architecture.keys.values() if key not in config}
+    if left_out:
+        logger.info("%s leaves out %s: taken as in transformers", path, json.dumps(left_out))
+    return _encoder(path, architecture, config)
 
 
 def _read(folder: Path) -> tuple[Path, Architecture, dict[str, Any]]:
-    """The file, the architecture that it names, and its content with transformers' defaults."""
+    """The file, the architecture that it names, and its content by the architecture's own keys."""
     path = folder / CONFIG_FILE
     config = read_json(path, dict)
     model_type = config.get("model_type")
@@ -90,14 +97,11 @@ def _read(folder: Path) -> tuple[Path, Architecture, dict[str, Any]]:
     if not isinstance(model_type, str) or model_type not in ARCHITECTURES:
         raise InputError(f"{path}: model_type must be one of {', '.join(ARCHITECTURES)}, got {model_type!r}")
     architecture = ARCHITECTURES[model_type]
-    config = {architecture.synonyms.get(key, key): value for key, value in config.items()}
-    left_out = {key: architecture.defaults[key] for key in architecture.keys.values() if key not in config}
-    if left_out:
-        logger.info("%s leaves out %s: taken as in transformers", path, json.dumps(left_out))
-    return path, architecture, {**architecture.defaults, **config}
+    return path, architecture, {architecture.synonyms.get(key, key): value for key, value in config.items()}
 
 
 def _encoder(path: Path, architecture: Architecture, config: Mapping[str, Any]) -> dict[str, Any]:
+    config = {**architecture.defaults, **config}  # as transformers takes it
     required = {architecture.activation: "gelu", "position_embedding_type": "absolute", "is_decoder": False}
     for key, expected in {**required, **architecture.required}.items():
         if config.get(key, expected) != expected:

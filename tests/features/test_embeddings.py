@@ -22,6 +22,8 @@ def test_npy_and_parquet_hold_the_same(tmp_path: Path) -> None:
     npy, parquet = declare(tmp_path / "e.npy"), declare(tmp_path / "e.parquet")
     np.save(npy, EMBEDDING)
     pyarrow.parquet.write_table(pa.table({"embedding": EMBEDDING.tolist(), "other": list("abcd")}), parquet)
+    parquet_declared = tmp_path / "e.parquet.json"
+    parquet_declared.write_text(parquet_declared.read_text(), encoding="utf-8-sig")  # as some editors save it
     for path in (npy, parquet):
         read = features.read_embeddings(path)
         np.testing.assert_array_equal(read.embedding, EMBEDDING.astype(np.float32))

@@ -15,7 +15,7 @@ import safetensors.numpy
 
 from routerjax import InputError
 from routerjax.features import load_encoder
-from routerjax.pretrained import bert_names, publish_weights, read_bert_config
+from routerjax.pretrained import bert_names, publish_weights, read_bert_config, read_bert_encoder
 from routerjax.router import load_reader, make_module, pretrained_params
 from routerjax.typing import PyTree
 from tests.encoders import save_tiny_encoder
@@ -108,10 +108,12 @@ def test_what_a_configuration_leaves_out_is_as_in_transformers_and_said(folder: 
     kept = {key: value for key, value in whole.items() if key not in (*optional, "hidden_act")}
     (folder / "config.json").write_text(json.dumps(kept))
     with caplog.at_level(logging.INFO):
-        assert read_bert_config(folder) == expected
+        assert read_bert_config(folder) == expected  # a classifier is read after its encoder: said once of both
+        assert read_bert_encoder(folder) == expected.encoder
     assert 'leaves out {"type_vocab_size": 2, "pad_token_id": 0, "hidden_dropout_prob": 0.1, "layer_norm_eps"' in (
         caplog.text
     )
+    assert caplog.text.count("leaves out") == 1
     # DistilBERT's sizes go by BERT's names too.
     change_config(folder, model_type="distilbert")
     assert read_bert_config(folder).encoder["width"] == 16
