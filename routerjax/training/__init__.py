@@ -1,6 +1,6 @@
 """Training: a pure step, its wrappers over devices, checkpoints, and the loop. Knows no router family."""
 
-from routerjax.training.batches import Batches, device_axis, fit_batches
+from routerjax.training.batches import device_axis, fit_batches
 from routerjax.training.checkpoint import Checkpoints
 from routerjax.training.in_memory import fit
 from routerjax.training.loop import FitResult
@@ -13,6 +13,7 @@ from routerjax.training.parallel import (
     require_one_process,
     split_batch,
 )
+from routerjax.training.sources import Batches
 from routerjax.training.state import TrainState, create_state, learning_rate_schedule, make_optimizer, require_rates
 from routerjax.training.step import loop_steps, make_train_step, take, weighted_loss_sum
 

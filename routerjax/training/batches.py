@@ -3,49 +3,20 @@
 from __future__ import annotations
 
 import itertools
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterator
 from pathlib import Path
-from typing import Protocol
 
 import flax.linen as nn
 import jax
 import jax.numpy as jnp
 import numpy as np
-import tqdm
 
 from routerjax.config import OptimizerConfig, TrainingConfig
 from routerjax.training.loop import FitResult, run_epochs
-from routerjax.training.parallel import accumulating_step, require_one_process
+from routerjax.training.parallel import accumulating_step, pmap_sharding, require_one_process
+from routerjax.training.sources import Batches
 from routerjax.training.state import TrainState, create_state, make_optimizer
-from routerjax.training.step import make_validation_sums
-from routerjax.typing import Array, PreferenceBatch, PreferenceLoss, PyTree
-
-
-class Batches(Protocol):
-    """What training asks of a source of batches; :class:`routerjax.data.TokenBatches` is one."""
-
-    @property
-    def num_battles(self) -> int:
-        """Battles of a pass."""
-        ...
-
-    @property
-    def total_weight(self) -> float:
-        """Sum of their weights."""
-        ...
-
-    @property
-    def num_batches(self) -> int:
-        """Batches of a pass."""
-        ...
-
-    def shuffled(self, *, seed: int, epoch: int, start: int = 0) -> Iterable[PreferenceBatch]:
-        """The batches of an epoch from the ``start``-th on, a pure function of seed and epoch; few shapes."""
-        ...
-
-    def in_order(self) -> Iterable[PreferenceBatch]:
-        """All battles once, for validation."""
-        ...
+from routerjax.typing import PreferenceLoss, PyTree
 
 
 def device_axis(training: TrainingConfig) -> int | None:
@@ -98,6 +69,8 @@ def fit_batches(
         num_devices=device_axis(training),
     )
     key = jax.random.key(training.noise_seed)
+    if training.devices == "pmap":
+        state, key = jax.device_put((state, key), pmap_sharding())
 
     def run_steps(state: TrainState, epoch: int, start: int) -> Iterator[tuple[TrainState, dict[str, np.ndarray]]]:
         first = start * training.micro_batches
@@ -109,26 +82,16 @@ def fit_batches(
             step = next(steps, None)  # made while the device computes
             yield state, {name: np.asarray(value)[None] for name, value in jax.device_get(metrics).items()}
 
-    sums = jax.jit(make_validation_sums(module, loss))
-
-    def validate(state: TrainState) -> Iterator[tuple[Array, Array]]:
-        assert validation is not None  # else it is not called
-        batches, count = validation.in_order(), validation.num_batches
-        for batch in tqdm.tqdm(batches, "validation", count, leave=False, unit="batch", disable=not progress, delay=2):
-            yield sums(state.variables, batch)
-
     return run_epochs(
         state,
         run_steps,
-        None if validation is None else validate,
+        train,
+        validation,
+        module=module,
+        loss=loss,
         steps_per_epoch=steps_per_epoch,
         optimizer=optimizer,
         training=training,
-        identity={
-            "train_battles": train.num_battles,
-            "train_weight": train.total_weight,
-            "validation_battles": 0 if validation is None else validation.num_battles,
-        },
         directory=directory,
         resume=resume,
         progress=progress,

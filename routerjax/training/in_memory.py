@@ -5,23 +5,24 @@ from __future__ import annotations
 import time
 from collections.abc import Iterator
 from pathlib import Path
-from typing import cast
 
 import flax.linen as nn
 import jax
-import jax.numpy as jnp
 import numpy as np
 
 from routerjax.config import OptimizerConfig, TrainingConfig
 from routerjax.training.loop import FitResult, run_epochs
 from routerjax.training.order import epoch_order
-from routerjax.training.parallel import jit_step, pmap_step, require_divisible, require_one_process
+from routerjax.training.parallel import jit_step, pmap_sharding, pmap_step, require_divisible, require_one_process
+from routerjax.training.sources import Resident
 from routerjax.training.state import TrainState, create_state, make_optimizer
-from routerjax.training.step import loop_steps, make_train_step, make_validation_sums
-from routerjax.typing import Array, PreferenceBatch, PreferenceLoss
+from routerjax.training.step import loop_steps, make_train_step
+from routerjax.typing import PreferenceBatch, PreferenceLoss
 
 # One call of the program takes about so many steps that Ctrl-C and the progress bar wait no longer than this.
 SECONDS_A_CALL = 0.5
+# Of what loop_steps takes: battles and the first and last step are all devices', the order is split.
+BATCH_AXES = (None, 1, None, None)
 
 
 def fit(
@@ -67,22 +68,23 @@ def fit(
     transformation = make_optimizer(optimizer, steps_per_epoch * training.epochs)
     example = jax.tree.map(lambda leaf: leaf[:1], dict(train.query))
     state = create_state(module, example, transformation, key=jax.random.key(training.init_seed))
-    total_weight = float(np.asarray(train.weight).sum(dtype=np.float64))
-    step = make_train_step(module, loss, transformation, weight_per_step=total_weight / steps_per_epoch)
-    if training.devices == "pmap":
-        run, group = pmap_step(loop_steps(step), batch_axes=(None, 1, None, None)), (num_devices, -1)
-    else:
-        run, group = jit_step(loop_steps(step)), (-1,)
+    weight_per_step = Resident(train).total_weight / steps_per_epoch
+    step = loop_steps(make_train_step(module, loss, transformation, weight_per_step=weight_per_step))
     noise_key = jax.random.key(training.noise_seed)
+    if training.devices == "pmap":
+        run, group, order_sharding = pmap_step(step, batch_axes=BATCH_AXES), (num_devices, -1), pmap_sharding(1)
+        train, validation, state, noise_key = jax.device_put((train, validation, state, noise_key), pmap_sharding())
+    else:
+        run, group, order_sharding = jit_step(step), (-1,), None
     count = 1
 
     def run_steps(state: TrainState, epoch: int, start: int) -> Iterator[tuple[TrainState, dict[str, np.ndarray]]]:
         nonlocal count
         order = epoch_order(seed=training.order_seed, epoch=epoch, num_battles=num_battles, batch_size=batch_size)
-        order = jnp.asarray(order.reshape(steps_per_epoch, *group))
+        order = jax.device_put(order.reshape(steps_per_epoch, *group), order_sharding)
         while start < steps_per_epoch:
             stop, began = min(start + count, steps_per_epoch), time.perf_counter()
-            state, metrics = run(state, (train, order, jnp.int32(start), jnp.int32(stop)), noise_key)
+            state, metrics = run(state, (train, order, np.int32(start), np.int32(stop)), noise_key)
             yield state, {name: leaf[start:stop] for name, leaf in jax.device_get(metrics).items()}
             seconds = time.perf_counter() - began
             if seconds > SECONDS_A_CALL:
@@ -91,23 +93,16 @@ def fit(
                 count = min(2 * count, steps_per_epoch)
             start = stop
 
-    sums = jax.jit(make_validation_sums(module, loss))
-
-    def validate(state: TrainState) -> Iterator[tuple[Array, Array]]:
-        yield sums(state.variables, cast(PreferenceBatch, validation))
-
     return run_epochs(
         state,
         run_steps,
-        None if validation is None else validate,
+        Resident(train),
+        None if validation is None else Resident(validation),
+        module=module,
+        loss=loss,
         steps_per_epoch=steps_per_epoch,
         optimizer=optimizer,
         training=training,
-        identity={
-            "train_battles": num_battles,
-            "train_weight": total_weight,
-            "validation_battles": 0 if validation is None else validation.query_index.shape[0],
-        },
         directory=directory,
         resume=resume,
         progress=progress,

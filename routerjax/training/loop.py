@@ -12,6 +12,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
+import flax.linen as nn
 import jax
 import numpy as np
 import tqdm
@@ -22,17 +23,16 @@ from routerjax.training.checkpoint import Checkpoints, placed_like
 from routerjax.training.compilation import compile_clock
 from routerjax.training.interrupt import deferred_interrupt
 from routerjax.training.metrics_log import MetricsLog
+from routerjax.training.sources import Battles
 from routerjax.training.state import TrainState, learning_rate_schedule
-from routerjax.typing import Array, PyTree, Variables
+from routerjax.training.step import make_validation_sums
+from routerjax.typing import PreferenceLoss, PyTree, Variables
 
 logger = logging.getLogger(__name__)
 
 StepRunner = Callable[[TrainState, int, int], Iterator[tuple[TrainState, Mapping[str, np.ndarray]]]]
 """``(state, epoch, start) -> (state, metrics [steps]) ...``: an epoch from its ``start``-th step on, in parts of one or
 more steps, each of which is finished when it is yielded. The state that was given may be donated."""
-
-Validator = Callable[[TrainState], Iterator[tuple[Array, Array]]]
-"""``state -> (sum of weight x loss, sum of weights) ...``: of parts of the battles."""
 
 
 @dataclass(frozen=True)
@@ -106,12 +106,14 @@ class _Position:
 def run_epochs(
     state: TrainState,
     run_steps: StepRunner,
-    validate: Validator | None,
+    train: Battles,
+    validation: Battles | None,
     *,
+    module: nn.Module,
+    loss: PreferenceLoss,
     steps_per_epoch: int,
     optimizer: OptimizerConfig,
     training: TrainingConfig,
-    identity: Mapping[str, Any],
     directory: str | Path,
     resume: bool,
     progress: bool,
@@ -123,11 +125,13 @@ def run_epochs(
     Args:
         state: where training starts.
         run_steps: see :data:`StepRunner`.
-        validate: see :data:`Validator`; None keeps the last parameters.
+        train: what ``run_steps`` trains on.
+        validation: held-out battles, or None to keep the last parameters.
+        module: from a query to scores, for validation.
+        loss: per battle, likewise.
         steps_per_epoch: the same in every epoch.
         optimizer: for the learning rate that is logged.
         training: epochs, patience, checkpoints.
-        identity: besides the two configurations, what must be the same for a resumed run to be the same run.
         directory, resume, progress: see :func:`routerjax.training.fit`.
 
     Raises:
@@ -139,17 +143,20 @@ def run_epochs(
     schedule = learning_rate_schedule(optimizer, num_steps)
     position = _Position()
     # On the host: a device holds the parameters once. Without validation the state's own are the best.
-    best = {} if validate is None else _on_host(state.params)
-    note = {
+    best = {} if validation is None else _on_host(state.params)
+    validation_sums = jax.jit(make_validation_sums(module, loss))
+    identity = {
         **identity_of(optimizer),
         **identity_of(training),
-        **identity,
+        "train_battles": train.num_battles,
+        "train_weight": train.total_weight,
+        "validation_battles": 0 if validation is None else validation.num_battles,
         "steps_per_epoch": steps_per_epoch,
     }
     logger.info(
-        "%d parameters, %s battles, %d steps on %d device(s)",
+        "%d parameters, %d battles, %d steps on %d device(s)",
         sum(leaf.size for leaf in jax.tree.leaves(state.params)),
-        identity["train_battles"],
+        train.num_battles,
         num_steps,
         jax.local_device_count() if training.devices == "pmap" else 1,
     )
@@ -157,7 +164,7 @@ def run_epochs(
         checkpoints = stack.enter_context(Checkpoints(directory / "checkpoints"))
         if resume and checkpoints.latest is not None:
             _, restored, old_note = checkpoints.restore({"state": state, "best": best})
-            _require_same_run(old_note["identity"], note, checkpoints.directory)
+            _require_same_run(old_note["identity"], identity, checkpoints.directory)
             state, best, position = restored["state"], restored["best"], _Position(**old_note["position"])
             logger.info("resumed after %d epochs of %d and %d steps", position.epoch, training.epochs, position.steps)
         elif checkpoints.latest is not None:
@@ -174,7 +181,7 @@ def run_epochs(
             # Steps, and epochs with their validation: each of them makes another checkpoint.
             number = position.epoch * (steps_per_epoch + 1) + position.steps
             if number and number != checkpoints.latest:
-                described = {"identity": note, "position": dataclasses.asdict(position)}
+                described = {"identity": identity, "position": dataclasses.asdict(position)}
                 checkpoints.save(number, {"state": state, "best": best}, described)
 
         try:
@@ -196,15 +203,23 @@ def run_epochs(
                     "loss": position.loss,
                     "gradient_norm": position.gradient_norm_sum / steps_per_epoch,
                     "learning_rate": float(np.asarray(schedule((position.epoch + 1) * steps_per_epoch - 1))),
-                    "battles_per_second": identity["train_battles"] / position.seconds,
+                    "battles_per_second": train.num_battles / position.seconds,
                 }
                 compiled_before = clock.seconds
-                if validate is None:
+                if validation is None:
                     position.best_epoch = position.epoch + 1
                 else:
                     sums = np.zeros(2)
-                    for part in validate(state):
-                        sums += np.asarray(jax.device_get(part), np.float64)
+                    for batch in tqdm.tqdm(
+                        validation.in_order(),
+                        "validation",
+                        validation.num_batches,
+                        leave=False,
+                        unit="batch",
+                        disable=not progress,
+                        delay=2,
+                    ):
+                        sums += np.asarray(jax.device_get(validation_sums(state.variables, batch)), np.float64)
                         interrupt.check()
                     row["validation_loss"] = float(sums[0] / sums[1])
                     _require_finite_validation(row["validation_loss"], position.epoch)
@@ -230,7 +245,7 @@ def run_epochs(
             raise
         if position.epoch < training.epochs:
             logger.info("stopped early: no lower validation loss in %d epochs", training.patience)
-    params = state.params if validate is None else placed_like(state.params, best)
+    params = state.params if validation is None else placed_like(state.params, best)
     return FitResult({"params": params}, position.best_epoch, position.best_loss, tuple(position.history))
 
 

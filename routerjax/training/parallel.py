@@ -8,6 +8,7 @@ from collections.abc import Callable, Sequence
 import flax.linen as nn
 import jax
 import jax.numpy as jnp
+import numpy as np
 import optax
 
 from routerjax.errors import InputError
@@ -47,6 +48,18 @@ def pmap_step(train_step: TrainStep[BatchT], *, batch_axes: PyTree = 0) -> Wrapp
     )
 
 
+def pmap_sharding(device_axis: int | None = None) -> jax.NamedSharding:
+    """Sharding of what :func:`pmap_step` takes, so that arrays that stay the same are sent to the devices once.
+
+    pmap sends what it finds elsewhere at each call.
+
+    Args:
+        device_axis: axis that is split over the local devices; None for arrays that all of them hold.
+    """
+    mesh = jax.sharding.Mesh(jax.local_devices(), (BATCH_AXIS,))
+    return jax.NamedSharding(mesh, jax.P() if device_axis is None else jax.P(*[None] * device_axis, BATCH_AXIS))
+
+
 def accumulating_step(
     module: nn.Module,
     loss: PreferenceLoss,
@@ -71,25 +84,25 @@ def accumulating_step(
     def start(zero: Array, state: TrainState) -> Sums:
         return Sums(zero, zero, jax.tree.map(jnp.zeros_like, state.params))
 
-    def add(total: Sums, state: TrainState, batch: PreferenceBatch, key: Array, index: Array) -> Sums:
+    def add(total: Sums, state: TrainState, batch: PreferenceBatch, key: Array, index: Array | np.int32) -> Sums:
         key = jax.random.fold_in(step_key(key, state, axis_name=axis_name), index)
         return jax.tree.map(jnp.add, total, sums(state, batch, key))
 
     finish = functools.partial(update, axis_name=axis_name)
     if num_devices is None:
-        start, add = jax.jit(start), jax.jit(add, donate_argnums=0)
+        zero, start, add = jnp.zeros(()), jax.jit(start), jax.jit(add, donate_argnums=0)
         finish = jax.jit(finish, donate_argnums=0)
     else:
+        zero = jax.device_put(np.zeros(num_devices, np.float32), pmap_sharding(0))
         pmap = functools.partial(jax.pmap, axis_name=axis_name, axis_size=num_devices)
         start = pmap(start, in_axes=(0, None), out_axes=0)
         add = pmap(add, in_axes=(0, None, 0, None, None), out_axes=0, donate_argnums=0)
         finish = pmap(finish, in_axes=(None, 0), out_axes=None, donate_argnums=0)
-    zero = jnp.zeros(() if num_devices is None else num_devices)
 
     def run(state: TrainState, batch: Sequence[PreferenceBatch], key: Array) -> tuple[TrainState, Metrics]:
         total = start(zero, state)
         for index, part in enumerate(batch):
-            total = add(total, state, part, key, jnp.int32(index))
+            total = add(total, state, part, key, np.int32(index))
         return finish(state, total)
 
     return run

@@ -9,6 +9,7 @@ from typing import NamedTuple, Protocol, TypeVar, cast
 import flax.linen as nn
 import jax
 import jax.numpy as jnp
+import numpy as np
 import optax
 from jaxtyping import Float, Int
 
@@ -169,9 +170,11 @@ def take(battles: PreferenceBatch, indices: Int[Array, "batch"]) -> PreferenceBa
     )
 
 
-def loop_steps(
-    train_step: TrainStep[PreferenceBatch],
-) -> TrainStep[tuple[PreferenceBatch, Int[Array, "steps batch"], Int[Array, ""], Int[Array, ""]]]:
+StepRange = tuple[PreferenceBatch, Int[Array, "steps batch"], Int[Array, ""] | np.int32, Int[Array, ""] | np.int32]
+"""Battles, the indices of each step's battles, the first step, and the one to stop before."""
+
+
+def loop_steps(train_step: TrainStep[PreferenceBatch]) -> TrainStep[StepRange]:
     """Many steps in one program: ``(state, (battles, indices [steps, batch], start, stop), key)``.
 
     It takes the steps from ``start`` to before ``stop``, which are not compiled in, and returns the state and metrics
@@ -179,15 +182,11 @@ def loop_steps(
     """
 
     def run(
-        state: TrainState,
-        batch: tuple[PreferenceBatch, Int[Array, "steps batch"], Int[Array, ""], Int[Array, ""]],
-        key: Array,
-        *,
-        axis_name: str | None = None,
+        state: TrainState, batch: StepRange, key: Array, *, axis_name: str | None = None
     ) -> tuple[TrainState, Metrics]:
         battles, indices, start, stop = batch
 
-        def step(state: TrainState, index: Array) -> tuple[TrainState, Metrics]:
+        def step(state: TrainState, index: Array | np.int32) -> tuple[TrainState, Metrics]:
             return train_step(state, take(battles, indices[index]), key, axis_name=axis_name)
 
         def body(index: Array, carry: tuple[TrainState, Metrics]) -> tuple[TrainState, Metrics]:
