@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence, Set, Sized
 
 import numpy as np
 from jaxtyping import UInt32
@@ -27,10 +27,14 @@ def require_texts(prompts: Sequence[str]) -> None:
     """Refuse what is no sequence of texts, before any of it is read.
 
     Raises:
-        InputError: one text, or a row that is not text; says which.
+        InputError: one text; what has no order (a set), no length (a generator, which can be read once) or keys; or
+            a row that is not text, which is named.
     """
     if isinstance(prompts, str):
         raise InputError("prompts must be a sequence of texts, got one text; write [prompt]")
+    is_column = isinstance(prompts, Sized) and getattr(prompts, "ndim", 1) == 1
+    if not is_column or isinstance(prompts, (bytes, Mapping, Set)):
+        raise InputError(f"prompts must be a sequence of texts, such as a list, got {type(prompts).__name__}")
     for row, prompt in enumerate(prompts):
         if not isinstance(prompt, str):
             raise InputError(f"row {row}: a prompt must be text, got {prompt!r}")

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import numbers
 from typing import NamedTuple
 
 import jax
@@ -21,9 +22,9 @@ class Threshold(NamedTuple):
 
 
 def require_share(strong_share: float) -> None:
-    """Raise InputError unless a share of strong calls is in [0, 1]."""
-    if not 0.0 <= strong_share <= 1.0:
-        raise InputError(f"the wanted strong share must lie in [0, 1], such as 0.5; got {strong_share}")
+    """Raise InputError unless a share of strong calls is a number in [0, 1]."""
+    if not (isinstance(strong_share, numbers.Real) and 0.0 <= strong_share <= 1.0):
+        raise InputError(f"the wanted strong share must lie in [0, 1], such as 0.5; got {strong_share!r}")
 
 
 def threshold_for_share(
@@ -91,8 +92,8 @@ def route(win_prob: Float[np.ndarray, "batch"] | Float[Array, "batch"], threshol
     Reference:
         RouteLLM (arXiv 2406.18665), section 3.1.
     """
-    if not (0.0 <= threshold <= 1.0 or threshold == math.inf):
-        raise InputError(f"the threshold must lie in [0, 1], or be inf for never; got {threshold}")
+    if not (isinstance(threshold, numbers.Real) and (0.0 <= threshold <= 1.0 or threshold == math.inf)):
+        raise InputError(f"the threshold must lie in [0, 1], or be inf for never; got {threshold!r}")
     # In float64, or numpy would round the threshold to float32 and could make it equal to a smaller win probability.
     return _checked_win_prob(win_prob).astype(np.float64) >= float(threshold)
 
@@ -122,9 +123,9 @@ def route_by_cost(
         [1, 0]
     """
     scores, cost = jnp.asarray(scores), jnp.asarray(cost)
-    if scores.ndim != 2 or cost.shape not in (scores.shape, scores.shape[1:]):
+    if scores.ndim != 2 or scores.shape[1] == 0 or cost.shape not in (scores.shape, scores.shape[1:]):
         raise InputError(
-            "scores must be [batch, models] and cost [models] or [batch, models]; "
+            "scores must be [batch, models], of at least one model, and cost [models] or [batch, models]; "
             f"got scores {scores.shape} and cost {cost.shape}"
         )
     utility = scores - cost_weight * jnp.broadcast_to(cost, scores.shape)
@@ -134,6 +135,10 @@ def route_by_cost(
 def _checked_win_prob(win_prob: Float[np.ndarray, "batch"] | Float[jax.Array, "batch"]) -> np.ndarray:
     """As float32, or float64 where it is wider, which keeps every value."""
     checked = np.asarray(win_prob)
+    # Numbers written as texts, masked and complex ones would be read as other numbers, or not at all.
+    is_real = any(jnp.issubdtype(checked.dtype, kind) for kind in (jnp.floating, jnp.integer, jnp.bool_))
+    if not is_real or isinstance(win_prob, np.ma.MaskedArray):
+        raise InputError(f"win_prob must hold real numbers, got {type(win_prob).__name__} of {checked.dtype}")
     checked = checked.astype(np.float32 if checked.dtype.itemsize <= 4 else np.float64)
     if checked.ndim != 1 or checked.size == 0:
         raise InputError(f"win_prob must be a non-empty vector, one number for each prompt; got shape {checked.shape}")

@@ -110,6 +110,15 @@ def test_names_are_checked_and_the_nearest_is_named(tmp_path: Path) -> None:
     assert router.models == NAMES
 
 
+@pytest.mark.parametrize(
+    "prompts", [(prompt for prompt in PROMPTS), iter(PROMPTS), set(PROMPTS), dict.fromkeys(PROMPTS), None, 3, b"what"]
+)
+def test_prompts_have_an_order_and_can_be_read_twice(tmp_path: Path, prompts: object) -> None:
+    kind = type(prompts).__name__
+    with pytest.raises(InputError, match=f"prompts must be a sequence of texts, such as a list, got {kind}"):
+        tiny_router(tmp_path).win_prob(prompts)  # pyright: ignore[reportArgumentType]
+
+
 def test_what_is_no_probability_is_refused_with_its_row(tmp_path: Path) -> None:
     router = tiny_router(tmp_path)
     params = {**router.variables["params"], "classifier": np.full(8, np.nan, np.float32)}

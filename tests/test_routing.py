@@ -78,6 +78,10 @@ class TestThresholdForShare:
             ([0.5, math.nan], 0.5, "row 1 is nan"),
             ([1.5, 0.5], 0.5, "row 0 is 1.5"),
             ([], 0.5, "non-empty vector"),
+            ([0.5], "0.5", "strong share must lie in .*; got '0.5'"),
+            ([0.5], None, "strong share must lie in .*; got None"),
+            (["0.5"], 0.5, "win_prob must hold real numbers, got ndarray of <U3"),
+            ([0.5 + 1j], 0.5, "win_prob must hold real numbers, got ndarray of complex128"),
         ],
     )
     def test_bad_input(self, win_prob, share, message):
@@ -102,6 +106,19 @@ class TestRoute:
     def test_bad_threshold(self, threshold):
         with pytest.raises(InputError, match=r"threshold must lie in \[0, 1\]"):
             routing.route(np.array([0.5]), threshold)
+
+    @pytest.mark.parametrize("threshold", ["0.5", None, [0.5]])
+    def test_a_threshold_is_a_number(self, threshold):
+        with pytest.raises(InputError, match="threshold must lie in"):
+            routing.route(np.array([0.5]), threshold)
+
+    def test_values_under_a_mask_are_not_decided_on(self):
+        with pytest.raises(InputError, match="real numbers, got MaskedArray of float64"):
+            routing.route(np.ma.masked_array([0.1, 0.2], mask=[False, True]), 0.5)
+
+    def test_narrow_types_are_numbers(self):
+        assert routing.route(jnp.array([0.25, 0.75], jnp.bfloat16), 0.5).tolist() == [False, True]
+        assert routing.route(np.array([False, True]), 0.5).tolist() == [False, True]
 
     def test_bad_win_prob(self):
         with pytest.raises(InputError, match=r"finite and lie in \[0, 1\]; row 1 is -0.5"):
@@ -138,3 +155,5 @@ class TestRouteByCost:
             routing.route_by_cost(self.scores, jnp.zeros(2), 1.0)
         with pytest.raises(InputError, match=r"got scores \(3,\) and cost \(3,\)"):
             routing.route_by_cost(self.scores[0], jnp.zeros(3), 1.0)
+        with pytest.raises(InputError, match="of at least one model"):
+            routing.route_by_cost(jnp.zeros((2, 0)), jnp.zeros(0), 1.0)
