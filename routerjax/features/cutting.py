@@ -9,6 +9,7 @@ import numpy as np
 from jaxtyping import Int32
 
 from routerjax.config import Truncation
+from routerjax.pretrained import tokenizer_steps
 
 CHARACTERS_PER_TOKEN = 1000
 """So many characters of a text are read for each token that is kept, at most: megabytes of white space cost little."""
@@ -125,8 +126,7 @@ def splits_at_spaces(tokenizer: Mapping[str, Any]) -> bool:
     Args:
         tokenizer: what ``tokenizer.json`` holds.
     """
-    normalizers = _steps(tokenizer.get("normalizer"), "normalizers")
-    pre_tokenizers = _steps(tokenizer.get("pre_tokenizer"), "pretokenizers")
+    normalizers, pre_tokenizers = (tokenizer_steps(tokenizer, part) for part in ("normalizer", "pre_tokenizer"))
     is_local = all(
         step.get("type") in _LOCAL_NORMALIZERS
         or (step.get("type") == "Replace" and step.get("pattern") == _SEVERAL_SPACES and step.get("content") == " ")
@@ -150,11 +150,3 @@ def splits_at_spaces(tokenizer: Mapping[str, Any]) -> bool:
         for token in added
     )
     return is_local and is_known and any(separates) and not crosses
-
-
-def _steps(component: object, several: str) -> list[Mapping[str, Any]]:
-    if not isinstance(component, dict):
-        return []
-    if component.get("type") != "Sequence":
-        return [component]
-    return [step for part in component.get(several) or () for step in _steps(part, several)]

@@ -3,16 +3,24 @@
 from __future__ import annotations
 
 import base64
+import math
 import re
-from collections.abc import Iterator, Mapping
+from collections.abc import Mapping
+from dataclasses import dataclass
 from typing import Any
 
 from routerjax.errors import InputError
+from routerjax.pretrained import tokenizer_steps
 
 MOST_GROWTH = 1000
 """A text may become so many times longer by normalisation, at most."""
 LONGEST_WORD = 1000
 """Most characters of a word that WordPiece looks for in its vocabulary, and of a token of Unigram."""
+MOST_REPETITIONS = 3
+"""A part of a regular expression has fewer repetitions in a row, an optional one counting a quarter.
+
+Where a match fails, the ways to share a text among them are tried one by one: its length to the power of their number.
+"""
 
 
 def require_bounded(tokenizer: Mapping[str, Any]) -> None:
@@ -22,23 +30,19 @@ def require_bounded(tokenizer: Mapping[str, Any]) -> None:
         tokenizer: what ``tokenizer.json`` holds.
 
     Raises:
-        InputError: a normalizer that multiplies text, a regular expression of nested repetitions, words or tokens
-            without a bound, tokens drawn at random, or an unknown token that is none of the vocabulary's.
+        InputError: a normalizer that multiplies text, a regular expression whose repetitions are nested or many in a
+            row, words or tokens without a bound, tokens drawn at random, or an unknown token that is none of the
+            vocabulary's.
     """
-    growth = 1
-    for component in _components(tokenizer.get("normalizer")):
-        growth *= _growth(component)
-        if growth > MOST_GROWTH:
-            raise InputError(f"tokenizer.json: its normalizer makes a text more than {MOST_GROWTH} times longer")
-    for part in ("normalizer", "pre_tokenizer"):
-        for component in _components(tokenizer.get(part)):
-            pattern = component.get("pattern")
-            regex = pattern.get("Regex") if isinstance(pattern, dict) else None
-            if isinstance(regex, str) and _repeats_repetitions(regex):
-                raise InputError(
-                    f"tokenizer.json: the regular expression {regex[:60]!r} repeats what is repeated, which may take "
-                    "forever"
-                )
+    normalizers, pre_tokenizers = (tokenizer_steps(tokenizer, part) for part in ("normalizer", "pre_tokenizer"))
+    if math.prod(map(_growth, normalizers)) > MOST_GROWTH:
+        raise InputError(f"tokenizer.json: its normalizer makes a text more than {MOST_GROWTH} times longer")
+    for step in (*normalizers, *pre_tokenizers):
+        pattern = step.get("pattern")
+        regex = str(pattern.get("Regex", "")) if isinstance(pattern, dict) else ""
+        problem = _unbounded_work(regex)
+        if problem:
+            raise InputError(f"tokenizer.json: the regular expression {regex[:60]!r} {problem}, which may take forever")
     model = tokenizer.get("model")
     if not isinstance(model, dict):
         return
@@ -56,26 +60,20 @@ def require_bounded(tokenizer: Mapping[str, Any]) -> None:
                 raise InputError(f"tokenizer.json: a token must be at most {LONGEST_WORD} characters long")
 
 
-def _components(component: object) -> Iterator[Mapping[str, Any]]:
-    if isinstance(component, dict):
-        yield component
-        for several in ("normalizers", "pretokenizers"):
-            for part in component.get(several) or ():
-                yield from _components(part)
-
-
 def _growth(normalizer: Mapping[str, Any]) -> int:
-    """Bound on how many times longer a text may become, rounded up; Unicode's own forms, a few times, are left out."""
-    kind = normalizer.get("type")
-    if kind == "Replace":
-        pattern, content = normalizer.get("pattern"), str(normalizer.get("content"))
+    """Bound on how many times longer a text may become, rounded up; Unicode's own forms, a few times, are left out.
+
+    A step is known by what it has: the library also reads steps that have no ``type``.
+    """
+    if "content" in normalizer:  # Replace
+        pattern, content = normalizer.get("pattern"), str(normalizer["content"])
         replaced = pattern.get("String") if isinstance(pattern, dict) else None
         return max(1, -(-len(content) // len(replaced)) if isinstance(replaced, str) and replaced else 1 + len(content))
-    if kind == "Prepend":
-        return 1 + len(str(normalizer.get("prepend"))) // LONGEST_WORD * MOST_GROWTH
-    if kind == "Precompiled":
+    if "prepend" in normalizer:
+        return 1 + len(str(normalizer["prepend"])) // LONGEST_WORD * MOST_GROWTH
+    if "precompiled_charsmap" in normalizer:
         try:
-            content = base64.b64decode(str(normalizer.get("precompiled_charsmap")), validate=True)
+            content = base64.b64decode(str(normalizer["precompiled_charsmap"]), validate=True)
         except ValueError:
             return 1  # the library says so
         # A table of numbers, then the replacements, each with a zero byte behind it.
@@ -84,32 +82,61 @@ def _growth(normalizer: Mapping[str, Any]) -> int:
     return 1
 
 
-def _repeats_repetitions(regex: str) -> bool:
-    """Return True if a group that holds an unbounded repetition is itself repeated without bound."""
-    plain = re.sub(r"\\.", "x", regex, flags=re.DOTALL)
+_REGEX_PART = re.compile(
+    r"(?P<open>\((?:\?(?:[a-zA-Z-]*:|<?[=!]|>|<\w+>))?)|(?P<close>\))|(?P<either>\|)"
+    r"|(?P<repeat>[*+?]|\{\d*,?\d*\})(?P<mode>[?+]?)|(?P<one>.)",
+    re.DOTALL,
+)
+
+
+@dataclass
+class _Group:
+    """Open group of a regular expression: what matches in several ways, and the repetitions of its branches."""
+
+    varies: bool = False
+    has_optional: bool = False
+    parts: int = 0
+    repetitions: float = 0.0
+    of_longest_branch: float = 0.0
+
+
+def _unbounded_work(regex: str) -> str | None:
+    """Say why the time of a failed match has no bound worth the name; None where it has.
+
+    That is so where a part that matches in several ways is repeated, and where many repetitions follow one another.
+    """
+    plain = re.sub(r"\\.", "x", regex, flags=re.DOTALL)  # of \p{L}, {L} is left, which is no repetition
     plain = re.sub(r"\[\^?\]?[^\]]*\]", "x", plain)
-    holds = [False]
-    last = False  # if what a repetition would apply to holds one
-    place = 0
-    while place < len(plain):
-        repetition = re.compile(r"[*+]|\{\d*,\}").match(plain, place)
-        if repetition:
-            if last:
-                return True
-            holds[-1] = True
-            place = repetition.end()
-            # A second sign makes it lazy or possessive.
-            if plain[place : place + 1] in ("?", "+"):
-                place += 1
+    groups = [_Group()]
+    last_varies = False
+    for part in _REGEX_PART.finditer(plain):
+        group = groups[-1]
+        if part["open"]:
+            groups.append(_Group())
             continue
-        character = plain[place]
-        if character == "(":
-            holds.append(False)
-        elif character == ")" and len(holds) > 1:
-            last = holds.pop()
-            holds[-1] = holds[-1] or last
-            place += 1
-            continue
-        last = False
-        place += 1
-    return False
+        if part["repeat"]:
+            is_optional = part["repeat"] == "?"
+            if last_varies and not is_optional:
+                return "repeats what is repeated or has alternatives"
+            if is_optional:
+                group.has_optional = True
+            elif "," in part["repeat"] or part["repeat"] in "*+":
+                group.varies = True
+            if part["mode"] != "+" and not part["repeat"].rstrip("}").lstrip("{").isdecimal():
+                group.repetitions += 0.25 if is_optional else 1.0
+            last_varies = False
+        elif part["either"]:
+            group.varies = True
+            group.of_longest_branch, group.repetitions = max(group.of_longest_branch, group.repetitions), 0.0
+        elif part["close"] and len(groups) > 1:
+            inner = groups.pop()
+            last_varies = inner.varies or (inner.has_optional and inner.parts > 1)
+            groups[-1].varies |= last_varies
+            groups[-1].parts += 1
+            groups[-1].repetitions += max(inner.of_longest_branch, inner.repetitions) + 0.25 * last_varies
+        else:
+            group.parts += 1
+            last_varies = False
+        if groups[-1].repetitions >= MOST_REPETITIONS:
+            return "has too many repetitions in a row"
+    return None

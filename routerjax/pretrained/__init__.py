@@ -18,6 +18,7 @@ from routerjax.pretrained.tokenizer_files import (
     TOKENIZER_FILES,
     read_tokenizer_files,
     tokenizer_config,
+    tokenizer_steps,
     truncation_side,
 )
 from routerjax.pretrained.tokenizer_settings import configured_tokenizer
@@ -62,6 +63,7 @@ __all__ = [
     "routellm",
     "tensor_bytes",
     "tokenizer_config",
+    "tokenizer_steps",
     "transformer_folder",
     "truncation_side",
     "weights_sha256",

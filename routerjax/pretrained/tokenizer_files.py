@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from pathlib import Path
-from typing import cast
+from typing import Any, Literal, cast
 
 from routerjax.config import Truncation
 from routerjax.errors import InputError
@@ -35,6 +35,20 @@ def read_tokenizer_files(folder: Path, *, root: Path | None = None) -> dict[str,
     if TOKENIZER_FILE not in files:
         raise InputError(f"{folder} holds no {TOKENIZER_FILE}; save its tokenizer as a fast one")
     return files
+
+
+def tokenizer_steps(tokenizer: Mapping[str, Any], part: Literal["normalizer", "pre_tokenizer"]) -> list[dict[str, Any]]:
+    """List the steps of a part of ``tokenizer.json``: of a sequence those in it, even if no ``type`` calls it one."""
+    several = {"normalizer": "normalizers", "pre_tokenizer": "pretokenizers"}[part]
+
+    def steps(component: object) -> list[dict[str, Any]]:
+        if not isinstance(component, dict):
+            return []
+        if component.get("type", "Sequence") != "Sequence" or several not in component:
+            return [component]
+        return [step for inner in component[several] or () for step in steps(inner)]
+
+    return steps(tokenizer.get(part))
 
 
 def tokenizer_config(files: Mapping[str, bytes]) -> dict[str, object]:

@@ -9,7 +9,13 @@ from typing import Any
 
 from routerjax.errors import InputError
 from routerjax.pretrained.files import parse_json
-from routerjax.pretrained.tokenizer_files import NOT_A_TOKENIZER, TOKENIZER_CONFIG, TOKENIZER_FILE, tokenizer_config
+from routerjax.pretrained.tokenizer_files import (
+    NOT_A_TOKENIZER,
+    TOKENIZER_CONFIG,
+    TOKENIZER_FILE,
+    tokenizer_config,
+    tokenizer_steps,
+)
 
 logger = logging.getLogger(__name__)
 
@@ -108,7 +114,7 @@ def _follow_prefix_space(tokenizer: dict[str, Any], config: Mapping[str, object]
         return
     if not isinstance(value, bool):
         raise _refusal("add_prefix_space", value, "be true or false")
-    steps = list(_steps(tokenizer.get("pre_tokenizer")))
+    steps = tokenizer_steps(tokenizer, "pre_tokenizer")
     of_bytes = [step for step in steps if step.get("type") == "ByteLevel"]
     spaces = [step for step in steps if step.get("type") == "Metaspace"]
     if kind == XLM_ROBERTA and spaces:
@@ -160,12 +166,3 @@ def _vocabulary(tokenizer: Mapping[str, Any]) -> dict[str, int]:
     if isinstance(entries, list):  # Unigram's pairs of token and score
         return {entry[0]: row for row, entry in enumerate(entries) if isinstance(entry, list) and entry}
     return entries if isinstance(entries, dict) else {}
-
-
-def _steps(component: object) -> Iterator[dict[str, Any]]:
-    if isinstance(component, dict):
-        if component.get("type") == "Sequence":
-            for step in component.get("pretokenizers") or ():
-                yield from _steps(step)
-        else:
-            yield component
