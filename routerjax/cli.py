@@ -10,16 +10,22 @@ import logging
 import sys
 from collections.abc import Sequence
 from pathlib import Path
-from typing import cast
+from typing import TYPE_CHECKING, cast
 
 from routerjax.display import printable
 from routerjax.errors import InputError, VerificationError
 from routerjax.process import fail, interrupts, standard_streams
 
+if TYPE_CHECKING:
+    from routerjax.router import Router
+
 logger = logging.getLogger(__name__)
 
 # Those of routerjax.calibration, which imports JAX.
 METHODS = ("temperature", "platt", "isotonic")
+
+# A threshold that sends fewer prompts to the strong model than was asked for, by more than this share, is remarked on.
+LARGEST_SHORTFALL = 0.01
 
 # Those of routerjax.tables, which imports Arrow.
 INPUT_FORMATS = ("text", "jsonl")
@@ -242,8 +248,8 @@ def _calibrate(arguments: argparse.Namespace) -> None:
         require_share(arguments.strong_share)
     if arguments.output is not None:
         refuse_existing(arguments.output)
-    router = load_router(router_folder(arguments.router), encoder=arguments.encoder)
-    router = router.with_pair(arguments.strong, arguments.weak)
+    stored = load_router(router_folder(arguments.router), encoder=arguments.encoder)
+    router = stored.with_pair(arguments.strong, arguments.weak)
     prompts = []
     if wants_share:
         prompts = read_prompt_table(arguments.prompts, input_format=arguments.input_format, progress=True).prompts
@@ -259,7 +265,14 @@ def _calibrate(arguments: argparse.Namespace) -> None:
             win_prob = router.win_prob(prompts, exclude_own_battles=True, cache=cache, progress=True)
             threshold, attained = threshold_for_share(win_prob, arguments.strong_share)
             _say(f"threshold {threshold!r} sends {attained:.4f} of these {len(prompts)} prompts to {router.strong}")
+            if arguments.strong_share - attained > LARGEST_SHORTFALL:
+                together = int((win_prob == win_prob[win_prob < threshold].max()).sum())
+                logger.warning(
+                    "%s of them were wanted: the next %d share one win probability, and go to one model together",
+                    *(arguments.strong_share, together),
+                )
             router = dataclasses.replace(router, threshold=threshold)
+        _say_what_is_lost(stored, router)
     if arguments.output is not None:
         save_router(router, arguments.output)
         _say(f"router with this calibration written to {arguments.output}")
@@ -277,10 +290,11 @@ def _score(arguments: argparse.Namespace) -> None:
 
     # All that can be refused is refused before the prompts are encoded.
     require_writable(arguments.output)
-    router = load_router(router_folder(arguments.router), encoder=arguments.encoder)
-    router = router.with_pair(arguments.strong, arguments.weak)
+    stored = load_router(router_folder(arguments.router), encoder=arguments.encoder)
+    router = stored.with_pair(arguments.strong, arguments.weak)
     if arguments.threshold is not None:
         router = dataclasses.replace(router, threshold=arguments.threshold)
+    _say_what_is_lost(stored, router)
     table = read_prompt_table(arguments.input, input_format=arguments.input_format, progress=True)
     taken = {"win_prob", "model"} & set(table.columns)
     if taken:
@@ -295,12 +309,24 @@ def _score(arguments: argparse.Namespace) -> None:
     output.write(added)
 
 
+def _say_what_is_lost(stored: Router, router: Router) -> None:
+    """Name what a router has in its folder and does not keep for another pair, or under another calibration."""
+    lost = ["threshold"] if stored.threshold is not None and router.threshold is None else []
+    if "calibration" in stored.variables and "calibration" not in router.variables:
+        lost.append("calibration")
+    if lost:
+        is_same = (stored.strong, stored.weak) == (router.strong, router.weak)
+        when = "before this calibration" if is_same else f"for {stored.strong} or {stored.weak}"
+        logger.warning("left out: the %s of the router, chosen %s", " and ".join(lost), when)
+
+
 def _export(arguments: argparse.Namespace) -> None:
     from routerjax.export import export_hf, export_routellm, export_stablehlo
     from routerjax.router import load_router, router_folder
 
-    router = load_router(router_folder(arguments.router), encoder=arguments.encoder)
-    router = router.with_pair(arguments.strong, arguments.weak)
+    stored = load_router(router_folder(arguments.router), encoder=arguments.encoder)
+    router = stored.with_pair(arguments.strong, arguments.weak)
+    _say_what_is_lost(stored, router)
     if arguments.format == "hf":
         difference = export_hf(router, arguments.output)
         _say(f"model.safetensors: scores differ from the router's by at most {difference:.1e}")

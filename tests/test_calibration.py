@@ -144,6 +144,16 @@ def test_a_calibrated_router_is_saved_loaded_and_exported(tmp_path: Path, method
         assert export.export_stablehlo(calibrated, tmp_path / "bundle")["from_embedding"] <= 1e-6
 
 
+def test_a_calibration_that_makes_things_worse_is_said(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+    router = tiny_router(tmp_path)
+    battles = informative(router, pair_battles(router))
+    pipeline.calibrate_router(router, battles, method="platt", cache=None)
+    assert "makes win probabilities worse" not in caplog.text
+    by_chance = pair_battles(router).select(np.arange(30))
+    pipeline.calibrate_router(router, by_chance, method="isotonic", cache=None)
+    assert "calibration (isotonic) on 30 battles makes win probabilities worse: log loss" in caplog.text
+
+
 def test_battles_of_other_pairs_are_refused(tmp_path: Path) -> None:
     router = tiny_router(tmp_path)
     others = pair_battles(router).select(np.asarray([400]))

@@ -101,6 +101,41 @@ def test_score_takes_another_pair_and_threshold(
         np.testing.assert_allclose([row["win_prob"] for row in rows], expected, rtol=1e-6)
 
 
+def test_what_a_router_loses_on_the_way_is_said(
+    arena: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str], caplog: pytest.LogCaptureFixture
+) -> None:
+    def warnings(*arguments: object) -> list[str]:
+        caplog.clear()
+        assert main([str(argument) for argument in arguments]) == 0
+        return [record.getMessage() for record in caplog.records if record.name == "routerjax.cli"]
+
+    write_table(pa.table({"prompt": PROMPTS}), str(tmp_path / "in.csv"))
+    score = ["score", arena / "calibrated", "--input", tmp_path / "in.csv"]
+    lost = "left out: the {} of the router, chosen for sim-large or sim-small"
+    assert warnings(*score) == []
+    assert warnings(*score, "--strong", "sim-medium") == [lost.format("threshold")]
+    assert warnings(*score, "--strong", "sim-medium", "--threshold", "0.5") == []
+    by_battles = ["--battles", arena / "battles.parquet", "--method", "platt", "--output", tmp_path / "mapped"]
+    before = "left out: the threshold of the router, chosen before this calibration"
+    assert warnings("calibrate", arena / "calibrated", *by_battles) == [before]
+    other = ["export", tmp_path / "mapped", "--format", "stablehlo", "--weak", "sim-tiny", "--output", tmp_path / "b"]
+    assert warnings(*other) == [lost.format("calibration")]
+    capsys.readouterr()
+
+
+def test_a_share_that_is_not_attained_is_said(
+    arena: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str], caplog: pytest.LogCaptureFixture
+) -> None:
+    write_table(pa.table({"prompt": ["one and the same"] * 10}), str(tmp_path / "in.csv"))
+    share = ["calibrate", str(arena / "run"), "--prompts", str(tmp_path / "in.csv"), "--strong-share"]
+    assert main([*share, "0.5"]) == 0
+    assert "sends 0.0000 of these 10 prompts" in capsys.readouterr().out
+    assert "0.5 of them were wanted: the next 10 share one win probability, and go to one model together" in caplog.text
+    caplog.clear()
+    assert main([*share, "1"]) == 0
+    assert "were wanted" not in caplog.text
+
+
 def test_score_standard_input_to_standard_output(arena: Path) -> None:
     score = command("score", arena / "calibrated", "--input", "-")
     finished = subprocess.run(

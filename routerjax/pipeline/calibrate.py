@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import logging
 
 import jax.numpy as jnp
 import numpy as np
@@ -17,6 +18,8 @@ from routerjax.errors import InputError
 from routerjax.features import EmbeddingCache
 from routerjax.losses import READOUTS
 from routerjax.router import Router
+
+logger = logging.getLogger(__name__)
 
 CALIBRATION_FIGURES = {
     "log_loss": metrics.log_loss,
@@ -65,6 +68,13 @@ def calibrate_router(router: Router, battles: Preferences, *, method: str, cache
         for name, figure in CALIBRATION_FIGURES.items()
     }
     fitted = fit_calibration(win_prob, label, method=method)
+    loss = figures["log_loss"]
+    if loss["calibrated"] > loss["raw"]:
+        logger.warning(
+            "calibration (%s) on %d battles makes win probabilities worse: log loss %.4f, raw %.4f, on battles that it "
+            "was not fitted to; leave it out, or take more battles",
+            *(method, len(own), loss["calibrated"], loss["raw"]),
+        )
     said = {"method": method, "battles": len(own), **figures}
     return dataclasses.replace(
         raw, variables={**variables, "calibration": fitted}, provenance={**router.provenance, "calibration": said}

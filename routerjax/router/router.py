@@ -147,7 +147,7 @@ class Router:
                 f"this router was trained on given embeddings ({self.features.source}) and cannot read text; pass "
                 f"Embeddings with the fingerprint {self.features.fingerprint}"
             )
-        source = self.encoder_source or self.features.source
+        source = self.features.source if self.encoder_source is None else self.encoder_source
         encoder = open_encoder(
             source,
             max_length=self.features.max_length or FeatureConfig.max_length,  # a router of an endpoint has none
@@ -193,7 +193,8 @@ class Router:
         Raises:
             InputError: a model is unknown, or both are the same.
         """
-        strong, weak = strong or self.strong, weak or self.weak
+        strong = self.strong if strong is None else strong
+        weak = self.weak if weak is None else weak
         if (strong, weak) == (self.strong, self.weak):
             return self
         variables = {name: leaf for name, leaf in self.variables.items() if name != "calibration"}
@@ -282,7 +283,9 @@ class Router:
         The expected gain of calling the strong model is the first minus the last. See :meth:`win_prob` for the
         arguments; under a loss without ties P(tie) is 0.
         """
-        columns = self.column(strong or self.strong), self.column(weak or self.weak)
+        strong = self.strong if strong is None else strong
+        weak = self.weak if weak is None else weak
+        columns = self.column(strong), self.column(weak)
         outcome = _jit_outcome_prob(self.module, *columns, self.loss)
         prob = self._run(
             outcome, self.variables, prompts, exclude_own_battles=exclude_own_battles, cache=cache, progress=progress
