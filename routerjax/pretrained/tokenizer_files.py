@@ -12,9 +12,10 @@ from routerjax.pretrained.files import find_file, parse_json, read_text_file
 
 TOKENIZER_FILE = "tokenizer.json"
 TOKENIZER_CONFIG = "tokenizer_config.json"
+SPECIAL_TOKENS, ADDED_TOKENS = "special_tokens_map.json", "added_tokens.json"
 NOT_A_TOKENIZER = f"{TOKENIZER_FILE} is not a tokenizer: it"
 TOKENIZER_FILES = (
-    *(TOKENIZER_FILE, TOKENIZER_CONFIG, "special_tokens_map.json", "added_tokens.json"),
+    *(TOKENIZER_FILE, TOKENIZER_CONFIG, SPECIAL_TOKENS, ADDED_TOKENS),
     *("vocab.txt", "vocab.json", "merges.txt", "sentencepiece.bpe.model"),
 )
 

@@ -10,7 +10,9 @@ from typing import Any
 from routerjax.errors import InputError
 from routerjax.pretrained.files import parse_json
 from routerjax.pretrained.tokenizer_files import (
+    ADDED_TOKENS,
     NOT_A_TOKENIZER,
+    SPECIAL_TOKENS,
     TOKENIZER_CONFIG,
     TOKENIZER_FILE,
     tokenizer_config,
@@ -40,7 +42,8 @@ def configured_tokenizer(files: Mapping[str, bytes], model_type: str) -> bytes:
     """Content of ``tokenizer.json`` with the settings of ``tokenizer_config.json`` that transformers follows.
 
     Those are ``do_lower_case``, ``strip_accents`` and ``tokenize_chinese_chars`` of BERT's tokenizers,
-    ``add_prefix_space`` of RoBERTa's and XLM-RoBERTa's, and special tokens. What differs is logged.
+    ``add_prefix_space`` of RoBERTa's and XLM-RoBERTa's, and special and added tokens, which older versions kept in
+    ``special_tokens_map.json`` and ``added_tokens.json``. What differs is logged.
 
     Args:
         files: of the tokenizer, name -> content.
@@ -56,7 +59,7 @@ def configured_tokenizer(files: Mapping[str, bytes], model_type: str) -> bytes:
         ``tokenization_utils_tokenizers.py`` and ``models/{bert,roberta,xlm_roberta}/tokenization_*.py`` of
         transformers 5.
     """
-    config = tokenizer_config(files)
+    config = _with_older_files(tokenizer_config(files), files)
     name = config.get("tokenizer_class")
     if name is None:
         kind = OF_ARCHITECTURE.get(model_type, GENERIC)
@@ -67,7 +70,7 @@ def configured_tokenizer(files: Mapping[str, bytes], model_type: str) -> bytes:
     tokenizer = parse_json(files[TOKENIZER_FILE], dict, NOT_A_TOKENIZER)
     try:
         changes = [*_follow_normalization(tokenizer, config, kind), *_follow_prefix_space(tokenizer, config, kind)]
-        changes += _follow_special_tokens(tokenizer, config)
+        changes += _follow_added_tokens(tokenizer, config)
     except (TypeError, KeyError, AttributeError) as error:  # parts of another form than tokenizers writes
         raise InputError(f"{TOKENIZER_FILE} is not a tokenizer: {error}") from error
     if config.get("split_special_tokens"):
@@ -78,6 +81,19 @@ def configured_tokenizer(files: Mapping[str, bytes], model_type: str) -> bytes:
         return files[TOKENIZER_FILE]
     logger.info("%s, read as transformers' %s: %s", TOKENIZER_FILE, kind, "; ".join(changes))
     return json.dumps(tokenizer, ensure_ascii=False).encode()
+
+
+def _with_older_files(config: dict[str, Any], files: Mapping[str, bytes]) -> dict[str, Any]:
+    """Settings with the tokens of the older files, which transformers reads where ``added_tokens_decoder`` is not."""
+    if "added_tokens_decoder" in config:
+        return config
+    special, added = (parse_json(files.get(name, b"{}"), dict, name) for name in (SPECIAL_TOKENS, ADDED_TOKENS))
+    extra = [settings.get("extra_special_tokens") for settings in (config, special)]
+    if all(isinstance(tokens, list) for tokens in extra):
+        special = {**special, "extra_special_tokens": [token for tokens in extra for token in tokens]}
+    config = {**config, **special}
+    decoder = {index: {"content": token, "normalized": True, "special": False} for token, index in added.items()}
+    return {**config, "added_tokens_decoder": decoder} if decoder else config
 
 
 def _refusal(setting: str, got: object, expected: str) -> InputError:
@@ -135,29 +151,31 @@ def _follow_prefix_space(tokenizer: dict[str, Any], config: Mapping[str, object]
         raise _refusal("add_prefix_space", value, f"be left out: {TOKENIZER_FILE} has no pre-tokenizer that adds one")
 
 
-def _follow_special_tokens(tokenizer: dict[str, Any], config: Mapping[str, object]) -> Iterator[str]:
-    """Make the special tokens that are named part of the tokenizer: each is found in a text as one token."""
+def _follow_added_tokens(tokenizer: dict[str, Any], config: Mapping[str, object]) -> Iterator[str]:
+    """Make the tokens that are named part of the tokenizer: each is found in a text as one token."""
     named: list[object] = [config.get(name) for name in SPECIAL]
     for several in ("additional_special_tokens", "extra_special_tokens"):
         tokens = config.get(several)
         named += tokens.values() if isinstance(tokens, dict) else tokens if isinstance(tokens, list) else ()
     decoder = config.get("added_tokens_decoder")
-    named += decoder.values() if isinstance(decoder, dict) else ()
+    decoder = decoder if isinstance(decoder, dict) else {}
     added = tokenizer.setdefault("added_tokens", [])
     known = {token.get("content") for token in added if isinstance(token, dict)}
     vocabulary = _vocabulary(tokenizer)
-    for token in named:
+    for index, token in [*((None, token) for token in named), *decoder.items()]:
         content = token.get("content") if isinstance(token, dict) else token
         if content is None or content in known:
             continue
         if not isinstance(content, str) or content not in vocabulary:
-            raise _refusal("a special token", content, f"be a token of {TOKENIZER_FILE}")
-        flags = {name: False for name in ("single_word", "lstrip", "rstrip", "normalized")}
+            raise _refusal("a special or added token", content, f"be a token of {TOKENIZER_FILE}")
+        if index is not None and str(index) != str(vocabulary[content]):
+            raise _refusal(f"the id of {content!r}", index, f"be that of {TOKENIZER_FILE}, {vocabulary[content]}")
+        flags = {name: False for name in ("single_word", "lstrip", "rstrip", "normalized")} | {"special": True}
         given = {name: token[name] for name in flags if name in token} if isinstance(token, dict) else {}
-        added.append({"id": vocabulary[content], "content": content, **flags, **given, "special": True})
+        added.append({"id": vocabulary[content], "content": content, **flags, **given})
         added.sort(key=lambda entry: entry["id"])
         known.add(content)
-        yield f"special token {content}"
+        yield f"added token {content}"
 
 
 def _vocabulary(tokenizer: Mapping[str, Any]) -> dict[str, int]:

@@ -38,10 +38,20 @@ def test_tokens_are_those_of_transformers(
     config |= data.draw(st.fixed_dictionaries({}, optional={"truncation_side": st.sampled_from(["left", "right"])}))
     is_lower = {"WordPiece": "WordPiece, cased"}.get(kind, kind) if data.draw(st.booleans()) else kind
     make_tokenizer_of(is_lower).save(str(folder / "tokenizer.json"))
+    numbers = make_tokenizer_of(is_lower).get_vocab(with_added_tokens=False)
+    some = st.lists(st.sampled_from([token for token in sorted(numbers) if token.isalpha()]), max_size=2, unique=True)
+    special = {"additional_special_tokens": data.draw(some)}
+    (folder / "special_tokens_map.json").write_text(json.dumps(special))
+    added = {token: numbers[token] for token in data.draw(some)}
+    (folder / "added_tokens.json").write_text(json.dumps(added))
     (folder / "tokenizer_config.json").write_text(json.dumps(config))
     (folder / "config.json").write_text(json.dumps({"model_type": model_type}))
     files = read_tokenizer_files(folder)
     ours = TextTokenizer(configured_tokenizer(files, model_type), 12, truncation=truncation_side(files))
     reference = AutoTokenizer.from_pretrained(str(folder))
     texts = [*SENTENCES, "MiXeD CaSe TEXT", "naïve 你好", "", *data.draw(st.lists(st.text(max_size=40), max_size=3))]
-    assert ours.token_ids(texts) == reference(texts, truncation=True, max_length=12)["input_ids"], config
+    assert ours.token_ids(texts) == reference(texts, truncation=True, max_length=12)["input_ids"], (
+        config,
+        special,
+        added,
+    )

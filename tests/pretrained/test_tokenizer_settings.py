@@ -19,6 +19,15 @@ def tokens(files: dict[str, bytes], model_type: str, text: str) -> list[int]:
     return TextTokenizer(configured_tokenizer(files, model_type), 32).token_ids([text])[0]
 
 
+def last_word() -> tuple[str, int]:
+    """The last plain word of the vocabulary, and its number."""
+    vocabulary = make_tokenizer_of("WordPiece").get_vocab(with_added_tokens=False)
+    return max(
+        ((token, number) for token, number in vocabulary.items() if token.isascii() and token.isalpha()),
+        key=lambda entry: entry[1],
+    )
+
+
 def test_what_changes_nothing_leaves_the_file_as_it_is() -> None:
     for config in ({}, {"do_lower_case": True}, {"tokenizer_class": "BertTokenizerFast", "strip_accents": None}):
         files = files_of("WordPiece", **config)
@@ -48,14 +57,28 @@ def test_a_space_before_the_text_is_that_of_the_configuration() -> None:
 
 
 def test_special_tokens_of_the_configuration_are_found_in_a_text() -> None:
-    vocabulary = make_tokenizer_of("WordPiece").get_vocab(with_added_tokens=False)
-    word = max(
-        (token for token in vocabulary if token.isascii() and token.isalpha()), key=lambda token: vocabulary[token]
-    )
+    word, number = last_word()
     plain, named = files_of("WordPiece"), files_of("WordPiece", mask_token=word)
-    assert tokens(plain, "bert", word) == tokens(named, "bert", word) == [0, vocabulary[word], 2]
-    assert vocabulary[word] not in tokens(plain, "bert", f"zz{word}zz")
-    assert vocabulary[word] in tokens(named, "bert", f"zz{word}zz")
+    assert tokens(plain, "bert", word) == tokens(named, "bert", word) == [0, number, 2]
+    assert number not in tokens(plain, "bert", f"zz{word}zz")
+    assert number in tokens(named, "bert", f"zz{word}zz")
+
+
+@pytest.mark.parametrize("name", ["special_tokens_map.json", "added_tokens.json"])
+def test_tokens_of_the_older_files_are_found_in_a_text(name: str) -> None:
+    word, number = last_word()
+    content = {word: number} if name == "added_tokens.json" else {"mask_token": {"content": word, "lstrip": False}}
+    files = {**files_of("WordPiece"), name: json.dumps(content).encode()}
+    assert number not in tokens(files_of("WordPiece"), "bert", f"zz{word}zz")
+    assert number in tokens(files, "bert", f"zz{word}zz")
+    # As in transformers, they count where the newer list of added tokens is not there.
+    files["tokenizer_config.json"] = json.dumps({"added_tokens_decoder": {}}).encode()
+    assert number not in tokens(files, "bert", f"zz{word}zz")
+    files = {**files_of("WordPiece"), "added_tokens.json": json.dumps({word: number + 1}).encode()}
+    with pytest.raises(
+        InputError, match=f"the id of '{word}' must be that of tokenizer.json, {number}, got {number + 1}"
+    ):
+        configured_tokenizer(files, "bert")
 
 
 def test_the_side_is_that_of_the_configuration_or_the_tokenizer() -> None:
@@ -74,7 +97,11 @@ def test_the_side_is_that_of_the_configuration_or_the_tokenizer() -> None:
         ("Unigram", {"tokenizer_class": "BertTokenizer", "do_lower_case": True}, "do_lower_case must be left out"),
         ("WordPiece", {"do_lower_case": "yes"}, "do_lower_case must be true or false, got 'yes'"),
         ("WordPiece", {"split_special_tokens": True}, "split_special_tokens must be false"),
-        ("WordPiece", {"mask_token": "<mask>"}, "a special token must be a token of tokenizer.json, got '<mask>'"),
+        (
+            "WordPiece",
+            {"mask_token": "<mask>"},
+            "a special or added token must be a token of tokenizer.json, got '<mask>'",
+        ),
         (
             "byte-level BPE",
             {"tokenizer_class": "PreTrainedTokenizerFast", "add_prefix_space": True},
