@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import argparse
 import logging
+import os
 import sys
 from collections.abc import Sequence
 from pathlib import Path
@@ -21,6 +22,9 @@ if TYPE_CHECKING:
 
 logger = logging.getLogger(__name__)
 
+# Exit status where a disk, permissions or memory refused; bad input is 2.
+MACHINE_REFUSED = 1
+
 # Those of routerjax.calibration, which imports JAX.
 METHODS = ("temperature", "platt", "isotonic")
 
@@ -32,7 +36,7 @@ INPUT_FORMATS = ("text", "jsonl")
 
 
 def main(argv: Sequence[str] | None = None) -> int:
-    """Run the command line; return the exit status: 0 done, 2 bad input, 1 the machine refused (disk, permissions)."""
+    """Run the command line; return the exit status: 0 done, 2 bad input, 1 the machine refused (disk, memory)."""
     with standard_streams():
         handler = logging.StreamHandler()
         handler.setFormatter(_OneLine())
@@ -44,13 +48,13 @@ def main(argv: Sequence[str] | None = None) -> int:
         except InputError as error:
             return _fail(str(error), 2)
         except (VerificationError, OSError) as error:
-            return _fail(str(error), 1)
+            return _fail(str(error), MACHINE_REFUSED)
         except MemoryError as error:
-            return _fail(f"out of memory: {error}", 1)
+            return _fail(f"out of memory: {error}", MACHINE_REFUSED)
         except RuntimeError as error:
             if "RESOURCE_EXHAUSTED" not in str(error):  # XLA's word for memory of a device
                 raise
-            return _fail(f"out of memory on the device: {error}", 1)
+            return _fail(f"out of memory on the device: {error}", MACHINE_REFUSED)
         except KeyboardInterrupt:
             return 130
     return 0
@@ -360,5 +364,15 @@ def _import(arguments: argparse.Namespace) -> None:
         _say(f"it reads text: the first {router.features.max_length} tokens of a prompt")
 
 
+def command() -> None:
+    """Run the command line as a process of its own."""
+    status = main()
+    if status == MACHINE_REFUSED:
+        # All is said: threads of TensorStore that could not write to a full disk would have their say while the
+        # interpreter ends.
+        os._exit(status)
+    sys.exit(status)
+
+
 if __name__ == "__main__":
-    sys.exit(main())
+    command()

@@ -10,7 +10,6 @@ import os
 import re
 import shutil
 import sys
-import threading
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -71,8 +70,6 @@ class Checkpoints:
             if code is None:
                 raise
             reason = os.strerror(int(code[1]))
-            # The earliest moment of the interpreter's end: before it waits for threads, which atexit comes after.
-            threading._register_atexit(_end_in_silence)  # pyright: ignore[reportAttributeAccessIssue]
             raise OSError(f"cannot write checkpoint {number} in {self.directory}: {reason}") from error
 
     def _remove_unfinished(self) -> None:
@@ -142,7 +139,8 @@ def placed_like(example: PyTree, arrays: PyTree) -> PyTree:
 def _orbax_silent() -> Iterator[None]:
     """Silence Orbax's log and its threads' reports of an error that it raises too; the error says it once.
 
-    Threads may still report when the call has failed: from then on, such reports are dropped.
+    Threads may still report when the call has failed: from then on, such reports are dropped. TensorStore's run on while
+    the interpreter ends, and then report without the hook; a process that is to be silent ends by ``os._exit``.
     """
     logger = logging.getLogger("absl")
     level, report = logger.level, sys.unraisablehook
@@ -160,15 +158,6 @@ def _orbax_silent() -> Iterator[None]:
         sys.unraisablehook = report
     finally:
         logger.setLevel(level)
-
-
-def _end_in_silence() -> None:
-    """Drop what TensorStore's threads print while the interpreter ends; the error has been said."""
-    with contextlib.suppress(OSError, ValueError):
-        sys.stderr.flush()
-    nowhere = os.open(os.devnull, os.O_WRONLY)
-    os.dup2(nowhere, 2)
-    os.close(nowhere)
 
 
 def _is_of_no_thread(record: logging.LogRecord) -> bool:
