@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import logging
+import warnings
 from collections.abc import Sequence
 from pathlib import Path
 
@@ -13,9 +15,13 @@ from routerjax.atomic import atomic_file
 from routerjax.display import printable
 from routerjax.evaluation.evaluate import BenchmarkResult
 
+logger = logging.getLogger(__name__)
+
 PANEL_INCHES = (5.2, 4.2)
 # A curve of 14,037 prompts has 14,037 points; the picture shows no more than this many.
 MOST_POINTS = 1000
+# Beginning of matplotlib's warning about a character.
+MISSING = "Glyph"
 CONTROL_STYLES = {"random": ":", "constant": "-.", "oracle": "--"}
 
 
@@ -40,8 +46,11 @@ def plot_curves(results: Sequence[BenchmarkResult], path: Path) -> None:
         axes.set_ylabel("mean quality")
         axes.legend(fontsize="small")
         axes.grid(alpha=0.3)
-    with atomic_file(path) as temporary:
+    with atomic_file(path) as temporary, warnings.catch_warnings(record=True) as caught:
+        warnings.filterwarnings("always", message=MISSING)
         figure.savefig(temporary, format="png", dpi=150)
+    if any(str(warning.message).startswith(MISSING) for warning in caught):
+        logger.warning("%s shows boxes for characters of names that its font lacks; report.html shows them", path.name)
 
 
 def _plain(name: str) -> str:

@@ -139,8 +139,8 @@ def placed_like(example: PyTree, arrays: PyTree) -> PyTree:
 def _orbax_silent() -> Iterator[None]:
     """Silence Orbax's log and its threads' reports of an error that it raises too; the error says it once.
 
-    Threads may still report when the call has failed: from then on, such reports are dropped. TensorStore's run on while
-    the interpreter ends, and then report without the hook; a process that is to be silent ends by ``os._exit``.
+    Threads may still report when the call has failed: from then on, such reports are dropped. TensorStore's may do so
+    while the interpreter ends, where no hook helps: a process that is to be silent then ends by ``os._exit``.
     """
     logger = logging.getLogger("absl")
     level, report = logger.level, sys.unraisablehook

@@ -23,26 +23,29 @@ def benchmark_file(folder: Path) -> str:
     return str(path)
 
 
-def test_router_folders_and_score_files_side_by_side(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_router_folders_and_score_files_side_by_side(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
     monkeypatch.setenv("ROUTERJAX_CACHE", str(tmp_path / "cache"))
     router = tiny_router(tmp_path)
     save_router(router, tmp_path / "run" / "router")
     save_router(router, tmp_path / "run" / "knn")  # whatever is there is the control
     own = router.win_prob(BENCHMARK.prompts)
-    write_table(pa.table({"prompt": BENCHMARK.prompts, "win_prob": own}), str(tmp_path / "outside.csv"))
+    write_table(pa.table({"prompt": BENCHMARK.prompts, "win_prob": own}), str(tmp_path / "外部.csv"))
     results = evaluation.evaluate_routers(
         [tmp_path / "run"],
         benchmarks=[benchmark_file(tmp_path)],
-        score_files=[tmp_path / "outside.csv"],
+        score_files=[tmp_path / "外部.csv"],
         strong="big",
         weak="small",
         num_samples=50,
         output=tmp_path / "results",
     )
     routers = results[0].routers
-    assert set(routers) == {"run", "knn", "outside", "random", "constant", "oracle"}
-    assert routers["run"].apgr == routers["outside"].apgr
+    assert set(routers) == {"run", "knn", "外部", "random", "constant", "oracle"}
+    assert routers["run"].apgr == routers["外部"].apgr
     assert (tmp_path / "results" / "curves.png").read_bytes().startswith(b"\x89PNG")
+    assert caplog.text.count("curves.png shows boxes for characters of names that its font lacks") == 1
     described = json.loads((tmp_path / "results" / "results.json").read_text())
     own = {"strong": "big", "weak": "small", "own_strong": "big", "own_weak": "small"}
     assert described["benchmarks"][0]["pairs"] == {"run": own, "knn": own}
