@@ -22,7 +22,7 @@ from routerjax.losses import outcome_model
 from routerjax.models import BertRouter, unstack_layers
 from routerjax.pretrained import TOKENIZER_CONFIG, BertConfig, bert_names, publish_weights, tensor_bytes
 from routerjax.router import Router, TextReader, load_reader
-from routerjax.router.hf import SECTION, load_hf, read_settings, router_settings, settings_as_json
+from routerjax.router.hf import SECTION, label_names, load_hf, read_settings, router_settings, settings_as_json
 
 TOLERANCE = 1e-5
 """Largest difference of score that is accepted: times the largest score where that is above 1."""
@@ -60,7 +60,7 @@ def export_hf(router: Router, path: str | os.PathLike[str]) -> float:
     config = BertConfig(
         encoder=cast("dict[str, object]", reader.to_dict()["encoder"]),
         classifier_dropout_rate=cast(BertRouter, plain.module).dropout_rate,
-        labels=_labels(plain),
+        labels=label_names(plain.models, plain.loss),
     )
     names = bert_names(reader.encoder.model_type, head=True)
     # torch's loaders ask for the metadata that torch's savers write.
@@ -100,14 +100,6 @@ def _require_form(router: Router) -> None:
             f"transformers has no classifier with the head {head!r}; train with the router attribute "
             "head='architecture'"
         )
-
-
-def _labels(router: Router) -> tuple[str, ...]:
-    """Names of the logits."""
-    tie = outcome_model(router.loss).tie
-    if tie == "labels":
-        return (f"{router.models[0]} wins", "tie", f"{router.models[1]} wins")
-    return (*router.models, "tie") if tie == "column" else router.models
 
 
 def _as_published(router: Router) -> Router:

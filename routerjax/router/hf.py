@@ -58,6 +58,14 @@ def router_settings(router: Router, max_length: int, weights_sha256: str) -> HfS
     )
 
 
+def label_names(models: Sequence[str], loss: str) -> tuple[str, ...]:
+    """Names of the logits of a router of these models, in their order."""
+    tie = outcome_model(loss).tie
+    if tie == "labels":
+        return (f"{models[0]} wins", "tie", f"{models[1]} wins")
+    return (*models, "tie") if tie == "column" else tuple(models)
+
+
 def settings_as_json(settings: HfSettings) -> dict[str, object]:
     """The section of ``config.json``, with the hash of its own content."""
     return seal(settings._asdict())
@@ -67,7 +75,7 @@ def read_settings(folder: Path) -> HfSettings | None:
     """Those in a folder's ``config.json``; None where another program wrote it.
 
     Raises:
-        InputError: they are damaged, or were changed after they were written.
+        InputError: they are damaged, or they, or the labels that go by them, were changed after they were written.
     """
     described = read_json(folder / "config.json", dict).get(SECTION)
     if described is None:
@@ -79,10 +87,16 @@ def read_settings(folder: Path) -> HfSettings | None:
     try:
         settings = HfSettings(**fields)
         _check(settings)
-        threshold = settings.threshold
-        return settings._replace(threshold=None if threshold is None else float(threshold))
+        threshold = None if settings.threshold is None else float(settings.threshold)
     except (TypeError, ValueError) as error:
         raise InputError(f"{where} is damaged: {error}") from error
+    labels, expected = read_bert_config(folder).labels, label_names(settings.models, settings.loss)
+    if labels != expected:
+        raise InputError(
+            f"{folder / 'config.json'}: id2label was changed after routerjax wrote it: expected {', '.join(expected)}, "
+            f"got {', '.join(labels or ['none'])}; {CHANGES}"
+        )
+    return settings._replace(threshold=threshold)
 
 
 def _check(settings: HfSettings) -> None:

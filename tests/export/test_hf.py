@@ -202,6 +202,12 @@ def test_any_change_of_the_settings_is_refused(written: Path, tmp_path: Path) ->
         assert "\n" not in str(said.value)
         count += 1
     assert count > 20
+    # transformers names the logits by id2label, which lies beside the section.
+    path.write_text(json.dumps({**config, "id2label": {"0": "big", "1": "small", "2": "medium"}}))
+    with pytest.raises(
+        InputError, match=r"id2label was changed .*: expected big, medium, small, got big, small, medium"
+    ):
+        import_hf(tmp_path / "out")
     path.write_text(json.dumps(config, sort_keys=True))  # no change of what it says
     assert import_hf(tmp_path / "out").threshold == 0.4
 
