@@ -27,6 +27,25 @@ def printable(text: str) -> str:
     )
 
 
+def one_line(text: str, *, beginning: int, end: int = 0) -> str:
+    """Write text on one line, as :func:`printable` does; of a long one the beginning and the end.
+
+    Args:
+        text: of any length.
+        beginning: characters of a long one that are kept.
+        end: likewise.
+
+    Example:
+        >>> one_line("a\\n  b", beginning=3), one_line("0123456789", beginning=3, end=2)
+        ('a b', '012 [... 5 characters left out ...] 89')
+    """
+    line = printable(" ".join(text.split()))
+    left_out = len(line) - beginning - end
+    if left_out <= 0:
+        return line
+    return f"{line[:beginning]} [... {left_out} characters left out ...] {line[beginning + left_out :]}".rstrip()
+
+
 def markdown(text: str) -> str:
     """Write text so that Markdown shows it as it is, on one line, in a table too.
 

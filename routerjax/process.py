@@ -10,24 +10,19 @@ import threading
 from collections.abc import Iterator
 from typing import Any, TextIO, cast
 
-from routerjax.display import printable
+from routerjax.display import one_line
 
 INTERRUPTED = "interrupted; what was written before stays valid (train: go on with --resume)"
 
 # While code that handles an interruption runs, nothing is raised; see interrupts.
 SECONDS_UNTIL_AGAIN = 0.1
 # A prompt given for a column's name is a name of any length; the beginning and the end of a message say what is wrong.
-LONGEST_MESSAGE = 1500
+BEGINNING, END = 750, 750
 
 
 def fail(message: str) -> None:
     """Print an error as one line on standard error; the middle of a long one is left out, and how much of it."""
-    line = printable(f"routerjax: error: {' '.join(message.split())}")
-    left_out = len(line) - LONGEST_MESSAGE
-    if left_out > 0:
-        half = LONGEST_MESSAGE // 2
-        line = f"{line[:half]} [... {left_out} characters left out ...] {line[-half:]}"
-    print(line, file=sys.stderr)
+    print(one_line(f"routerjax: error: {message}", beginning=BEGINNING, end=END), file=sys.stderr)
 
 
 @contextlib.contextmanager

@@ -10,7 +10,7 @@ import urllib.parse
 from collections.abc import Mapping
 from typing import TYPE_CHECKING, NamedTuple
 
-from routerjax.display import printable
+from routerjax.display import one_line
 from routerjax.errors import InputError
 
 if TYPE_CHECKING:
@@ -18,7 +18,8 @@ if TYPE_CHECKING:
 
 # Of an answer that is an error, this much is read.
 LARGEST_ERROR = 64 * 2**10
-LONGEST_MESSAGE = 300
+# And so many characters of it are shown: of a beginning alone, since a key may be cut in two where reading ends.
+BEGINNING = 300
 # A key shorter than this is no secret ("x", where a server asks for none), and stands in many words.
 SHORTEST_SECRET = 4
 
@@ -133,8 +134,7 @@ def shown(text: str, secret: str) -> str:
         forms = {secret, urllib.parse.quote(secret), urllib.parse.quote(secret, safe=""), json.dumps(secret)[1:-1]}
         for form in sorted(forms, key=len, reverse=True):
             text = text.replace(form, "[key]")
-    line = printable(" ".join(text.split()))
-    return line if len(line) <= LONGEST_MESSAGE else f"{line[:LONGEST_MESSAGE]}..."
+    return one_line(text, beginning=BEGINNING)
 
 
 def error_message(answer: Answer, secret: str) -> str:
