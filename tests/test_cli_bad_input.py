@@ -65,6 +65,7 @@ def lines(*rows: dict[str, str]) -> str:
         ("a.jsonl", lines(ROW, {**ROW, "winner": "model_c"}), "row 1: column winner must be .* got 'model_c'"),
         ("a.jsonl", lines(ROW, {**ROW, "winner": "tie"}), "leaves one side empty"),
         ("a.jsonl", lines(ROW)[:-9], "line 1 is not JSON"),
+        ("a.tsv", "prompt\tmodel_a\n", r"a.tsv: the name must end in .parquet, .csv, .jsonl, got '.tsv'"),
         ("b.csv", "", "no file .*a.csv"),
     ],
 )

@@ -122,7 +122,9 @@ def open_source(source: str | os.PathLike[str], *, progress: bool = False) -> Op
     """
     is_file = Path(source).suffix in ENDINGS or Path(source).exists()
     if not is_file and len(Path(source).parts) != 2:
-        raise InputError(f"no file {source}; a Hugging Face data set is named owner/name")
+        raise InputError(
+            f"no file {source}: expected a table ({', '.join(ENDINGS)}); a Hugging Face data set is named owner/name"
+        )
     return open_table(source, progress=progress) if is_file else _open_hub(os.fspath(source))
 
 

@@ -35,7 +35,7 @@ def load_preferences(config: DataConfig) -> Preferences:
     parts = []
     for source in config.battles:
         local = root / source.path
-        is_file = local.suffix in ENDINGS
+        is_file = local.suffix in ENDINGS or local.is_file()
         battles = read_preferences(local if is_file else source.path, drop_where=source.drop_where, progress=True)
         parts.append(_weighted(battles, source.weight))
         logger.info("read %s: %d battles on %d prompts", source.path, len(battles), len(battles.unique_prompts))

@@ -49,7 +49,7 @@ def json_objects(lines: Iterable[bytes] | BinaryIO, where: object) -> Iterator[J
         except RecursionError as error:
             raise InputError(f"{where}: line {number} is nested too deeply") from error
         except ValueError as error:  # also an integer of thousands of digits
-            raise InputError(f"{where}: line {number} is not JSON: {error}") from error
+            raise InputError(f"{where}: line {number} is not JSON: {error}; each line must hold one object") from error
         if not isinstance(row, dict):
             raise InputError(f"{where}: line {number} must be a JSON object, got {type(row).__name__}")
         yield JsonObject(number, json.dumps(row) if no_json else text.strip(), row)
