@@ -100,7 +100,7 @@ METHODS: Mapping[str, Callable[[np.ndarray, np.ndarray], Mapping[str, np.ndarray
 
 
 def apply_calibration(calibration: Calibration, win_prob: Float[Array, "batch"]) -> Float[Array, "batch"]:
-    """The calibrated win probability; pure, jits and exports.
+    """Apply a calibration to win probabilities; pure, jits and exports.
 
     Example:
         >>> double = {"slope": jnp.float32(2.0), "intercept": jnp.float32(0.0)}
@@ -122,7 +122,7 @@ def cross_fitted(
     num_folds: int = 5,
     seed: int = 0,
 ) -> Float[np.ndarray, "battles"]:
-    """Each battle's win probability, calibrated by a map that was fitted to the battles on other folds of the prompts.
+    """Calibrate each battle's win probability by a map that was fitted to the battles on other folds of the prompts.
 
     What it says about log-loss and calibration error is then not flattered by the fit.
 

@@ -85,7 +85,7 @@ class GoldenSource(_Settings):
 
 @dataclass(frozen=True, kw_only=True)
 class DataConfig(_Settings):
-    """Which battles a run learns from.
+    """Battles that a run learns from.
 
     Attributes:
         root: folder that relative paths below start from; ``--set data.root=...`` on the command line.
@@ -106,7 +106,7 @@ class DataConfig(_Settings):
 
 @dataclass(frozen=True, kw_only=True)
 class FeatureConfig(_Settings):
-    """How text becomes a query.
+    """Features: how text becomes a query.
 
     Attributes:
         encoder: a local folder or Hugging Face name of a sentence encoder; or ``openai:MODEL`` for an OpenAI-compatible
@@ -134,7 +134,7 @@ class FeatureConfig(_Settings):
 
 @dataclass(frozen=True, kw_only=True)
 class RouterConfig(_Settings):
-    """Which router family, with its module's attributes, and the pair it routes between.
+    """Router family, attributes of its module, and the pair of models that it routes between.
 
     Attributes:
         family: a name in ``routerjax.router.FAMILIES``.
@@ -184,7 +184,7 @@ class OptimizerConfig(_Settings):
 
 @dataclass(frozen=True, kw_only=True)
 class TrainingConfig(_Settings):
-    """How long and on what.
+    """Length of training, batches, seeds and devices.
 
     Attributes:
         epochs: passes over the training battles.
@@ -213,7 +213,7 @@ class TrainingConfig(_Settings):
 
 @dataclass(frozen=True, kw_only=True)
 class ExperimentConfig(_Settings):
-    """Everything that determines a training run."""
+    """Configuration of a training run: all that determines it."""
 
     data: DataConfig
     router: RouterConfig

@@ -1,4 +1,4 @@
-"""What is not a defect of ours: input that cannot be used, and an export that failed its check."""
+"""Errors that are no defects of routerjax: input that cannot be used, and an export that failed its check."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ class InputError(ValueError):
 
 
 class VerificationError(RuntimeError):
-    """What was written does not do what the router does; it is kept beside its name, for a look at it."""
+    """An exported artefact does not reproduce the router's scores; it is kept beside its name, for inspection."""
 
 
 def nearest(name: str, known: Iterable[str]) -> str:
@@ -39,7 +39,7 @@ def nearest(name: str, known: Iterable[str]) -> str:
 
 
 def choose(name: object, known: Mapping[str, Entry], what: str) -> Entry:
-    """The entry of ``known`` that a user named.
+    """Look up the entry of ``known`` that a user named.
 
     Args:
         name: as given; anything but text is no name.
@@ -60,7 +60,7 @@ def choose(name: object, known: Mapping[str, Entry], what: str) -> Entry:
 
 
 def model_column(name: str, models: Sequence[str], whose: str) -> int:
-    """The place of a model among others.
+    """Return the index of a model among others.
 
     Args:
         name: of the model.

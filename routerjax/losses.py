@@ -118,7 +118,7 @@ def _cross_entropy(outcome: Float[Array, "*battles 3"], log_prob: Float[Array, "
 
 
 class OutcomeModel(NamedTuple):
-    """How a battle ends.
+    """Model of how a battle ends.
 
     Attributes:
         log_prob: ``(margin, tie) -> log P(a wins), log P(tie), log P(b wins)``; None where scores are those already.
@@ -165,7 +165,7 @@ def preference_loss(scores: Float[Array, "prompts models"], batch: PreferenceBat
 
 
 def outcome_model(loss: str) -> OutcomeModel:
-    """The entry of :data:`LOSSES`.
+    """Look up a loss in :data:`LOSSES`.
 
     Raises:
         InputError: no such loss; suggests the nearest.
@@ -231,7 +231,7 @@ def _make_outcome_log_prob(loss: str) -> Callable[[Array, int, int], Array]:
 
 @functools.cache
 def make_readout(loss: str, readout: str = "half_tie") -> Readout:
-    """From scores to win probability: ``(scores, strong, weak) -> win_prob [batch]``.
+    """Make the readout from scores to win probability: ``(scores, strong, weak) -> win_prob [batch]``.
 
     The same names give the same function, so that what is compiled for it is found again.
 

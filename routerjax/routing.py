@@ -1,4 +1,4 @@
-"""From scores to a decision: one threshold for two models, score minus cost for many."""
+"""Routing decisions: one threshold for two models, score minus cost for many."""
 
 from __future__ import annotations
 
@@ -133,7 +133,7 @@ def route_by_cost(
 
 
 def _checked_win_prob(win_prob: Float[np.ndarray, "batch"] | Float[jax.Array, "batch"]) -> np.ndarray:
-    """As float32, or float64 where it is wider, which keeps every value."""
+    """Convert to float32, or to float64 where it is wider, which keeps every value, and check it."""
     checked = np.asarray(win_prob)
     # Numbers written as texts, masked and complex ones would be read as other numbers, or not at all.
     is_real = any(jnp.issubdtype(checked.dtype, kind) for kind in (jnp.floating, jnp.integer, jnp.bool_))

@@ -1,4 +1,4 @@
-"""The one function that evaluation, serving and export see: ``(variables, query) -> win_prob``."""
+"""Scoring function that evaluation, serving and export see: ``(variables, query) -> win_prob``."""
 
 from __future__ import annotations
 

@@ -11,7 +11,7 @@ Array: TypeAlias = jax.Array
 PyTree: TypeAlias = Any
 
 Query: TypeAlias = Mapping[str, Array]
-"""What a router looks at, leading axis = batch: ``embedding [batch, embed]``, or ``token_ids`` and ``attention_mask``
+"""Input of a router, leading axis = batch: ``embedding [batch, embed]``, or ``token_ids`` and ``attention_mask``
 ``[batch, length]``, and optionally ``prompt_id [batch, 2]`` (uint32, see :func:`routerjax.prompts.prompt_ids`)."""
 
 Variables: TypeAlias = Mapping[str, PyTree]

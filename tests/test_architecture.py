@@ -1,6 +1,7 @@
 """The import direction of the design, no cycles, and files that stay small, read off the source itself."""
 
 import ast
+import re
 from pathlib import Path
 
 import pytest
@@ -95,6 +96,12 @@ def test_imports_go_down_only(path: Path) -> None:
     used = {part_of(name) for name in imports(path)} - {part}
     assert part in ALLOWED, f"{part} is not in the design: give it a place in ALLOWED"
     assert used <= ALLOWED[part], f"{part} may not import {sorted(used - ALLOWED[part])}"
+
+
+def test_contributors_are_told_the_ground_floor() -> None:
+    text = (ROOT / "CONTRIBUTING.md").read_text()
+    (listed,) = re.findall("the ground floor: (.*)", text)
+    assert set(listed.split()) == GROUND
 
 
 def test_no_cycles() -> None:

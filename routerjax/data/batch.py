@@ -1,4 +1,4 @@
-"""From battles and embeddings to what a training step takes."""
+"""Batches of battles with embeddings, as a training step takes them."""
 
 from __future__ import annotations
 

@@ -92,7 +92,7 @@ def read_benchmark_table(
     name: str | None = None,
     progress: bool = False,
 ) -> Benchmark:
-    """A benchmark from a long table: one row a prompt and model.
+    """Read a benchmark from a long table: one row a prompt and model.
 
     Args:
         path: .parquet, .csv or .jsonl with columns ``prompt``, ``model``, ``score``, and optionally ``prompt_id``

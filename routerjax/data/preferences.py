@@ -174,7 +174,7 @@ class Preferences:
         return dataclasses.replace(self, **{name: getattr(self, name)[rows] for name in columns})
 
     def without_unused_models(self) -> Preferences:
-        """The same battles over the models that occur in them."""
+        """Return the same battles over the models that occur in them."""
         used = np.flatnonzero(
             np.bincount(self.model_a, minlength=len(self.models))
             + np.bincount(self.model_b, minlength=len(self.models))
@@ -258,7 +258,7 @@ def swap_sides(battles: Preferences, *, seed: int) -> Preferences:
 
 
 def merge_both_orders(battles: Preferences) -> Preferences:
-    """One battle in place of those that judged the same prompt and pair in both orders: position bias cancels.
+    """Put one battle in place of those that judged the same prompt and pair in both orders: position bias cancels.
 
     Its outcome is the mean of the two orders', each the weighted mean of its battles; its weight is the mean of theirs,
     so that a comparison that was judged twice counts once. It stands, as it was ordered, where the first of its battles

@@ -53,7 +53,7 @@ class ScoredPair:
 
 @dataclass(frozen=True)
 class RouterResult:
-    """One router on one benchmark.
+    """Figures of one router on one benchmark.
 
     Attributes:
         curve: the exact cost-quality curve.
@@ -87,7 +87,7 @@ class RouterResult:
 
 @dataclass(frozen=True)
 class BenchmarkResult:
-    """All routers on one benchmark.
+    """Figures of all routers on one benchmark.
 
     Attributes:
         benchmark, strong, weak: names.

@@ -87,7 +87,7 @@ class Line:
 
 
 def html_report(results: Sequence[BenchmarkResult]) -> str:
-    """The page, as text of an .html file: no network, no prompts, all names escaped.
+    """Render the results as one .html page: no network, no prompts, all names escaped.
 
     Args:
         results: of :func:`routerjax.evaluation.evaluate`, at least one.
@@ -181,13 +181,13 @@ def _worst_first(result: BenchmarkResult, name: str) -> list[tuple[str, list[Sli
 
 
 def _prices(results: Sequence[BenchmarkResult]) -> Mapping[str, float]:
-    """What the calculator's prices start from: those of RouteLLM's pair, of any other none."""
+    """Default prices of the cost calculator: RouteLLM's for its own pair, none for any other."""
     is_known = {(result.strong, result.weak) for result in results} == {ROUTELLM_PAIR}
     return ROUTELLM_PRICES if is_known else {}
 
 
 def _calculator(result: BenchmarkResult) -> dict[str, object]:
-    """What report.js needs: by whole percent of strong calls, 0 to 100, a router's quality and threshold.
+    """Data of report.js: a router's quality and threshold by whole percent of strong calls, 0 to 100.
 
     Between two thresholds quality is linear, a random split of equal prompts; the threshold is the score that is split.
     The first one, infinity, is null.

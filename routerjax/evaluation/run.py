@@ -1,4 +1,4 @@
-"""From router folders and score files to a folder of results."""
+"""Evaluation of router folders and score files into a folder of results."""
 
 from __future__ import annotations
 

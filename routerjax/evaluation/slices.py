@@ -1,4 +1,4 @@
-"""Where routers err: their figures by domain, and by the length of the prompt."""
+"""Figures of routers by domain, and by the length of the prompt: where they err."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ STRONG_SHARE = 0.5
 
 @dataclass(frozen=True)
 class SliceFigures:
-    """One router on the prompts of one slice, where it sends half of the whole benchmark to the strong model.
+    """Figures of one router on the prompts of one slice, which sends half of the benchmark to the strong model.
 
     Attributes:
         strong_share: of the slice's prompts.
@@ -149,7 +149,7 @@ def evaluate_slices(
 
 
 def strong_fraction(win_prob: Float[np.ndarray, "prompts"], strong_share: float) -> Float64[np.ndarray, "prompts"]:
-    """How much of each prompt goes to the strong model: 1 above the border, 0 below it, a part where scores are equal.
+    """Share of each prompt that goes to the strong model: 1 above the border, 0 below it, a part of equal ones.
 
     The mean is ``strong_share``, in (0, 1]; the mean quality is that of the cost-quality curve there.
 

@@ -1,4 +1,4 @@
-"""How good a router is: cost-quality curves, calibration, and how far a figure can be trusted.
+"""Metrics of routers: cost-quality curves, calibration, and how far a figure can be trusted.
 
 Every function takes and returns float64 numpy; the resampling behind the intervals is one jitted program.
 """

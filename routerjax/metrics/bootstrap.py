@@ -24,7 +24,7 @@ from routerjax.metrics.resampling import over_resamples
 
 
 class Ranking(NamedTuple):
-    """One router's prompts from the highest score to the lowest.
+    """Prompts of one router from the highest score to the lowest.
 
     Attributes:
         order: int32 ``[prompts]``, the prompt at each rank.

@@ -1,4 +1,4 @@
-"""Whether win probabilities mean what they say. Labels may be soft: a tie is 0.5."""
+"""Calibration metrics: do win probabilities mean what they say? Labels may be soft: a tie is 0.5."""
 
 from __future__ import annotations
 
@@ -65,7 +65,7 @@ def brier(win_prob: Column, label: Column) -> float:
 
 @dataclass(frozen=True)
 class Reliability:
-    """What became of probabilities of one size, ``[bins]`` each; empty bins are left out.
+    """Outcomes of probabilities of one size, ``[bins]`` each; empty bins are left out.
 
     Attributes:
         win_prob: float64, mean of the probabilities in the bin, rising.

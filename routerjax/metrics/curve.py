@@ -14,7 +14,7 @@ from routerjax.metrics.columns import Column, check_columns, quality_gain
 
 @dataclass(frozen=True)
 class Curve:
-    """What a router reaches at every threshold; float64 ``[points]``, from the share 0 to the share 1.
+    """Cost-quality curve of a router over every threshold; float64 ``[points]``, from the share 0 to the share 1.
 
     Attributes:
         strong_share: share of prompts with ``win_prob >= threshold``, strictly increasing, 0 first and 1 last.
@@ -164,7 +164,7 @@ def cpt(curve: Curve, target: float) -> float | None:
 
 
 def cost_saving(router: Curve | float, target: float) -> float | None:
-    """How many times fewer strong calls than the random router needs for the same PGR: ``target / CPT(target)``.
+    """Cost saving: strong calls of the random router over this one's for the same PGR: ``target / CPT(target)``.
 
     The random router's expected CPT(x) is x. The cost of the weak model is taken as nothing, as in the paper.
 

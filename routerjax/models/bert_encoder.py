@@ -45,7 +45,7 @@ class BertLayer(nn.Module):
         is_token: Bool[Array, "batch length"],
         position_bias: Float[Array, "heads query key"] | None,
     ) -> Float[Array, "tokens embed"]:
-        """One layer on tokens that lie flat, ``[batch * length, embed]``."""
+        """Apply one layer to tokens that lie flat, ``[batch * length, embed]``."""
         dropout = nn.Dropout(self.dropout_rate, deterministic=self.deterministic)
         attended = SelfAttention(
             self.num_heads,

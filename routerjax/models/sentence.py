@@ -111,7 +111,7 @@ EMBEDDING_LAYERS: Mapping[str, type[Projection] | type[EmbeddingNorm] | type[Nor
 
 
 class SentenceEmbedding(nn.Module):
-    """One vector of a text: hidden states, pooled, then passed through layers.
+    """Sentence embedding, one vector of a text: hidden states, pooled, then passed through layers.
 
     Attributes:
         encoder: what makes the hidden states.
@@ -145,7 +145,7 @@ class SentenceEmbedding(nn.Module):
 
 
 class EmbedThen(nn.Module):
-    """A router of embeddings on top of the encoder that makes them: one module, fine-tuned end to end.
+    """Router of embeddings on top of the encoder that makes them: one module, fine-tuned end to end.
 
     Attributes:
         encoder: text to embedding.

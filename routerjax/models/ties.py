@@ -12,7 +12,7 @@ from routerjax.typing import Query
 
 
 class _Scorer(Protocol):
-    """What every family has, and nn.Module has not."""
+    """Module with a number of models, which nn.Module does not declare."""
 
     num_models: int
 

@@ -1,4 +1,4 @@
-"""From a configuration to a router on disk; the command line, the demo and the experiments all run this one path."""
+"""Pipeline from a configuration to a router on disk, for the command line, the demo and the experiments."""
 
 from routerjax.pipeline.calibrate import CALIBRATION_FIGURES, calibrate_router
 from routerjax.pipeline.config_file import load_config

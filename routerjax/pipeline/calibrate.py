@@ -29,7 +29,7 @@ CALIBRATION_FIGURES = {
 
 
 def calibrate_router(router: Router, battles: Preferences, *, method: str, cache: EmbeddingCache | None) -> Router:
-    """The router with its win probability calibrated on battles of its pair that it was not trained on.
+    """Calibrate a router's win probability on battles of its pair that it was not trained on.
 
     What it gains is in ``provenance["calibration"]``: log-loss, Brier score and expected calibration error of the raw
     and of the calibrated win probability, the latter of maps fitted to other battles (5 folds). A threshold that the

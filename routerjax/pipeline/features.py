@@ -30,7 +30,7 @@ logger = logging.getLogger(__name__)
 
 
 def load_preferences(config: DataConfig) -> Preferences:
-    """All battles of a run, sides swapped at random, sources in the order of the configuration."""
+    """Read all battles of a run, sides swapped at random, sources in the order of the configuration."""
     root = Path(config.root)
     parts = []
     for source in config.battles:
@@ -59,7 +59,7 @@ def _weighted(battles: Preferences, weight: float) -> Preferences:
 def embed(
     prompts: Sequence[str], config: FeatureConfig, *, root: Path, cache: EmbeddingCache | None
 ) -> tuple[Float32[np.ndarray, "prompts embed"], FeatureSpec]:
-    """Embeddings of ``prompts``, and what a router must keep of where they came from."""
+    """Embed ``prompts``; return the embeddings, and what a router must keep of where they came from."""
     if config.embeddings is not None:
         if config.truncation is not None:
             raise InputError(

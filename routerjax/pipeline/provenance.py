@@ -1,4 +1,4 @@
-"""What a run was made from, so that it can be repeated, and resumed as the same run."""
+"""Provenance of a run, so that it can be repeated, and resumed as the same run."""
 
 from __future__ import annotations
 
@@ -67,7 +67,7 @@ def _settings(config: ExperimentConfig) -> dict[str, Any]:
 
 
 def describe_run(config: ExperimentConfig) -> dict[str, object]:
-    """What is needed to repeat a run: the configuration, the code, the versions and the data's hashes.
+    """Describe what is needed to repeat a run: the configuration, the code, the versions and the data's hashes.
 
     A Hugging Face data set has its revision. Data is also the encoder, wherever it is found, with all that decides its
     embeddings (see :func:`routerjax.pretrained.encoder_sha256`). An endpoint shows none of it.

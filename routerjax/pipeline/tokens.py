@@ -1,4 +1,4 @@
-"""From battles to trained variables on tokens, with the encoder itself."""
+"""Training of routers that read tokens, with the encoder itself."""
 
 from __future__ import annotations
 

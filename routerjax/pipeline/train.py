@@ -1,4 +1,4 @@
-"""From a configuration to a router on disk: battles -> features -> training -> router folder."""
+"""Training from a configuration to a router on disk: battles -> features -> training -> router folder."""
 
 from __future__ import annotations
 

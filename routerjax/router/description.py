@@ -31,7 +31,7 @@ CHANGES = (
 
 @dataclass(frozen=True, kw_only=True)
 class RouterDescription:
-    """All of a router but its tensors and its tokenizer's files, of which it has the hashes.
+    """Description of a router: all but its tensors and its tokenizer's files, of which it has the hashes.
 
     Attributes:
         family, attributes, loss, readout, models, strong, weak, provenance: as in :class:`routerjax.router.Router`.

@@ -57,7 +57,7 @@ NO_ATTRIBUTES = {"parent", "name", "num_models", "encoder", "memory_axis"}
 
 
 def find_family(family: str) -> Family:
-    """The entry of :data:`FAMILIES`.
+    """Look up a family in :data:`FAMILIES`.
 
     Raises:
         InputError: no such family; suggests the nearest.
@@ -68,7 +68,7 @@ def find_family(family: str) -> Family:
 def remember(
     family: str, module: nn.Module, battles: PreferenceBatch, *, names: Sequence[str] | None = None
 ) -> Variables:
-    """The ``memory`` of a family that trains nothing.
+    """Build the ``memory`` of a family that trains nothing.
 
     Args:
         family: a name in :data:`FAMILIES`.
@@ -117,7 +117,7 @@ def make_module(
     loss: str = "bradley_terry",
     reader: TextReader | None = None,
 ) -> nn.Module:
-    """The linen module of a family, with the columns that its loss asks for.
+    """Make the linen module of a family, with the columns that its loss asks for.
 
     Args:
         family: a name in :data:`FAMILIES`.

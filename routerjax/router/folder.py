@@ -123,7 +123,7 @@ def _read_variables(folder: Path, sha256: str) -> Variables:
 
 
 def _read_reader(description: RouterDescription, folder: Path) -> TextReader | None:
-    """The part that reads text, with those files of the tokenizer that the description names, as it knows them."""
+    """Read the text reader, with the files of the tokenizer that the description names, unchanged."""
     if description.reader is None:
         return None
     if not folder.is_dir():

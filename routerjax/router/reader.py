@@ -89,7 +89,7 @@ class TextReader:
 
     @functools.cached_property
     def tokenizer_config(self) -> Mapping[str, object]:
-        """What ``tokenizer_config.json`` says; empty where there is none."""
+        """Content of ``tokenizer_config.json``; empty where there is none."""
         return tokenizer_config(self.files)
 
     @functools.cached_property
@@ -122,7 +122,7 @@ class TextReader:
         return self._tokenizers[key]
 
     def for_scoring(self) -> TextReader:
-        """The same in float32 and without remat, which are choices of training alone: how fast, and in what space.
+        """Copy with dtype=float32 and remat=False, for inference: they are choices of training alone.
 
         Scores are thus the same wherever they are computed, and those of every format that a router is exported to.
         """
@@ -146,7 +146,7 @@ class TextReader:
         )
 
     def to_dict(self) -> dict[str, object]:
-        """All but the files, as JSON holds it."""
+        """Return all but the files, as JSON holds it."""
         fields = {name: getattr(self.encoder, name) for name in _encoder_types()}
         return {
             "normalize": self.normalize,

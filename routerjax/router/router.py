@@ -42,7 +42,7 @@ ROUNDING = 1e-6
 
 @dataclass(frozen=True, eq=False)
 class Router:
-    """Everything that is needed to score a prompt.
+    """Router: all that is needed to score a prompt.
 
     Attributes:
         family: a name in :data:`routerjax.router.FAMILIES`.
@@ -121,7 +121,7 @@ class Router:
 
     @functools.cached_property
     def tokenizer(self) -> TextTokenizer:
-        """What makes the tokens that the router's own encoder reads.
+        """Tokenizer of the router's own encoder.
 
         Raises:
             InputError: the router reads no text itself, or its tokenizer is not the one it was trained with.
@@ -135,7 +135,7 @@ class Router:
 
     @functools.cached_property
     def encoder(self) -> SentenceEncoder | EndpointEncoder:
-        """What makes embeddings of text as in the router's training, loaded on first use.
+        """Encoder of text as in the router's training, loaded on first use.
 
         Raises:
             InputError: the router has given embeddings, reads text itself, or what is found is another encoder.
@@ -186,7 +186,7 @@ class Router:
         return model_column(model, self.models, "the router's")
 
     def with_pair(self, strong: str | None = None, weak: str | None = None) -> Router:
-        """The same router for another pair of its models.
+        """Return the same router for another pair of its models.
 
         A calibration and a threshold are those of a pair, so that another one has neither.
 
@@ -300,7 +300,7 @@ class Router:
         cache: EmbeddingCache | None = None,
         progress: bool = False,
     ) -> dict[str, np.ndarray]:
-        """What the module looks at.
+        """Make the module's query.
 
         ``embedding`` float32 ``[prompts, embed]``; or, of a router that reads text itself, ``token_ids`` and
         ``attention_mask`` int32 ``[prompts, length]``. With ``prompt_id`` uint32 ``[prompts, 2]`` where a memory is to

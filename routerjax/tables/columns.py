@@ -30,7 +30,7 @@ TEXT_DICTIONARY = pa.dictionary(pa.int32(), pa.large_string())
 
 @dataclass(frozen=True, eq=False)
 class Texts:
-    """A column of texts, each different one once.
+    """Column of texts, each different one once.
 
     Attributes:
         unique: the different texts, in the order of first appearance.
@@ -247,7 +247,7 @@ def flag_column(table: pa.Table, name: str, where: object, *, required: bool = T
 
 
 def matrix_column(table: pa.Table, name: str) -> Float32[np.ndarray, "rows width"]:
-    """A column of lists of numbers, all of one length, as a matrix; a missing number becomes NaN.
+    """Read a column of lists of numbers, all of one length, as a matrix; a missing number becomes NaN.
 
     Raises:
         InputError: it holds something else.

@@ -135,7 +135,7 @@ def _arrow(table: pa.Table | OpenTable) -> pa.Table:
 
 
 def _converted(table: pa.Table, name: str, path: str, convert: Callable[[pa.Array], list]) -> list:
-    """A column as text, or an error that names it."""
+    """Convert a column to text, or raise an error that names it."""
     try:
         return [text for chunk in table.column(name).chunks for text in convert(chunk)]
     except (pa.ArrowException, ValueError, OverflowError, KeyError) as error:

@@ -37,7 +37,7 @@ def fit_batches(
     resume: bool = False,
     progress: bool = True,
 ) -> FitResult:
-    """As :func:`routerjax.training.fit`, for data that does not lie on the device, from pretrained parameters.
+    """Train as :func:`routerjax.training.fit`, on data that does not lie on the device, from pretrained parameters.
 
     Args:
         module: from a query to scores.

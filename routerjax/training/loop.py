@@ -37,7 +37,7 @@ more steps, each of which is finished when it is yielded. The state that was giv
 
 @dataclass(frozen=True)
 class FitResult:
-    """What training leaves.
+    """Result of training.
 
     Attributes:
         variables: those with the lowest validation loss; without validation, the last.

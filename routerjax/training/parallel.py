@@ -22,7 +22,7 @@ WrappedStep = Callable[[TrainState, BatchT, Array], tuple[TrainState, Metrics]]
 
 
 def jit_step(train_step: TrainStep[BatchT]) -> WrappedStep[BatchT]:
-    """The step on one device; the state is donated, so use the returned one from then on."""
+    """Compile the step for one device; the state is donated, so use the returned one from then on."""
 
     def on_one_device(state: TrainState, batch: BatchT, key: Array) -> tuple[TrainState, Metrics]:
         return train_step(state, batch, key)
@@ -31,7 +31,7 @@ def jit_step(train_step: TrainStep[BatchT]) -> WrappedStep[BatchT]:
 
 
 def pmap_step(train_step: TrainStep[BatchT], *, batch_axes: PyTree = 0) -> WrappedStep[BatchT]:
-    """The step on every local device, the batch split and the state shared; the state is donated.
+    """Compile the step for every local device, the batch split and the state shared; the state is donated.
 
     The state goes in and comes out without a device axis, so that checkpoints and scoring see plain arrays.
 
@@ -68,7 +68,7 @@ def accumulating_step(
     weight_per_step: float,
     num_devices: int | None = None,
 ) -> WrappedStep[Sequence[PreferenceBatch]]:
-    """The step over micro-batches, whose sums are added one after another: one of them is held in memory at a time.
+    """Make a step over micro-batches, whose sums are added one after another: one is held in memory at a time.
 
     They may differ in shape. Each shape is compiled once, and the update once, so that any mixture of shapes costs no
     further compilation.
@@ -109,7 +109,7 @@ def accumulating_step(
 
 
 def split_batch(batch: PreferenceBatch, num_devices: int) -> PreferenceBatch:
-    """A batch with a leading device axis; each battle takes its query along to its device.
+    """Give a batch a leading device axis; each battle takes its query along to its device.
 
     Raises:
         InputError: the number of battles is not divisible by the number of devices.

@@ -12,7 +12,7 @@ from routerjax.typing import PreferenceBatch
 
 
 class Battles(Protocol):
-    """What the loop asks of battles, wherever they lie."""
+    """Battles of a training or validation set, wherever they lie."""
 
     @property
     def num_battles(self) -> int:
@@ -30,12 +30,12 @@ class Battles(Protocol):
         ...
 
     def in_order(self) -> Iterable[PreferenceBatch]:
-        """All battles once, for validation."""
+        """Yield all battles once, for validation."""
         ...
 
 
 class Batches(Battles, Protocol):
-    """What training asks of a source of batches; :class:`routerjax.data.TokenBatches` is one."""
+    """Battles that come in shuffled batches, such as :class:`routerjax.data.TokenBatches`."""
 
     def shuffled(self, *, seed: int, epoch: int, start: int = 0) -> Iterable[PreferenceBatch]:
         """The batches of an epoch from the ``start``-th on, a pure function of seed and epoch; few shapes."""
@@ -60,5 +60,5 @@ class Resident:
         return float(np.asarray(self.batch.weight).sum(dtype=np.float64))
 
     def in_order(self) -> list[PreferenceBatch]:
-        """All battles once, for validation."""
+        """Yield all battles once, for validation."""
         return [self.batch]

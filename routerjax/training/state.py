@@ -18,7 +18,7 @@ from routerjax.typing import Array, PyTree, Query, Variables
 
 
 class TrainState(flax.struct.PyTreeNode):
-    """What a step reads and writes: plain arrays, never stacked over devices.
+    """State that a step reads and writes: plain arrays, never stacked over devices.
 
     Attributes:
         step: int32 scalar, steps taken.
@@ -32,7 +32,7 @@ class TrainState(flax.struct.PyTreeNode):
 
     @property
     def variables(self) -> Variables:
-        """What ``module.apply`` takes."""
+        """Variables as ``module.apply`` takes them."""
         return {"params": self.params}
 
 
@@ -73,7 +73,7 @@ def make_optimizer(config: OptimizerConfig, num_steps: int) -> optax.GradientTra
 
 
 def has_own_rates(config: OptimizerConfig) -> bool:
-    """Whether the encoder's parameters learn otherwise than the head's."""
+    """Return True if the encoder's parameters learn otherwise than the head's."""
     return (config.encoder_rate, config.layer_decay, config.frozen_layers) != (1.0, 1.0, 0)
 
 
@@ -84,7 +84,7 @@ def require_rates(params: PyTree, config: OptimizerConfig) -> None:
 
 
 def learning_rates(params: PyTree, config: OptimizerConfig) -> PyTree:
-    """Each parameter's learning rate over that of the head: a number, or ``[layers, 1, ...]`` where layers are stacked.
+    """Learning-rate multiplier of each parameter: a number, or ``[layers, 1, ...]`` where layers are stacked.
 
     The encoder is what lies below ``encoder``, at any depth; its layers are ``layer_0``, ``layer_1`` ... or a stack
     ``layers``; what is neither is its embeddings, below all layers.
@@ -104,7 +104,7 @@ def learning_rates(params: PyTree, config: OptimizerConfig) -> PyTree:
         raise InputError(f"optimizer.frozen_layers must be at most the encoder's {num_layers}, got {got}")
 
     def rate(height: int) -> float:
-        """Of the embeddings (height 0) or of a layer (height 1 and up)."""
+        """Multiplier of the embeddings (height 0) or of a layer (height 1 and up)."""
         is_frozen = config.frozen_layers > 0 and height <= config.frozen_layers
         return 0.0 if is_frozen else config.encoder_rate * config.layer_decay ** (num_layers - height)
 

@@ -1,4 +1,4 @@
-"""One pure train step; how it is spread over devices is decided elsewhere."""
+"""Pure train step; :mod:`routerjax.training.parallel` spreads it over devices."""
 
 from __future__ import annotations
 
