@@ -153,7 +153,7 @@ def test_fields_of_a_module_that_are_no_settings(arena: Path, tmp_path: Path, re
 @pytest.mark.parametrize(
     ("text", "message"),
     [
-        (None, "no configuration .*mine.py: expected a Python file that defines get_config"),
+        (None, "no configuration .*mine.py: expected a Python file .* that defines get_config"),
         ("def get_confg(): pass", "mine.py defines no get_config"),
         ("def get_config(): return 3", "must return an ExperimentConfig, got int"),
         ("import os\ndef get_config(:\n", r"mine.py: SyntaxError: .*\(mine.py, line 2\)"),
@@ -173,6 +173,11 @@ def test_configurations(tmp_path: Path, refused: Refused, text: str | None, mess
     if text is not None:
         (tmp_path / "mine.py").write_text(text)
     refused(message, "train", tmp_path / "mine.py", "--output", tmp_path / "run")
+
+
+def test_what_a_run_wrote_is_no_configuration(arena: Path, tmp_path: Path, refused: Refused) -> None:
+    written = arena / "run" / "config.json"
+    refused("no configuration .*config.json: expected a Python file", "train", written, "--output", tmp_path / "run")
 
 
 def test_seeds(tmp_path: Path, refused: Refused) -> None:

@@ -23,6 +23,9 @@ from routerjax.evaluation.figures import Figure
 if TYPE_CHECKING:
     from _typeshed import DataclassInstance
 
+FEW_PROMPTS = 20
+"""Resamples of fewer prompts are too much alike for their spread to be that of the figures."""
+
 Cell = Callable[[BenchmarkResult, str, RouterResult], str]
 
 
@@ -99,7 +102,7 @@ def _headline(result: BenchmarkResult) -> str:
 
 
 def notes(result: BenchmarkResult) -> list[str]:
-    """Say in a sentence each what is unusual about the pairs of models; empty where nothing is."""
+    """Say in a sentence each what is unusual about the pairs of models, or the number of prompts."""
     strong, weak, sentences = result.strong, result.weak, []
     if result.quality_strong < result.quality_weak:
         sentences.append(
@@ -111,6 +114,8 @@ def notes(result: BenchmarkResult) -> list[str]:
             f"In {100 * result.gap_not_positive:.3g} % of the resamples {strong} is not better than {weak}: intervals "
             "of APGR, CPT and what follows from them mean little."
         )
+    if result.num_prompts < FEW_PROMPTS:
+        sentences.append("So few prompts say little: the intervals are narrower than what is not known.")
     by_pair: dict[ScoredPair, list[str]] = {}
     for name, pair in result.pairs.items():
         by_pair.setdefault(pair, []).append(name)

@@ -79,17 +79,27 @@ def evaluate_routers(
     check_resamples(num_samples, seed)
     if not routers and not score_files:
         raise InputError("nothing to evaluate: name at least one router folder, or a file of scores (--scores)")
+    if encoder is not None and not routers:
+        raise InputError(f"--encoder is of routers, and none is named: leave {encoder} out")
+    for paths in (routers, score_files, benchmarks):
+        _require_different([os.fspath(path) for path in paths], "is named twice: once is enough")
+    stems = [Path(name).stem for name in benchmarks]
+    _require_different(stems, "is the name of two benchmarks, which no report could tell apart: rename a file")
     loaded = _load(routers, encoder)
     named_scores = _named({Path(path).stem: path for path in score_files}, score_files)
-    taken = {*loaded, *named_scores}
-    if len(taken) < len(loaded) + len(named_scores) or taken & set(CONTROLS):
-        raise InputError(
-            f"routers and score files must have different names, other than the controls': {sorted(taken)}"
-        )
+    for name in named_scores:
+        if name in loaded or name in CONTROLS:
+            whose = "a router's" if name in loaded else "a control's"
+            raise InputError(f"{named_scores[name]}: {name} is {whose} name in this evaluation: rename the file")
+    if set(loaded) & set(CONTROLS):
+        name = min(set(loaded) & set(CONTROLS))
+        raise InputError(f"{name} is a control's name in this evaluation: rename the router's folder")
     # All that can be refused is refused before the prompts are scored, which may take minutes.
     tasks = []
     for name in benchmarks:
         benchmark = _open_benchmark(name, data_root, strong, weak)
+        if exclude_smallest < 0:
+            raise InputError(f"exclude_smallest (--exclude-smallest) must be at least 0, got {exclude_smallest}")
         if exclude_smallest:
             _, benchmark = smallest_by_hash(benchmark, exclude_smallest)
         outside = {outsider: read_scores(path, benchmark) for outsider, path in named_scores.items()}
@@ -204,7 +214,14 @@ def _named(
     return by_name if len(by_name) == len(paths) else {os.fspath(path): path for path in paths}
 
 
+def _require_different(names: Sequence[str], otherwise: str) -> None:
+    again = next((name for place, name in enumerate(names) if name in names[:place]), None)
+    if again is not None:
+        raise InputError(f"{again} {otherwise}")
+
+
 def _open_benchmark(name: str, data_root: str | os.PathLike[str], strong: str | None, weak: str | None) -> Benchmark:
-    if Path(name).suffix in ENDINGS:
+    # A file of another ending is told which there are.
+    if Path(name).suffix in ENDINGS or Path(name).is_file():
         return read_benchmark_table(name, strong=strong, weak=weak, progress=True)
     return load_benchmark(name, data_root)

@@ -23,8 +23,8 @@ def load_config(path: str | Path) -> ExperimentConfig:
         InputError: no such file, no ``get_config``, it raises or exits, or it returns something else.
     """
     path = Path(path)
-    if not path.is_file():
-        raise InputError(f"no configuration {path}: expected a Python file that defines get_config()")
+    if not path.is_file() or path.suffix != ".py":
+        raise InputError(f"no configuration {path}: expected a Python file (.py) that defines get_config()")
     try:
         with _neighbours(path.parent):
             # Run, not imported: bytecode that an import caches is stale where a script edits the file twice a second.

@@ -99,7 +99,11 @@ def read_description(folder: Path) -> RouterDescription:
     """
     path = folder / FILE
     if find_file(path) is None:
-        raise InputError(f"{folder} is not a router folder: no {FILE} in it")
+        if not folder.exists():
+            raise InputError(f"no router {folder}: expected a router's folder, or a run's")
+        is_bundle = (folder / "bundle.json").exists()
+        what = "is a bundle, which its load.py scores with, and" if is_bundle else "is"
+        raise InputError(f"{folder} {what} not a router folder: no {FILE} in it")
     content = read_json(path, dict)
     if content.get("format") != FORMAT:
         got = f"{content.get('format')!r:.40}"

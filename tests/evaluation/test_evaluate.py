@@ -145,8 +145,19 @@ def test_a_gap_that_some_resamples_do_not_have_is_said() -> None:
     result = evaluation.evaluate(evaluation.control_win_probs(benchmark, **pair), benchmark, **pair, num_samples=200)
     # At most 5 of 11 draws are good: a binomial with chance 6/11.
     assert result.gap_not_positive == pytest.approx(0.38, abs=0.1)
-    (note,) = evaluation.results_json([result])["benchmarks"][0]["notes"]
+    note, of_few = evaluation.results_json([result])["benchmarks"][0]["notes"]
+    assert of_few.startswith("So few prompts say little")
     assert f"In {100 * result.gap_not_positive:.3g} % of the resamples big is not better than small" in note
+
+
+def test_so_few_prompts_that_intervals_say_little_are_said() -> None:
+    win_prob = {"mine": np.linspace(0, 1, len(BENCHMARK))}
+    for count, is_said in ((19, True), (20, False)):
+        few = BENCHMARK.select(np.arange(len(BENCHMARK)) < count)
+        result = evaluation.evaluate(
+            {"mine": win_prob["mine"][:count]}, few, strong="big", weak="small", num_samples=20, seed=0
+        )
+        assert any("So few prompts" in note for note in evaluation.report.notes(result)) == is_said
 
 
 def test_paired_intervals_are_narrower_than_unpaired_ones() -> None:

@@ -127,12 +127,24 @@ def test_what_is_refused_is_refused_before_any_prompt_is_scored(
         ({"benchmarks": both, **pair}, "the same mean quality"),
         ({"benchmarks": both[:1]}, "no usual pair of models"),
         ({"benchmarks": both[:1], "strong": "big"}, "no usual pair of models"),
+        ({"benchmarks": [both[0], both[0]], **pair}, f"{both[0]} is named twice"),
+        ({"benchmarks": [both[0], f"{tmp_path}/in/{Path(both[0]).name}"], **pair}, "is the name of two benchmarks"),
+        ({"benchmarks": both[:1], "score_files": [scores, scores], **pair}, "outside.csv is named twice"),
+        ({"benchmarks": both[:1], "score_files": [tmp_path / "router.csv"], **pair}, "router is a router's name in"),
+        ({"benchmarks": both[:1], "score_files": [tmp_path / "oracle.csv"], **pair}, "oracle is a control's name in"),
+        ({"benchmarks": [str(tmp_path / "router" / "router.json")], **pair}, "must end in .parquet, .csv, .jsonl, got"),
+        ({"benchmarks": both[:1], "exclude_smallest": -1, **pair}, r"--exclude-smallest\) must be at least 0, got -1"),
         ({"benchmarks": both[:1], "score_files": [scores], **pair}, "no win_prob for 300 of the 300 prompts"),
         ({"benchmarks": both[:1], "score_files": [tmp_path / "no.csv"], **pair}, "no file .*no.csv"),
     ):
         with pytest.raises(InputError, match=message):
             evaluation.evaluate_routers([tmp_path / "router"], **arguments, output=tmp_path / "results")
     usual = {"benchmarks": both[:1], **pair}
+    twice = [tmp_path / "router", tmp_path / "router"]
+    with pytest.raises(InputError, match=r"router is named twice: once is enough"):
+        evaluation.evaluate_routers(twice, **usual, output=tmp_path / "results")
+    with pytest.raises(InputError, match=r"--encoder is of routers, and none is named: leave elsewhere out"):
+        evaluation.evaluate_routers([], score_files=[scores], encoder="elsewhere", **usual, output=tmp_path / "results")
     with pytest.raises(InputError, match=r"^deaf: this router was trained on given embeddings \(mine.npy\)"):
         evaluation.evaluate_routers([tmp_path / "router", tmp_path / "deaf"], **usual, output=tmp_path / "results")
     with pytest.raises(InputError, match=r"cannot write .*: .*outside.csv is a file, not a folder"):
@@ -168,6 +180,8 @@ def test_nothing_is_written_when_something_is_wrong(tmp_path: Path) -> None:
         evaluation.evaluate_routers([], **arguments, output=output)
     with pytest.raises(InputError, match="is not a router folder"):
         evaluation.evaluate_routers([tmp_path], **arguments, output=output)
+    with pytest.raises(InputError, match=r"no router .*missing: expected a router's folder, or a run's"):
+        evaluation.evaluate_routers([tmp_path / "missing"], **arguments, output=output)
     with pytest.raises(InputError, match=r"must be in 1 to 100,000; .*got 0"):
         evaluation.evaluate_routers([tmp_path], **arguments, num_samples=0, output=output)
     assert not output.exists()
