@@ -43,7 +43,8 @@ ALLOWED = {
     "importing": ROUTER,
     "pipeline": ROUTER | {"evaluation", "export", "training"},
     "demo": ROUTER | {"evaluation", "export", "pipeline", "training"},
-    "cli": ROUTER | {"demo", "evaluation", "export", "importing", "pipeline", "training"},
+    "commands": ROUTER | {"demo", "evaluation", "export", "importing", "pipeline", "training"},
+    "cli": GROUND | {"commands"},
     # What the package itself exports; nothing below imports it through the package.
     "__init__": ROUTER | {"evaluation", "export", "training"},
 }

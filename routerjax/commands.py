@@ -1,0 +1,208 @@
+"""Subcommands of ``routerjax``: each calls the library with parsed arguments, and prints.
+
+Each imports what it needs when it runs, so that ``--help`` answers at once.
+"""
+
+from __future__ import annotations
+
+import argparse
+import logging
+from typing import TYPE_CHECKING, cast
+
+from routerjax.display import printable
+from routerjax.errors import InputError
+
+if TYPE_CHECKING:
+    from routerjax.router import Router
+
+logger = logging.getLogger(__name__)
+
+# A threshold that sends fewer prompts to the strong model than was asked for, by more than this share, is remarked on.
+LARGEST_SHORTFALL = 0.01
+
+
+def demo(arguments: argparse.Namespace) -> None:
+    """Run the demo."""
+    from routerjax.config import Seed
+    from routerjax.demo import run_demo
+    from routerjax.validation import coerce
+
+    run_demo(arguments.output, seed=coerce(arguments.seed, Seed, "--seed"))
+
+
+def train(arguments: argparse.Namespace) -> None:
+    """Train a router, or go on with a run."""
+    from routerjax.config import override
+    from routerjax.pipeline import load_config, train_router
+
+    config = override(load_config(arguments.config), arguments.set)
+    train_router(config, arguments.output, resume=arguments.resume)
+    _say(f"router written to {arguments.output / 'router'}")
+
+
+def evaluate(arguments: argparse.Namespace) -> None:
+    """Evaluate routers and score files beside the controls."""
+    from rich.console import Console
+
+    from routerjax.evaluation import evaluate_routers, print_table
+
+    results = evaluate_routers(
+        arguments.routers,
+        benchmarks=arguments.benchmark,
+        data_root=arguments.data_root,
+        score_files=arguments.scores,
+        strong=arguments.strong,
+        weak=arguments.weak,
+        exclude_smallest=arguments.exclude_smallest,
+        num_samples=arguments.samples,
+        seed=arguments.seed,
+        encoder=arguments.encoder,
+        output=arguments.output,
+    )
+    console = Console(highlight=False)
+    for result in results:
+        print_table(result, console)
+    files = "report.html, results.json, results.md and curves.png"
+    _say(f"95 % intervals over prompts in brackets; {files} are in {arguments.output}")
+
+
+def calibrate(arguments: argparse.Namespace) -> None:
+    """Calibrate win probabilities, the threshold, or both."""
+    import dataclasses
+
+    from routerjax.atomic import refuse_existing
+    from routerjax.data import read_preferences
+    from routerjax.features import EmbeddingCache
+    from routerjax.pipeline import CALIBRATION_FIGURES, calibrate_router
+    from routerjax.router import load_router, router_folder, save_router
+    from routerjax.routing import require_share, threshold_for_share
+    from routerjax.tables import read_prompt_table
+
+    wants_share, wants_map = arguments.strong_share is not None, arguments.method is not None
+    if wants_share != (arguments.prompts is not None) or wants_map != (arguments.battles is not None):
+        raise InputError("--prompts goes with --strong-share, and --battles with --method")
+    if arguments.input_format is not None and not wants_share:
+        raise InputError("--input-format is of --prompts")
+    if not (wants_share or wants_map):
+        raise InputError("nothing to calibrate: give --prompts and --strong-share, --battles and --method, or all four")
+    if wants_share:
+        require_share(arguments.strong_share)
+    if arguments.output is not None:
+        refuse_existing(arguments.output)
+    stored = load_router(router_folder(arguments.router), encoder=arguments.encoder)
+    router = stored.with_pair(arguments.strong, arguments.weak)
+    prompts = []
+    if wants_share:
+        prompts = read_prompt_table(arguments.prompts, input_format=arguments.input_format, progress=True).prompts
+    with EmbeddingCache() as cache:
+        if wants_map:
+            battles = read_preferences(arguments.battles, progress=True)
+            router = calibrate_router(router, battles, method=arguments.method, cache=cache)
+            found = cast("dict[str, dict[str, float]]", router.provenance["calibration"])
+            for name in CALIBRATION_FIGURES:
+                _say(f"{name}: {found[name]['raw']:.4f} raw, {found[name]['calibrated']:.4f} calibrated (held out)")
+        if wants_share:
+            # Prompts that the router remembers stand for new ones.
+            win_prob = router.win_prob(prompts, exclude_own_battles=True, cache=cache, progress=True)
+            threshold, attained = threshold_for_share(win_prob, arguments.strong_share)
+            _say(f"threshold {threshold!r} sends {attained:.4f} of these {len(prompts)} prompts to {router.strong}")
+            if arguments.strong_share - attained > LARGEST_SHORTFALL:
+                together = int((win_prob == win_prob[win_prob < threshold].max()).sum())
+                logger.warning(
+                    "%s of them were wanted: the next %d share one win probability, and go to one model together",
+                    *(arguments.strong_share, together),
+                )
+            router = dataclasses.replace(router, threshold=threshold)
+        _say_what_is_lost(stored, router)
+    if arguments.output is not None:
+        save_router(router, arguments.output)
+        _say(f"router with this calibration written to {arguments.output}")
+
+
+def score(arguments: argparse.Namespace) -> None:
+    """Score a table of prompts."""
+    import dataclasses
+
+    import pyarrow as pa
+
+    from routerjax.features import EmbeddingCache
+    from routerjax.router import load_router, router_folder
+    from routerjax.routing import route
+    from routerjax.tables import read_prompt_table, require_writable
+
+    # All that can be refused is refused before the prompts are encoded.
+    require_writable(arguments.output)
+    stored = load_router(router_folder(arguments.router), encoder=arguments.encoder)
+    router = stored.with_pair(arguments.strong, arguments.weak)
+    if arguments.threshold is not None:
+        router = dataclasses.replace(router, threshold=arguments.threshold)
+    _say_what_is_lost(stored, router)
+    table = read_prompt_table(arguments.input, input_format=arguments.input_format, progress=True)
+    taken = {"win_prob", "model"} & set(table.columns)
+    if taken:
+        raise InputError(f"{arguments.input} has a column {min(taken)} already, which score would write: rename it")
+    output = table.prepare(arguments.output)
+    with EmbeddingCache() as cache:
+        win_prob = router.win_prob(table.prompts, cache=cache, progress=True)
+    added = {"win_prob": pa.array(win_prob)}
+    if router.threshold is not None:
+        chosen = [router.strong if is_strong else router.weak for is_strong in route(win_prob, router.threshold)]
+        added["model"] = pa.array(chosen, pa.string())
+    output.write(added)
+
+
+def _say_what_is_lost(stored: Router, router: Router) -> None:
+    """Name what a router has in its folder and does not keep for another pair, or under another calibration."""
+    lost = ["threshold"] if stored.threshold is not None and router.threshold is None else []
+    if "calibration" in stored.variables and "calibration" not in router.variables:
+        lost.append("calibration")
+    if lost:
+        is_same = (stored.strong, stored.weak) == (router.strong, router.weak)
+        when = "before this calibration" if is_same else f"for {stored.strong} or {stored.weak}"
+        logger.warning("left out: the %s of the router, chosen %s", " and ".join(lost), when)
+
+
+def export(arguments: argparse.Namespace) -> None:
+    """Export a router, and say how far its scores differ."""
+    from routerjax.export import export_hf, export_routellm, export_stablehlo
+    from routerjax.router import load_router, router_folder
+
+    stored = load_router(router_folder(arguments.router), encoder=arguments.encoder)
+    router = stored.with_pair(arguments.strong, arguments.weak)
+    _say_what_is_lost(stored, router)
+    if arguments.format == "hf":
+        difference = export_hf(router, arguments.output)
+        _say(f"model.safetensors: scores differ from the router's by at most {difference:.1e}")
+        loads = "transformers' AutoModelForSequenceClassification and AutoTokenizer load it"
+        _say(f"verified and written to {arguments.output}; {loads}")
+        return
+    if arguments.format == "routellm":
+        differences = {"model.safetensors": export_routellm(router, arguments.output)}
+        usage = (
+            f"in RouteLLM's config: mf: {{checkpoint_path: {arguments.output}, strong_model: {router.strong}, "
+            f"weak_model: {router.weak}, hidden_size: {router.variables['params']['classifier'].shape[0]}}}"
+        )
+    else:
+        differences = export_stablehlo(router, arguments.output)
+        usage = f'try: python {arguments.output / "load.py"} "A prompt"'
+    for name, difference in differences.items():
+        _say(f"{name}: win probabilities differ from the router's by at most {difference:.1e}")
+    _say(f"verified and written to {arguments.output}; {usage}")
+
+
+def import_router(arguments: argparse.Namespace) -> None:
+    """Make a published router a router folder."""
+    from routerjax.importing import IMPORTERS
+    from routerjax.router import save_router
+
+    router = IMPORTERS[arguments.format](arguments.source, strong=arguments.strong, weak=arguments.weak)
+    save_router(router, arguments.output)
+    _say(f"router of {len(router.models)} models written to {arguments.output}: {router.strong} or {router.weak}")
+    if router.reader is None:
+        _say(f"it reads embeddings of {router.features.source}, {router.features.width} wide")
+    else:
+        _say(f"it reads text: the first {router.features.max_length} tokens of a prompt")
+
+
+def _say(message: str) -> None:
+    print(printable(message))
