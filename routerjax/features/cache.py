@@ -24,7 +24,8 @@ logger = logging.getLogger(__name__)
 
 # Another process may hold the file while it commits a few hundred embeddings; nobody needs it for longer.
 LOCK_SECONDS = 60.0
-TABLE = "checked_embeddings"  # "embeddings", without checksums, was that of earlier versions
+# Tables, each with the column of its content; "embeddings", without checksums, was that of earlier versions.
+EMBEDDINGS, READINGS = ("checked_embeddings", "embedding"), ("readings", "reading")
 KEYS_PER_QUERY = 500
 
 
@@ -45,10 +46,10 @@ def cache_folder() -> Path:
 
 
 class EmbeddingCache:
-    """A table (fingerprint, sha256 of the prompt) -> embedding in one SQLite file; the texts are not kept.
+    """Embeddings by (fingerprint, sha256 of the prompt), and how prompts were read, in one SQLite file without texts.
 
     Safe with several processes and threads at a time, and when one is killed: what was committed stays, nothing is
-    half-written. Each row carries a checksum of its key and its embedding; one that does not fit is taken as missing,
+    half-written. Each row carries a checksum of its key and its content; one that does not fit is taken as missing,
     which a warning says. The file is opened when it is first needed. Where it cannot be, or not written to, a warning
     says so and work goes on without; a file that can only be read is read.
 
@@ -75,9 +76,30 @@ class EmbeddingCache:
         """Embeddings of those of ``prompts`` (sha256 digests) that are there, and as they were written.
 
         Raises:
-            InputError: the file is not such a table.
+            InputError: the file holds no such tables.
         """
-        embeddings, damaged = {}, 0
+        rows = self._get(EMBEDDINGS, fingerprint, prompts)
+        return {prompt: np.frombuffer(content, np.float32) for prompt, content in rows.items()}
+
+    def put(self, fingerprint: str, embeddings: Mapping[bytes, Float32[np.ndarray, "embed"]]) -> None:
+        """Add embeddings by digest, all or none of them.
+
+        Raises:
+            InputError: the file holds no such tables.
+        """
+        rows = {prompt: embedding.astype(np.float32).tobytes() for prompt, embedding in embeddings.items()}
+        self._put(EMBEDDINGS, fingerprint, rows)
+
+    def get_readings(self, fingerprint: str, prompts: Sequence[bytes]) -> dict[bytes, bytes]:
+        """How a tokenizer of that fingerprint read prompts; see :meth:`get`, and :class:`.cut_report.Reading`."""
+        return self._get(READINGS, fingerprint, prompts)
+
+    def put_readings(self, fingerprint: str, readings: Mapping[bytes, bytes]) -> None:
+        """Add readings by digest; see :meth:`put`."""
+        self._put(READINGS, fingerprint, readings)
+
+    def _get(self, table: tuple[str, str], fingerprint: str, prompts: Sequence[bytes]) -> dict[bytes, bytes]:
+        (name, column), rows, damaged = table, {}, 0
         with self._lock, self._errors("read"):
             connection = self._open()
             if connection is None:
@@ -85,38 +107,31 @@ class EmbeddingCache:
             for start in range(0, len(prompts), KEYS_PER_QUERY):
                 keys = prompts[start : start + KEYS_PER_QUERY]
                 marks = ",".join("?" * len(keys))
-                rows = connection.execute(
-                    f"SELECT prompt, embedding, checksum FROM {TABLE} WHERE fingerprint = ? AND prompt IN ({marks})",
+                found = connection.execute(
+                    f"SELECT prompt, {column}, checksum FROM {name} WHERE fingerprint = ? AND prompt IN ({marks})",
                     (fingerprint, *keys),
                 )
-                for prompt, embedding, checksum in rows:
-                    if isinstance(embedding, bytes) and checksum == _checksum(fingerprint, prompt, embedding):
-                        embeddings[prompt] = np.frombuffer(embedding, np.float32)
+                for prompt, content, checksum in found:
+                    if isinstance(content, bytes) and checksum == _checksum(fingerprint, prompt, content):
+                        rows[prompt] = content
                     else:
                         damaged += 1
         if damaged:
             logger.warning(
-                "%d embeddings in the cache %s are not as they were written (their checksums differ); made anew",
+                "%d %ss in the cache %s are not as they were written (their checksums differ); made anew",
                 damaged,
+                column,
                 self._path,
             )
-        return embeddings
+        return rows
 
-    def put(self, fingerprint: str, embeddings: Mapping[bytes, Float32[np.ndarray, "embed"]]) -> None:
-        """Add embeddings by digest, all or none of them.
-
-        Raises:
-            InputError: the file is not such a table.
-        """
-        rows = []
-        for prompt, embedding in embeddings.items():
-            content = embedding.astype(np.float32).tobytes()
-            rows.append((fingerprint, prompt, content, _checksum(fingerprint, prompt, content)))
+    def _put(self, table: tuple[str, str], fingerprint: str, rows: Mapping[bytes, bytes]) -> None:
+        checked = [(fingerprint, prompt, row, _checksum(fingerprint, prompt, row)) for prompt, row in rows.items()]
         with self._lock, self._errors("written to"):
             connection = self._open()
             if connection is not None and self._can_write:
                 with connection:
-                    connection.executemany(f"INSERT OR REPLACE INTO {TABLE} VALUES (?, ?, ?, ?)", rows)
+                    connection.executemany(f"INSERT OR REPLACE INTO {table[0]} VALUES (?, ?, ?, ?)", checked)
 
     def _open(self) -> sqlite3.Connection | None:
         """The connection; None where there is no cache, which is said once."""
@@ -128,10 +143,11 @@ class EmbeddingCache:
             self._path.parent.mkdir(parents=True, exist_ok=True)
             self._connection = _connect(self._path)
             self._connection.execute("PRAGMA journal_mode=WAL")
-            self._connection.execute(
-                f"CREATE TABLE IF NOT EXISTS {TABLE} (fingerprint TEXT, prompt BLOB, embedding BLOB, checksum BLOB, "
-                "PRIMARY KEY (fingerprint, prompt)) WITHOUT ROWID"
-            )
+            for name, column in (EMBEDDINGS, READINGS):
+                self._connection.execute(
+                    f"CREATE TABLE IF NOT EXISTS {name} (fingerprint TEXT, prompt BLOB, {column} BLOB, checksum BLOB, "
+                    "PRIMARY KEY (fingerprint, prompt)) WITHOUT ROWID"
+                )
             self._can_write = True
         except (OSError, sqlite3.OperationalError) as error:
             self._open_to_read(error)
@@ -144,7 +160,7 @@ class EmbeddingCache:
         try:
             if self._path is not None and self._path.is_file():
                 self._connection = _connect(self._path, "?mode=ro&immutable=1")
-                self._connection.execute(f"SELECT 1 FROM {TABLE} LIMIT 1")
+                self._connection.execute(f"SELECT 1 FROM {EMBEDDINGS[0]} LIMIT 1")
                 logger.warning(
                     "the embedding cache %s can only be read (%s): what is new is not kept", self._path, error
                 )
@@ -180,24 +196,35 @@ def _connect(path: Path, options: str = "") -> sqlite3.Connection:
     return sqlite3.connect(address, timeout=LOCK_SECONDS, check_same_thread=False, uri=True)
 
 
-def _checksum(fingerprint: str, prompt: bytes, embedding: bytes) -> bytes:
+def _checksum(fingerprint: str, prompt: bytes, content: bytes) -> bytes:
     """Checksum of a row, its key included: an embedding under another prompt's key does not fit."""
     named = hashlib.sha256(fingerprint.encode()).digest()
-    return hashlib.blake2b(named + prompt + embedding, digest_size=16).digest()
+    return hashlib.blake2b(named + prompt + content, digest_size=16).digest()
+
+
+def prompt_digests(prompts: Sequence[str]) -> tuple[list[bytes], dict[bytes, str]]:
+    """SHA-256 of each prompt, and the different prompts by it.
+
+    Raises:
+        InputError: prompts that are no sequence of texts.
+    """
+    require_texts(prompts)
+    digests = [prompt_sha256(prompt) for prompt in prompts]
+    return digests, dict(zip(digests, prompts, strict=True))
 
 
 def encode_once(
-    prompts: Sequence[str],
+    prompts: Mapping[bytes, str],
     encode: Callable[[dict[bytes, str]], Iterable[dict[bytes, Float32[np.ndarray, "embed"]]]],
     *,
     fingerprint: str,
     cache: EmbeddingCache | None,
     progress: bool,
-) -> list[Float32[np.ndarray, "embed"]]:
-    """The embedding of each prompt: looked up in the cache, and what is not there encoded, equal prompts once.
+) -> dict[bytes, Float32[np.ndarray, "embed"]]:
+    """The embedding of each prompt, by digest: looked up in the cache, and what is not there encoded.
 
     Args:
-        prompts: texts.
+        prompts: texts by digest.
         encode: yields the embeddings of prompts, both by digest, part by part; each part is in the cache before the
             next is asked for, so that a run that fails or is killed loses one part at most.
         fingerprint: of the features.
@@ -205,12 +232,10 @@ def encode_once(
         progress: show a progress bar, if it takes more than two seconds.
 
     Raises:
-        InputError: a prompt that is not text; or embeddings of another width than those that are in the cache.
+        InputError: embeddings of another width than those that are in the cache.
     """
-    require_texts(prompts)
-    digests = [prompt_sha256(prompt) for prompt in prompts]
-    known = {} if cache is None else cache.get(fingerprint, list(dict.fromkeys(digests)))
-    missing = {digest: prompt for digest, prompt in zip(digests, prompts, strict=True) if digest not in known}
+    known = {} if cache is None else cache.get(fingerprint, list(prompts))
+    missing = {digest: prompt for digest, prompt in prompts.items() if digest not in known}
     with tqdm.tqdm(total=len(missing), unit="prompt", disable=not progress or not missing, delay=2) as bar:
         for part in encode(missing):
             widths = sorted({len(embedding) for embedding in (*part.values(), *itertools.islice(known.values(), 1))})
@@ -223,4 +248,4 @@ def encode_once(
             if cache is not None:
                 cache.put(fingerprint, part)
             bar.update(len(part))
-    return [known[digest] for digest in digests]
+    return known

@@ -5,19 +5,18 @@ from __future__ import annotations
 import collections
 import hashlib
 import logging
-from collections.abc import Collection, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from typing import NamedTuple
 
 import numpy as np
-from jaxtyping import Float32, Int32
+from jaxtyping import Int32
 
+from routerjax.features.cache import EmbeddingCache
 from routerjax.features.tokens import TextTokenizer
 
 logger = logging.getLogger(__name__)
 
 LEFT_OUT = {"left": "the beginning", "right": "the end", "middle": "the middle"}
-# Two hashes of 24 bits, which float32 holds exactly: one pair of a million prompts is alike by chance in 1e-3 cases.
-HASH_BYTES = 3
 
 
 class Reading(NamedTuple):
@@ -29,32 +28,53 @@ class Reading(NamedTuple):
     """
 
     is_cut: bool
-    tokens_hash: tuple[int, int]
+    tokens_hash: bytes
 
     @classmethod
     def of(cls, token_ids: Int32[np.ndarray, "length"], is_cut: bool) -> Reading:
         """The reading of a prompt with these tokens."""
-        digest = hashlib.sha256(np.asarray(token_ids, "<i4").tobytes()).digest()
-        first, second = digest[:HASH_BYTES], digest[HASH_BYTES : 2 * HASH_BYTES]
-        return cls(bool(is_cut), (int.from_bytes(first), int.from_bytes(second)))
+        return cls(bool(is_cut), hashlib.blake2b(np.asarray(token_ids, "<i4").tobytes(), digest_size=16).digest())
 
-    def to_row(self) -> Float32[np.ndarray, "3"]:
-        """Return the reading as a row of an embedding cache."""
-        return np.asarray([self.is_cut, *self.tokens_hash], np.float32)
+    def to_bytes(self) -> bytes:
+        """Return the reading as a cache keeps it."""
+        return bytes([self.is_cut]) + self.tokens_hash
 
     @classmethod
-    def from_row(cls, row: Float32[np.ndarray, "3"]) -> Reading:
-        """The inverse of :meth:`to_row`."""
-        is_cut, first, second = row.tolist()
-        return cls(is_cut != 0, (int(first), int(second)))
+    def from_bytes(cls, content: bytes) -> Reading:
+        """The inverse of :meth:`to_bytes`."""
+        return cls(content[:1] != b"\0", content[1:])
 
 
-def read_prompts(tokenizer: TextTokenizer, prompts: Sequence[str]) -> list[Int32[np.ndarray, "length"]]:
+def read_prompts(
+    tokenizer: TextTokenizer, prompts: Sequence[str], *, progress: bool = False
+) -> list[Int32[np.ndarray, "length"]]:
     """Tokens of prompts; how many of the different ones were cut is logged."""
-    token_ids, is_cut = tokenizer.read(prompts)
+    token_ids, is_cut = tokenizer.read(prompts, progress=progress)
     readings = dict(zip(prompts, map(Reading.of, token_ids, is_cut), strict=True))
     report_cut(readings.values(), tokenizer)
     return token_ids
+
+
+def read_once(
+    tokenizer: TextTokenizer, prompts: Mapping[bytes, str], cache: EmbeddingCache | None, *, progress: bool
+) -> dict[bytes, Int32[np.ndarray, "length"]]:
+    """Tokens of those prompts of which the cache does not know how they are read; how many of all were cut is logged.
+
+    Args:
+        tokenizer: what reads them.
+        prompts: texts by digest.
+        cache: looked up first and added to.
+        progress: show a progress bar, if it takes more than two seconds.
+    """
+    known = {} if cache is None else cache.get_readings(tokenizer.fingerprint, list(prompts))
+    missing = {digest: prompt for digest, prompt in prompts.items() if digest not in known}
+    token_ids, is_cut = tokenizer.read(list(missing.values()), progress=progress)
+    readings = dict(zip(missing, map(Reading.of, token_ids, is_cut), strict=True))
+    if cache is not None and readings:
+        rows = {digest: reading.to_bytes() for digest, reading in readings.items()}
+        cache.put_readings(tokenizer.fingerprint, rows)
+    report_cut([*map(Reading.from_bytes, known.values()), *readings.values()], tokenizer)
+    return dict(zip(missing, token_ids, strict=True))
 
 
 def report_cut(readings: Collection[Reading], tokenizer: TextTokenizer) -> None:

@@ -20,8 +20,8 @@ from jaxtyping import Float32, Int32
 
 from routerjax.config import Truncation
 from routerjax.errors import InputError
-from routerjax.features.cache import EmbeddingCache, encode_once
-from routerjax.features.cut_report import Reading, report_cut
+from routerjax.features.cache import EmbeddingCache, encode_once, prompt_digests
+from routerjax.features.cut_report import read_once
 from routerjax.features.spec import FeatureSpec
 from routerjax.features.tokens import TextTokenizer, tokenizer_for
 from routerjax.models import EMBEDDING_LAYERS, BertEncoder, Pooling, SentenceEmbedding
@@ -47,7 +47,6 @@ logger = logging.getLogger(__name__)
 
 # So much work at most is lost when an encoding run is killed.
 PROMPTS_PER_COMMIT = 256
-PROMPTS_PER_READING = 1024
 OF_TRAINING_ALONE = ("dropout_rate", "attention_dropout_rate", "initializer_range")
 
 
@@ -84,46 +83,27 @@ class SentenceEncoder:
         Raises:
             InputError: a prompt that is not text.
         """
-        token_ids: dict[bytes, Int32[np.ndarray, "length"]] = {}
-        different = list(dict.fromkeys(prompts)) if not isinstance(prompts, str) else prompts
-        rows = encode_once(
-            different,
-            functools.partial(self._read, token_ids),
-            fingerprint=f"reading {self.tokenizer.fingerprint}",
-            cache=cache,
-            progress=progress,
-        )
-        report_cut([Reading.from_row(row) for row in rows], self.tokenizer)
+        digests, texts = prompt_digests(prompts)
+        token_ids = read_once(self.tokenizer, texts, cache, progress=progress)
         embeddings = encode_once(
-            prompts,
+            texts,
             functools.partial(self._encode_sorted, token_ids),
             fingerprint=self.spec.fingerprint,
             cache=cache,
             progress=progress,
         )
-        return np.stack(embeddings) if embeddings else np.zeros((0, self.spec.width), np.float32)
-
-    def _read(
-        self, token_ids: dict[bytes, Int32[np.ndarray, "length"]], prompts: dict[bytes, str]
-    ) -> Iterator[dict[bytes, Float32[np.ndarray, "3"]]]:
-        """Yield how prompts are read, a thousand at a time, and keep their tokens, which are encoded next."""
-        all_digests = list(prompts)
-        for start in range(0, len(all_digests), PROMPTS_PER_READING):
-            digests = all_digests[start : start + PROMPTS_PER_READING]
-            read = self.tokenizer.read([prompts[digest] for digest in digests])
-            token_ids.update(zip(digests, read.token_ids, strict=True))
-            readings = map(Reading.of, read.token_ids, read.is_cut)
-            yield {digest: reading.to_row() for digest, reading in zip(digests, readings, strict=True)}
+        if not digests:
+            return np.zeros((0, self.spec.width), np.float32)
+        return np.stack([embeddings[digest] for digest in digests])
 
     def _encode_sorted(
         self, token_ids: dict[bytes, Int32[np.ndarray, "length"]], prompts: dict[bytes, str]
     ) -> Iterator[dict[bytes, Float32[np.ndarray, "embed"]]]:
-        """Yield embeddings by digest, a few hundred at a time."""
+        """Yield embeddings by digest, a few hundred at a time; prompts that were not read just now are read here."""
         digests = list(prompts)
         unread = [digest for digest in digests if digest not in token_ids]
-        token_ids.update(
-            zip(unread, self.tokenizer.read([prompts[digest] for digest in unread]).token_ids, strict=True)
-        )
+        read = self.tokenizer.read([prompts[digest] for digest in unread]).token_ids
+        token_ids = {**token_ids, **dict(zip(unread, read, strict=True))}
         part: dict[bytes, Float32[np.ndarray, "embed"]] = {}
         for rows, query in self.tokenizer.batches([token_ids[digest] for digest in digests]):
             embedding = np.asarray(_embed(self.module, self.variables, query))

@@ -16,7 +16,7 @@ from jaxtyping import Float32
 
 from routerjax.config import Truncation
 from routerjax.errors import InputError
-from routerjax.features.cache import EmbeddingCache, encode_once
+from routerjax.features.cache import EmbeddingCache, encode_once, prompt_digests
 from routerjax.features.encoder import SentenceEncoder, load_encoder
 from routerjax.features.endpoint_connection import EndpointConnection, Refusal
 from routerjax.features.exchange import require_address, require_key
@@ -124,19 +124,20 @@ class EndpointEncoder:
                 embeddings of another width.
             OSError: the endpoint does not answer, or not with embeddings, for all retries or within the time limit.
         """
+        digests, texts = prompt_digests(prompts)
         for row, prompt in enumerate(prompts):
-            if isinstance(prompt, str) and not prompt.strip():
+            if not prompt.strip():
                 raise InputError(f"row {row}: an endpoint cannot embed a blank prompt; drop it")
         used_before = self.tokens_used
         encode = functools.partial(self._encode_parts, prompts)
         try:
-            embeddings = encode_once(prompts, encode, fingerprint=self.fingerprint, cache=cache, progress=progress)
+            embeddings = encode_once(texts, encode, fingerprint=self.fingerprint, cache=cache, progress=progress)
         finally:
             self._log_cost(self.tokens_used - used_before)
-        if not embeddings:
+        if not digests:
             return np.zeros((0, self.spec.width), np.float32)
-        self._take_width(len(embeddings[0]))  # of the cache, where nothing was missing
-        return np.stack(embeddings)
+        self._take_width(len(embeddings[digests[0]]))  # of the cache, where nothing was missing
+        return np.stack([embeddings[digest] for digest in digests])
 
     def _encode_parts(
         self, prompts: Sequence[str], missing: dict[bytes, str]

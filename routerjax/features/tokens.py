@@ -12,6 +12,7 @@ from typing import NamedTuple, get_args
 import jax
 import numpy as np
 import tokenizers
+import tqdm
 from jaxtyping import Bool, Int, Int32
 
 from routerjax.config import Truncation
@@ -96,8 +97,12 @@ class TextTokenizer:
         described = f"{sha256} {self.max_length} {self.padding_id} {self.truncation} {self.prefix!r}"
         return hashlib.sha256(described.encode()).hexdigest()
 
-    def read(self, texts: Sequence[str]) -> TokenIds:
+    def read(self, texts: Sequence[str], *, progress: bool = False) -> TokenIds:
         """Tokens of each text; the library uses all cores.
+
+        Args:
+            texts: to read.
+            progress: show a progress bar, if it takes more than two seconds.
 
         Raises:
             InputError: a row that is not text, or a text that the tokenizer fails on.
@@ -105,15 +110,17 @@ class TextTokenizer:
         require_texts(texts)
         before, after = self._special
         cuts: list[Cut] = []
-        for start in range(0, len(texts), TEXTS_PER_CALL):
-            cuts += cut(
-                [self.prefix + text for text in texts[start : start + TEXTS_PER_CALL]],
-                self._encode,
-                count=self.max_length - len(before) - len(after),
-                characters=CHARACTERS_PER_TOKEN * self.max_length,
-                side=self.truncation,
-                splits_at_spaces=self._splits_at_spaces,
-            )
+        with tqdm.tqdm(total=len(texts), unit="prompt", desc="tokenising", disable=not progress, delay=2) as bar:
+            for start in range(0, len(texts), TEXTS_PER_CALL):
+                cuts += cut(
+                    [self.prefix + text for text in texts[start : start + TEXTS_PER_CALL]],
+                    self._encode,
+                    count=self.max_length - len(before) - len(after),
+                    characters=CHARACTERS_PER_TOKEN * self.max_length,
+                    side=self.truncation,
+                    splits_at_spaces=self._splits_at_spaces,
+                )
+                bar.update(len(cuts) - bar.n)
         token_ids = [np.concatenate([before, own.token_ids, after]) for own in cuts]
         return TokenIds(token_ids, np.asarray([own.is_cut for own in cuts], bool))
 

@@ -60,7 +60,7 @@ def apply_to_texts(
     """
     require_texts(prompts)
     row_of = {prompt: row for row, prompt in enumerate(dict.fromkeys(prompts))}
-    token_ids = read_prompts(tokenizer, list(row_of))
+    token_ids = read_prompts(tokenizer, list(row_of), progress=progress)
     outputs: list[np.ndarray] = [np.zeros(0, np.float32)] * len(row_of)
     with tqdm.tqdm(total=len(row_of), unit="prompt", disable=not progress, delay=2) as bar:
         for rows, query in tokenizer.batches(token_ids):

@@ -114,6 +114,21 @@ def test_a_row_that_changed_is_made_anew_and_said(
         assert caplog.text == ""
 
 
+def test_readings_are_kept_beside_embeddings_and_checked(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+    path = filled(tmp_path / "cache.sqlite")
+    readings = {key: bytes([row]) for row, key in enumerate(keys(30))}
+    with EmbeddingCache(path) as cache:
+        assert cache.get_readings("f", keys(30)) == {}
+        cache.put_readings("f", readings)
+        assert cache.get_readings("f", keys(30)) == readings
+        assert len(cache.get("f", keys(30))) == 30
+    with contextlib.closing(sqlite3.connect(path)) as connection, connection:
+        connection.execute("UPDATE readings SET reading = x'01' WHERE prompt = ?", (keys(1)[0],))
+    with EmbeddingCache(path) as cache:
+        assert set(cache.get_readings("f", keys(30))) == set(keys(30)[1:])
+    assert "1 readings in the cache" in caplog.text
+
+
 def test_flipped_bits_never_change_an_embedding(tmp_path: Path) -> None:
     content = filled(tmp_path / "cache.sqlite").read_bytes()
     rng = np.random.default_rng(0)
