@@ -12,7 +12,9 @@ from jaxtyping import Float32
 
 from routerjax.errors import InputError
 from routerjax.features.spec import FeatureSpec
-from routerjax.tables import matrix_column, read_table
+from routerjax.tables import ENDINGS, matrix_column, read_table
+
+NPY_MAGIC = b"\x93NUMPY"
 
 
 @dataclass(frozen=True, eq=False)
@@ -63,6 +65,8 @@ def read_embeddings(path: str | os.PathLike[str]) -> Embeddings:
     path = Path(path)
     if not path.is_file():
         raise InputError(f"no file {path}")
+    if path.suffix not in (".npy", *ENDINGS):
+        raise InputError(f"{path}: the name must end in {', '.join(('.npy', *ENDINGS))}, got {path.suffix!r}")
     declared = path.with_name(f"{path.name}.json")
     if not declared.is_file():
         raise InputError(
@@ -81,10 +85,16 @@ def read_embeddings(path: str | os.PathLike[str]) -> Embeddings:
 
 
 def _npy(path: Path) -> np.ndarray:
+    with path.open("rb") as stream:
+        is_npy = stream.read(len(NPY_MAGIC)) == NPY_MAGIC
+    if not is_npy:  # numpy would read a zip archive under this name as well, and speak of pickles
+        raise InputError("not a .npy file: numpy.save writes one")
     try:
         # Mapped first: a header that declares more than the file holds is refused before anything is allocated.
         return np.array(np.load(path, mmap_mode="r", allow_pickle=False))
     except (ValueError, EOFError, OSError, OverflowError) as error:
+        if "Python objects" in str(error):
+            raise InputError("the .npy file holds Python objects, expected floats: array.astype('float32')") from error
         raise InputError(f"not a complete .npy file: {error}") from error
 
 

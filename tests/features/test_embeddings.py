@@ -1,6 +1,7 @@
 """Embeddings made elsewhere."""
 
 import json
+import pickle
 from pathlib import Path
 
 import numpy as np
@@ -46,7 +47,7 @@ def test_npy_and_parquet_hold_the_same(tmp_path: Path) -> None:
         (EMBEDDING[0], r"must be floats of shape \[prompts, embed\]"),
         (EMBEDDING[:0], r"must be floats of shape \[prompts, embed\]"),
         (np.ones((2, 2), int), "must be floats"),
-        (np.asarray([{}], object), "not a complete .npy file"),
+        (np.asarray([{}], object), "holds Python objects, expected floats"),
     ],
 )
 def test_arrays_that_are_no_embeddings(tmp_path: Path, array: np.ndarray, message: str) -> None:
@@ -72,6 +73,17 @@ def test_files_that_cannot_be_used(tmp_path: Path) -> None:
     path.write_bytes(path.read_bytes()[:-5])
     with pytest.raises(InputError, match=r"not a complete \.npy file"):
         features.read_embeddings(declare(path))
+    for content in (b"", b"no array", b"PK\x03\x04 and no more", pickle.dumps(EMBEDDING)):
+        path.write_bytes(content)
+        with pytest.raises(InputError, match=r"e.npy: not a .npy file: numpy.save writes one"):
+            features.read_embeddings(path)
+    np.savez(declare(tmp_path / "e.npz"), EMBEDDING)
+    with pytest.raises(InputError, match=r"must end in .npy, .parquet, .csv, .jsonl, got '.npz'"):
+        features.read_embeddings(tmp_path / "e.npz")
+    np.savez(tmp_path / "archive.npz", EMBEDDING)
+    (tmp_path / "archive.npz").rename(path)
+    with pytest.raises(InputError, match=r"not a \.npy file"):
+        features.read_embeddings(path)
     ragged = declare(tmp_path / "e.parquet")
     pyarrow.parquet.write_table(pa.table({"embedding": [[1.0], [1.0, 2.0]]}), ragged)
     with pytest.raises(InputError, match="lists of one length, got 1 to 2"):
