@@ -157,10 +157,16 @@ def test_a_reader_that_stops_is_no_error(arena: Path) -> None:
     assert process.returncode == 0
 
 
-def test_export(arena: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_export(
+    arena: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str], caplog: pytest.LogCaptureFixture
+) -> None:
     assert main(["export", str(arena / "calibrated"), "--format", "stablehlo", "--output", str(tmp_path / "b")]) == 0
     said = capsys.readouterr().out
     assert [line.split(":")[0] for line in said.splitlines()[:-1]] == ["from_embedding", "from_token_ids", "from_text"]
+    # Before the warning that prompts were cut, of which the user gave none.
+    own, cut = [text for text in caplog.messages if "exporting, and" in text or "prompts were cut" in text]
+    assert own.startswith("exporting, and comparing with the router in a new process on 49 prompts of its own, a long")
+    assert re.match(r"\d+ of 49 prompts were cut", cut)
     description = json.loads((tmp_path / "b" / "bundle.json").read_text())
     assert description["threshold"] == load_router(arena / "calibrated").threshold
 

@@ -191,6 +191,9 @@ def test_descriptions_that_are_none(folder: Path, content: str, message: str) ->
 def test_files_that_are_missing_or_cut(folder: Path, tmp_path: Path) -> None:
     with pytest.raises(InputError, match=r"is not a router folder: no router.json in it"):
         load_router(tmp_path)
+    (tmp_path / "training").mkdir()
+    with pytest.raises(InputError, match=r"is a run that has not ended \(train --resume .*\), and not a router folder"):
+        load_router(tmp_path)
     (tmp_path / "bundle.json").touch()
     with pytest.raises(InputError, match=r"is a bundle, which its load.py scores with, and not a router folder"):
         load_router(tmp_path)

