@@ -20,7 +20,7 @@ import jax.numpy as jnp
 import numpy as np
 from mf_golden_mmlu1500 import GOLDEN, STRONG, WEAK, get_config
 
-from routerjax import evaluation, losses, metrics, scoring, training
+from routerjax import evaluation, metrics, scoring, training
 from routerjax.atomic import new_directory
 from routerjax.calibration import apply_calibration, fit_calibration
 from routerjax.config import AttributeValue
@@ -34,6 +34,7 @@ from routerjax.data import (
     to_batch,
 )
 from routerjax.features import EmbeddingCache
+from routerjax.likelihoods import READOUTS, make_likelihood
 from routerjax.pipeline import embed, load_preferences
 from routerjax.prompts import prompt_ids
 from routerjax.router import find_family, make_module, remember
@@ -95,7 +96,10 @@ class Workbench:
         battles: Preferences = dataclasses.replace(self.battles, weight=weight).select(train)
         batch = to_batch(battles, self.of(battles.unique_prompts))
         module = make_module(
-            setting.family, num_models=len(battles.models), attributes=setting.attributes, loss=setting.loss
+            setting.family,
+            models=battles.models,
+            attributes=setting.attributes,
+            likelihood=make_likelihood(setting.loss),
         )
         if find_family(setting.family).memory is not None:
             variables = {"memory": remember(setting.family, module, batch)}
@@ -105,7 +109,7 @@ class Workbench:
                     module,
                     batch,
                     None,
-                    loss=losses.make_preference_loss(setting.loss),
+                    likelihood=make_likelihood(setting.loss),
                     optimizer=self.config.optimizer,
                     training=dataclasses.replace(self.config.training, checkpoint_every=self.config.training.epochs),
                     directory=directory,
@@ -115,8 +119,9 @@ class Workbench:
         for prompts in tests:
             query = {"embedding": jnp.asarray(self.of(prompts)), "prompt_id": jnp.asarray(prompt_ids(prompts))}
             found = {}
-            for readout in losses.READOUTS if setting.loss != "bradley_terry" else ("half_tie",):
-                score = scoring.make_score_fn(module, **columns, readout=losses.make_readout(setting.loss, readout))
+            for readout in READOUTS if setting.loss != "bradley_terry" else ("half_tie",):
+                likelihood = make_likelihood(setting.loss, readout=readout)
+                score = scoring.make_score_fn(module, **columns, likelihood=likelihood)
                 found[readout] = np.concatenate(
                     [
                         np.asarray(score(variables, {name: leaf[start : start + 1024] for name, leaf in query.items()}))

@@ -139,8 +139,8 @@ class RouterConfig(_Settings):
     Attributes:
         family: a name in ``routerjax.router.FAMILIES``.
         attributes: attributes of the linen module other than the number of models.
-        loss: a name in ``routerjax.losses.LOSSES``: how ties are understood.
-        readout: a name in ``routerjax.losses.READOUTS``: what the win probability counts.
+        loss: a name in ``routerjax.likelihoods.LIKELIHOODS``: how ties are understood.
+        readout: a name in ``routerjax.likelihoods.READOUTS``: what the win probability counts.
         strong: name of the strong (expensive) model.
         weak: name of the weak (cheap) model.
     """

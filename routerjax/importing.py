@@ -14,6 +14,7 @@ import jax.numpy as jnp
 from routerjax.data import read_aligned_battles, to_batch
 from routerjax.errors import InputError
 from routerjax.features import routellm_features
+from routerjax.likelihoods import BRADLEY_TERRY, ThreeLabels
 from routerjax.pretrained import file_sha256, locate, read_bert_config, routellm
 from routerjax.router import Router, load_reader, make_module, remember
 from routerjax.router.hf import HfSettings, load_hf, read_settings, tokenizer_max_length
@@ -92,7 +93,7 @@ def import_routellm_sw(source: str | os.PathLike[str], *, strong: str | None = N
     config = routellm.read_config(Path(source), "sw_ranking", routellm.SimilarityWeightedConfig)
     battles, embedding = read_aligned_battles(config.arena_battle_datasets, config.arena_embedding_datasets)
     attributes = {"num_tiers": config.num_tiers}
-    module = make_module("sw", num_models=len(battles.models), attributes=attributes)
+    module = make_module("sw", models=battles.models, attributes=attributes)
     return Router(
         family="sw",
         attributes=attributes,
@@ -136,7 +137,8 @@ def import_routellm_bert(
     is_released_pair = {strong, weak} == {routellm.STRONG, routellm.WEAK}
     first, last = (routellm.STRONG, routellm.WEAK) if is_released_pair else (strong, weak)
     reader = load_reader(folder)
-    settings = HfSettings([first, last], first, last, "three_labels", "win", tokenizer_max_length(reader))
+    likelihood = ThreeLabels(readout="win").to_dict()
+    settings = HfSettings([first, last], first, last, likelihood, tokenizer_max_length(reader))
     router = load_hf(folder, reader, settings, source=os.fspath(path)).with_pair(strong, weak)
     return dataclasses.replace(router, provenance={**router.provenance, "format": "routellm-bert"})
 
@@ -165,7 +167,7 @@ def import_hf(source: str | os.PathLike[str], *, strong: str | None = None, weak
         repeated = [label for label in labels if labels.count(label) > 1]
         if repeated:
             raise InputError(f"{source}: id2label gives the name {repeated[0]!r} to {labels.count(repeated[0])} labels")
-        settings = HfSettings(labels, strong, weak, "bradley_terry", "half_tie", tokenizer_max_length(reader))
+        settings = HfSettings(labels, strong, weak, BRADLEY_TERRY.to_dict(), tokenizer_max_length(reader))
     router = load_hf(folder, reader, settings, source=os.fspath(source)).with_pair(strong, weak)
     return dataclasses.replace(router, provenance={**router.provenance, "format": "hf"})
 

@@ -8,21 +8,22 @@ from jaxtyping import Array, Float
 
 from routerjax.calibration import apply_calibration
 from routerjax.errors import InputError
-from routerjax.losses import bradley_terry_readout
-from routerjax.typing import Query, Readout, ScoreFn, Variables
+from routerjax.likelihoods import BRADLEY_TERRY, Likelihood
+from routerjax.typing import Query, ScoreFn, Variables
 
 
-def make_score_fn(module: nn.Module, *, strong: int, weak: int, readout: Readout = bradley_terry_readout) -> ScoreFn:
+def make_score_fn(module: nn.Module, *, strong: int, weak: int, likelihood: Likelihood = BRADLEY_TERRY) -> ScoreFn:
     """Make the pure scoring function of a router for one pair of models.
 
-    ``win_prob = calibrate(readout(module.apply(variables, query), strong, weak))``: it jits, differentiates, and
-    exports. Calibration is a collection of the variables; where there is none, nothing is calibrated.
+    ``win_prob = calibrate(likelihood.win_prob(variables, module.apply(variables, query), strong, weak))``: it jits,
+    differentiates, and exports. Calibration is a collection of the variables; where there is none, nothing is
+    calibrated.
 
     Args:
         module: a router family, ``(query, *, deterministic) -> scores [batch, models]``.
         strong: column of the strong model.
         weak: column of the weak model.
-        readout: from scores to win probability; Bradley-Terry unless the family's head says otherwise.
+        likelihood: what the scores were trained under.
 
     Returns:
         ``(variables, query) -> win_prob``, float32 ``[batch]``, P(the strong model is better).
@@ -48,7 +49,7 @@ def make_score_fn(module: nn.Module, *, strong: int, weak: int, readout: Readout
 
     def score(variables: Variables, query: Query) -> Float[Array, "batch"]:
         scores = jnp.asarray(module.apply(variables, query, deterministic=True))
-        win_prob = readout(scores, strong, weak).astype(jnp.float32)
+        win_prob = likelihood.win_prob(variables, scores, strong, weak).astype(jnp.float32)
         return apply_calibration(variables["calibration"], win_prob) if "calibration" in variables else win_prob
 
     return score

@@ -15,8 +15,8 @@ Query: TypeAlias = Mapping[str, Array]
 ``[batch, length]``, and optionally ``prompt_id [batch, 2]`` (uint32, see :func:`routerjax.prompts.prompt_ids`)."""
 
 Variables: TypeAlias = Mapping[str, PyTree]
-"""``{"params": trained, "memory": stored but never optimised, "calibration": see routerjax.calibration}``; each may be
-absent."""
+"""``{"params": trained, "likelihood": trained, see routerjax.likelihoods, "memory": stored but never optimised,
+"calibration": see routerjax.calibration}``; each may be absent."""
 
 
 class PreferenceBatch(NamedTuple):
@@ -44,11 +44,13 @@ class PreferenceBatch(NamedTuple):
         return self.outcome[:, 0] + 0.5 * self.outcome[:, 1]
 
 
+class Sides(NamedTuple):
+    """Models of battles, and the rows of the scores that they are fought on: int32 ``[battles]`` each."""
+
+    query_index: Array
+    model_a: Array
+    model_b: Array
+
+
 ScoreFn: TypeAlias = Callable[[Variables, Query], Array]
 """Pure ``(variables, query) -> win_prob [batch]``."""
-
-PreferenceLoss: TypeAlias = Callable[[Array, PreferenceBatch], Array]
-"""Pure ``(scores [prompts, models], batch) -> loss [battles]`` in nats."""
-
-Readout: TypeAlias = Callable[[Array, int, int], Array]
-"""Pure ``(scores [batch, models], strong, weak) -> win_prob [batch]``."""

@@ -12,6 +12,7 @@ import jax.numpy as jnp
 
 from routerjax import Router, features
 from routerjax import models as modules
+from routerjax.likelihoods import COLLECTION, make_likelihood
 from routerjax.router import load_reader, make_module, pretrained_params
 from routerjax.sealing import SEAL, seal
 from routerjax.typing import PyTree
@@ -52,6 +53,7 @@ def tiny_text_router(
     family: str = "bert",
     attributes: dict | None = None,
     loss: str = "bradley_terry",
+    readout: str = "half_tie",
     chosen: dict | None = None,
     **changes: object,
 ) -> Router:
@@ -62,7 +64,8 @@ def tiny_text_router(
     attributes = attributes or {}
     reader = load_reader(source, chosen, embeds=family != "bert")
     models = ("big", "small") if loss == "three_labels" else NAMES
-    module = make_module(family, num_models=len(models), attributes=attributes, loss=loss, reader=reader)
+    likelihood = make_likelihood(loss, readout=readout)
+    module = make_module(family, models=models, attributes=attributes, likelihood=likelihood, reader=reader)
     params = pretrained_params(module, source, key=jax.random.key(3))
     router = Router(
         family=family,
@@ -72,8 +75,8 @@ def tiny_text_router(
         weak="small",
         features=reader.spec(source, 48),
         reader=reader,
-        loss=loss,
-        variables={"params": params},
+        likelihood=likelihood,
+        variables={"params": params, **({COLLECTION: own} if (own := likelihood.initial_params()) else {})},
         provenance={"made by": "a test"},
     )
     return dataclasses.replace(router, **changes)

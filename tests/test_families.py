@@ -7,10 +7,11 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from routerjax import InputError, Router, data, export, load_router, losses
+from routerjax import InputError, Router, data, export, load_router
 from routerjax.calibration import fit_calibration
 from routerjax.config import BattleSource, DataConfig, ExperimentConfig, FeatureConfig, RouterConfig, TrainingConfig
 from routerjax.features import read_embeddings
+from routerjax.likelihoods import LIKELIHOODS
 from routerjax.pipeline import calibrate_router, train_router
 from routerjax.router import make_module
 
@@ -43,7 +44,7 @@ def config(folder: Path, *, family: str, **router: object) -> ExperimentConfig:
 @pytest.mark.parametrize(
     ("family", "router"),
     [
-        *(("mf", {"loss": loss, "attributes": {"model_dim": 4}}) for loss in losses.LOSSES),
+        *(("mf", {"loss": loss, "attributes": {"model_dim": 4}}) for loss in LIKELIHOODS),
         ("mf", {"loss": "davidson", "readout": "win", "attributes": {"model_dim": 4}}),
         ("sw", {"attributes": {"num_tiers": 2}}),
         ("sw", {"attributes": {"num_tiers": 0, "normalize": "train", "gamma": 3.0}}),
@@ -53,22 +54,22 @@ def config(folder: Path, *, family: str, **router: object) -> ExperimentConfig:
 def test_from_battles_to_a_bundle(tmp_path: Path, family: str, router: dict[str, object]) -> None:
     trained = train_router(config(tmp_path, family=family, **router), tmp_path / "run")
     loaded = load_router(tmp_path / "run" / "router")
-    assert (loaded.family, loaded.loss, loaded.readout) == (trained.family, trained.loss, trained.readout)
+    assert (loaded.family, loaded.likelihood) == (trained.family, trained.likelihood)
     embeddings = read_embeddings(tmp_path / "e.npy")
     win_prob = loaded.win_prob(embeddings)
     np.testing.assert_array_equal(win_prob, trained.win_prob(embeddings))
     assert np.ptp(win_prob) > 0
     outcome = loaded.outcome_prob(embeddings)
     np.testing.assert_allclose(outcome.sum(axis=1), 1, atol=1e-5)
-    expected = {"half_tie": outcome[:, 0] + outcome[:, 1] / 2, "win": outcome[:, 0]}[loaded.readout]
+    expected = {"half_tie": outcome[:, 0] + outcome[:, 1] / 2, "win": outcome[:, 0]}[loaded.likelihood.readout]
     np.testing.assert_allclose(win_prob, expected, atol=1e-6)
-    has_ties = loaded.loss not in ("bradley_terry",)
+    has_ties = loaded.likelihood.name != "bradley_terry"
     assert (outcome[:, 1] > 0).all() == has_ties
-    columns = 3 if loaded.loss == "three_labels" else len(loaded.models)
+    columns = 3 if loaded.likelihood.name == "three_labels" else len(loaded.models)
     assert loaded.scores(embeddings).shape == (40, columns)
-    if loaded.loss != "three_labels":
+    if loaded.likelihood.name != "three_labels":
         other = loaded.win_prob(embeddings, "small", "big")
-        opposite = 1 - win_prob if loaded.readout == "half_tie" else outcome[:, 2]
+        opposite = 1 - win_prob if loaded.likelihood.readout == "half_tie" else outcome[:, 2]
         np.testing.assert_allclose(other, opposite, atol=1e-5)
     differences = export.export_stablehlo(loaded, tmp_path / "bundle")
     assert differences["from_embedding"] <= 1e-6
@@ -100,7 +101,7 @@ def test_three_labels_are_of_two_models(tmp_path: Path) -> None:
         features=wrong.features,
         router=RouterConfig(family="mf", loss="three_labels", strong="big", weak="small"),
     )
-    with pytest.raises(InputError, match="three_labels is of battles between two models; these battles have 3"):
+    with pytest.raises(InputError, match="three_labels is of battles between two models, got 3"):
         train_router(wrong, tmp_path / "run")
 
 
@@ -123,7 +124,7 @@ def test_three_labels_are_of_two_models(tmp_path: Path) -> None:
 )
 def test_attributes_of_another_kind_are_refused(family: str, attributes: dict, message: str) -> None:
     with pytest.raises(InputError, match=message):
-        make_module(family, num_models=3, attributes=attributes)
+        make_module(family, models=("a", "b", "c"), attributes=attributes)
 
 
 @pytest.mark.parametrize("readout", ["half_tie", "win", "decisive"])

@@ -15,6 +15,7 @@ from routerjax import InputError, Router, data, export, features, load_router, m
 from routerjax.cli import main
 from routerjax.features import routellm_features
 from routerjax.importing import import_hf, import_routellm_bert, import_routellm_mf, import_routellm_sw
+from routerjax.likelihoods import RaoKupper
 from routerjax.pretrained import routellm
 from routerjax.prompts import prompt_sha256
 from routerjax.tables import write_table
@@ -217,7 +218,7 @@ def test_what_the_format_cannot_hold_is_not_exported(tmp_path: Path, checkpoint:
     with pytest.raises(InputError, match="has no place for a calibration"):
         export.export_routellm(calibrated, tmp_path / "out")
     with pytest.raises(InputError, match="has no place for the loss rao_kupper"):
-        export.export_routellm(dataclasses.replace(router, loss="rao_kupper"), tmp_path / "out")
+        export.export_routellm(dataclasses.replace(router, likelihood=RaoKupper()), tmp_path / "out")
     assert not (tmp_path / "out").exists()
 
 

@@ -106,9 +106,9 @@ def test_names_are_checked_and_the_nearest_is_named(tmp_path: Path) -> None:
     with pytest.raises(InputError, match=r"threshold must be in \[0, 1\]"):
         tiny_router(tmp_path, threshold=1.5)
     with pytest.raises(InputError, match=r"family must be one of mf, knn, sw, bert, got 'fm' \(did you mean 'mf'\?\)"):
-        make_module("fm", num_models=2, attributes={})
+        make_module("fm", models=("a", "b"), attributes={})
     with pytest.raises(InputError, match=r"mf has no attribute 'model_dims' \(did you mean 'model_dim'\?\)"):
-        make_module("mf", num_models=2, attributes={"model_dims": 3})
+        make_module("mf", models=("a", "b"), attributes={"model_dims": 3})
     assert router.models == NAMES
 
 

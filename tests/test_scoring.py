@@ -10,6 +10,7 @@ from scipy.special import expit
 
 from routerjax import scoring
 from routerjax.errors import InputError
+from routerjax.likelihoods import Likelihood
 
 QUERY = {"embedding": jax.random.normal(jax.random.key(1), (5, 4))}
 
@@ -59,11 +60,15 @@ def test_is_differentiable(variables):
     check_grads(lambda params: score({"params": params}, QUERY), (variables["params"],), order=1, modes=["rev"])
 
 
-def test_another_readout(variables):
-    def softmax_readout(scores, strong, weak):
-        return jax.nn.softmax(scores)[:, strong].astype(jnp.bfloat16)
+def test_another_likelihood(variables):
+    class AgainstAll(Likelihood):
+        """The best of all models wins."""
 
-    score = scoring.make_score_fn(LinearScores(num_models=3), strong=0, weak=1, readout=softmax_readout)
+        def win_prob(self, variables, scores, strong, weak):
+            """P(the strong model is the best)."""
+            return jax.nn.softmax(scores)[:, strong].astype(jnp.bfloat16)
+
+    score = scoring.make_score_fn(LinearScores(num_models=3), strong=0, weak=1, likelihood=AgainstAll())
     scores = LinearScores(num_models=3).apply(variables, QUERY)
     assert score(variables, QUERY).dtype == jnp.float32
     np.testing.assert_allclose(score(variables, QUERY), jax.nn.softmax(scores)[:, 0], atol=0.01)

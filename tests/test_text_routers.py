@@ -16,7 +16,6 @@ from routerjax import InputError, features, load_router, save_router
 from routerjax.cli import main
 from routerjax.config import ExperimentConfig, override
 from routerjax.features.tokens import TokenIds
-from routerjax.losses import make_readout
 from routerjax.pipeline import load_config, train_router
 from routerjax.router import load_reader, make_module, pretrained_params
 from routerjax.router.router import _jit_win_prob
@@ -83,14 +82,14 @@ def test_compilations_are_bounded_and_one_prompt_is_one_row(tmp_path: Path, monk
     _jit_win_prob.cache_clear()
     for start in (0, 7, 250):
         router.win_prob(prompts[start:])
-    compiled = _jit_win_prob(router.module, 0, 2, make_readout(router.loss, router.readout))
+    compiled = _jit_win_prob(router.module, 0, 2, router.likelihood)
     lengths = router.tokenizer.lengths
     assert (
         2 <= compiled._cache_size() <= sum((features.tokens.TOKENS_ON_CPU // length).bit_length() for length in lengths)
     )
     shapes = []
 
-    def seen(module: nn.Module, strong: int, weak: int, readout: object) -> Callable:
+    def seen(module: nn.Module, strong: int, weak: int, likelihood: object) -> Callable:
         def score(variables: dict, query: dict) -> jax.Array:
             shapes.append(query["token_ids"].shape)
             return compiled(variables, query)
@@ -249,7 +248,7 @@ def test_bad_configurations_are_refused_before_anything_is_encoded_or_written(
 def test_other_queries(tmp_path: Path) -> None:
     router = tiny_text_router(tmp_path)
     with pytest.raises(InputError, match="bert reads text with an encoder of its own"):
-        make_module("bert", num_models=2, attributes={})
+        make_module("bert", models=("a", "b"), attributes={})
     with pytest.raises(InputError, match="this router reads text itself"):
         _ = router.encoder
     with pytest.raises(InputError, match="the embeddings have fingerprint"):

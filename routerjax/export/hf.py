@@ -19,11 +19,17 @@ from routerjax.atomic import new_directory, refuse_existing
 from routerjax.errors import InputError
 from routerjax.export.bundle import golden_prompts
 from routerjax.export.verification import artefact_precision, reject
-from routerjax.losses import outcome_model
 from routerjax.models import BertRouter, unstack_layers
 from routerjax.pretrained import TOKENIZER_CONFIG, BertConfig, bert_names, publish_weights, tensor_bytes
 from routerjax.router import Router, TextReader, load_reader
-from routerjax.router.hf import SECTION, label_names, load_hf, read_settings, router_settings, settings_as_json
+from routerjax.router.hf import (
+    SECTION,
+    load_hf,
+    read_settings,
+    require_no_params,
+    router_settings,
+    settings_as_json,
+)
 
 logger = logging.getLogger(__name__)
 
@@ -37,9 +43,9 @@ def export_hf(router: Router, path: str | os.PathLike[str]) -> float:
     """Write a folder that ``AutoModelForSequenceClassification`` and ``AutoTokenizer`` of transformers load.
 
     Its logits are the router's scores, labelled with the names of the models; those of ``three_labels`` are (strong
-    wins, tie, weak wins) of the router's pair, the order in which RouteLLM's code reads a classifier. The pair, loss,
-    readout and threshold go into ``config.json`` under ``routerjax``, with a hash of them. The folder is read back and
-    compared before it gets its name.
+    wins, tie, weak wins) of the router's pair, the order in which RouteLLM's code reads a classifier. The pair,
+    likelihood and threshold go into ``config.json`` under ``routerjax``, with a hash of them. The folder is read back
+    and compared before it gets its name.
 
     Args:
         router: of family ``bert``; its head must be the architecture's own. What was imported and not trained gives
@@ -63,7 +69,7 @@ def export_hf(router: Router, path: str | os.PathLike[str]) -> float:
     config = BertConfig(
         encoder=cast("dict[str, object]", reader.to_dict()["encoder"]),
         classifier_dropout_rate=cast(BertRouter, plain.module).dropout_rate,
-        labels=label_names(plain.models, plain.loss),
+        labels=plain.likelihood.output_names(plain.models),
     )
     names = bert_names(reader.encoder.model_type, head=True)
     # torch's loaders ask for the metadata that torch's savers write.
@@ -96,8 +102,7 @@ def _require_form(router: Router) -> None:
         raise InputError(f"Hugging Face's format holds classifiers (bert), got a router of family {router.family}")
     if "calibration" in router.variables:
         raise InputError("Hugging Face's format has no place for a calibration: export the router without it")
-    if router.loss in ("rao_kupper", "davidson"):
-        raise InputError(f"Hugging Face's format has no place for the loss {router.loss}, whose tie score is no logit")
+    require_no_params(router.likelihood)
     head = cast(BertRouter, router.module).head
     if head != "architecture":
         raise InputError(
@@ -120,7 +125,7 @@ def _as_published(router: Router) -> Router:
 
 def _are_labels_reversed(router: Router) -> bool:
     """Return True if the logits are (weak wins, tie, strong wins): a training run sorts its models by name."""
-    return outcome_model(router.loss).tie == "labels" and router.strong == router.models[1]
+    return router.likelihood.is_of_one_pair and router.strong == router.models[1]
 
 
 def _tokenizer_config(reader: TextReader, max_length: int, truncation: str) -> bytes:

@@ -15,6 +15,7 @@ from routerjax.errors import InputError
 from routerjax.export.bundle import NUM_GOLDEN
 from routerjax.export.verification import artefact_precision, reject
 from routerjax.features import Embeddings, routellm_features
+from routerjax.likelihoods import BradleyTerry
 from routerjax.pretrained import tensor_bytes
 from routerjax.pretrained.routellm import CONFIG_FILE, MODELS, NAMINGS, WEIGHTS_FILE, Naming
 from routerjax.router import Router
@@ -73,8 +74,9 @@ def _model_config(projection: Float32[np.ndarray, "model_dim embed"]) -> dict[st
 def _require_form(router: Router) -> None:
     if router.family != "mf":
         raise InputError(f"RouteLLM's format holds matrix factorisations (mf), got a router of family {router.family}")
-    if router.loss != "bradley_terry" or "calibration" in router.variables:
-        held = "a calibration" if router.loss == "bradley_terry" else f"the loss {router.loss}"
+    is_bradley_terry = isinstance(router.likelihood, BradleyTerry)
+    if not is_bradley_terry or "calibration" in router.variables:
+        held = "a calibration" if is_bradley_terry else f"the loss {router.likelihood.name}"
         raise InputError(
             f"RouteLLM's format has no place for {held}: its win probability is sigmoid(s_strong - s_weak)"
         )

@@ -17,7 +17,6 @@ from routerjax.models.similarity_weighted import (
     shard_memory,
     similarity_weighted_memory,
 )
-from routerjax.models.ties import WithTie
 
 __all__ = [
     "EMBEDDING_LAYERS",
@@ -31,7 +30,6 @@ __all__ = [
     "Pooling",
     "SentenceEmbedding",
     "SimilarityWeighted",
-    "WithTie",
     "battle_tiers",
     "nearest_neighbors_memory",
     "shard_memory",

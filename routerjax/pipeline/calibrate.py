@@ -16,7 +16,6 @@ from routerjax.data import (
 )
 from routerjax.errors import InputError
 from routerjax.features import EmbeddingCache
-from routerjax.losses import READOUTS
 from routerjax.router import Router
 
 logger = logging.getLogger(__name__)
@@ -51,14 +50,11 @@ def calibrate_router(router: Router, battles: Preferences, *, method: str, cache
         raise InputError(f"no battle between {router.strong} and {router.weak} to calibrate on")
     own = battles.select(of_pair)
     outcome = np.where((own.model_a == strong)[:, None], own.outcome, own.outcome[:, ::-1])
-    if router.readout == "decisive":
-        decided = outcome[:, 1] < 1
-        if not decided.any():
-            raise InputError(f"every battle between {router.strong} and {router.weak} is a tie")
-        own, outcome = own.select(decided), outcome[decided]
-    # As the router's own win probability counts ties; under Bradley-Terry every readout is that of half ties.
-    readout = READOUTS["half_tie" if router.loss == "bradley_terry" else router.readout]
-    label = np.asarray(readout(jnp.log(jnp.asarray(outcome))))
+    label = np.asarray(router.likelihood.label(jnp.asarray(outcome)))  # as the router's win probability counts ties
+    counts = ~np.isnan(label)
+    if not counts.any():
+        raise InputError(f"every battle between {router.strong} and {router.weak} is a tie")
+    own, label = own.select(counts), label[counts]
     variables = {name: leaf for name, leaf in router.variables.items() if name != "calibration"}
     raw = dataclasses.replace(router, variables=variables, threshold=None)
     win_prob = raw.win_prob(own.prompts, exclude_own_battles=True, cache=cache, progress=True)

@@ -8,10 +8,11 @@ from pathlib import Path
 import flax.linen as nn
 import numpy as np
 
-from routerjax import losses, training
+from routerjax import training
 from routerjax.config import ExperimentConfig
 from routerjax.data import Preferences, TokenBatches
 from routerjax.features import TextTokenizer, tokenize_once
+from routerjax.likelihoods import Likelihood
 from routerjax.training import FitResult
 from routerjax.typing import PyTree
 
@@ -26,6 +27,7 @@ def learn_on_tokens(
     config: ExperimentConfig,
     *,
     params: PyTree,
+    likelihood: Likelihood,
     directory: Path,
     resume: bool,
 ) -> FitResult:
@@ -36,8 +38,9 @@ def learn_on_tokens(
         train: battles to learn from.
         held_out: battles that the best epoch is chosen by, or None.
         tokenizer: of the module's encoder.
-        config: the loss, the optimiser, and the batches.
+        config: the optimiser and the batches.
         params: where training starts, see :func:`routerjax.router.pretrained_params`.
+        likelihood: of the battles.
         directory: of the training state.
         resume: go on from its last checkpoint.
 
@@ -50,7 +53,7 @@ def learn_on_tokens(
         _batches(train, tokenizer, tokens, num_devices),
         None if held_out is None else _batches(held_out, tokenizer, tokens, None),
         params=params,
-        loss=losses.make_preference_loss(config.router.loss),
+        likelihood=likelihood,
         optimizer=config.optimizer,
         training=config.training,
         directory=directory,

@@ -13,7 +13,7 @@ import jax
 import numpy as np
 from jaxtyping import Float32
 
-from routerjax import losses, models, training
+from routerjax import training
 from routerjax.config import ExperimentConfig, TrainingConfig
 from routerjax.data import (
     Preferences,
@@ -24,6 +24,8 @@ from routerjax.data import (
 )
 from routerjax.errors import InputError
 from routerjax.features import EmbeddingCache, FeatureSpec, TextTokenizer
+from routerjax.likelihoods import Likelihood, make_likelihood
+from routerjax.models import nearest_neighbors_memory
 from routerjax.pipeline.features import embed, load_preferences
 from routerjax.pipeline.provenance import describe_run, require_run, require_same_run, write_json
 from routerjax.pipeline.run_folder import require_loadable, run_folder
@@ -102,8 +104,8 @@ def _train(config: ExperimentConfig, output: Path, *, resume: bool) -> Router:
     require_both_outcomes(preferences)
     for name in (config.router.strong, config.router.weak):
         model_index(preferences.models, name)
-    losses.make_readout(config.router.loss, config.router.readout)  # an unknown one is refused now, not after training
-    module, text = _open_module(config, len(preferences.models))
+    likelihood = make_likelihood(config.router.loss, readout=config.router.readout)
+    module, text = _open_module(config, preferences.models, likelihood)
     _require_fit(config, text)
     train, held_out = _split(preferences, config)
     embedded = _embed(preferences, config) if _can_embed(config) else None
@@ -125,7 +127,7 @@ def _train(config: ExperimentConfig, output: Path, *, resume: bool) -> Router:
             family=family, attributes=attributes, features=embedded.spec, variables={"memory": memory}
         )
     elif embedded is not None:
-        control = models.nearest_neighbors_memory(embedded.batch(train), num_models=len(preferences.models))
+        control = nearest_neighbors_memory(embedded.batch(train), num_models=len(preferences.models))
         routers["knn"] = make_router(family="knn", attributes={}, features=embedded.spec, variables={"memory": control})
 
     # From here on things are written: what can be refused has been.
@@ -135,7 +137,9 @@ def _train(config: ExperimentConfig, output: Path, *, resume: bool) -> Router:
         logger.info("training %s on %d battles, validating on %d", family, len(train), held_out_battles)
         where = {"directory": output / "training", "resume": resume}
         if text is not None:
-            result = learn_on_tokens(module, train, held_out, text.tokenizer, config, params=text.params, **where)
+            result = learn_on_tokens(
+                module, train, held_out, text.tokenizer, config, params=text.params, likelihood=likelihood, **where
+            )
             features = text.reader.spec(config.features.encoder, text.tokenizer.max_length, text.tokenizer.truncation)
         else:
             assert embedded is not None  # all that does not read text itself
@@ -143,7 +147,7 @@ def _train(config: ExperimentConfig, output: Path, *, resume: bool) -> Router:
                 module,
                 embedded.batch(train),
                 None if held_out is None else embedded.batch(held_out),
-                loss=losses.make_preference_loss(config.router.loss),
+                likelihood=likelihood,
                 optimizer=config.optimizer,
                 training=_within(config.training, len(train)),
                 **where,
@@ -154,8 +158,7 @@ def _train(config: ExperimentConfig, output: Path, *, resume: bool) -> Router:
             attributes=attributes,
             features=features,
             reader=None if text is None else text.reader,
-            loss=config.router.loss,
-            readout=config.router.readout,
+            likelihood=likelihood,
             variables=result.variables,
             provenance={**provenance, "best_epoch": result.best_epoch, "validation_loss": result.best_loss},
         )
@@ -178,14 +181,16 @@ def _typed(config: ExperimentConfig) -> ExperimentConfig:
     )
 
 
-def _open_module(config: ExperimentConfig, num_models: int) -> tuple[nn.Module, _Text | None]:
+def _open_module(
+    config: ExperimentConfig, models: tuple[str, ...], likelihood: Likelihood
+) -> tuple[nn.Module, _Text | None]:
     """The router's module, and the encoder that is trained with it, if one is."""
     reader = _open_reader(config)
     module = make_module(
         config.router.family,
-        num_models=num_models,
+        models=models,
         attributes=config.router.attributes,
-        loss=config.router.loss,
+        likelihood=likelihood,
         reader=reader,
     )
     if reader is None:

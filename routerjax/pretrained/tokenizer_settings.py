@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import json
 import logging
 from collections.abc import Iterator, Mapping
@@ -90,7 +91,7 @@ def _with_older_files(config: dict[str, Any], files: Mapping[str, bytes]) -> dic
     special, added = (parse_json(files.get(name, b"{}"), dict, name) for name in (SPECIAL_TOKENS, ADDED_TOKENS))
     extra = [settings.get("extra_special_tokens") for settings in (config, special)]
     if all(isinstance(tokens, list) for tokens in extra):
-        special = {**special, "extra_special_tokens": [token for tokens in extra for token in tokens]}
+        special = {**special, "extra_special_tokens": list(itertools.chain(*extra))}
     config = {**config, **special}
     decoder = {index: {"content": token, "normalized": True, "special": False} for token, index in added.items()}
     return {**config, "added_tokens_decoder": decoder} if decoder else config

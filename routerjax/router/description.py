@@ -20,7 +20,7 @@ from routerjax.router.router import Router
 from routerjax.sealing import seal, unseal
 from routerjax.validation import from_json
 
-FORMAT = "routerjax-router-2"
+FORMAT = "routerjax-router-3"
 FILE = "router.json"
 CHANGES = (
     "copy the folder again, or make the change by routerjax: another pair of models by --strong and --weak of "
@@ -34,8 +34,9 @@ class RouterDescription:
     """Description of a router: all but its tensors and its tokenizer's files, of which it has the hashes.
 
     Attributes:
-        family, attributes, loss, readout, models, strong, weak, provenance: as in :class:`routerjax.router.Router`.
+        family, attributes, models, strong, weak, provenance: as in :class:`routerjax.router.Router`.
         threshold: likewise; ``inf`` as text.
+        likelihood: see :meth:`routerjax.likelihoods.Likelihood.to_dict`.
         features: see :meth:`routerjax.features.FeatureSpec.to_dict`.
         reader: see :meth:`routerjax.router.TextReader.to_dict`; None of a router that looks at embeddings.
         tensors_sha256: of the file of tensors.
@@ -46,8 +47,7 @@ class RouterDescription:
 
     family: str
     attributes: Mapping[str, AttributeValue]
-    loss: str
-    readout: str
+    likelihood: Mapping[str, object]
     models: tuple[str, ...]
     strong: str
     weak: str
@@ -65,8 +65,7 @@ def describe_router(router: Router, *, tensors_sha256: str) -> RouterDescription
     return RouterDescription(
         family=router.family,
         attributes=dict(router.attributes),
-        loss=router.loss,
-        readout=router.readout,
+        likelihood=router.likelihood.to_dict(),
         models=router.models,
         strong=router.strong,
         weak=router.weak,

@@ -9,9 +9,19 @@ from typing import Any
 
 import flax.linen as nn
 
-from routerjax import losses, models
 from routerjax.config import AttributeValue
 from routerjax.errors import InputError, choose, nearest
+from routerjax.likelihoods import BRADLEY_TERRY, BradleyTerry, Likelihood
+from routerjax.models import (
+    BertRouter,
+    EmbedThen,
+    MatrixFactorization,
+    NearestNeighbors,
+    SimilarityWeighted,
+    battle_tiers,
+    nearest_neighbors_memory,
+    similarity_weighted_memory,
+)
 from routerjax.router.reader import TextReader
 from routerjax.typing import PreferenceBatch, Variables
 from routerjax.validation import coerce, field_types, typed
@@ -35,20 +45,20 @@ class Family:
 
 
 def _similarity_weighted_memory(
-    module: models.SimilarityWeighted, battles: PreferenceBatch, names: Sequence[str] | None
+    module: SimilarityWeighted, battles: PreferenceBatch, names: Sequence[str] | None
 ) -> Variables:
-    tier = models.battle_tiers(battles, num_models=module.num_models, num_tiers=module.num_tiers, names=names)
-    return models.similarity_weighted_memory(battles, tier=tier)
+    tier = battle_tiers(battles, num_models=module.num_models, num_tiers=module.num_tiers, names=names)
+    return similarity_weighted_memory(battles, tier=tier)
 
 
 FAMILIES: Mapping[str, Family] = {
-    "mf": Family(models.MatrixFactorization),
+    "mf": Family(MatrixFactorization),
     "knn": Family(
-        models.NearestNeighbors,
-        memory=lambda module, battles, _: models.nearest_neighbors_memory(battles, num_models=module.num_models),
+        NearestNeighbors,
+        memory=lambda module, battles, _: nearest_neighbors_memory(battles, num_models=module.num_models),
     ),
-    "sw": Family(models.SimilarityWeighted, memory=_similarity_weighted_memory),
-    "bert": Family(models.BertRouter, reads_text=True),
+    "sw": Family(SimilarityWeighted, memory=_similarity_weighted_memory),
+    "bert": Family(BertRouter, reads_text=True),
 }
 
 
@@ -112,23 +122,24 @@ def _attribute_types(family: str, names: Iterable[str]) -> Mapping[str, object]:
 def make_module(
     family: str,
     *,
-    num_models: int,
+    models: Sequence[str],
     attributes: Mapping[str, AttributeValue],
-    loss: str = "bradley_terry",
+    likelihood: Likelihood = BRADLEY_TERRY,
     reader: TextReader | None = None,
 ) -> nn.Module:
-    """Make the linen module of a family, with the columns that its loss asks for.
+    """Make the linen module of a family, with the outputs that its likelihood asks for.
 
     Args:
         family: a name in :data:`FAMILIES`.
-        num_models: that are scored.
+        models: names of those that are scored.
         attributes: of the family's module.
-        loss: a name in :data:`routerjax.losses.LOSSES`.
+        likelihood: of the battles that it is trained on.
         reader: what reads text as a part of the router; a family of embeddings is put on top of it.
 
     Raises:
-        InputError: no such family, loss, or attribute of the module; a value of another type or out of range; a loss
-            with ties for a family that trains nothing, or an encoder to train; a family that reads text without reader.
+        InputError: no such family, or attribute of the module; a value of another type or out of range; a likelihood
+            but Bradley-Terry's for a family that trains nothing, or an encoder to train; a family that reads text
+            without reader.
     """
     found = find_family(family)
     if found.memory is not None and reader is not None:
@@ -139,15 +150,7 @@ def make_module(
     checked = {name: coerce(value, types[name], f"{family}.{name}") for name, value in attributes.items()}
     if reader is not None and found.reads_text:
         checked["encoder"] = reader.encoder
-    tie = losses.outcome_model(loss).tie
-    if found.memory is not None and tie != "none":
-        raise InputError(f"{family} trains nothing, so it takes no loss but bradley_terry; got {loss!r}")
-    if tie == "labels" and num_models != 2:
-        raise InputError(f"the loss {loss} is of battles between two models; these battles have {num_models}")
-    columns = 3 if tie == "labels" else num_models + (tie == "column")
-    module = found.module(num_models=columns, **checked)
-    if tie == "parameter":
-        module = models.WithTie(module)
-    if reader is not None and not found.reads_text:
-        module = models.EmbedThen(reader.embedding, module)
-    return module
+    if found.memory is not None and not isinstance(likelihood, BradleyTerry):
+        raise InputError(f"{family} trains nothing, so it takes no loss but bradley_terry; got {likelihood.name!r}")
+    module = found.module(num_models=len(likelihood.output_names(tuple(models))), **checked)
+    return module if reader is None or found.reads_text else EmbedThen(reader.embedding, module)

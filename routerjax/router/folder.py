@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import os
+from collections.abc import Mapping
 from pathlib import Path
 from typing import cast
 
@@ -18,7 +19,7 @@ import safetensors.numpy
 from routerjax.atomic import new_directory
 from routerjax.errors import InputError
 from routerjax.features import FeatureSpec
-from routerjax.losses import outcome_model
+from routerjax.likelihoods import COLLECTION, read_likelihood
 from routerjax.pretrained import file_sha256, find_file, read_tokenizer_files, require_sizes, tensor_bytes
 from routerjax.router.description import FILE as DESCRIPTION_FILE
 from routerjax.router.description import RouterDescription, describe_router, read_description, write_description
@@ -28,8 +29,8 @@ from routerjax.typing import Array, Variables
 
 TENSOR_FILE = "router.safetensors"
 TOKENIZER_FOLDER = "tokenizer"
-# Collections of variables: what is computed with them must be floats in the first two.
-COLLECTIONS = ("params", "calibration", "memory")
+# Collections of variables: what is computed with them must be floats in all but the last.
+COLLECTIONS = ("params", COLLECTION, "calibration", "memory")
 
 
 def save_router(router: Router, path: str | os.PathLike[str]) -> None:
@@ -74,8 +75,7 @@ def load_router(path: str | os.PathLike[str], *, encoder: str | None = None) -> 
             models=description.models,
             strong=description.strong,
             weak=description.weak,
-            loss=description.loss,
-            readout=description.readout,
+            likelihood=read_likelihood(description.likelihood),
             threshold=None if threshold is None else float(threshold),
             features=FeatureSpec.from_dict(description.features),
             reader=_read_reader(description, folder / TOKENIZER_FOLDER),
@@ -114,7 +114,7 @@ def _read_variables(folder: Path, sha256: str) -> Variables:
         collection, is_float = name.partition("/")[0], jnp.issubdtype(leaf.dtype, jnp.floating)
         if collection not in COLLECTIONS or (collection != "memory" and not is_float):
             raise InputError(
-                f"{path}: expected floats below params/ or calibration/, or arrays below memory/, got {name!r} of "
+                f"{path}: expected floats below {', '.join(COLLECTIONS[:-1])}, or arrays below memory, got {name!r} of "
                 f"{leaf.dtype}"
             )
         if is_float and not np.isfinite(leaf).all():
@@ -157,16 +157,24 @@ def _require_fit(router: Router) -> None:
     except (ValueError, TypeError, KeyError, OverflowError, flax.errors.FlaxError) as error:
         reason = (str(error).strip().splitlines() or [type(error).__name__])[0]
         raise InputError(f"the tensors do not fit the module {router.family}: {reason}") from error
-    extra = {"none": 0, "parameter": 1, "column": 1, "labels": 1}[outcome_model(router.loss).tie]
-    if cast(jax.ShapeDtypeStruct, scores).shape != (1, len(router.models) + extra):
+    likelihood, outputs = router.likelihood, len(router.likelihood.output_names(router.models))
+    if cast(jax.ShapeDtypeStruct, scores).shape != (1, outputs):
         raise InputError(
-            f"expected {len(router.models) + extra} scores ({router.loss} of {len(router.models)} models), "
-            f"got shape {scores.shape}"
+            f"expected {outputs} scores ({likelihood.name} of {len(router.models)} models), got shape {scores.shape}"
         )
-    calibration = {name: leaf.shape for name, leaf in router.variables.get("calibration", {}).items()}
+    if _shapes(router.variables.get(COLLECTION, {})) != _shapes(likelihood.initial_params()):
+        raise InputError(
+            f"expected the {likelihood.name} parameters {_shapes(likelihood.initial_params())}, got "
+            f"{_shapes(router.variables.get(COLLECTION, {}))}"
+        )
+    calibration = _shapes(router.variables.get("calibration", {}))
     knots = calibration.get("knots", ())
     forms = ({}, {"slope": (), "intercept": ()}, {"knots": knots, "values": knots} if len(knots) == 1 else {})
     if calibration not in forms:
         raise InputError(
             f"a calibration is a slope and an intercept, or knots and as many values, got the shapes {calibration}"
         )
+
+
+def _shapes(collection: Mapping[str, Array]) -> dict[str, tuple[int, ...]]:
+    return {name: leaf.shape for name, leaf in collection.items()}

@@ -3,12 +3,12 @@
 from __future__ import annotations
 
 import logging
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import NamedTuple
 
 from routerjax.errors import InputError, model_column
-from routerjax.losses import make_readout, outcome_model
+from routerjax.likelihoods import Likelihood, read_likelihood
 from routerjax.pretrained import read_bert_config, read_json, weights_sha256
 from routerjax.router.families import make_module
 from routerjax.router.reader import TextReader, pretrained_params
@@ -37,11 +37,18 @@ class HfSettings(NamedTuple):
     models: Sequence[str]
     strong: str
     weak: str
-    loss: str
-    readout: str
+    likelihood: Mapping[str, object]
     max_length: int
     threshold: float | str | None = None
     weights_sha256: str | None = None
+
+
+def require_no_params(likelihood: Likelihood) -> None:
+    """Raise InputError for a likelihood with parameters of its own, which are no logits."""
+    if likelihood.initial_params():
+        raise InputError(
+            f"Hugging Face's format has no place for the loss {likelihood.name}, whose tie score is no logit"
+        )
 
 
 def router_settings(router: Router, max_length: int, weights_sha256: str) -> HfSettings:
@@ -50,20 +57,11 @@ def router_settings(router: Router, max_length: int, weights_sha256: str) -> HfS
         models=list(router.models),
         strong=router.strong,
         weak=router.weak,
-        loss=router.loss,
-        readout=router.readout,
+        likelihood=router.likelihood.to_dict(),
         max_length=max_length,
         threshold=router.threshold_as_json,
         weights_sha256=weights_sha256,
     )
-
-
-def label_names(models: Sequence[str], loss: str) -> tuple[str, ...]:
-    """Names of the logits of a router of these models, in their order."""
-    tie = outcome_model(loss).tie
-    if tie == "labels":
-        return (f"{models[0]} wins", "tie", f"{models[1]} wins")
-    return (*models, "tie") if tie == "column" else tuple(models)
 
 
 def settings_as_json(settings: HfSettings) -> dict[str, object]:
@@ -90,7 +88,8 @@ def read_settings(folder: Path) -> HfSettings | None:
         threshold = None if settings.threshold is None else float(settings.threshold)
     except (TypeError, ValueError) as error:
         raise InputError(f"{where} is damaged: {error}") from error
-    labels, expected = read_bert_config(folder).labels, label_names(settings.models, settings.loss)
+    expected = read_likelihood(settings.likelihood).output_names(tuple(settings.models))
+    labels = read_bert_config(folder).labels
     if labels != expected:
         raise InputError(
             f"{folder / 'config.json'}: id2label was changed after routerjax wrote it: expected {', '.join(expected)}, "
@@ -110,7 +109,9 @@ def _check(settings: HfSettings) -> None:
         model_column(name, models, "its")
     if settings.strong == settings.weak:
         raise InputError(f"strong and weak must be different models, got {settings.strong!r} for both")
-    make_readout(settings.loss, settings.readout)
+    if not isinstance(settings.likelihood, dict):
+        raise InputError(f"likelihood must be an object, got {settings.likelihood!r:.40}")
+    require_no_params(read_likelihood(settings.likelihood))
     coerce(settings.max_length, int, "max_length")
     coerce(settings.weights_sha256, str | None, "weights_sha256")
 
@@ -138,12 +139,11 @@ def load_hf(folder: Path, reader: TextReader, settings: HfSettings, *, source: s
     """
     config = read_bert_config(folder)
     attributes = {"head": "architecture", "dropout_rate": config.classifier_dropout_rate}
-    module = make_module(
-        "bert", num_models=len(settings.models), attributes=attributes, loss=settings.loss, reader=reader
-    )
-    columns = len(settings.models) + (outcome_model(settings.loss).tie != "none")
-    if config.labels is not None and len(config.labels) != columns:
-        raise InputError(f"{folder}: expected {columns} labels, got {len(config.labels)}: {', '.join(config.labels)}")
+    models, likelihood = tuple(settings.models), read_likelihood(settings.likelihood)
+    module = make_module("bert", models=models, attributes=attributes, likelihood=likelihood, reader=reader)
+    outputs = len(likelihood.output_names(models))
+    if config.labels is not None and len(config.labels) != outputs:
+        raise InputError(f"{folder}: expected {outputs} labels, got {len(config.labels)}: {', '.join(config.labels)}")
     sha256, threshold = weights_sha256(folder), settings.threshold
     if threshold is not None and settings.weights_sha256 != sha256:
         logger.warning("%s: dropped the threshold %s, which was found for other weights: calibrate", source, threshold)
@@ -151,11 +151,10 @@ def load_hf(folder: Path, reader: TextReader, settings: HfSettings, *, source: s
     return Router(
         family="bert",
         attributes=attributes,
-        models=tuple(settings.models),
+        models=models,
         strong=settings.strong,
         weak=settings.weak,
-        loss=settings.loss,
-        readout=settings.readout,
+        likelihood=likelihood,
         threshold=None if threshold is None else float(threshold),
         features=reader.spec(source, settings.max_length),
         reader=reader,

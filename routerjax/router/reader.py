@@ -25,7 +25,6 @@ from routerjax.models import (
     Normalize,
     Pooling,
     SentenceEmbedding,
-    WithTie,
     stack_layers,
 )
 from routerjax.pretrained import (
@@ -280,9 +279,6 @@ def pretrained_params(module: nn.Module, folder: Path, *, key: Array | None = No
         InputError: tensors missing, extra or misshaped; all are listed.
     """
     folder = transformer_folder(folder)
-    if isinstance(module, WithTie):
-        initial = {} if key is None else _initialised(module, key, leave_out="scorer")
-        return {**initial, "scorer": pretrained_params(module.scorer, folder, key=key)}
     read: BertEncoder = module.encoder.encoder if isinstance(module, EmbedThen) else cast(BertRouter, module).encoder
     require_sizes(encoder_sizes(read), count_numbers(folder), folder / "config.json")
     # Layers are read one by one, and stacked afterwards where the module scans over them.

@@ -28,13 +28,13 @@ from routerjax.features import (
     open_encoder,
     read_prompts,
 )
-from routerjax.losses import make_outcome_prob, make_readout, outcome_model
+from routerjax.likelihoods import BRADLEY_TERRY, Likelihood
 from routerjax.prompts import prompt_ids, require_texts
 from routerjax.router.batching import apply_to_query, apply_to_texts
 from routerjax.router.families import make_module
 from routerjax.router.reader import TextReader
 from routerjax.scoring import make_score_fn
-from routerjax.typing import Array, Query, Readout, ScoreFn, Variables
+from routerjax.typing import Array, Query, ScoreFn, Variables
 
 # A sum of probabilities in float32 is above 1 by less than this.
 ROUNDING = 1e-6
@@ -51,10 +51,9 @@ class Router:
         strong: the default strong model.
         weak: the default weak model.
         features: what the router's queries were made with.
-        variables: ``{"params": ..., "memory": ..., "calibration": ...}``; each may be absent.
+        variables: ``{"params": ..., "likelihood": ..., "memory": ..., "calibration": ...}``; each may be absent.
         provenance: how it came to be: configuration, versions, data hashes; any JSON.
-        loss: what the scores were trained with, a name in :data:`routerjax.losses.LOSSES`.
-        readout: what the win probability counts, a name in :data:`routerjax.losses.READOUTS`.
+        likelihood: what the scores were trained under.
         reader: the part that reads text, where it is the router's own: ``features`` are tokens then. Whatever it was
             trained in, a router computes in float32; see :meth:`TextReader.for_scoring`.
         threshold: route to the strong model from this win probability on (``inf``: never); None before calibration.
@@ -69,8 +68,7 @@ class Router:
     features: FeatureSpec
     variables: Variables
     provenance: Mapping[str, object] = field(default_factory=dict)
-    loss: str = "bradley_terry"
-    readout: str = "half_tie"
+    likelihood: Likelihood = BRADLEY_TERRY
     reader: TextReader | None = None
     threshold: float | None = None
     encoder_source: str | None = None
@@ -113,9 +111,9 @@ class Router:
         """The linen module, ``(variables, query) -> scores [batch, models]``."""
         return make_module(
             self.family,
-            num_models=len(self.models),
+            models=self.models,
             attributes=self.attributes,
-            loss=self.loss,
+            likelihood=self.likelihood,
             reader=self.reader,
         )
 
@@ -206,7 +204,7 @@ class Router:
     def score_fn(self) -> ScoreFn:
         """The pure ``(variables, query) -> win_prob [batch]`` of the router's pair of models: what is exported."""
         strong, weak = self.column(self.strong), self.column(self.weak)
-        return make_score_fn(self.module, strong=strong, weak=weak, readout=make_readout(self.loss, self.readout))
+        return make_score_fn(self.module, strong=strong, weak=weak, likelihood=self.likelihood)
 
     def scores(
         self,
@@ -218,8 +216,8 @@ class Router:
     ) -> Float32[np.ndarray, "prompts models"]:
         """Score every model on every prompt; see :meth:`win_prob` for the arguments.
 
-        A loss with a tie score has it in a last column of the module's own scores, which is left out here; the columns
-        of ``three_labels`` are win, tie and loss of ``models[0]`` against ``models[1]``.
+        A tie's score (``three_outcome``) is left out here; the columns of ``three_labels`` are win, tie and loss of
+        ``models[0]`` against ``models[1]``.
         """
         scores = self._run(
             _jit_scores(self.module),
@@ -230,7 +228,7 @@ class Router:
             progress=progress,
         )
         _require(np.isfinite(scores), scores, "score must be finite", prompts)
-        return scores if outcome_model(self.loss).tie == "labels" else scores[:, : len(self.models)]
+        return cast(np.ndarray, self.likelihood.model_scores(cast(Array, scores)))
 
     def win_prob(
         self,
@@ -262,7 +260,7 @@ class Router:
         """
         router = self.with_pair(strong, weak)
         columns = self.column(router.strong), self.column(router.weak)
-        score = _jit_win_prob(self.module, *columns, make_readout(self.loss, self.readout))
+        score = _jit_win_prob(self.module, *columns, self.likelihood)
         win_prob = self._run(
             score, router.variables, prompts, exclude_own_battles=exclude_own_battles, cache=cache, progress=progress
         )
@@ -281,12 +279,12 @@ class Router:
         """P(the strong model wins), P(tie), P(the weak model wins) for each prompt, as trained: not calibrated.
 
         The expected gain of calling the strong model is the first minus the last. See :meth:`win_prob` for the
-        arguments; under a loss without ties P(tie) is 0.
+        arguments; under a likelihood without ties P(tie) is 0.
         """
         strong = self.strong if strong is None else strong
         weak = self.weak if weak is None else weak
         columns = self.column(strong), self.column(weak)
-        outcome = _jit_outcome_prob(self.module, *columns, self.loss)
+        outcome = _jit_outcome_prob(self.module, *columns, self.likelihood)
         prob = self._run(
             outcome, self.variables, prompts, exclude_own_battles=exclude_own_battles, cache=cache, progress=progress
         )
@@ -367,11 +365,13 @@ def _jit_scores(module: nn.Module) -> ScoreFn:
 
 
 @functools.lru_cache(maxsize=32)
-def _jit_outcome_prob(module: nn.Module, strong: int, weak: int, loss: str) -> ScoreFn:
-    read = make_outcome_prob(loss)
-    return jax.jit(lambda variables, query: read(cast(Array, module.apply(variables, query)), strong, weak))
+def _jit_outcome_prob(module: nn.Module, strong: int, weak: int, likelihood: Likelihood) -> ScoreFn:
+    def outcome_prob(variables: Variables, query: Query) -> Array:
+        return likelihood.outcome_prob(variables, cast(Array, module.apply(variables, query)), strong, weak)
+
+    return jax.jit(outcome_prob)
 
 
 @functools.lru_cache(maxsize=32)
-def _jit_win_prob(module: nn.Module, strong: int, weak: int, readout: Readout) -> ScoreFn:
-    return jax.jit(make_score_fn(module, strong=strong, weak=weak, readout=readout))
+def _jit_win_prob(module: nn.Module, strong: int, weak: int, likelihood: Likelihood) -> ScoreFn:
+    return jax.jit(make_score_fn(module, strong=strong, weak=weak, likelihood=likelihood))

@@ -12,11 +12,12 @@ import jax.numpy as jnp
 import numpy as np
 
 from routerjax.config import OptimizerConfig, TrainingConfig
+from routerjax.likelihoods import BRADLEY_TERRY, Likelihood
 from routerjax.training.loop import FitResult, run_epochs
 from routerjax.training.parallel import accumulating_step, pmap_sharding, require_one_process
 from routerjax.training.sources import Batches
 from routerjax.training.state import TrainState, create_state, make_optimizer
-from routerjax.typing import PreferenceLoss, PyTree
+from routerjax.typing import PyTree
 
 
 def device_axis(training: TrainingConfig) -> int | None:
@@ -30,7 +31,7 @@ def fit_batches(
     validation: Batches | None,
     *,
     params: PyTree,
-    loss: PreferenceLoss,
+    likelihood: Likelihood = BRADLEY_TERRY,
     optimizer: OptimizerConfig,
     training: TrainingConfig,
     directory: str | Path,
@@ -45,7 +46,7 @@ def fit_batches(
             step, whatever their shapes, the last step of an epoch having what is left.
         validation: batches without that axis, or None to keep the last parameters.
         params: where training starts.
-        loss: per battle.
+        likelihood: its loss is minimised.
         optimizer: AdamW, its schedule, and the rates of the encoder's layers.
         training: epochs, patience, seeds, devices.
         directory: for ``checkpoints/``, ``metrics.jsonl`` and TensorBoard files.
@@ -60,10 +61,12 @@ def fit_batches(
     transformation = make_optimizer(optimizer, steps_per_epoch * training.epochs)
     # Donated on the first step: the caller's parameters stay theirs.
     params = jax.tree.map(jnp.copy, params)
-    state = create_state(module, {}, transformation, key=jax.random.key(training.init_seed), params=params)
+    state = create_state(
+        module, {}, transformation, key=jax.random.key(training.init_seed), likelihood=likelihood, params=params
+    )
     run = accumulating_step(
         module,
-        loss,
+        likelihood,
         transformation,
         weight_per_step=train.total_weight / steps_per_epoch,
         num_devices=device_axis(training),
@@ -88,7 +91,7 @@ def fit_batches(
         train,
         validation,
         module=module,
-        loss=loss,
+        likelihood=likelihood,
         steps_per_epoch=steps_per_epoch,
         optimizer=optimizer,
         training=training,

@@ -11,13 +11,14 @@ import jax
 import numpy as np
 
 from routerjax.config import OptimizerConfig, TrainingConfig
+from routerjax.likelihoods import BRADLEY_TERRY, Likelihood
 from routerjax.training.loop import FitResult, run_epochs
 from routerjax.training.order import epoch_order
 from routerjax.training.parallel import jit_step, pmap_sharding, pmap_step, require_divisible, require_one_process
 from routerjax.training.sources import Resident
 from routerjax.training.state import TrainState, create_state, make_optimizer
 from routerjax.training.step import loop_steps, make_train_step
-from routerjax.typing import PreferenceBatch, PreferenceLoss
+from routerjax.typing import PreferenceBatch
 
 # One call of the program takes about so many steps that Ctrl-C and the progress bar wait no longer than this.
 SECONDS_A_CALL = 0.5
@@ -30,14 +31,14 @@ def fit(
     train: PreferenceBatch,
     validation: PreferenceBatch | None,
     *,
-    loss: PreferenceLoss,
+    likelihood: Likelihood = BRADLEY_TERRY,
     optimizer: OptimizerConfig,
     training: TrainingConfig,
     directory: str | Path,
     resume: bool = False,
     progress: bool = True,
 ) -> FitResult:
-    """Minimise the weighted mean of ``loss`` over ``train``; keep the parameters that are best on ``validation``.
+    """Minimise the weighted mean of the loss over ``train``; keep the parameters that are best on ``validation``.
 
     The data lies on the device, and any number of steps is one program. The same seeds give the same parameters bit for
     bit on CPU, also when the run is interrupted, within an epoch too, and resumed.
@@ -46,7 +47,7 @@ def fit(
         module: from a query to scores; its family does not matter here.
         train: all training battles.
         validation: held-out battles, or None to keep the last parameters.
-        loss: per battle, see :data:`routerjax.typing.PreferenceLoss`.
+        likelihood: its loss is minimised, and its own parameters are trained too.
         optimizer: AdamW and its schedule.
         training: epochs, batch size, seeds, devices.
         directory: for ``checkpoints/``, ``metrics.jsonl`` and TensorBoard files.
@@ -67,9 +68,9 @@ def fit(
     steps_per_epoch = -(-num_battles // batch_size)
     transformation = make_optimizer(optimizer, steps_per_epoch * training.epochs)
     example = jax.tree.map(lambda leaf: leaf[:1], dict(train.query))
-    state = create_state(module, example, transformation, key=jax.random.key(training.init_seed))
+    state = create_state(module, example, transformation, key=jax.random.key(training.init_seed), likelihood=likelihood)
     weight_per_step = Resident(train).total_weight / steps_per_epoch
-    step = loop_steps(make_train_step(module, loss, transformation, weight_per_step=weight_per_step))
+    step = loop_steps(make_train_step(module, likelihood, transformation, weight_per_step=weight_per_step))
     noise_key = jax.random.key(training.noise_seed)
     if training.devices == "pmap":
         run, group, order_sharding = pmap_step(step, batch_axes=BATCH_AXES), (num_devices, -1), pmap_sharding(1)
@@ -99,7 +100,7 @@ def fit(
         Resident(train),
         None if validation is None else Resident(validation),
         module=module,
-        loss=loss,
+        likelihood=likelihood,
         steps_per_epoch=steps_per_epoch,
         optimizer=optimizer,
         training=training,

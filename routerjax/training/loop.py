@@ -19,6 +19,7 @@ import tqdm
 
 from routerjax.config import OptimizerConfig, TrainingConfig, identity_of
 from routerjax.errors import InputError
+from routerjax.likelihoods import Likelihood
 from routerjax.training.checkpoint import Checkpoints, placed_like
 from routerjax.training.compilation import compile_clock
 from routerjax.training.interrupt import deferred_interrupt
@@ -26,7 +27,7 @@ from routerjax.training.metrics_log import MetricsLog
 from routerjax.training.sources import Battles
 from routerjax.training.state import TrainState, learning_rate_schedule
 from routerjax.training.step import make_validation_sums
-from routerjax.typing import PreferenceLoss, PyTree, Variables
+from routerjax.typing import Variables
 
 logger = logging.getLogger(__name__)
 
@@ -110,7 +111,7 @@ def run_epochs(
     validation: Battles | None,
     *,
     module: nn.Module,
-    loss: PreferenceLoss,
+    likelihood: Likelihood,
     steps_per_epoch: int,
     optimizer: OptimizerConfig,
     training: TrainingConfig,
@@ -128,7 +129,7 @@ def run_epochs(
         train: what ``run_steps`` trains on.
         validation: held-out battles, or None to keep the last parameters.
         module: from a query to scores, for validation.
-        loss: per battle, likewise.
+        likelihood: of the battles, likewise.
         steps_per_epoch: the same in every epoch.
         optimizer: for the learning rate that is logged.
         training: epochs, patience, checkpoints.
@@ -143,8 +144,8 @@ def run_epochs(
     schedule = learning_rate_schedule(optimizer, num_steps)
     position = _Position()
     # On the host: a device holds the parameters once. Without validation the state's own are the best.
-    best = {} if validation is None else _on_host(state.params)
-    validation_sums = jax.jit(make_validation_sums(module, loss))
+    best = {} if validation is None else _on_host(state.variables)
+    validation_sums = jax.jit(make_validation_sums(module, likelihood))
     identity = {
         **identity_of(optimizer),
         **identity_of(training),
@@ -155,7 +156,7 @@ def run_epochs(
     }
     logger.info(
         "%d parameters, %d battles, %d steps on %d device(s)",
-        sum(leaf.size for leaf in jax.tree.leaves(state.params)),
+        sum(leaf.size for leaf in jax.tree.leaves(state.variables)),
         train.num_battles,
         num_steps,
         jax.local_device_count() if training.devices == "pmap" else 1,
@@ -225,7 +226,7 @@ def run_epochs(
                     _require_finite_validation(row["validation_loss"], position.epoch)
                     if position.best_loss is None or row["validation_loss"] < position.best_loss:
                         position.best_epoch, position.best_loss = position.epoch + 1, row["validation_loss"]
-                        best = _on_host(state.params)
+                        best = _on_host(state.variables)
                 row["compile_seconds"] = position.compile_seconds + clock.seconds - compiled_before
                 if row["compile_seconds"] > 1:
                     logger.info(
@@ -245,13 +246,13 @@ def run_epochs(
             raise
         if position.epoch < training.epochs:
             logger.info("stopped early: no lower validation loss in %d epochs", training.patience)
-    params = state.params if validation is None else placed_like(state.params, best)
-    return FitResult({"params": params}, position.best_epoch, position.best_loss, tuple(position.history))
+    variables = state.variables if validation is None else placed_like(state.variables, best)
+    return FitResult(variables, position.best_epoch, position.best_loss, tuple(position.history))
 
 
-def _on_host(params: PyTree) -> PyTree:
+def _on_host(variables: Variables) -> Variables:
     """A copy: a view of what the next step donates would change under it."""
-    return jax.tree.map(lambda leaf: np.array(leaf, copy=True), jax.device_get(params))
+    return jax.tree.map(lambda leaf: np.array(leaf, copy=True), jax.device_get(variables))
 
 
 def _is_out_of_patience(position: _Position, training: TrainingConfig) -> bool:

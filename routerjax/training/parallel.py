@@ -12,9 +12,10 @@ import numpy as np
 import optax
 
 from routerjax.errors import InputError
+from routerjax.likelihoods import Likelihood
 from routerjax.training.state import TrainState
 from routerjax.training.step import BatchT, Metrics, Sums, TrainStep, make_sums, make_update, step_key
-from routerjax.typing import Array, PreferenceBatch, PreferenceLoss, PyTree
+from routerjax.typing import Array, PreferenceBatch, PyTree
 
 BATCH_AXIS = "batch"
 
@@ -62,7 +63,7 @@ def pmap_sharding(device_axis: int | None = None) -> jax.NamedSharding:
 
 def accumulating_step(
     module: nn.Module,
-    loss: PreferenceLoss,
+    likelihood: Likelihood,
     optimizer: optax.GradientTransformation,
     *,
     weight_per_step: float,
@@ -74,15 +75,15 @@ def accumulating_step(
     further compilation.
 
     Args:
-        module, loss, optimizer, weight_per_step: see :func:`routerjax.training.make_train_step`.
+        module, likelihood, optimizer, weight_per_step: see :func:`routerjax.training.make_train_step`.
         num_devices: the local devices, where leaves have a leading axis of them; None runs on one without that axis.
             Devices add up their own sums, and exchange them once a step.
     """
     axis_name = None if num_devices is None else BATCH_AXIS
-    sums, update = make_sums(module, loss), make_update(optimizer, weight_per_step)
+    sums, update = make_sums(module, likelihood), make_update(optimizer, weight_per_step)
 
     def start(zero: Array, state: TrainState) -> Sums:
-        return Sums(zero, zero, jax.tree.map(jnp.zeros_like, state.params))
+        return Sums(zero, zero, jax.tree.map(jnp.zeros_like, state.variables))
 
     def add(total: Sums, state: TrainState, batch: PreferenceBatch, key: Array, index: Array | np.int32) -> Sums:
         key = jax.random.fold_in(step_key(key, state, axis_name=axis_name), index)

@@ -14,6 +14,7 @@ import optax
 
 from routerjax.config import OptimizerConfig
 from routerjax.errors import InputError
+from routerjax.likelihoods import BRADLEY_TERRY, COLLECTION, Likelihood
 from routerjax.typing import Array, PyTree, Query, Variables
 
 
@@ -22,18 +23,13 @@ class TrainState(flax.struct.PyTreeNode):
 
     Attributes:
         step: int32 scalar, steps taken.
-        params: what is optimised.
+        variables: what is optimised: ``{"params": the module's}``, and the ``likelihood``'s own where it has any.
         opt_state: the optimiser's own.
     """
 
     step: Array
-    params: PyTree
+    variables: Variables
     opt_state: PyTree
-
-    @property
-    def variables(self) -> Variables:
-        """Variables as ``module.apply`` takes them."""
-        return {"params": self.params}
 
 
 def learning_rate_schedule(config: OptimizerConfig, num_steps: int) -> optax.Schedule:
@@ -127,6 +123,7 @@ def create_state(
     optimizer: optax.GradientTransformation,
     *,
     key: Array,
+    likelihood: Likelihood = BRADLEY_TERRY,
     params: PyTree | None = None,
 ) -> TrainState:
     """Initialise the parameters for queries of the shape of ``example``, or start from given ones.
@@ -136,9 +133,13 @@ def create_state(
         example: a query of at least one row; its values do not matter.
         optimizer: see :func:`make_optimizer`.
         key: of the parameters.
+        likelihood: whose own parameters, if it has any, are trained with the module's.
         params: to start from, such as pretrained ones.
     """
     if params is None:
         params = nn.meta.unbox(module.init(key, example)["params"])
-    opt_state = optimizer.init(cast(PyTree, params))
-    return TrainState(step=jnp.zeros((), jnp.int32), params=params, opt_state=opt_state)
+    own = likelihood.initial_params()
+    variables = {"params": params, **({COLLECTION: own} if own else {})}
+    return TrainState(
+        step=jnp.zeros((), jnp.int32), variables=variables, opt_state=optimizer.init(cast(PyTree, variables))
+    )

@@ -14,8 +14,9 @@ import optax
 from jaxtyping import Float, Int
 
 from routerjax.errors import InputError
+from routerjax.likelihoods import COLLECTION, Likelihood
 from routerjax.training.state import TrainState
-from routerjax.typing import Array, PreferenceBatch, PreferenceLoss, PyTree, Variables
+from routerjax.typing import Array, PreferenceBatch, PyTree, Variables
 
 Metrics = dict[str, Array]
 BatchT = TypeVar("BatchT", contravariant=True)
@@ -37,7 +38,7 @@ class Sums(NamedTuple):
     Attributes:
         loss: float32 scalar, of weight x loss.
         weight: float32 scalar.
-        gradient: of ``loss`` by the parameters.
+        gradient: of ``loss`` by the trained variables.
     """
 
     loss: Array
@@ -46,12 +47,13 @@ class Sums(NamedTuple):
 
 
 def weighted_loss_sum(
-    loss: PreferenceLoss, scores: Float[Array, "prompts models"], battles: PreferenceBatch
+    likelihood: Likelihood, variables: Variables, scores: Float[Array, "prompts outputs"], battles: PreferenceBatch
 ) -> Float[Array, ""]:
     """Sum of weight x loss; battles of weight 0 have no part in it or in its gradient, whatever their loss is.
 
     Args:
-        loss: per battle; finite for a tie between two scores of 0.
+        likelihood: of the battles.
+        variables: among which are the likelihood's own parameters, if it has any.
         scores: one row for each query of ``battles``.
         battles: with their weights, of which 0 marks padding.
     """
@@ -63,23 +65,23 @@ def weighted_loss_sum(
         query_index=jnp.where(counts, battles.query_index, scores.shape[0]),
         outcome=jnp.where(counts[:, None], battles.outcome, tie),
     )
-    each = loss(jnp.concatenate([scores, jnp.zeros_like(scores[:1])]), finite)
+    extended = jnp.concatenate([scores, jnp.zeros_like(scores[:1])])
+    each = likelihood.loss(variables.get(COLLECTION, {}), extended, finite)
     return jnp.sum(jnp.where(counts, battles.weight * each, 0.0))
 
 
-def make_sums(module: nn.Module, loss: PreferenceLoss) -> Callable[[TrainState, PreferenceBatch, Array], Sums]:
+def make_sums(module: nn.Module, likelihood: Likelihood) -> Callable[[TrainState, PreferenceBatch, Array], Sums]:
     """``(state, batch, key) -> sums`` of the loss, the weights and the gradients of one batch on one device."""
 
     def sums(state: TrainState, batch: PreferenceBatch, key: Array) -> Sums:
         dropout_key, noise_key = jax.random.split(key)
 
-        def loss_sum_of(params: PyTree) -> Float[Array, ""]:
-            variables = state.replace(params=params).variables
+        def loss_sum_of(variables: Variables) -> Float[Array, ""]:
             rngs = {"dropout": dropout_key, "noise": noise_key}
             scores = cast(Array, module.apply(variables, batch.query, deterministic=False, rngs=rngs))
-            return weighted_loss_sum(loss, scores, batch)
+            return weighted_loss_sum(likelihood, variables, scores, batch)
 
-        loss_sum, gradient = jax.value_and_grad(loss_sum_of)(state.params)
+        loss_sum, gradient = jax.value_and_grad(loss_sum_of)(state.variables)
         return Sums(loss_sum, jnp.sum(batch.weight), gradient)
 
     return sums
@@ -110,9 +112,9 @@ def make_update(
         if axis_name is not None:
             sums = jax.lax.psum(sums, axis_name)
         gradient = jax.tree.map(lambda leaf: leaf / weight_per_step, sums.gradient)
-        updates, opt_state = optimizer.update(gradient, state.opt_state, state.params)
+        updates, opt_state = optimizer.update(gradient, state.opt_state, state.variables)
         state = state.replace(
-            step=state.step + 1, params=optax.apply_updates(state.params, updates), opt_state=opt_state
+            step=state.step + 1, variables=optax.apply_updates(state.variables, updates), opt_state=opt_state
         )
         norm = optax.tree.norm(gradient)
         return state, {"loss_sum": sums.loss, "weight_sum": sums.weight, "gradient_norm": norm}
@@ -127,24 +129,24 @@ def step_key(key: Array, state: TrainState, *, axis_name: str | None = None) -> 
 
 
 def make_train_step(
-    module: nn.Module, loss: PreferenceLoss, optimizer: optax.GradientTransformation, *, weight_per_step: float
+    module: nn.Module, likelihood: Likelihood, optimizer: optax.GradientTransformation, *, weight_per_step: float
 ) -> TrainStep[PreferenceBatch]:
     """A pure step down the gradient of the sum of weight x loss over ``weight_per_step``.
 
     Sums are added over the mapped axis before anything is divided, so that many devices make the update of one. With
     ``weight_per_step`` as :func:`make_update` describes it, the gradients of an epoch have the gradient of the weighted
-    mean of ``loss`` as their mean, however the battles are grouped.
+    mean of the loss as their mean, however the battles are grouped.
 
     Args:
         module: a router family.
-        loss: per battle.
+        likelihood: its loss is minimised.
         optimizer: of the parameters.
         weight_per_step: see :func:`make_update`.
 
     Returns:
         A function to ``(state, metrics)``, see :func:`make_update`.
     """
-    sums, update = make_sums(module, loss), make_update(optimizer, weight_per_step)
+    sums, update = make_sums(module, likelihood), make_update(optimizer, weight_per_step)
 
     def train_step(
         state: TrainState, batch: PreferenceBatch, key: Array, *, axis_name: str | None = None
@@ -202,12 +204,12 @@ def loop_steps(train_step: TrainStep[PreferenceBatch]) -> TrainStep[StepRange]:
 
 
 def make_validation_sums(
-    module: nn.Module, loss: PreferenceLoss
+    module: nn.Module, likelihood: Likelihood
 ) -> Callable[[Variables, PreferenceBatch], tuple[Array, Array]]:
     """``(variables, battles) -> (weighted sum of the loss, sum of the weights)``."""
 
     def sums(variables: Variables, battles: PreferenceBatch) -> tuple[Array, Array]:
         scores = cast(Array, module.apply(variables, battles.query))
-        return weighted_loss_sum(loss, scores, battles), jnp.sum(battles.weight)
+        return weighted_loss_sum(likelihood, variables, scores, battles), jnp.sum(battles.weight)
 
     return sums

@@ -32,7 +32,7 @@ def test_a_written_folder_is_read_back_bit_for_bit(router: Router, tmp_path: Pat
     assert export.export_hf(router, tmp_path / "out") == 0.0
     again = import_hf(tmp_path / "out")
     assert again.module == router.module
-    for name in ("models", "strong", "weak", "loss", "readout", "threshold"):
+    for name in ("models", "strong", "weak", "likelihood", "threshold"):
         assert getattr(again, name) == getattr(router, name)
     assert again.features.fingerprint == router.features.fingerprint
     jax.tree.map(np.testing.assert_array_equal, again.variables, router.variables)
@@ -170,8 +170,8 @@ def written(router: Router, tmp_path_factory: pytest.TempPathFactory) -> Path:
         ({"strong": 3}, "strong and weak must be names, got 3"),
         ({"weak": "smal"}, r"'smal' is not one of its 3 models \(did you mean 'small'\?\)"),
         ({"weak": "big"}, "strong and weak must be different models, got 'big' for both"),
-        ({"readout": "wins"}, r"the readout must be one of .*got 'wins'"),
-        ({"loss": "ranking"}, r"the loss must be one of .*got 'ranking'"),
+        ({"likelihood": {"name": "davidson", "readout": "wins"}}, r"the readout must be one of .*got 'wins'"),
+        ({"likelihood": {"name": "ranking"}}, r"the loss must be one of .*got 'ranking'"),
         ({"models": 3}, "models must be a list of two or more different names, got 3"),
         ({"models": []}, r"models must be a list of two or more different names, got \[\]"),
         ({"models": ["big", "small", "big"]}, "models must be a list of two or more different names"),

@@ -66,7 +66,7 @@ def load(folder: Path) -> Router:
 
 def fresh(folder: Path) -> dict:
     """Parameters from a checkpoint that is no classifier."""
-    module = make_module("bert", num_models=2, attributes={}, reader=load_reader(folder))
+    module = make_module("bert", models=("a", "b"), attributes={}, reader=load_reader(folder))
     return pretrained_params(module, folder, key=jax.random.key(0))
 
 

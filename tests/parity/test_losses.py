@@ -6,6 +6,7 @@ import numpy as np
 import pytest
 
 from routerjax import losses
+from routerjax.likelihoods import BradleyTerry
 
 torch = pytest.importorskip("torch")
 pytestmark = pytest.mark.parity
@@ -29,7 +30,7 @@ def test_bradley_terry_is_binary_cross_entropy(scale: float) -> None:
         np.testing.assert_allclose(gradient, column.grad.numpy(), rtol=2e-6, atol=1e-6)
 
 
-def test_the_readout_is_torchs_sigmoid() -> None:
+def test_the_win_probability_is_torchs_sigmoid() -> None:
     scores = (5 * np.random.default_rng(1).standard_normal((50, 4))).astype(np.float32)
     reference = torch.sigmoid(torch.tensor(scores[:, 2] - scores[:, 1])).numpy()
-    np.testing.assert_allclose(losses.bradley_terry_readout(jnp.asarray(scores), 2, 1), reference, rtol=1e-6)
+    np.testing.assert_allclose(BradleyTerry().win_prob({}, jnp.asarray(scores), 2, 1), reference, rtol=1e-6)

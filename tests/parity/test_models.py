@@ -7,8 +7,9 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from routerjax import losses, models, training
+from routerjax import models, training
 from routerjax.config import OptimizerConfig
+from routerjax.likelihoods import BradleyTerry
 from routerjax.typing import PreferenceBatch
 from tests.training.battles import NUM_MODELS, WIDTH, random_battles
 
@@ -76,7 +77,7 @@ def test_matrix_factorization_at_full_size() -> None:
     np.testing.assert_allclose(scores, expected.detach().numpy(), rtol=1e-4, atol=1e-6)
 
     def loss(params: dict) -> jax.Array:
-        return losses.preference_loss(module.apply({"params": params}, batch.query), batch).mean()
+        return BradleyTerry().loss({}, module.apply({"params": params}, batch.query), batch).mean()
 
     gradients = our_names({name: parameter.grad for name, parameter in reference.named_parameters()})
     jax.tree.map(
@@ -96,10 +97,10 @@ def test_steps_are_those_of_torch_adamw(gradient_clip: float | None) -> None:
     optimizer = training.make_optimizer(config, NUM_STEPS)
     batches = [random_battles(seed=seed) for seed in range(NUM_STEPS)]
     state = training.create_state(module, batches[0].query, optimizer, key=jax.random.key(0))
-    params = our_names(dict(reference.named_parameters()))
-    state = state.replace(params=params, opt_state=optimizer.init(params))
+    variables = {"params": our_names(dict(reference.named_parameters()))}
+    state = state.replace(variables=variables, opt_state=optimizer.init(variables))
     weight_per_step = float(np.mean([np.sum(batch.weight) for batch in batches]))
-    step = jax.jit(training.make_train_step(module, losses.preference_loss, optimizer, weight_per_step=weight_per_step))
+    step = jax.jit(training.make_train_step(module, BradleyTerry(), optimizer, weight_per_step=weight_per_step))
 
     reference.double()
     # Betas and epsilon are torch's defaults.
@@ -125,7 +126,7 @@ def test_steps_are_those_of_torch_adamw(gradient_clip: float | None) -> None:
         assert gradient_clip is None or norm > gradient_clip
         jax.tree.map(
             lambda ours, theirs: np.testing.assert_allclose(ours, theirs, rtol=1e-4, atol=1e-5),
-            state.params,
+            state.variables,
             our_names(dict(reference.named_parameters())),
         )
 

@@ -32,7 +32,8 @@ def folder(tmp_path: Path) -> Path:
 def load_bert(folder: Path, *, key: jax.Array | None = None, num_models: int = 2, head: str = "architecture") -> PyTree:
     """Parameters of a router of so many models that reads text with the folder's encoder."""
     reader = load_reader(folder)
-    module = make_module("bert", num_models=num_models, attributes={"head": head}, reader=reader)
+    models = tuple(str(number) for number in range(num_models))
+    module = make_module("bert", models=models, attributes={"head": head}, reader=reader)
     return pretrained_params(module, folder, key=key)
 
 

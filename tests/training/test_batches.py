@@ -13,8 +13,9 @@ import numpy as np
 import optax
 import pytest
 
-from routerjax import InputError, data, losses, models, training
+from routerjax import InputError, data, models, training
 from routerjax.config import OptimizerConfig, TrainingConfig
+from routerjax.likelihoods import BradleyTerry
 from routerjax.training.state import learning_rates
 from routerjax.typing import PreferenceBatch
 from tests.data.test_loader import token_battles
@@ -92,7 +93,7 @@ def test_devices_and_micro_batches_make_the_gradient_and_the_update_of_one_batch
         return PreferenceBatch(query, *battles)
 
     transformation = training.make_optimizer(OPTIMIZER, 5)
-    loss, constant = losses.preference_loss, {"weight_per_step": 2.0}
+    loss, constant = BradleyTerry(), {"weight_per_step": 2.0}
     many = training.accumulating_step(MODULE, loss, transformation, **constant, num_devices=8)
     one = training.jit_step(training.make_train_step(MODULE, loss, transformation, **constant))
     state_many, state_one = state_of(params, transformation), state_of(params, transformation)
@@ -107,8 +108,8 @@ def test_devices_and_micro_batches_make_the_gradient_and_the_update_of_one_batch
             first = difference(state_many.opt_state, state_one.opt_state)
             moments = jax.tree.leaves(state_one.opt_state)
             assert norm(first) <= 1e-5 * norm([leaf for leaf in moments if leaf.dtype == jnp.float32])
-    update = without_key_bias(difference(state_one.params, params))
-    between = without_key_bias(difference(state_many.params, state_one.params))
+    update = without_key_bias(difference(state_one.variables["params"], params))
+    between = without_key_bias(difference(state_many.variables["params"], state_one.variables["params"]))
     assert norm(between) <= 1e-3 * norm(update)
 
 
@@ -123,7 +124,6 @@ def fit(params: dict, directory: Path, **changes: object) -> training.FitResult:
         train or batches(training.device_axis(arguments["training"]), **shapes),
         validation or batches(None, **shapes),
         params=params,
-        loss=losses.preference_loss,
         directory=directory,
         progress=False,
         **arguments,

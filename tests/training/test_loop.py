@@ -12,8 +12,9 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from routerjax import InputError, losses, models, training
+from routerjax import InputError, models, training
 from routerjax.config import OptimizerConfig, TrainingConfig
+from routerjax.likelihoods import BradleyTerry
 from routerjax.training import in_memory, loop
 from routerjax.training.interrupt import deferred_interrupt
 from tests.training.battles import NUM_MODELS, WIDTH, random_battles
@@ -31,7 +32,7 @@ def run(directory: Path, **changes: object) -> training.FitResult:
         module,
         train,
         validation,
-        **{"loss": losses.preference_loss, "optimizer": OPTIMIZER, "training": TRAINING, "progress": False} | arguments,
+        **{"optimizer": OPTIMIZER, "training": TRAINING, "progress": False} | arguments,
         directory=directory,
     )
 
@@ -62,7 +63,7 @@ def test_the_best_parameters_are_kept_not_the_last(tmp_path: Path) -> None:
     assert result.best_epoch == 1
     assert result.best_loss == min(losses_by_epoch) < losses_by_epoch[-1]
     scores = MODULE.apply(result.variables, reverse.query)
-    again = jnp.average(losses.preference_loss(scores, reverse), weights=reverse.weight)
+    again = jnp.average(BradleyTerry().loss({}, scores, reverse), weights=reverse.weight)
     np.testing.assert_allclose(again, result.best_loss, rtol=1e-6)
 
 
@@ -90,7 +91,7 @@ def saved_state(directory: Path) -> tuple[int, object]:
     with training.Checkpoints(directory / "checkpoints") as checkpoints:
         optimizer = training.make_optimizer(OPTIMIZER, 42)
         state = training.create_state(MODULE, TRAIN.query, optimizer, key=jax.random.key(0))
-        number, tree, _ = checkpoints.restore({"state": state, "best": jax.device_get(state.params)})
+        number, tree, _ = checkpoints.restore({"state": state, "best": jax.device_get(state.variables)})
         return number, tree
 
 

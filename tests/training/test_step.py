@@ -8,8 +8,9 @@ import numpy as np
 import optax
 import pytest
 
-from routerjax import InputError, losses, models, training
+from routerjax import InputError, models, training
 from routerjax.config import OptimizerConfig
+from routerjax.likelihoods import BradleyTerry
 from routerjax.typing import PreferenceBatch
 from tests.training.battles import NUM_MODELS, difference, random_battles
 
@@ -33,14 +34,12 @@ def relative(one: object, other: object) -> float:
 
 def test_padding_is_as_if_it_were_not_there() -> None:
     optimizer = optax.sgd(1.0)
-    step = training.jit_step(
-        training.make_train_step(MODULE, losses.preference_loss, optimizer, weight_per_step=WEIGHT)
-    )
+    step = training.jit_step(training.make_train_step(MODULE, BradleyTerry(), optimizer, weight_per_step=WEIGHT))
     rows = jnp.arange(10)
     padded = jnp.concatenate([rows, jnp.full(6, -1)])
     one, metrics = step(start(optimizer), take(BATTLES, rows), jax.random.key(0))
     other, padded_metrics = step(start(optimizer), take(BATTLES, padded), jax.random.key(0))
-    assert relative(other.params, one.params) < 1e-6
+    assert relative(other.variables, one.variables) < 1e-6
     for name, value in metrics.items():
         np.testing.assert_allclose(padded_metrics[name], value, rtol=1e-5)
 
@@ -48,15 +47,15 @@ def test_padding_is_as_if_it_were_not_there() -> None:
 def test_metrics_are_sums_and_the_gradient_is_of_the_weighted_mean() -> None:
     optimizer = optax.sgd(1.0)
     state = start(optimizer)
-    step = jax.jit(training.make_train_step(MODULE, losses.preference_loss, optimizer, weight_per_step=WEIGHT))
+    step = jax.jit(training.make_train_step(MODULE, BradleyTerry(), optimizer, weight_per_step=WEIGHT))
     after, metrics = step(state, BATTLES, jax.random.key(0))
 
-    def mean_loss(params: dict) -> jax.Array:
-        each = losses.preference_loss(MODULE.apply({"params": params}, BATTLES.query), BATTLES)
+    def mean_loss(variables: dict) -> jax.Array:
+        each = BradleyTerry().loss({}, MODULE.apply(variables, BATTLES.query), BATTLES)
         return jnp.average(each, weights=BATTLES.weight)
 
-    loss, gradient = jax.jit(jax.value_and_grad(mean_loss))(state.params)
-    assert relative(difference(state.params, after.params), gradient) < 1e-5
+    loss, gradient = jax.jit(jax.value_and_grad(mean_loss))(state.variables)
+    assert relative(difference(state.variables, after.variables), gradient) < 1e-5
     np.testing.assert_allclose(metrics["weight_sum"], BATTLES.weight.sum(), rtol=1e-6)
     np.testing.assert_allclose(metrics["loss_sum"] / metrics["weight_sum"], loss, rtol=1e-6)
     np.testing.assert_allclose(metrics["gradient_norm"], optax.tree.norm(gradient), rtol=1e-5)
@@ -65,9 +64,9 @@ def test_metrics_are_sums_and_the_gradient_is_of_the_weighted_mean() -> None:
 def test_a_batch_of_nothing_but_padding_changes_nothing() -> None:
     optimizer = optax.sgd(1.0)
     state = start(optimizer)
-    step = jax.jit(training.make_train_step(MODULE, losses.preference_loss, optimizer, weight_per_step=WEIGHT))
+    step = jax.jit(training.make_train_step(MODULE, BradleyTerry(), optimizer, weight_per_step=WEIGHT))
     after, metrics = step(state, take(BATTLES, jnp.full(4, -1)), jax.random.key(0))
-    assert relative(after.params, state.params) == 0
+    assert relative(after.variables, state.variables) == 0
     assert metrics["weight_sum"] == 0
 
 
@@ -81,19 +80,19 @@ def ragged_batches(count: int) -> list[PreferenceBatch]:
 def test_eight_devices_have_the_gradient_of_one() -> None:
     assert jax.local_device_count() == 8
     optimizer = optax.sgd(1.0)
-    step = training.make_train_step(MODULE, losses.preference_loss, optimizer, weight_per_step=WEIGHT)
+    step = training.make_train_step(MODULE, BradleyTerry(), optimizer, weight_per_step=WEIGHT)
     batch = ragged_batches(1)[0]
-    initial = jax.tree.map(np.asarray, start(optimizer).params)
+    initial = jax.tree.map(np.asarray, start(optimizer).variables)
     one, _ = training.jit_step(step)(start(optimizer), batch, jax.random.key(0))
     eight, _ = training.pmap_step(step)(start(optimizer), training.split_batch(batch, 8), jax.random.key(0))
-    gradients = [difference(initial, state.params) for state in (eight, one)]
+    gradients = [difference(initial, state.variables) for state in (eight, one)]
     assert relative(*gradients) < 1e-5
 
 
 def test_eight_devices_make_the_update_of_one_over_five_steps() -> None:
     optimizer = training.make_optimizer(OptimizerConfig(learning_rate=1e-3, warmup_fraction=0.0), 100)
-    step = training.make_train_step(MODULE, losses.preference_loss, optimizer, weight_per_step=WEIGHT)
-    initial = jax.tree.map(np.asarray, start(optimizer).params)
+    step = training.make_train_step(MODULE, BradleyTerry(), optimizer, weight_per_step=WEIGHT)
+    initial = jax.tree.map(np.asarray, start(optimizer).variables)
     updates = []
     for wrapped, split in (
         (training.pmap_step(step), lambda batch: training.split_batch(batch, 8)),
@@ -103,9 +102,9 @@ def test_eight_devices_make_the_update_of_one_over_five_steps() -> None:
         for batch in ragged_batches(5):
             state, metrics = wrapped(state, split(batch), jax.random.key(0))
         assert int(state.step) == 5
-        assert state.params["classifier"].shape == (8,)  # no device axis
+        assert state.variables["params"]["classifier"].shape == (8,)  # no device axis
         assert metrics["loss_sum"].shape == ()
-        updates.append(difference(state.params, initial))
+        updates.append(difference(state.variables, initial))
     assert relative(*updates) < 1e-3
 
 
@@ -115,7 +114,7 @@ def test_devices_draw_different_noise() -> None:
 
     def step_on(batch: PreferenceBatch) -> training.step.TrainStep:
         weight = float(batch.weight.sum())
-        return training.make_train_step(module, losses.preference_loss, optimizer, weight_per_step=weight)
+        return training.make_train_step(module, BradleyTerry(), optimizer, weight_per_step=weight)
 
     same = take(BATTLES, jnp.zeros(8, jnp.int32))  # one battle eight times
     alone = take(BATTLES, jnp.zeros(1, jnp.int32))
@@ -123,7 +122,7 @@ def test_devices_draw_different_noise() -> None:
     eight, _ = on_eight(start(optimizer, module), training.split_batch(same, 8), jax.random.key(0))
     one, _ = on_one(start(optimizer, module), alone, jax.random.key(0))
     # Were the noise the same on all devices, eight copies would move as one.
-    assert relative(eight.params, one.params) > 1e-2
+    assert relative(eight.variables, one.variables) > 1e-2
 
 
 def test_an_indivisible_batch_is_refused() -> None:
@@ -133,7 +132,7 @@ def test_an_indivisible_batch_is_refused() -> None:
 
 def test_steps_in_a_loop_are_single_steps_in_whatever_parts() -> None:
     optimizer = training.make_optimizer(OptimizerConfig(), 10)
-    step = training.make_train_step(MODULE, losses.preference_loss, optimizer, weight_per_step=WEIGHT)
+    step = training.make_train_step(MODULE, BradleyTerry(), optimizer, weight_per_step=WEIGHT)
     order = jnp.asarray(training.epoch_order(seed=0, epoch=0, num_battles=100, batch_size=32))
     run = training.jit_step(training.loop_steps(step))
 
@@ -152,7 +151,7 @@ def test_steps_in_a_loop_are_single_steps_in_whatever_parts() -> None:
     for rows in order:
         state, _ = single(state, take(BATTLES, rows), jax.random.key(0))
     assert metrics["loss_sum"].shape == (4,)
-    assert relative(whole.params, state.params) < 1e-6
+    assert relative(whole.variables, state.variables) < 1e-6
 
 
 def test_every_battle_once_an_epoch_and_another_order_the_next() -> None:

@@ -11,6 +11,7 @@ import pytest
 
 from routerjax import InputError, data, losses, training
 from routerjax.config import OptimizerConfig, TrainingConfig
+from routerjax.likelihoods import COLLECTION, BradleyTerry, Davidson, Likelihood, RaoKupper
 from routerjax.typing import PreferenceBatch
 from tests.data.test_loader import token_battles
 from tests.training.battles import NUM_MODELS, random_battles
@@ -30,14 +31,19 @@ class Linear(nn.Module):
         return nn.Dense(3, use_bias=False)(present.sum(axis=1))
 
 
-def linear_loss(scores: jax.Array, battles: PreferenceBatch) -> jax.Array:
+class LinearLoss(Likelihood):
     """Its gradient is the same for all parameters: an epoch of SGD adds up the gradients at the first ones."""
-    return (0.5 - battles.label) * losses.margin(scores, battles)
+
+    def loss(self, params: dict, scores: jax.Array, batch: PreferenceBatch) -> jax.Array:
+        """Linear in the scores."""
+        return (0.5 - batch.label) * losses.margin(scores, batch)
 
 
 def mean_gradient(query: dict, battles: PreferenceBatch, params: dict) -> np.ndarray:
     def mean(params: dict) -> jax.Array:
-        return jnp.average(linear_loss(Linear().apply({"params": params}, query), battles), weights=battles.weight)
+        return jnp.average(
+            LinearLoss().loss({}, Linear().apply({"params": params}, query), battles), weights=battles.weight
+        )
 
     return np.asarray(jax.jit(jax.grad(mean))(params)["Dense_0"]["kernel"])
 
@@ -63,7 +69,7 @@ def test_gradients_of_an_epoch_on_tokens(
     )
     params = {"Dense_0": {"kernel": np.random.default_rng(0).standard_normal((NUM_TOKENS, 3)).astype(np.float32)}}
     result = training.fit_batches(
-        Linear(), batches, None, params=params, loss=linear_loss, optimizer=OptimizerConfig(), training=config,
+        Linear(), batches, None, params=params, likelihood=LinearLoss(), optimizer=OptimizerConfig(), training=config,
         directory=tmp_path, progress=False,
     )  # fmt: skip
     update = params["Dense_0"]["kernel"] - result.variables["params"]["Dense_0"]["kernel"]
@@ -82,8 +88,8 @@ def test_gradients_of_an_epoch_on_embeddings(tmp_path: Path, devices: str, batch
     config = TrainingConfig(epochs=1, batch_size=batch_size, devices=devices)
     params = jax.device_get(jax.jit(Linear().init)(jax.random.key(config.init_seed), query)["params"])
     result = training.fit(
-        Linear(), battles._replace(query=query), None, loss=linear_loss, optimizer=OptimizerConfig(), training=config,
-        directory=tmp_path, progress=False,
+        Linear(), battles._replace(query=query), None, likelihood=LinearLoss(), optimizer=OptimizerConfig(),
+        training=config, directory=tmp_path, progress=False,
     )  # fmt: skip
     update = params["Dense_0"]["kernel"] - result.variables["params"]["Dense_0"]["kernel"]
     assert_same_direction_and_size(update, mean_gradient(query, battles, params), -(-100 // batch_size))
@@ -93,7 +99,7 @@ def test_battles_without_weight_are_refused(tmp_path: Path) -> None:
     battles = random_battles()
     with pytest.raises(InputError, match="weights of the battles must have a positive, finite sum"):
         training.fit(
-            Linear(), battles._replace(weight=0 * battles.weight), None, loss=linear_loss,
+            Linear(), battles._replace(weight=0 * battles.weight), None, likelihood=LinearLoss(),
             optimizer=OptimizerConfig(), training=TrainingConfig(epochs=1), directory=tmp_path, progress=False,
         )  # fmt: skip
 
@@ -101,7 +107,7 @@ def test_battles_without_weight_are_refused(tmp_path: Path) -> None:
 def test_a_step_may_hold_nothing_but_battles_without_weight(tmp_path: Path) -> None:
     battles = random_battles()
     result = training.fit(
-        Linear(), battles._replace(weight=jnp.zeros(100).at[50].set(1.0)), None, loss=linear_loss,
+        Linear(), battles._replace(weight=jnp.zeros(100).at[50].set(1.0)), None, likelihood=LinearLoss(),
         optimizer=OptimizerConfig(), training=TrainingConfig(epochs=1, batch_size=16), directory=tmp_path,
         progress=False,
     )  # fmt: skip
@@ -120,10 +126,15 @@ def test_what_has_no_weight_poisons_neither_sum_nor_gradient(poison: float) -> N
     assert on_last.any()
     assert not on_last.all()
 
-    for loss in map(losses.make_preference_loss, ("bradley_terry", "rao_kupper", "davidson")):
-        both = jax.jit(
-            jax.value_and_grad(lambda scores, battles, loss=loss: training.weighted_loss_sum(loss, scores, battles))
-        )
+    for likelihood in (BradleyTerry(), RaoKupper(), Davidson()):
+        variables = {COLLECTION: likelihood.initial_params()}
+
+        def loss_sum(
+            scores: jax.Array, battles: PreferenceBatch, likelihood: Likelihood = likelihood, own: dict = variables
+        ) -> jax.Array:
+            return training.weighted_loss_sum(likelihood, own, scores, battles)
+
+        both = jax.jit(jax.value_and_grad(loss_sum))
         value, gradient = both(scores.at[3].set(poison), poisoned)
         expected, expected_gradient = both(scores, counted)
         np.testing.assert_array_equal(value, expected)

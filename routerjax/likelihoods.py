@@ -1,0 +1,273 @@
+"""Likelihoods: how a battle ends, given a router's scores. Training, scoring and export ask for nothing else.
+
+- ``bradley_terry``: a tie is half a win to each side; nothing is said of how likely ties are.
+- ``rao_kupper``: a battle is a tie where the margin, plus logistic noise, is small: one threshold, learned.
+- ``davidson``: a tie has odds of its own against the geometric mean of the two wins: one number, learned.
+- ``three_outcome``: Davidson's, with a tie score of each query, an output more beside the models'. For a fixed pair
+  this is a softmax over win, tie and loss with three free logits.
+- ``three_labels``: the outputs are not models but win, tie and loss of ONE pair: RouteLLM's released classifiers.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from typing import Any, ClassVar, TypeVar
+
+import jax
+import jax.numpy as jnp
+from jaxtyping import Array, Float
+from pydantic import ConfigDict
+
+from routerjax import losses
+from routerjax.errors import InputError, choose
+from routerjax.registry import Registry
+from routerjax.typing import PreferenceBatch, PyTree, Sides, Variables
+from routerjax.validation import from_json
+
+COLLECTION = "likelihood"
+"""The collection of a router's variables that holds the likelihood's own parameters, where it has any."""
+
+READOUTS: Mapping[str, Callable[[Array], Array]] = {
+    # Half of the ties to each side: (1 + expected gain) / 2.
+    "half_tie": lambda log_prob: jnp.exp(log_prob[..., 0]) + jnp.exp(log_prob[..., 1]) / 2.0,
+    # A tie is no win: RouteLLM's released classifiers.
+    "win": lambda log_prob: jnp.exp(log_prob[..., 0]),
+    # Ties left out: P(win | not a tie), which does not depend on how small P(not a tie) is.
+    "decisive": lambda log_prob: jax.nn.sigmoid(log_prob[..., 0] - log_prob[..., 2]),
+}
+"""From log P(a wins), log P(tie), log P(b wins) to a win probability. ``half_tie`` orders prompts by expected gain."""
+
+
+@dataclass(frozen=True)
+class Likelihood:
+    """How a battle ends, given the scores of a router.
+
+    A subclass has a ``name``, says :meth:`log_prob`, and overrides what else differs; its fields, if it adds any, are
+    plain values, which a router keeps. All functions are pure and jit.
+
+    Attributes:
+        readout: what the win probability counts, a name in :data:`READOUTS`.
+
+    Raises:
+        InputError: no such readout; suggests the nearest.
+    """
+
+    __pydantic_config__: ClassVar[ConfigDict] = ConfigDict(extra="forbid")
+
+    name: ClassVar[str]
+    is_of_one_pair: ClassVar[bool] = False
+    """If the outputs are the outcomes of one pair of models, so that no other pair can be scored."""
+
+    readout: str = "half_tie"
+
+    def __post_init__(self) -> None:
+        choose(self.readout, READOUTS, "the readout")
+
+    def output_names(self, models: tuple[str, ...]) -> tuple[str, ...]:
+        """Names of the scores, in their order.
+
+        Raises:
+            InputError: it is no likelihood of so many models.
+        """
+        return models
+
+    def initial_params(self) -> dict[str, Array]:
+        """Parameters of its own, where training starts; they are trained with the module's. Most have none."""
+        return {}
+
+    def log_prob(
+        self, params: PyTree, scores: Float[Array, "prompts outputs"], sides: Sides
+    ) -> Float[Array, "battles 3"]:
+        """Log-probabilities of (a wins, tie, b wins) of each battle, float32.
+
+        Args:
+            params: its own, see :meth:`initial_params`.
+            scores: in nats.
+            sides: of the battles.
+        """
+        raise NotImplementedError
+
+    def loss(
+        self, params: PyTree, scores: Float[Array, "prompts outputs"], batch: PreferenceBatch
+    ) -> Float[Array, "battles"]:
+        """Cross-entropy of each battle's outcome in nats, before its weight; finite for a tie between scores of 0."""
+        log_prob = self.log_prob(params, scores, Sides(batch.query_index, batch.model_a, batch.model_b))
+        return -jnp.sum(batch.outcome.astype(jnp.float32) * log_prob, axis=-1)
+
+    def outcome_prob(
+        self, variables: Variables, scores: Float[Array, "batch outputs"], strong: int, weak: int
+    ) -> Float[Array, "batch 3"]:
+        """P(strong wins), P(tie), P(weak wins), float32; the expected gain of the strong model is first minus last."""
+        return jnp.exp(self._pair_log_prob(variables, scores, strong, weak))
+
+    def win_prob(
+        self, variables: Variables, scores: Float[Array, "batch outputs"], strong: int, weak: int
+    ) -> Float[Array, "batch"]:
+        """P(the strong model is better), float32, as the readout counts ties.
+
+        Args:
+            variables: of the router, among which are the likelihood's parameters.
+            scores: in nats.
+            strong, weak: columns of the two models, in the order of the router's.
+        """
+        return READOUTS[self.readout](self._pair_log_prob(variables, scores, strong, weak))
+
+    def label(self, outcome: Float[Array, "battles 3"]) -> Float[Array, "battles"]:
+        """The value that the win probability of a battle should have: NaN where the readout leaves the battle out."""
+        return READOUTS[self.readout](jnp.log(outcome))
+
+    def model_scores(self, scores: Float[Array, "batch outputs"]) -> Float[Array, "batch outputs"]:
+        """The scores without those that are no model's, where some are a model's."""
+        return scores
+
+    def to_dict(self) -> dict[str, Any]:
+        """As JSON holds it."""
+        return {"name": self.name, **dataclasses.asdict(self)}
+
+    def _pair_log_prob(
+        self, variables: Variables, scores: Float[Array, "batch outputs"], strong: int, weak: int
+    ) -> Array:
+        rows = jnp.arange(scores.shape[0])
+        sides = Sides(rows, jnp.full_like(rows, strong), jnp.full_like(rows, weak))
+        return self.log_prob(variables.get(COLLECTION, {}), scores.astype(jnp.float32), sides)
+
+
+class BradleyTerry(Likelihood):
+    """Bradley and Terry's: P(a wins) = sigmoid(margin), and a tie is half a win to each side: all readouts are one."""
+
+    name = "bradley_terry"
+
+    def log_prob(self, params: PyTree, scores: Float[Array, "prompts outputs"], sides: Sides) -> Array:
+        """Ties are no outcome of their own: P(tie) = 0, and half of every tie is in P(a) and P(b)."""
+        del params
+        margin = losses.margin(scores, sides).astype(jnp.float32)
+        never = jnp.full_like(margin, -jnp.inf)
+        return jnp.stack([jax.nn.log_sigmoid(margin), never, jax.nn.log_sigmoid(-margin)], axis=-1)
+
+    def loss(self, params: PyTree, scores: Float[Array, "prompts outputs"], batch: PreferenceBatch) -> Array:
+        """See :func:`routerjax.losses.bradley_terry`."""
+        del params
+        return losses.bradley_terry(losses.margin(scores, batch), batch.label)
+
+    def win_prob(self, variables: Variables, scores: Float[Array, "batch outputs"], strong: int, weak: int) -> Array:
+        """P(strong beats weak) = sigmoid(score of strong - score of weak)."""
+        del variables
+        return jax.nn.sigmoid((scores[:, strong] - scores[:, weak]).astype(jnp.float32))
+
+    def label(self, outcome: Float[Array, "battles 3"]) -> Array:
+        """P(a) + P(tie) / 2."""
+        return READOUTS["half_tie"](jnp.log(outcome))
+
+
+BRADLEY_TERRY = BradleyTerry()
+"""The likelihood where none is named."""
+
+
+class _LearnedTie(Likelihood):
+    """A model of ties with one tie score for all battles, a parameter."""
+
+    def initial_params(self) -> dict[str, Array]:
+        return {"tie": jnp.zeros(())}
+
+
+class RaoKupper(_LearnedTie):
+    """See :func:`routerjax.losses.rao_kupper_log_prob`."""
+
+    name = "rao_kupper"
+
+    def log_prob(self, params: PyTree, scores: Float[Array, "prompts outputs"], sides: Sides) -> Array:
+        """Under the threshold ``softplus(tie)``."""
+        return losses.rao_kupper_log_prob(losses.margin(scores, sides), params["tie"])
+
+
+class Davidson(_LearnedTie):
+    """See :func:`routerjax.losses.davidson_log_prob`."""
+
+    name = "davidson"
+
+    def log_prob(self, params: PyTree, scores: Float[Array, "prompts outputs"], sides: Sides) -> Array:
+        """Under the log-odds ``tie``."""
+        return losses.davidson_log_prob(losses.margin(scores, sides), params["tie"])
+
+
+class ThreeOutcome(Likelihood):
+    """Davidson's model with a tie score of each query, the last output."""
+
+    name = "three_outcome"
+
+    def output_names(self, models: tuple[str, ...]) -> tuple[str, ...]:
+        """The models, and ``tie``."""
+        return (*models, "tie")
+
+    def log_prob(self, params: PyTree, scores: Float[Array, "prompts outputs"], sides: Sides) -> Array:
+        """Under the log-odds that is the query's last score."""
+        del params
+        return losses.davidson_log_prob(losses.margin(scores, sides), scores[sides.query_index, -1])
+
+    def model_scores(self, scores: Float[Array, "batch outputs"]) -> Array:
+        """All but the tie's."""
+        return scores[:, :-1]
+
+
+class ThreeLabels(Likelihood):
+    """A softmax over the outcomes of one pair, (first model wins, tie, second model wins)."""
+
+    name = "three_labels"
+    is_of_one_pair = True
+
+    def output_names(self, models: tuple[str, ...]) -> tuple[str, ...]:
+        """The three outcomes."""
+        if len(models) != 2:
+            raise InputError(f"the loss {self.name} is of battles between two models, got {len(models)}")
+        return (f"{models[0]} wins", "tie", f"{models[1]} wins")
+
+    def log_prob(self, params: PyTree, scores: Float[Array, "prompts outputs"], sides: Sides) -> Array:
+        """The logits' softmax; of a battle the other way round, read backwards."""
+        del params
+        log_prob = jax.nn.log_softmax(scores.astype(jnp.float32), axis=-1)[sides.query_index]
+        return jnp.where((sides.model_a < sides.model_b)[:, None], log_prob, log_prob[:, ::-1])
+
+
+LIKELIHOODS: Registry[type[Likelihood]] = Registry("routerjax.likelihoods")
+"""Likelihoods by name; a package adds its own by an entry point ``routerjax.likelihoods``."""
+
+LikelihoodT = TypeVar("LikelihoodT", bound=type[Likelihood])
+
+
+def register_likelihood(likelihood: LikelihoodT) -> LikelihoodT:
+    """Make a likelihood known by its name, so that a router of it can be loaded; a decorator of its class.
+
+    Raises:
+        InputError: the name is taken by another.
+    """
+    LIKELIHOODS.register(likelihood.name, likelihood)
+    return likelihood
+
+
+for _likelihood in (BradleyTerry, RaoKupper, Davidson, ThreeOutcome, ThreeLabels):
+    register_likelihood(_likelihood)
+
+
+def make_likelihood(name: str, **fields: object) -> Likelihood:
+    """The likelihood of a name, with its fields.
+
+    Raises:
+        InputError: no such likelihood (suggests the nearest), or fields that it has not or of another type.
+
+    Example:
+        >>> make_likelihood("davidson", readout="win")
+        Davidson(readout='win')
+    """
+    return from_json(fields, choose(name, LIKELIHOODS, "the loss"), name)
+
+
+def read_likelihood(fields: Mapping[str, Any]) -> Likelihood:
+    """The inverse of :meth:`Likelihood.to_dict`.
+
+    Raises:
+        InputError: as :func:`make_likelihood`, or no name.
+    """
+    others = {name: value for name, value in fields.items() if name != "name"}
+    return make_likelihood(fields.get("name", ""), **others)

@@ -1,0 +1,150 @@
+"""How battles end under each likelihood, against the papers' definitions and scikit-learn."""
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+from sklearn.metrics import log_loss
+
+from routerjax import InputError, losses
+from routerjax.likelihoods import (
+    LIKELIHOODS,
+    BradleyTerry,
+    Likelihood,
+    ThreeLabels,
+    make_likelihood,
+    read_likelihood,
+    register_likelihood,
+)
+from routerjax.typing import PreferenceBatch
+from tests.test_losses import reference_prob
+
+
+def test_a_loss_reads_the_right_scores() -> None:
+    scores = np.asarray([[0.0, 1.0, 5.0], [2.0, -1.0, 0.5]], np.float32)
+    batch = PreferenceBatch(
+        query={},
+        query_index=np.asarray([1, 0]),
+        model_a=np.asarray([0, 1]),
+        model_b=np.asarray([1, 2]),
+        outcome=np.asarray([[1.0, 0.0, 0.0], [0.0, 1.0, 0.0]], np.float32),
+        weight=np.ones(2, np.float32),
+    )
+    np.testing.assert_allclose(jax.jit(losses.margin)(scores, batch), [3.0, -4.0])
+    expected = [np.log1p(np.exp(-3.0)), 0.5 * np.log1p(np.exp(4.0)) + 0.5 * np.log1p(np.exp(-4.0))]
+    np.testing.assert_allclose(jax.jit(BradleyTerry().loss)({}, scores, batch), expected, rtol=1e-6)
+
+
+def test_the_win_probability_is_the_sigmoid_of_the_margin() -> None:
+    scores, read = np.asarray([[np.log(3.0), 0.0, 9.0]], np.float32), jax.jit(BradleyTerry().win_prob)
+    np.testing.assert_allclose(read({}, scores, 0, 1), [0.75], rtol=1e-6)
+    np.testing.assert_allclose(read({}, scores, 1, 0), [0.25], rtol=1e-6)
+
+
+def three_battles() -> tuple[np.ndarray, PreferenceBatch]:
+    """Two queries, three models, and a tie score as last column."""
+    scores = np.asarray([[1.0, 0.0, -1.0, 0.2], [0.5, 2.0, 0.0, -0.7]], np.float32)
+    outcome = np.asarray([[1.0, 0.0, 0.0], [0.0, 1.0, 0.0], [0.2, 0.3, 0.5]], np.float32)
+    index, model_a, model_b = np.asarray([[0, 1, 1], [0, 2, 1], [1, 0, 2]])
+    return scores, PreferenceBatch({}, index, model_a, model_b, outcome, np.ones(3, np.float32))
+
+
+@pytest.mark.parametrize("name", ["rao_kupper", "davidson", "three_outcome"])
+def test_the_loss_of_a_battle_is_the_cross_entropy_of_its_outcome(name: str) -> None:
+    scores, batch = three_battles()
+    margins, ties = [1.0, -0.5, 2.0], [0.2, -0.7, -0.7] if name == "three_outcome" else [0.4, 0.4, 0.4]
+    kind = "davidson" if name == "three_outcome" else name
+    prob = [reference_prob(kind, margin, tie) for margin, tie in zip(margins, ties, strict=True)]
+    expected = [-np.sum(own * np.log(p)) for own, p in zip(np.asarray(batch.outcome), prob, strict=True)]
+    loss = jax.jit(make_likelihood(name).loss)({"tie": np.float32(0.4)}, scores, batch)
+    np.testing.assert_allclose(loss, expected, rtol=1e-5)
+
+
+def test_three_labels_equal_sklearn_and_battles_the_other_way_round_are_read_backwards() -> None:
+    rng = np.random.default_rng(0)
+    logits, drawn = rng.normal(size=(50, 3)).astype(np.float32), rng.integers(3, size=50)
+    forward = rng.random(50) < 0.5
+    outcome = np.eye(3)[drawn]
+    batch = PreferenceBatch(
+        {},
+        np.arange(50),
+        np.where(forward, 0, 1),
+        np.where(forward, 1, 0),
+        np.where(forward[:, None], outcome, outcome[:, ::-1]).astype(np.float32),
+        np.ones(50, np.float32),
+    )
+    prob = np.exp(logits.astype(float)) / np.exp(logits.astype(float)).sum(axis=1, keepdims=True)
+    loss = np.asarray(jax.jit(ThreeLabels().loss)({}, logits, batch))
+    np.testing.assert_allclose(loss.mean(), log_loss(drawn, prob, labels=[0, 1, 2]), rtol=1e-5)
+    read = jax.jit(ThreeLabels().outcome_prob)
+    np.testing.assert_allclose(read({}, logits, 0, 1), prob, rtol=1e-5)
+    np.testing.assert_allclose(read({}, logits, 1, 0), prob[:, ::-1], rtol=1e-5)
+
+
+@pytest.mark.parametrize("name", ["rao_kupper", "davidson", "three_outcome", "three_labels"])
+def test_readouts(name: str) -> None:
+    scores, variables = np.asarray([[0.7, -0.4, 0.3]], np.float32), {"likelihood": {"tie": np.float32(0.3)}}
+    readouts = ("half_tie", "win", "decisive")
+
+    @jax.jit
+    def read(scores: jax.Array) -> tuple[jax.Array, dict[str, jax.Array]]:
+        win_prob = {one: make_likelihood(name, readout=one).win_prob(variables, scores, 0, 1) for one in readouts}
+        return make_likelihood(name).outcome_prob(variables, scores, 0, 1), win_prob
+
+    prob, win_prob = jax.device_get(read(scores))
+    win, tie, lose = prob[0]
+    assert win + tie + lose == pytest.approx(1.0, abs=1e-6)
+    for one, expected in zip(readouts, ((1 + win - lose) / 2, win, win / (win + lose)), strict=True):
+        np.testing.assert_allclose(win_prob[one], [expected], rtol=1e-5)
+
+
+def test_a_decisive_readout_does_not_depend_on_how_sure_the_tie_is() -> None:
+    # P(win) : P(loss) = e ** 2, whatever is left of them beside the tie; in float32 both are 0 at a tie score of 200.
+    read = jax.jit(make_likelihood("three_outcome", readout="decisive").win_prob)
+    scores = np.asarray([[1.0, -1.0, tie] for tie in (0.0, 50.0, 200.0)], np.float32)
+    np.testing.assert_allclose(read({}, scores, 0, 1), np.full(3, 1 / (1 + np.exp(-2.0))), rtol=1e-6)
+    labels = jax.jit(ThreeLabels("decisive").win_prob)
+    expected = [1 / (1 + np.exp(-1.0))]
+    np.testing.assert_allclose(labels({}, np.asarray([[-299.0, 0.0, -300.0]], np.float32), 0, 1), expected)
+
+
+def test_labels_count_ties_as_the_win_probability_does() -> None:
+    outcome = jnp.asarray([[1.0, 0.0, 0.0], [0.0, 1.0, 0.0], [0.2, 0.3, 0.5]])
+    expected = {"half_tie": [1, 0.5, 0.35], "win": [1, 0, 0.2], "decisive": [1, np.nan, 0.2 / 0.7]}
+    for readout, labels in expected.items():
+        np.testing.assert_allclose(make_likelihood("davidson", readout=readout).label(outcome), labels, rtol=1e-6)
+        np.testing.assert_allclose(BradleyTerry(readout).label(outcome), expected["half_tie"], rtol=1e-6)
+
+
+def test_without_ties_the_expected_gain_is_twice_the_win_probability_minus_one() -> None:
+    prob = jax.jit(BradleyTerry().outcome_prob)({}, np.asarray([[np.log(3.0), 0.0]], np.float32), 0, 1)
+    np.testing.assert_allclose(prob, [[0.75, 0.0, 0.25]], rtol=1e-6)
+
+
+@pytest.mark.parametrize("name", LIKELIHOODS)
+def test_a_likelihood_is_kept_as_json_and_equal_ones_are_the_same_key(name: str) -> None:
+    likelihood = make_likelihood(name, readout="win")
+    assert read_likelihood(likelihood.to_dict()) == likelihood
+    assert hash(read_likelihood(likelihood.to_dict())) == hash(likelihood)
+    assert likelihood != make_likelihood(name)
+    assert likelihood.output_names(("big", "small"))[:1] in (("big",), ("big wins",))
+
+
+def test_unknown_names_suggest_the_nearest() -> None:
+    with pytest.raises(InputError, match=r"the loss must be one of .*got 'davidsson' \(did you mean 'davidson'\?\)"):
+        make_likelihood("davidsson")
+    with pytest.raises(InputError, match=r"the readout must be one of .*got 'wins' \(did you mean 'win'\?\)"):
+        make_likelihood("davidson", readout="wins")
+    with pytest.raises(InputError, match=r"no setting 'davidson\.nu'"):
+        make_likelihood("davidson", nu=1.0)
+
+
+def test_a_name_is_taken_once() -> None:
+    class Other(Likelihood):
+        """Bradley and Terry's by name alone."""
+
+        name = "bradley_terry"
+
+    register_likelihood(BradleyTerry)
+    with pytest.raises(InputError, match=r"routerjax.likelihoods: the name 'bradley_terry' is taken by"):
+        register_likelihood(Other)
