@@ -89,8 +89,9 @@ def _with_older_files(config: dict[str, Any], files: Mapping[str, bytes]) -> dic
     if "added_tokens_decoder" in config:
         return config
     special, added = (parse_json(files.get(name, b"{}"), dict, name) for name in (SPECIAL_TOKENS, ADDED_TOKENS))
-    extra = [settings.get("extra_special_tokens") for settings in (config, special)]
-    if all(isinstance(tokens, list) for tokens in extra):
+    stated = [settings.get("extra_special_tokens") for settings in (config, special)]
+    extra = [tokens for tokens in stated if isinstance(tokens, list)]
+    if len(extra) == len(stated):
         special = {**special, "extra_special_tokens": list(itertools.chain(*extra))}
     config = {**config, **special}
     decoder = {index: {"content": token, "normalized": True, "special": False} for token, index in added.items()}
