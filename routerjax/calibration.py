@@ -14,16 +14,15 @@ from collections.abc import Callable, Mapping
 import jax
 import jax.numpy as jnp
 import numpy as np
+import scipy.special
 from jaxtyping import Array, Float, Int
 
 from routerjax.errors import InputError, choose
+from routerjax.metrics.calibration import SMALLEST_PROB
 from routerjax.metrics.columns import Column, check_columns, check_probabilities
 
 Calibration = Mapping[str, Array]
 """``slope`` and ``intercept``, scalars; or ``knots`` and ``values``, both ``[knots]`` and non-decreasing."""
-
-# Log-odds beyond this, 16 nats, are those of a probability that float32 cannot tell from 0 or 1.
-SMALLEST_PROB = float(np.finfo(np.float32).eps)
 
 
 def fit_calibration(win_prob: Column, label: Column, *, method: str) -> Calibration:
@@ -69,7 +68,7 @@ def _fit_log_odds(
 ) -> Mapping[str, np.ndarray]:
     from sklearn.linear_model import LogisticRegression
 
-    logit = _logit(win_prob)[:, None]
+    logit = scipy.special.logit(np.clip(win_prob, SMALLEST_PROB, 1.0 - SMALLEST_PROB))[:, None]
     lowest_win, highest_loss = logit[label > 0].min(), logit[label < 1].max()
     is_separable = highest_loss <= lowest_win if intercept else highest_loss <= 0 <= lowest_win
     if is_separable and np.ptp(logit) > 0:  # the steeper the better, without end
@@ -146,8 +145,3 @@ def cross_fitted(
         fitted = fit_calibration(win_prob[others], label[others], method=method)
         calibrated[own] = apply_calibration(fitted, jnp.asarray(win_prob[own], jnp.float32))
     return calibrated
-
-
-def _logit(win_prob: Float[np.ndarray, "battles"]) -> Float[np.ndarray, "battles"]:
-    clipped = np.clip(win_prob, SMALLEST_PROB, 1.0 - SMALLEST_PROB)
-    return np.log(clipped) - np.log1p(-clipped)

@@ -10,7 +10,7 @@ from jaxtyping import Float, Float64, Int64
 from routerjax.errors import InputError
 from routerjax.metrics.columns import Column, check_columns, check_probabilities
 
-# A float32 sigmoid saturates at 0 and 1 for margins beyond about 16 nats, where its float64 twin does not.
+# Log-odds beyond this, 16 nats, are those of a float32 sigmoid that has saturated at 0 or 1.
 SMALLEST_PROB = float(np.finfo(np.float32).eps)
 NUM_BINS = 15
 

@@ -59,7 +59,7 @@ class Checkpoints:
         Raises:
             OSError: it cannot be written; those before it are untouched.
         """
-        checked_note = {"content": note, "sha256": _sha256(tree, note)}
+        checked_note = {"content": note, "note_sha256": _sha256({}, note), "sha256": _sha256(tree, note)}
         args = ocp.args.Composite(tree=ocp.args.StandardSave(tree), note=ocp.args.JsonSave(checked_note))
         try:
             with _orbax_silent():
@@ -77,6 +77,17 @@ class Checkpoints:
         for path in self.directory.glob("*.orbax-checkpoint-tmp*"):
             shutil.rmtree(path)
 
+    def read_note(self) -> dict[str, Any]:
+        """Read the note of the newest checkpoint alone.
+
+        Raises:
+            InputError: there is no checkpoint, or it is damaged; names the one before it.
+        """
+        with self._reading() as number:
+            note = self._manager.restore(number, args=ocp.args.Composite(note=ocp.args.JsonRestore()))["note"]
+            _require_equal(_sha256({}, note["content"]), note["note_sha256"])
+            return note["content"]
+
     def restore(self, example: PyTree) -> tuple[int, PyTree, dict[str, Any]]:
         """Read the newest checkpoint into the form of ``example``, on the devices that it is on.
 
@@ -86,22 +97,27 @@ class Checkpoints:
         Raises:
             InputError: there is none, it is damaged, or it is of another form; names the one before it.
         """
-        number = self.latest
-        if number is None:
-            raise InputError(f"no checkpoint in {self.directory}: nothing to restore")
         args = ocp.args.Composite(
             tree=ocp.args.StandardRestore(jax.tree.map(_abstract, example)), note=ocp.args.JsonRestore()
         )
+        with self._reading() as number:
+            restored = self._manager.restore(number, args=args)
+            note = restored["note"]["content"]
+            _require_equal(_sha256(restored["tree"], note), restored["note"]["sha256"])
+        return number, placed_like(example, restored["tree"]), note
+
+    @contextlib.contextmanager
+    def _reading(self) -> Iterator[int]:
+        """Yield the number of the newest checkpoint, and say of which one the body finds damage."""
+        number = self.latest
+        if number is None:
+            raise InputError(f"no checkpoint in {self.directory}: nothing to restore")
         try:
             with _orbax_silent():
-                restored = self._manager.restore(number, args=args)
-            note = restored["note"]["content"]
-            if _sha256(restored["tree"], note) != restored["note"]["sha256"]:
-                raise ValueError("its content is not what its checksum says: bits changed on the disk")
+                yield number
         # Orbax and TensorStore report damage with any exception type, Exception itself among them.
         except Exception as error:
             raise InputError(self._damage(number, error)) from error
-        return number, placed_like(example, restored["tree"]), note
 
     def _damage(self, number: int, error: Exception) -> str:
         reason = (str(error).strip().splitlines() or [type(error).__name__])[0]
@@ -109,6 +125,11 @@ class Checkpoints:
         mend = "begin anew" if before is None else f"go on from checkpoint {before}"
         folder = self.directory / str(number)
         return f"checkpoint {number} in {self.directory} cannot be restored ({reason}): to {mend}, remove {folder}"
+
+
+def _require_equal(sha256: str, expected: str) -> None:
+    if sha256 != expected:
+        raise ValueError("its content is not what its checksum says: bits changed on the disk")
 
 
 def _sha256(tree: PyTree, note: dict[str, Any]) -> str:

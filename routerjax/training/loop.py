@@ -164,9 +164,10 @@ def run_epochs(
     with contextlib.ExitStack() as stack:
         checkpoints = stack.enter_context(Checkpoints(directory / "checkpoints"))
         if resume and checkpoints.latest is not None:
-            _, restored, old_note = checkpoints.restore({"state": state, "best": best})
-            _require_same_run(old_note["identity"], identity, checkpoints.directory)
-            state, best, position = restored["state"], restored["best"], _Position(**old_note["position"])
+            # First: the state of another run may have another form.
+            _require_same_run(checkpoints.read_note()["identity"], identity, checkpoints.directory)
+            _, restored, note = checkpoints.restore({"state": state, "best": best})
+            state, best, position = restored["state"], restored["best"], _Position(**note["position"])
             logger.info("resumed after %d epochs of %d and %d steps", position.epoch, training.epochs, position.steps)
         elif checkpoints.latest is not None:
             raise InputError(f"{directory} holds a training run already; choose another folder or resume it (--resume)")
@@ -279,10 +280,13 @@ def _require_finite_validation(loss: float, epoch: int) -> None:
 
 
 def _require_same_run(old: dict[str, Any], new: dict[str, Any], directory: Path) -> None:
+    def is_same(one: object, other: object) -> bool:
+        return one == other or (isinstance(one, float) and isinstance(other, float) and math.isclose(one, other))
+
     different = [
         f"{name} was {old.get(name)!r}, is {value!r}"
         for name, value in new.items()
-        if old.get(name) != value and not (isinstance(value, float) and math.isclose(value, old.get(name, math.nan)))
+        if not is_same(old.get(name), value)
     ]
     if different:
         raise InputError(f"cannot resume {directory}: {'; '.join(different)}; resume with the same configuration")

@@ -35,6 +35,7 @@ def restored(folder: Path) -> int:
     """Number of the checkpoint that is restored, which is what was written, or InputError."""
     with Checkpoints(folder) as checkpoints:
         number, tree, note = checkpoints.restore(EXAMPLE)
+        assert checkpoints.read_note() == note
     jax.tree.map(np.testing.assert_array_equal, tree, TREES[number])
     assert [leaf.dtype for leaf in jax.tree.leaves(tree)] == [leaf.dtype for leaf in jax.tree.leaves(EXAMPLE)]
     assert note == NOTE
@@ -82,6 +83,16 @@ def test_damage_is_refused_in_one_line_or_changes_nothing(
     assert capfd.readouterr().err == ""
     shutil.rmtree(folder / "2")
     assert restored(folder) == 1
+
+
+def test_a_damaged_note_is_refused_without_its_tree(folder: Path) -> None:
+    (path,) = (path for path in (folder / "2" / "note").rglob("*") if b'"content"' in path.read_bytes())
+    path.write_bytes(path.read_bytes().replace(b"0.1", b"0.2"))
+    with (
+        Checkpoints(folder) as checkpoints,
+        pytest.raises(InputError, match=r"checkpoint 2 in .* cannot be restored .*bits changed on the disk"),
+    ):
+        checkpoints.read_note()
 
 
 def test_exchanged_checkpoints_are_refused(folder: Path) -> None:

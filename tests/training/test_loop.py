@@ -252,6 +252,8 @@ def test_a_folder_with_a_run_is_refused(tmp_path: Path) -> None:
         run(tmp_path)
     with pytest.raises(InputError, match=r"cannot resume .*: learning_rate was 0.01, is 0.5; resume with the same"):
         run(tmp_path, resume=True, optimizer=OptimizerConfig(learning_rate=0.5))
+    with pytest.raises(InputError, match=r"gradient_clip was None, is 1.0; resume with the same"):
+        run(tmp_path, resume=True, optimizer=dataclasses.replace(OPTIMIZER, gradient_clip=1.0))
 
 
 def test_a_loss_that_is_not_finite_stops_the_run_and_names_the_step(tmp_path: Path) -> None:
