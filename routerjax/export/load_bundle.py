@@ -93,17 +93,32 @@ class Bundle:
         """P(strong is better than weak), float32 [batch], from embeddings float32 [batch, embed]."""
         if not self.takes_embeddings:
             raise BundleError("this router reads text, not embeddings: use win_prob or win_prob_from_token_ids")
-        return _in_batches(lambda part: self._from_embedding(self.router, part), np.asarray(embedding, np.float32))
+        embedding = _numbers("embedding", embedding, "fiu").astype(np.float32)
+        if embedding.ndim != 2 or not np.isfinite(embedding).all():
+            raise BundleError(f"embedding must be finite and of shape [batch, embed], got shape {embedding.shape}")
+        try:
+            return _in_batches(lambda part: self._from_embedding(self.router, part), embedding)
+        except BundleError:
+            raise
+        except ValueError as error:
+            raise BundleError(f"embedding of shape {embedding.shape}: {str(error).splitlines()[0]}") from error
 
     def win_prob_from_token_ids(self, token_ids, attention_mask):
         """The same from int32 [batch, length]; any length up to ``max_length``."""
         self._require_text()
-        if np.shape(token_ids)[1] > self.max_length:
-            raise BundleError(f"at most {self.max_length} tokens a prompt, got {np.shape(token_ids)[1]}: truncate them")
+        ids, mask = _numbers("token_ids", token_ids, "iu"), _numbers("attention_mask", attention_mask, "iub")
+        if ids.ndim != 2 or ids.shape != mask.shape or 0 in ids.shape[1:]:
+            raise BundleError(
+                f"token_ids and attention_mask must be of one shape [batch, length], got {ids.shape} and {mask.shape}"
+            )
+        if ids.shape[1] > self.max_length:
+            raise BundleError(f"at most {self.max_length} tokens a prompt, got {ids.shape[1]}: truncate them")
+        if ((ids < 0) | (ids > self._largest_id)).any() or ((mask != 0) & (mask != 1)).any():
+            raise BundleError(f"token_ids must lie in [0, {self._largest_id}], and attention_mask be of 0 and 1")
         return _in_batches(
             lambda ids, mask: self._from_token_ids(self.router, self.encoder, ids, mask),
-            np.asarray(token_ids, np.int32),
-            np.asarray(attention_mask, np.int32),
+            ids.astype(np.int32),
+            mask.astype(np.int32),
         )
 
     def win_prob(self, prompts):
@@ -111,6 +126,11 @@ class Bundle:
         self._require_text()
         if isinstance(prompts, str):
             raise BundleError("prompts must be a list of texts, got one text: put it into a list")
+        if not hasattr(prompts, "__len__") or isinstance(prompts, (set, frozenset, dict, bytes)):
+            raise BundleError(f"prompts must be a list of texts, got {type(prompts).__name__}")
+        for row, prompt in enumerate(prompts):
+            if not isinstance(prompt, str):
+                raise BundleError(f"row {row}: a prompt must be text, got {prompt!r:.40}")
         token_ids = self._token_ids(prompts)
         longest = max(map(len, token_ids), default=1)
         length = min(-(-longest // LENGTH_STEP) * LENGTH_STEP, self.max_length)
@@ -132,6 +152,10 @@ class Bundle:
         tokenizer.no_padding()
         tokenizer.no_truncation()
         return tokenizer
+
+    @functools.cached_property
+    def _largest_id(self):
+        return max(self._tokenizer.get_vocab().values())
 
     def _token_ids(self, prompts):
         """Tokens of each text, of a long one without its beginning, middle or end, as the router leaves them out."""
@@ -210,6 +234,14 @@ def _version(text):
     return tuple(int(part) for part in text.split(".")[:2])
 
 
+def _numbers(name, values, kinds):
+    """Array of real numbers, of the kinds that numpy calls f, i, u and b: nothing else is read as some number."""
+    array = np.asarray(values)
+    if array.dtype.kind not in kinds and array.size:
+        raise BundleError(f"{name} must hold {'numbers' if 'f' in kinds else 'integers'}, got {array.dtype}")
+    return array
+
+
 def _in_batches(function, *columns):
     if len(columns[0]) == 0:
         return np.zeros(0, np.float32)
@@ -220,7 +252,10 @@ def _in_batches(function, *columns):
         size = 1 << (count - 1).bit_length()
         padded = [column[np.minimum(np.arange(size), count - 1)] for column in part]
         parts.append(np.asarray(function(*padded))[:count])
-    return np.concatenate(parts)
+    win_prob = np.concatenate(parts)
+    if np.isnan(win_prob).any():
+        raise BundleError(f"row {np.flatnonzero(np.isnan(win_prob))[0]}: the router gives no probability, but NaN")
+    return win_prob
 
 
 def main():
@@ -229,6 +264,8 @@ def main():
     parser.add_argument("prompts", nargs="*")
     parser.add_argument("--verify", action="store_true", help="compare with the scores the bundle was written with")
     arguments = parser.parse_args()
+    if arguments.verify and arguments.prompts:
+        parser.error("--verify takes no prompts: it has its own")
     try:
         _run(arguments)
     except (BundleError, OSError) as error:

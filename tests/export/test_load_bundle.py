@@ -5,6 +5,7 @@ import os
 import shutil
 import subprocess
 import sys
+import unittest.mock
 from pathlib import Path
 from types import ModuleType, SimpleNamespace
 
@@ -175,7 +176,36 @@ def test_inputs_that_the_functions_cannot_take(program: ModuleType, bundle: Path
     with pytest.raises(program.BundleError, match="prompts must be a list of texts, got one text"):
         opened.win_prob("a prompt")
     with pytest.raises(program.BundleError, match="at most 48 tokens a prompt, got 49"):
-        opened.win_prob_from_token_ids(np.ones((1, 49)), np.ones((1, 49)))
+        opened.win_prob_from_token_ids(np.ones((1, 49), int), np.ones((1, 49), int))
+    for prompts in (None, 3, b"text", {"a"}, {"a": 1}, iter(["a"]), (prompt for prompt in ["a"])):
+        with pytest.raises(program.BundleError, match="prompts must be a list of texts, got "):
+            opened.win_prob(prompts)
+    with pytest.raises(program.BundleError, match="row 1: a prompt must be text, got 3"):
+        opened.win_prob(["a", 3])
+    embedding = np.ones((2, 16), np.float32)
+    for wrong in (
+        embedding[:, :3],
+        embedding[0],
+        np.full((2, 16), np.nan),
+        embedding.astype(str),
+        None,
+        1j * embedding,
+    ):
+        with pytest.raises(program.BundleError, match="embedding") as caught:
+            opened.win_prob_from_embedding(wrong)
+        assert "\n" not in str(caught.value)
+    ids, mask = np.ones((2, 32), int), np.ones((2, 32), int)
+    assert opened.win_prob_from_token_ids(ids, mask.astype(bool)).shape == (2,)
+    for wrong in ((ids, mask[:, :1]), (ids[0], mask[0]), (-ids, mask), (10**6 * ids, mask), (ids, 7 * mask)):
+        with pytest.raises(program.BundleError, match=r"token_ids .*attention_mask"):
+            opened.win_prob_from_token_ids(*wrong)
+    with (
+        unittest.mock.patch.object(sys, "argv", ["load.py", "--verify", "a prompt"]),
+        pytest.raises(SystemExit, match="2"),
+    ):
+        program.main()
+    with pytest.raises(program.BundleError, match="token_ids must hold integers, got float64"):
+        opened.win_prob_from_token_ids(1.5 * ids, mask)
 
 
 def test_both_sides_have_one_canonical_form(program: ModuleType, bundle: Path) -> None:
