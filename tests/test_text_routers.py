@@ -191,7 +191,7 @@ def test_an_interrupted_run_goes_on_and_tokenises_once(
     assert sorted((trained / "cache" / "tokens").iterdir()) == files
 
 
-def _must_not_run(tokenizer: object, texts: list[str]) -> TokenIds:
+def _must_not_run(tokenizer: object, texts: list[str], *, progress: bool = False) -> TokenIds:
     assert not texts, "tokenised twice"
     return TokenIds([], np.zeros(0, bool))
 

@@ -24,7 +24,7 @@ from routerjax.features.cache import EmbeddingCache, encode_once, prompt_digests
 from routerjax.features.cut_report import read_once
 from routerjax.features.spec import FeatureSpec
 from routerjax.features.tokens import TextTokenizer, tokenizer_for
-from routerjax.models import EMBEDDING_LAYERS, BertEncoder, Pooling, SentenceEmbedding
+from routerjax.models import EMBEDDING_LAYERS, BertEncoder, Pooling, SentenceEmbedding, encoder_attributes
 from routerjax.pretrained import (
     LAYER_TENSORS,
     SentenceModules,
@@ -153,8 +153,9 @@ def load_encoder(
     """
     folder = locate(source, download=download)
     modules = read_sentence_modules(folder)
-    described = read_bert_encoder(modules.transformer)
-    require_sizes(described, count_numbers(modules.transformer), modules.transformer / "config.json")
+    path = modules.transformer / "config.json"
+    described = encoder_attributes(read_bert_encoder(modules.transformer), f"{path}: encoder")
+    require_sizes(described, count_numbers(modules.transformer), path)
     module = SentenceEmbedding(
         BertEncoder(**described),
         cast("tuple[Pooling, ...]", modules.pooling),

@@ -9,6 +9,13 @@ from routerjax.models.baselines import (
 )
 from routerjax.models.bert import BertRouter
 from routerjax.models.bert_encoder import BertEncoder, stack_layers, unstack_layers
+from routerjax.models.encoder_attributes import (
+    DTYPES,
+    encoder_attributes,
+    encoder_choices,
+    encoder_types,
+    typed_choices,
+)
 from routerjax.models.matrix_factorization import MatrixFactorization
 from routerjax.models.sentence import EMBEDDING_LAYERS, POOLINGS, EmbedThen, Normalize, Pooling, SentenceEmbedding
 from routerjax.models.similarity_weighted import (
@@ -19,6 +26,7 @@ from routerjax.models.similarity_weighted import (
 )
 
 __all__ = [
+    "DTYPES",
     "EMBEDDING_LAYERS",
     "POOLINGS",
     "BertEncoder",
@@ -31,9 +39,13 @@ __all__ = [
     "SentenceEmbedding",
     "SimilarityWeighted",
     "battle_tiers",
+    "encoder_attributes",
+    "encoder_choices",
+    "encoder_types",
     "nearest_neighbors_memory",
     "shard_memory",
     "similarity_weighted_memory",
     "stack_layers",
+    "typed_choices",
     "unstack_layers",
 ]

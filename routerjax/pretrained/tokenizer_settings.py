@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import itertools
 import json
 import logging
 from collections.abc import Iterator, Mapping
@@ -89,10 +88,9 @@ def _with_older_files(config: dict[str, Any], files: Mapping[str, bytes]) -> dic
     if "added_tokens_decoder" in config:
         return config
     special, added = (parse_json(files.get(name, b"{}"), dict, name) for name in (SPECIAL_TOKENS, ADDED_TOKENS))
-    stated = [settings.get("extra_special_tokens") for settings in (config, special)]
-    extra = [tokens for tokens in stated if isinstance(tokens, list)]
-    if len(extra) == len(stated):
-        special = {**special, "extra_special_tokens": list(itertools.chain(*extra))}
+    before, after = (settings.get("extra_special_tokens") for settings in (config, special))
+    if isinstance(before, list) and isinstance(after, list):
+        special = {**special, "extra_special_tokens": before + after}
     config = {**config, **special}
     decoder = {index: {"content": token, "normalized": True, "special": False} for token, index in added.items()}
     return {**config, "added_tokens_decoder": decoder} if decoder else config

@@ -9,7 +9,7 @@ import re
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import cast
+from typing import Any, cast
 
 import flax.traverse_util
 import jax
@@ -153,12 +153,12 @@ def count_numbers(path: Path) -> int:
     return sum(math.prod(file.get_slice(name).get_shape()) for name, file in _tensors(path))
 
 
-def require_sizes(sizes: Mapping[str, int], numbers: int, what: object) -> None:
+def require_sizes(sizes: Mapping[str, Any], numbers: int, what: object) -> None:
     """Refuse sizes of an encoder that its tensors cannot have, before anything of these sizes is made.
 
     Args:
-        sizes: ``width``, ``num_layers``, ``vocab_size``, ``max_positions``, ``mlp_dim``: attributes of
-            :class:`routerjax.models.BertEncoder`.
+        sizes: attributes of :class:`routerjax.models.BertEncoder`, among them ``width``, ``num_layers``,
+            ``vocab_size``, ``max_positions``, ``mlp_dim``.
         numbers: that all of the tensors hold.
         what: the file that says the sizes, as an error names it.
 

@@ -23,7 +23,7 @@ from routerjax.likelihoods import COLLECTION, read_likelihood
 from routerjax.pretrained import file_sha256, find_file, read_tokenizer_files, require_sizes, tensor_bytes
 from routerjax.router.description import FILE as DESCRIPTION_FILE
 from routerjax.router.description import RouterDescription, describe_router, read_description, write_description
-from routerjax.router.reader import TextReader, encoder_sizes
+from routerjax.router.reader import TextReader
 from routerjax.router.router import Router
 from routerjax.typing import Array, Variables
 
@@ -146,7 +146,7 @@ def _require_fit(router: Router) -> None:
         query = {"embedding": jax.ShapeDtypeStruct((1, router.features.width), np.float32)}
     else:
         numbers = sum(leaf.size for leaf in jax.tree.leaves(router.variables))
-        require_sizes(encoder_sizes(router.reader.encoder), numbers, DESCRIPTION_FILE)
+        require_sizes(vars(router.reader.encoder), numbers, DESCRIPTION_FILE)
         _ = router.tokenizer  # refused here if it is another
         query = {name: jax.ShapeDtypeStruct((1, 2), np.int32) for name in ("token_ids", "attention_mask")}
     query["prompt_id"] = jax.ShapeDtypeStruct((1, 2), np.uint32)

@@ -11,7 +11,8 @@ from routerjax.errors import InputError, model_column
 from routerjax.likelihoods import Likelihood, read_likelihood
 from routerjax.pretrained import read_bert_config, read_json, weights_sha256
 from routerjax.router.families import make_module
-from routerjax.router.reader import TextReader, pretrained_params
+from routerjax.router.initial_params import pretrained_params
+from routerjax.router.reader import TextReader
 from routerjax.router.router import Router
 from routerjax.sealing import seal, unseal
 from routerjax.validation import coerce

@@ -5,52 +5,38 @@ from __future__ import annotations
 import dataclasses
 import functools
 import os
-from collections.abc import Iterable, Mapping
+from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, cast
-
-import flax.linen as nn
-import jax
-import jax.numpy as jnp
+from typing import cast
 
 from routerjax.config import AttributeValue, Truncation
-from routerjax.errors import InputError, choose, nearest
+from routerjax.errors import InputError
 from routerjax.features import FeatureSpec, TextTokenizer, tokenizer_for
 from routerjax.models import (
+    DTYPES,
     POOLINGS,
     BertEncoder,
-    BertRouter,
-    EmbedThen,
     Normalize,
     Pooling,
     SentenceEmbedding,
-    stack_layers,
+    encoder_attributes,
+    encoder_choices,
+    encoder_types,
 )
 from routerjax.pretrained import (
     TOKENIZER_FILE,
     SentenceModules,
-    bert_names,
     configured_tokenizer,
-    count_numbers,
     lowercased,
     read_bert_encoder,
     read_sentence_modules,
     read_tokenizer_files,
-    read_weights,
-    require_sizes,
     tokenizer_config,
     transformer_folder,
     truncation_side,
 )
-from routerjax.typing import Array, PyTree
-from routerjax.validation import coerce, field_types, typed
-
-# What a run may say of an encoder that it trains; all else is what the encoder's files say.
-WHOSE_CHOICES = "features.encoder_attributes"
-CHOICES = ("dropout_rate", "attention_dropout_rate", "dtype", "remat", "scan_layers")
-DTYPES = {"float32": jnp.dtype(jnp.float32), "bfloat16": jnp.dtype(jnp.bfloat16)}
-SIZES = ("vocab_size", "width", "num_layers", "num_heads", "mlp_dim", "max_positions")
+from routerjax.validation import coerce
 
 
 @dataclass(frozen=True, eq=False)
@@ -146,7 +132,7 @@ class TextReader:
 
     def to_dict(self) -> dict[str, object]:
         """Return all but the files, as JSON holds it."""
-        fields = {name: getattr(self.encoder, name) for name in _encoder_types()}
+        fields = {name: getattr(self.encoder, name) for name in encoder_types()}
         return {
             "normalize": self.normalize,
             "pooling": list(self.pooling),
@@ -164,60 +150,21 @@ class TextReader:
         """
         if not isinstance(fields, Mapping) or set(fields) != {"normalize", "pooling", "prefix", "lowercase", "encoder"}:
             raise InputError(f"a text reader has normalize, pooling, prefix, lowercase and an encoder, got {fields!r}")
-        described, types = fields["encoder"], _encoder_types()
+        described, types = fields["encoder"], encoder_types()
         if not isinstance(described, Mapping) or set(described) != set(types):
             raise InputError(f"reader.encoder has {', '.join(types)}; got {described!r}")
-        encoder = BertEncoder(**_checked(described, "reader.encoder"))
-        normalize = cast(bool, coerce(fields["normalize"], bool, "reader.normalize"))
-        prefix = cast(str, coerce(fields["prefix"], str, "reader.prefix"))
-        if not isinstance(fields["pooling"], list) or not fields["pooling"]:
-            raise InputError(
-                f"reader.pooling must list one or more of {', '.join(POOLINGS)}, got {fields['pooling']!r}"
-            )
-        for mode in fields["pooling"]:
-            choose(mode, cast("Mapping[str, object]", POOLINGS), "reader.pooling")
-        lowercase = coerce(fields["lowercase"], bool, "reader.lowercase")
-        return cls(encoder, normalize, files, tuple(fields["pooling"]), prefix, lowercase)
-
-
-def encoder_sizes(encoder: BertEncoder) -> dict[str, int]:
-    """Sizes of an encoder, as :func:`routerjax.pretrained.require_sizes` takes them."""
-    return {name: getattr(encoder, name) for name in SIZES}
-
-
-def _checked(attributes: Mapping[str, object], whose: str) -> dict[str, Any]:
-    """Attributes of an encoder in their types; an error calls them ``whose.name``.
-
-    Raises:
-        InputError: a value of another type or out of range.
-    """
-    types, checked = _encoder_types(), {}
-    for name, value in attributes.items():
-        what = f"{whose}.{name}"
-        checked[name] = choose(str(value), DTYPES, what) if name == "dtype" else coerce(value, types[name], what)
-    if "num_heads" in checked and checked["width"] % checked["num_heads"] != 0:
-        raise InputError(f"{whose}.num_heads ({checked['num_heads']}) must divide its width ({checked['width']})")
-    return checked
-
-
-def typed_choices(chosen: Mapping[str, AttributeValue]) -> dict[str, AttributeValue]:
-    """Attributes of an encoder that is trained, in their types; text, as a command line gives it, is read by its type.
-
-    Raises:
-        InputError: no such choice, or a value of another type.
-    """
-    _require_choices(chosen)
-    return typed(chosen, {**_encoder_types(), "dtype": str}, WHOSE_CHOICES)
-
-
-def _require_choices(names: Iterable[str]) -> None:
-    for name in names:
-        if name not in CHOICES:
-            raise InputError(f"{WHOSE_CHOICES} takes {', '.join(CHOICES)}, got {name!r}{nearest(name, CHOICES)}")
-
-
-def _encoder_types() -> dict[str, object]:
-    return {name: kind for name, kind in field_types(BertEncoder).items() if name not in ("parent", "name")}
+        encoder = BertEncoder(**encoder_attributes(described, "reader.encoder"))
+        pooling = coerce(fields["pooling"], tuple[Pooling, ...], "reader.pooling")
+        if not pooling:
+            raise InputError(f"reader.pooling must list one or more of {', '.join(POOLINGS)}, got none")
+        return cls(
+            encoder,
+            coerce(fields["normalize"], bool, "reader.normalize"),
+            files,
+            pooling,
+            coerce(fields["prefix"], str, "reader.prefix"),
+            coerce(fields["lowercase"], bool, "reader.lowercase"),
+        )
 
 
 def load_reader(
@@ -236,8 +183,7 @@ def load_reader(
             that is none of dropout_rate, attention_dropout_rate, dtype, remat, scan_layers, of another type or out of
             range.
     """
-    _require_choices(chosen or {})
-    choices = _checked(chosen or {}, WHOSE_CHOICES)
+    choices = encoder_choices(chosen or {})
     modules = read_sentence_modules(folder) if embeds else SentenceModules(transformer=transformer_folder(folder))
     folder = modules.transformer
     for layer in modules.layers:
@@ -247,7 +193,7 @@ def load_reader(
                 "features.train_encoder=False"
             )
     files = read_tokenizer_files(folder)
-    described = _checked(read_bert_encoder(folder), f"{folder / 'config.json'}: encoder")
+    described = encoder_attributes(read_bert_encoder(folder), f"{folder / 'config.json'}: encoder")
     try:
         reader = TextReader(
             BertEncoder(**{**described, **choices}),
@@ -261,55 +207,3 @@ def load_reader(
     except InputError as error:
         raise InputError(f"{folder}: {error}") from error
     return reader
-
-
-def pretrained_params(module: nn.Module, folder: Path, *, key: Array | None = None) -> PyTree:
-    """Parameters of a router that reads text, with its encoder's from a folder.
-
-    To be trained, with a key: the classifier, whose columns in the folder are other labels if there are any, is always
-    initialised, and so is all else of the head that the folder does not hold or whose head is not the architecture's
-    own; it is logged. Without a key, nothing is: the folder must hold all.
-
-    Args:
-        module: as :func:`routerjax.router.make_module` makes it for a reader.
-        folder: as :func:`load_reader` takes it, with ``model.safetensors``, or shards and their index.
-        key: initialises what is not taken from the folder; None to take all from there.
-
-    Raises:
-        InputError: tensors missing, extra or misshaped; all are listed.
-    """
-    folder = transformer_folder(folder)
-    read: BertEncoder = module.encoder.encoder if isinstance(module, EmbedThen) else cast(BertRouter, module).encoder
-    require_sizes(encoder_sizes(read), count_numbers(folder), folder / "config.json")
-    # Layers are read one by one, and stacked afterwards where the module scans over them.
-    if isinstance(module, EmbedThen):
-        embedding: SentenceEmbedding = module.encoder
-        plain = embedding.clone(encoder=embedding.encoder.clone(scan_layers=False, parent=None), parent=None)
-        names = bert_names(embedding.encoder.model_type, head=False)
-        encoder = read_weights(folder, names, jax.eval_shape(lambda: _init(plain, jax.random.key(0))))
-        head = {} if key is None else _initialised(module, key, leave_out="encoder")
-        params = {**head, "encoder": {"encoder": _stacked(encoder["encoder"], embedding.encoder)}}
-    else:
-        router = cast(BertRouter, module)
-        plain = router.clone(encoder=router.encoder.clone(scan_layers=False, parent=None), parent=None)
-        has_own_head = router.head == "architecture"
-        names = bert_names(router.encoder.model_type, head=has_own_head, classifier=key is None)
-        initial = None if key is None else _initialised(plain, key, leave_out="encoder")
-        params = read_weights(folder, names, jax.eval_shape(lambda: _init(plain, jax.random.key(0))), initial=initial)
-        params = {**params, "encoder": _stacked(params["encoder"], router.encoder)}
-    return jax.tree.map(jnp.asarray, params)
-
-
-def _stacked(params: PyTree, encoder: BertEncoder) -> PyTree:
-    return stack_layers(params) if encoder.scan_layers else params
-
-
-def _init(module: nn.Module, key: Array) -> PyTree:
-    example = {name: jnp.zeros((1, 2), jnp.int32) for name in ("token_ids", "attention_mask")}
-    return nn.meta.unbox(module.init(key, example))["params"]
-
-
-@functools.partial(jax.jit, static_argnames=("module", "leave_out"))
-def _initialised(module: nn.Module, key: Array, *, leave_out: str) -> PyTree:
-    """Parameters but those of one part, which under jit are never made."""
-    return {name: leaf for name, leaf in _init(module, key).items() if name != leave_out}
