@@ -12,6 +12,7 @@ import numpy as np
 from jaxtyping import Array, Bool, Float, Int
 
 from routerjax.errors import InputError
+from routerjax.metrics.columns import real_array
 
 
 class Threshold(NamedTuple):
@@ -134,11 +135,7 @@ def route_by_cost(
 
 def _checked_win_prob(win_prob: Float[np.ndarray, "batch"] | Float[jax.Array, "batch"]) -> np.ndarray:
     """Convert to float32, or to float64 where it is wider, which keeps every value, and check it."""
-    checked = np.asarray(win_prob)
-    # Numbers written as texts, masked and complex ones would be read as other numbers, or not at all.
-    is_real = any(jnp.issubdtype(checked.dtype, kind) for kind in (jnp.floating, jnp.integer, jnp.bool_))
-    if not is_real or isinstance(win_prob, np.ma.MaskedArray):
-        raise InputError(f"win_prob must hold real numbers, got {type(win_prob).__name__} of {checked.dtype}")
+    checked = real_array(win_prob, "win_prob")
     checked = checked.astype(np.float32 if checked.dtype.itemsize <= 4 else np.float64)
     if checked.ndim != 1 or checked.size == 0:
         raise InputError(f"win_prob must be a non-empty vector, one number for each prompt; got shape {checked.shape}")

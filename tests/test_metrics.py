@@ -1,6 +1,7 @@
 """Curves and calibration: hand values, references written another way, and laws that hold for any scores."""
 
 import math
+from collections.abc import Callable
 
 import jax.numpy as jnp
 import numpy as np
@@ -292,3 +293,18 @@ class TestCalibration:
     def test_bad_number_of_bins(self):
         with pytest.raises(InputError, match="num_bins must be at least 1; got 0"):
             metrics.expected_calibration_error(np.array([0.5]), np.array([0.5]), num_bins=0)
+
+
+@pytest.mark.parametrize("figure", [metrics.log_loss, metrics.brier, metrics.expected_calibration_error])
+@pytest.mark.parametrize(
+    ("win_prob", "kind"),
+    [
+        (np.array(["0.5"]), "ndarray of <U3"),
+        ([0.5 + 1j], "list of complex128"),
+        (np.ma.masked_array([0.5], mask=[True]), "MaskedArray of float64"),
+        ([10**400], "list of object"),
+    ],
+)
+def test_what_is_no_real_number_is_not_read_as_one(figure: Callable, win_prob: object, kind: str) -> None:
+    with pytest.raises(InputError, match=f"win_prob must hold real numbers, got {kind}"):
+        figure(win_prob, [1.0])

@@ -13,7 +13,8 @@ from jaxtyping import Bool, Float64, Int
 
 from routerjax.data.preferences import Preferences, model_index, require_model_names, require_prompts
 from routerjax.errors import InputError
-from routerjax.prompts import prompt_sha256
+from routerjax.metrics.columns import real_array
+from routerjax.prompts import prompt_sha256, require_texts
 from routerjax.tables import (
     Texts,
     label_column,
@@ -48,9 +49,13 @@ class Benchmark:
     domain: tuple[str, ...] | None = None
 
     def __post_init__(self) -> None:
+        require_texts(self.prompts)
         if not self.prompts:
             raise InputError(f"benchmark {self.name} has no prompts")
-        quality = {model: np.asarray(values, np.float64) for model, values in self.quality.items()}
+        quality = {
+            model: real_array(values, f"benchmark {self.name}: quality of {model}").astype(np.float64)
+            for model, values in self.quality.items()
+        }
         for model, values in quality.items():
             if values.shape != (len(self.prompts),):
                 raise InputError(

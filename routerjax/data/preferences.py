@@ -12,7 +12,7 @@ import numpy as np
 from jaxtyping import Bool, Float32, Int, Int32
 
 from routerjax.errors import InputError, model_column, nearest
-from routerjax.prompts import prompt_sha256
+from routerjax.prompts import prompt_sha256, require_texts
 from routerjax.tables import first_appearance
 
 OUTCOMES: Mapping[str, tuple[float, float, float]] = {
@@ -137,6 +137,11 @@ class Preferences:
             >>> battles.models, battles.label.tolist()
             (('a', 'b'), [0.5])
         """
+        require_texts(prompts)
+        for column, names in (("model_a", model_a), ("model_b", model_b)):
+            for row, name in enumerate(names):
+                if not isinstance(name, str):
+                    raise InputError(f"row {row}: column {column} must be a model's name, got {name!r}")
         vocabulary = tuple(sorted({*model_a, *model_b})) if models is None else tuple(models)
         columns = {name: column for column, name in enumerate(vocabulary)}
         for column, names in (("model_a", model_a), ("model_b", model_b)):

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import jax
+import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Float
 
@@ -11,13 +12,28 @@ from routerjax.errors import InputError
 Column = Float[np.ndarray, "prompts"] | Float[jax.Array, "prompts"]
 
 
+def real_array(values: object, name: str) -> np.ndarray:
+    """Return real numbers as an array, in their own type.
+
+    Numbers written as texts, masked and complex ones are refused: they would be read as other numbers.
+
+    Raises:
+        InputError: anything else than numbers or booleans.
+    """
+    array = np.asarray(values)
+    is_real = any(jnp.issubdtype(array.dtype, kind) for kind in (jnp.floating, jnp.integer, jnp.bool_))
+    if not is_real or isinstance(values, np.ma.MaskedArray):
+        raise InputError(f"{name} must hold real numbers, got {type(values).__name__} of {array.dtype}")
+    return array
+
+
 def check_columns(columns: dict[str, Column]) -> tuple[Float[np.ndarray, "prompts"], ...]:
     """Return the columns as float64: one-dimensional, not empty, of one length, finite.
 
     Raises:
-        InputError: naming the column, and the first row that is not finite.
+        InputError: naming the column, and the first row that is not finite, or what it holds instead of numbers.
     """
-    checked = {name: np.asarray(column).astype(np.float64) for name, column in columns.items()}
+    checked = {name: real_array(column, name).astype(np.float64) for name, column in columns.items()}
     for name, column in checked.items():
         if column.ndim != 1 or column.size == 0:
             raise InputError(f"{name} must be a non-empty vector, one number for each prompt; got shape {column.shape}")

@@ -198,3 +198,25 @@ def test_battles_that_are_never_decided_teach_nothing(outcome: tuple[float, floa
 def test_names_that_are_none(name: str) -> None:
     with pytest.raises(InputError, match="row 4: column model_b must be a name that is not empty, without white space"):
         battles(model_b=["y", "z", "x", "y", name, "x"])
+
+
+@pytest.mark.parametrize(
+    ("prompts", "model_a", "message"),
+    [
+        ([3], ["x"], "row 0: a prompt must be text, got 3"),
+        ("p", ["x"], "prompts must be a sequence of texts, got one text"),
+        ((text for text in ["p"]), ["x"], "prompts must be a sequence of texts, such as a list, got generator"),
+        (["p"], [None], "row 0: column model_a must be a model's name, got None"),
+        (["p"], [3], "row 0: column model_a must be a model's name, got 3"),
+    ],
+)
+def test_prompts_and_models_are_texts(prompts: object, model_a: list, message: str) -> None:
+    with pytest.raises(InputError, match=message):
+        data.Preferences.from_names(prompts, model_a, ["y"], np.array([[1, 0, 0]]))
+
+
+def test_a_benchmark_of_one_text_is_none() -> None:
+    with pytest.raises(InputError, match="prompts must be a sequence of texts, got one text"):
+        data.Benchmark(name="b", prompts="ab", quality={"x": np.zeros(2), "y": np.ones(2)})
+    with pytest.raises(InputError, match="benchmark b: quality of x must hold real numbers, got list of <U1"):
+        data.Benchmark(name="b", prompts=("a", "b"), quality={"x": ["0", "1"], "y": np.ones(2)})
