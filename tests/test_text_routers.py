@@ -18,7 +18,7 @@ from routerjax.config import ExperimentConfig, override
 from routerjax.features.tokens import TokenIds
 from routerjax.pipeline import load_config, train_router
 from routerjax.router import load_reader, make_module, pretrained_params
-from routerjax.router.router import _jit_win_prob
+from routerjax.router.outputs import jit_win_prob
 from tests.encoders import TEXTS, save_tiny_encoder
 from tests.routers import tiny_router, tiny_text_router
 
@@ -79,10 +79,10 @@ def test_compilations_are_bounded_and_one_prompt_is_one_row(tmp_path: Path, monk
     router = tiny_text_router(tmp_path)
     rng = np.random.default_rng(0)
     prompts = [" ".join(rng.choice(["poem", "prove", "what"], length)) for length in rng.integers(1, 80, 400)]
-    _jit_win_prob.cache_clear()
+    jit_win_prob.cache_clear()
     for start in (0, 7, 250):
         router.win_prob(prompts[start:])
-    compiled = _jit_win_prob(router.module, 0, 2, router.likelihood)
+    compiled = jit_win_prob(router.module, 0, 2, router.likelihood)
     lengths = router.tokenizer.lengths
     assert (
         2 <= compiled._cache_size() <= sum((features.tokens.TOKENS_ON_CPU // length).bit_length() for length in lengths)
@@ -96,7 +96,7 @@ def test_compilations_are_bounded_and_one_prompt_is_one_row(tmp_path: Path, monk
 
         return score
 
-    monkeypatch.setattr("routerjax.router.router._jit_win_prob", seen)
+    monkeypatch.setattr("routerjax.router.router.jit_win_prob", seen)
     router.win_prob(["poem"])
     router.win_prob(["poem " * 60])
     assert shapes == [(1, lengths[0]), (1, lengths[-1])]

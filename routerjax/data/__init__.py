@@ -19,19 +19,18 @@ from routerjax.data.contamination import (
     normalized_text,
 )
 from routerjax.data.loader import TokenBatches
-from routerjax.data.preferences import (
-    Preferences,
-    concatenate,
-    merge_both_orders,
-    model_index,
-    require_both_outcomes,
-    split_by_prompt,
-    swap_sides,
-)
+from routerjax.data.preferences import Preferences, model_index
 from routerjax.data.readers import read_preferences, source_revision, write_preferences
 from routerjax.data.routellm_evals import ROUTELLM_STRONG, ROUTELLM_WEAK, load_benchmark
 from routerjax.data.simulation import SimulatedArena, simulate_arena
 from routerjax.data.tiering import Tiering, tier_models
+from routerjax.data.transformations import (
+    concatenate,
+    merge_both_orders,
+    require_both_outcomes,
+    split_by_prompt,
+    swap_sides,
+)
 
 __all__ = [
     "ROUTELLM_STRONG",

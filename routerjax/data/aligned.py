@@ -9,8 +9,9 @@ from collections.abc import Sequence
 import numpy as np
 from jaxtyping import Float32
 
-from routerjax.data.preferences import Preferences, concatenate
+from routerjax.data.preferences import Preferences
 from routerjax.data.readers import open_source, read_preferences
+from routerjax.data.transformations import concatenate
 from routerjax.errors import InputError
 from routerjax.tables import matrix_column, require_columns
 

@@ -11,7 +11,6 @@ from dataclasses import dataclass, field
 from typing import cast
 
 import flax.linen as nn
-import jax
 import numpy as np
 from jaxtyping import Float32
 
@@ -32,12 +31,16 @@ from routerjax.likelihoods import BRADLEY_TERRY, Likelihood
 from routerjax.prompts import prompt_ids, require_texts
 from routerjax.router.batching import apply_to_query, apply_to_texts
 from routerjax.router.families import make_module
+from routerjax.router.outputs import (
+    checked_probability,
+    jit_outcome_prob,
+    jit_scores,
+    jit_win_prob,
+    require_values,
+)
 from routerjax.router.reader import TextReader
 from routerjax.scoring import make_score_fn
-from routerjax.typing import Array, Query, ScoreFn, Variables
-
-# A sum of probabilities in float32 is above 1 by less than this.
-ROUNDING = 1e-6
+from routerjax.typing import Array, ScoreFn, Variables
 
 
 @dataclass(frozen=True, eq=False)
@@ -220,14 +223,14 @@ class Router:
         ``models[0]`` against ``models[1]``.
         """
         scores = self._run(
-            _jit_scores(self.module),
+            jit_scores(self.module),
             self.variables,
             prompts,
             exclude_own_battles=exclude_own_battles,
             cache=cache,
             progress=progress,
         )
-        _require(np.isfinite(scores), scores, "score must be finite", prompts)
+        require_values(np.isfinite(scores), scores, "score must be finite", prompts)
         return cast(np.ndarray, self.likelihood.model_scores(cast(Array, scores)))
 
     def win_prob(
@@ -260,11 +263,11 @@ class Router:
         """
         router = self.with_pair(strong, weak)
         columns = self.column(router.strong), self.column(router.weak)
-        score = _jit_win_prob(self.module, *columns, self.likelihood)
+        score = jit_win_prob(self.module, *columns, self.likelihood)
         win_prob = self._run(
             score, router.variables, prompts, exclude_own_battles=exclude_own_battles, cache=cache, progress=progress
         )
-        return _probability(win_prob, "win probability", prompts)
+        return checked_probability(win_prob, "win probability", prompts)
 
     def outcome_prob(
         self,
@@ -284,11 +287,11 @@ class Router:
         strong = self.strong if strong is None else strong
         weak = self.weak if weak is None else weak
         columns = self.column(strong), self.column(weak)
-        outcome = _jit_outcome_prob(self.module, *columns, self.likelihood)
+        outcome = jit_outcome_prob(self.module, *columns, self.likelihood)
         prob = self._run(
             outcome, self.variables, prompts, exclude_own_battles=exclude_own_battles, cache=cache, progress=progress
         )
-        return _probability(prob, "probability of an outcome", prompts)
+        return checked_probability(prob, "probability of an outcome", prompts)
 
     def query(
         self,
@@ -336,42 +339,3 @@ class Router:
             return apply_to_texts(compiled, variables, prompts, tokenizer=self.tokenizer, progress=progress)
         query = self.query(prompts, exclude_own_battles=exclude_own_battles, cache=cache, progress=progress)
         return apply_to_query(compiled, variables, query, progress=progress)
-
-
-def _probability(prob: np.ndarray, what: str, prompts: Sequence[str] | Embeddings) -> np.ndarray:
-    """Refuse what is no probability; rounding alone leaves [0, 1] by less than ``ROUNDING``, and is cut off."""
-    _require((prob >= -ROUNDING) & (prob <= 1 + ROUNDING), prob, f"{what} must be in [0, 1]", prompts)
-    return np.clip(prob, 0, 1)
-
-
-def _require(is_good: np.ndarray, values: np.ndarray, what: str, prompts: Sequence[str] | Embeddings) -> None:
-    wrong = np.argwhere(~is_good)
-    if wrong.size:
-        row = int(wrong[0, 0])
-        text = "" if isinstance(prompts, Embeddings) else f" ({prompts[row][:40]!r})"
-        raise InputError(
-            f"row {row}{text}: the router's {what}, got {values[tuple(wrong[0])]}, and so in "
-            f"{len(np.unique(wrong[:, 0]))} of {len(values)} rows; its weights, or the embeddings it is given, are not "
-            "finite"
-        )
-
-
-@functools.lru_cache(maxsize=32)
-def _jit_scores(module: nn.Module) -> ScoreFn:
-    def scores(variables: Variables, query: Query) -> Array:
-        return cast(Array, module.apply(variables, query))
-
-    return jax.jit(scores)
-
-
-@functools.lru_cache(maxsize=32)
-def _jit_outcome_prob(module: nn.Module, strong: int, weak: int, likelihood: Likelihood) -> ScoreFn:
-    def outcome_prob(variables: Variables, query: Query) -> Array:
-        return likelihood.outcome_prob(variables, cast(Array, module.apply(variables, query)), strong, weak)
-
-    return jax.jit(outcome_prob)
-
-
-@functools.lru_cache(maxsize=32)
-def _jit_win_prob(module: nn.Module, strong: int, weak: int, likelihood: Likelihood) -> ScoreFn:
-    return jax.jit(make_score_fn(module, strong=strong, weak=weak, likelihood=likelihood))
