@@ -190,7 +190,7 @@ def list_modules(folder: Path) -> list[tuple[str, Path]]:
 
 def _transformer_settings(folder: Path) -> dict[str, Any]:
     for name in TRANSFORMER_FILES:
-        settings = read_json(folder / name, dict) if find_file(folder / name) is not None else {}
+        settings = _settings(folder / name)
         if settings:
             _require(settings, TRANSFORMER_SETTINGS, folder / name)
             for key in ("model_kwargs", "model_args"):
@@ -237,9 +237,7 @@ def _layer_norm(folder: Path) -> SentenceLayer:
 
 def _normalize(folder: Path) -> SentenceLayer:
     path = folder / "config.json"
-    _require(
-        read_json(path, dict) if find_file(path) is not None else {}, LAYER_SETTINGS, path
-    )  # old versions wrote none
+    _require(_settings(path), LAYER_SETTINGS, path)  # old versions wrote none
     return SentenceLayer(kind="normalize", attributes={}, folder=folder)
 
 
@@ -249,7 +247,7 @@ LAYERS = {"Dense": _projection, "LayerNorm": _layer_norm, "Normalize": _normaliz
 def _prefix(folder: Path) -> str:
     """The prompt that the library puts before each text when it is asked for none."""
     path = folder / SETTINGS_FILE
-    settings = read_json(path, dict) if find_file(path) is not None else {}
+    settings = _settings(path)
     _require(settings, {"model_type": (None, "SentenceTransformer")}, path)
     prompts, default = settings.get("prompts") or {}, settings.get("default_prompt_name")
     if not isinstance(prompts, dict) or not all(isinstance(text, str | None) for text in prompts.values()):
@@ -266,6 +264,11 @@ def _prefix(folder: Path) -> str:
     if prefix:
         logger.info("%s: %r is put before each text", path, prefix)
     return prefix
+
+
+def _settings(path: Path) -> dict[str, Any]:
+    """Content of a JSON file; empty where there is none."""
+    return read_json(path, dict) if find_file(path) is not None else {}
 
 
 def _require(config: Mapping[str, Any], accepted: Mapping[str, tuple[object, ...]], path: Path) -> None:

@@ -111,7 +111,13 @@ def test_token_ids_beyond_the_table_are_refused(tmp_path: Path, number: int) -> 
 
 @pytest.mark.parametrize(
     "sizes",
-    [{"num_hidden_layers": 10**9}, {"vocab_size": 10**12}, {"intermediate_size": 10**12}, {"hidden_size": 4 * 10**9}],
+    [
+        {"num_hidden_layers": 0},
+        {"num_hidden_layers": 10**9},
+        {"vocab_size": 10**12},
+        {"intermediate_size": 10**12},
+        {"hidden_size": 4 * 10**9},
+    ],
 )
 def test_sizes_are_those_of_the_tensors(tmp_path: Path, sizes: dict[str, int]) -> None:
     folder = save_tiny_classifier(tmp_path / "classifier", ("big", "small"))
