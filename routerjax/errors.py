@@ -76,5 +76,5 @@ def model_column(name: str, models: Sequence[str], whose: str) -> int:
     """
     if name not in models:
         listed = f": {', '.join(models)}" if len(models) <= MOST_LISTED else ""
-        raise InputError(f"{name!r} is not one of {whose} {len(models)} models{nearest(name, models)}{listed}")
+        raise InputError(f"{name!r} is not one of {whose} {len(models)} models{nearest(str(name), models)}{listed}")
     return list(models).index(name)

@@ -97,6 +97,8 @@ def test_names_are_checked_and_the_nearest_is_named(tmp_path: Path) -> None:
     unknown = r"'Bigg' is not one of the router's 3 models \(did you mean 'big'\?\): big, medium, small$"
     with pytest.raises(InputError, match=unknown):
         router.win_prob(PROMPTS, strong="Bigg")
+    with pytest.raises(InputError, match="3 is not one of the router's 3 models"):
+        router.win_prob(PROMPTS, strong=3)  # pyright: ignore[reportArgumentType]
     with pytest.raises(InputError, match="'' is not one of the router's 3 models"):
         router.win_prob(PROMPTS, strong="")
     with pytest.raises(InputError, match="prompts must be a sequence of texts, got one text"):

@@ -197,7 +197,9 @@ def _require_rows(good: Bool[np.ndarray, "rows"], column: str, expected: str, va
     bad = np.flatnonzero(~good)
     if bad.size:
         others = f" (and {bad.size - 1} more rows)" if bad.size > 1 else ""
-        raise InputError(f"row {bad[0]}: column {column} must be {expected}, got {value(bad[0])!r}{others}")
+        got = value(bad[0])
+        shown = got.item() if isinstance(got, np.generic) else got
+        raise InputError(f"row {bad[0]}: column {column} must be {expected}, got {shown!r}{others}")
 
 
 def require_prompts(unique: Sequence[str], index: Int[np.ndarray, "rows"]) -> None:

@@ -191,7 +191,7 @@ def number_column(table: pa.Table, name: str, where: object, *, required: bool =
     if required and np.isnan(values).any():
         missing = np.flatnonzero(np.isnan(values))
         raise InputError(
-            f"{where}: row {missing[0]}: column {name} must be a number, got nothing ({missing.size} such rows)"
+            f"{where}: row {missing[0]}: column {name} must be a number, got nothing or NaN ({missing.size} such rows)"
         )
     return values
 

@@ -220,3 +220,8 @@ def test_a_benchmark_of_one_text_is_none() -> None:
         data.Benchmark(name="b", prompts="ab", quality={"x": np.zeros(2), "y": np.ones(2)})
     with pytest.raises(InputError, match="benchmark b: quality of x must hold real numbers, got list of <U1"):
         data.Benchmark(name="b", prompts=("a", "b"), quality={"x": ["0", "1"], "y": np.ones(2)})
+
+
+def test_a_number_is_shown_as_the_number_that_it_is() -> None:
+    with pytest.raises(InputError, match=r"column weight must be .*, got -2\.0$"):
+        data.Preferences.from_names(["p"], ["x"], ["y"], np.array([[1, 0, 0]]), weight=np.array([-2.0], np.float32))
