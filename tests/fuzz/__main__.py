@@ -69,7 +69,7 @@ def _table(arguments: argparse.Namespace, inputs: Counter[str], findings: dict[s
         f"Python {platform.python_version()}, {os.cpu_count()} CPU cores: {COUNT.runs:,} commands, of which "
         f"{COUNT.successes:,} ended well and the others refused their input; {len(findings)} findings.",
         "A finding is a traceback, a refusal of more than a line, success without output, other answers unsaid,",
-        "a file read outside of its folder, 60 seconds, or a gigabyte.",
+        "a file read outside of its folder, 60 CPU-seconds, or a gigabyte.",
         "",
         "| property | commands |",
         "|---|---|",
