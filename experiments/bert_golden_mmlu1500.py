@@ -10,7 +10,7 @@ DATA as in ``mf_golden.py``; the battles, their weights and the questions left o
 ``mf_golden_mmlu1500.py``. A tenth of the prompts is held out, and the epoch with the lowest log-loss on it is kept (the
 first). The head is linear on the mean of the hidden states; ``--set router.attributes={} optimizer.learning_rate=5e-4
 optimizer.encoder_rate=0.2 training.epochs=3`` trains the architecture's own head instead, which alone can be exported
-to Hugging Face. Half an hour an epoch on two CPU cores, six minutes for MMLU's test. MMLU APGR .64 (.59 with the
+to Hugging Face. Half an hour an epoch on two CPU cores, a quarter for MMLU's test. MMLU APGR .64 (.59 with the
 architecture's head, measured before); see ``results/bert_golden_mmlu1500.md``.
 """
 
