@@ -18,6 +18,13 @@ def modules_after(statement: str) -> set[str]:
     return set(finished.stdout.split())
 
 
+@pytest.mark.xdist_group("together")
+def test_processes_of_the_suite_follow_groups(request: pytest.FixtureRequest) -> None:
+    # What several tests need is made once, by the process that runs them all: that a group is known is in the name.
+    is_worker = hasattr(request.config, "workerinput")
+    assert request.node.nodeid.endswith("@together") == is_worker
+
+
 def test_import_starts_nothing() -> None:
     heavy = {"jax", "flax", "torch", "transformers", "datasets", "orbax", "matplotlib", "pyarrow", "numpy"}
     assert not modules_after("import routerjax") & heavy

@@ -28,7 +28,7 @@ from routerjax.sealing import seal
 
 logger = logging.getLogger(__name__)
 
-FORMAT = "routerjax-stablehlo-2"
+FORMAT = "routerjax-stablehlo-3"
 TOLERANCE = {"from_embedding": 1e-6, "from_token_ids": 1e-5, "from_text": 1e-5}
 """Largest differences of win probability between the bundle and the router that are accepted."""
 LOADER = Path(__file__).with_name("load_bundle.py")
@@ -77,7 +77,7 @@ def export_stablehlo(
     logger.info("exporting, and comparing with the router in a new process on %s", what)
     files: dict[str, bytes] = {"router.safetensors": tensor_bytes(flatten(router.variables))}
     golden: dict[str, np.ndarray] = {}
-    prefix = ""
+    prefix, special_tokens = "", None
     if reads_text:
         encoder = None if router.reader is not None else cast(SentenceEncoder, router.encoder)
         tokenizer = router.tokenizer if encoder is None else encoder.tokenizer
@@ -85,6 +85,7 @@ def export_stablehlo(
         if encoder is not None:
             files["encoder.safetensors"] = tensor_bytes(flatten(encoder.variables))
         files["tokenizer.json"], prefix = tokenizer.tokenizer_json, tokenizer.prefix
+        special_tokens = [ids.tolist() for ids in tokenizer.special_tokens]
         files["from_token_ids.stablehlo"] = bytes(export_from_token_ids(router, encoder).serialize())
     query: Sequence[str] | Embeddings = prompts
     if router.reader is None:
@@ -108,6 +109,7 @@ def export_stablehlo(
         "truncation": router.features.truncation if reads_text else None,
         "characters_per_token": CHARACTERS_PER_TOKEN if reads_text else None,
         "prefix": prefix,
+        "special_tokens": special_tokens,
         "golden_prompts": prompts,
         "tolerance": TOLERANCE,
         "sha256": {name: hashlib.sha256(content).hexdigest() for name, content in files.items()},

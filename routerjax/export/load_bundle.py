@@ -26,7 +26,7 @@ import jax.export
 import numpy as np
 from safetensors.numpy import load_file
 
-FORMAT = "routerjax-stablehlo-2"
+FORMAT = "routerjax-stablehlo-3"
 FILES = (
     "from_embedding.stablehlo",
     "from_token_ids.stablehlo",
@@ -159,12 +159,10 @@ class Bundle:
 
     def _token_ids(self, prompts):
         """Tokens of each text, of a long one without its beginning, middle or end, as the router leaves them out."""
-        from tokenizers import Encoding
-
-        tokenizer = self._tokenizer
+        before, after = self.description["special_tokens"]
         prompts = [self.description["prefix"] + prompt for prompt in prompts]
         side, characters = self.description["truncation"], self.description["characters_per_token"] * self.max_length
-        count = self.max_length - tokenizer.num_special_tokens_to_add(False)
+        count = self.max_length - len(before) - len(after)
         # Of how many tokens the beginning and the end are, and of how many characters of a text that is not read whole.
         first, last = {"right": (count, 0), "left": (0, count), "middle": ((count + 1) // 2, count // 2)}[side]
         half = characters // 2 if side == "middle" else characters
@@ -172,16 +170,14 @@ class Bundle:
         def encode(texts):
             # Half of a broken emoji is no text that a tokenizer takes.
             valid = [text.encode("utf-16", "surrogatepass").decode("utf-16", "replace") for text in texts]
-            return tokenizer.encode_batch(valid, add_special_tokens=False)
+            return [encoding.ids for encoding in self._tokenizer.encode_batch(valid, add_special_tokens=False)]
 
-        encodings = encode([text if len(text) <= characters else text[:half] for text in prompts])
-        cut = [row for row, text in enumerate(prompts) if len(text) > characters or len(encodings[row].ids) > count]
+        token_ids = encode([text if len(text) <= characters else text[:half] for text in prompts])
+        cut = [row for row, text in enumerate(prompts) if len(text) > characters or len(token_ids[row]) > count]
         tails = encode([prompts[row] if len(prompts[row]) <= characters else prompts[row][-half:] for row in cut])
         for row, tail in zip(cut, tails, strict=True):
-            encodings[row].truncate(first)
-            tail.truncate(last, direction="left")
-            encodings[row] = Encoding.merge([encodings[row], tail])
-        return [tokenizer.post_process(encoding).ids for encoding in encodings]
+            token_ids[row] = token_ids[row][:first] + tail[max(0, len(tail) - last) :]
+        return [before + ids + after for ids in token_ids]
 
     def verify(self):
         """Largest differences from the scores the bundle was written with.

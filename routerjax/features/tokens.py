@@ -75,7 +75,7 @@ class TextTokenizer:
         choose(self.truncation, dict.fromkeys(get_args(Truncation)), "truncation")
         _ = self.tokenizer  # not a tokenizer's file is said first
         require_bounded(json.loads(self.tokenizer_json))
-        before, after = self._special
+        before, after = self.special_tokens
         if len(before) + len(after) > self.max_length:
             raise InputError(f"max_length must be at least the {len(before) + len(after)} special tokens of a text")
 
@@ -108,7 +108,7 @@ class TextTokenizer:
             InputError: a row that is not text, or a text that the tokenizer fails on.
         """
         require_texts(texts)
-        before, after = self._special
+        before, after = self.special_tokens
         cuts: list[Cut] = []
         with tqdm.tqdm(total=len(texts), unit="prompt", desc="tokenising", disable=not progress, delay=2) as bar:
             for start in range(0, len(texts), TEXTS_PER_CALL):
@@ -144,15 +144,15 @@ class TextTokenizer:
     def largest_id(self) -> int:
         """The largest token id, of the vocabulary, added and special tokens."""
         vocabulary = self.tokenizer.get_vocab(with_added_tokens=True)
-        return int(max(0, *vocabulary.values(), *(ids.max(initial=0) for ids in self._special)))
+        return int(max(0, *vocabulary.values(), *(ids.max(initial=0) for ids in self.special_tokens)))
 
     @functools.cached_property
     def _splits_at_spaces(self) -> bool:
         return splits_at_spaces(json.loads(self.tokenizer_json))
 
     @functools.cached_property
-    def _special(self) -> tuple[Int32[np.ndarray, "before"], Int32[np.ndarray, "after"]]:
-        """The special tokens that stand before and after those of a text."""
+    def special_tokens(self) -> tuple[Int32[np.ndarray, "before"], Int32[np.ndarray, "after"]]:
+        """Special tokens that stand before and after those of a text."""
         for probe in PROBES:
             ((plain,), (ids,)) = self._encode([probe]), self._encode([probe], add_special_tokens=True)
             if max(ids, default=0) > LARGEST_ID:
