@@ -64,8 +64,9 @@ def texts(draw: st.DrawFn) -> str:
 @hypothesis.given(text=texts())
 @hypothesis.settings(max_examples=60, suppress_health_check=[hypothesis.HealthCheck.function_scoped_fixture])
 def test_tokens_are_those_of_the_whole_text(kind: str, text: str) -> None:
-    plain = make_tokenizer_of(kind)
-    content = plain.to_str().encode()
+    content = make_tokenizer_of(kind).to_str().encode()
+    # Read from the same text: scores that are written and read again differ in their last digit, which decides ties.
+    plain = tokenizers.Tokenizer.from_str(content.decode())
     is_long = len(plain.encode(text).ids) > LENGTH
     for side in SIDES:
         read = TextTokenizer(content, LENGTH, truncation=side).read([text])
