@@ -126,7 +126,7 @@ def test_steps_are_those_of_torch_adamw(gradient_clip: float | None) -> None:
         assert gradient_clip is None or norm > gradient_clip
         jax.tree.map(
             lambda ours, theirs: np.testing.assert_allclose(ours, theirs, rtol=1e-4, atol=1e-5),
-            state.variables,
+            state.variables["params"],
             our_names(dict(reference.named_parameters())),
         )
 
