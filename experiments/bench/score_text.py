@@ -44,7 +44,7 @@ def timed(run: Callable[[], np.ndarray]) -> tuple[np.ndarray, float]:
 def untrained_router() -> Router:
     folder = locate(ENCODER)
     reader, attributes = load_reader(folder), {"head": "architecture"}
-    module = make_module("bert", num_models=len(MODELS), attributes=attributes, reader=reader)
+    module = make_module("bert", models=MODELS, attributes=attributes, reader=reader)
     return Router(
         family="bert",
         attributes=attributes,
