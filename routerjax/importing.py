@@ -137,8 +137,7 @@ def import_routellm_bert(
     is_released_pair = {strong, weak} == {routellm.STRONG, routellm.WEAK}
     first, last = (routellm.STRONG, routellm.WEAK) if is_released_pair else (strong, weak)
     reader = load_reader(folder)
-    likelihood = ThreeLabels(readout="win").to_dict()
-    settings = HfSettings([first, last], first, last, likelihood, tokenizer_max_length(reader))
+    settings = HfSettings([first, last], first, last, ThreeLabels(readout="win"), tokenizer_max_length(reader))
     router = load_hf(folder, reader, settings, source=os.fspath(path)).with_pair(strong, weak)
     return dataclasses.replace(router, provenance={**router.provenance, "format": "routellm-bert"})
 
@@ -167,7 +166,7 @@ def import_hf(source: str | os.PathLike[str], *, strong: str | None = None, weak
         repeated = [label for label in labels if labels.count(label) > 1]
         if repeated:
             raise InputError(f"{source}: id2label gives the name {repeated[0]!r} to {labels.count(repeated[0])} labels")
-        settings = HfSettings(labels, strong, weak, BRADLEY_TERRY.to_dict(), tokenizer_max_length(reader))
+        settings = HfSettings(labels, strong, weak, BRADLEY_TERRY, tokenizer_max_length(reader))
     router = load_hf(folder, reader, settings, source=os.fspath(source)).with_pair(strong, weak)
     return dataclasses.replace(router, provenance={**router.provenance, "format": "hf"})
 

@@ -10,6 +10,7 @@
 
 from __future__ import annotations
 
+import abc
 import dataclasses
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
@@ -41,7 +42,7 @@ READOUTS: Mapping[str, Callable[[Array], Array]] = {
 
 
 @dataclass(frozen=True)
-class Likelihood:
+class Likelihood(abc.ABC):
     """How a battle ends, given the scores of a router.
 
     A subclass has a ``name``, says :meth:`log_prob`, and overrides what else differs; its fields, if it adds any, are
@@ -77,6 +78,7 @@ class Likelihood:
         """Parameters of its own, where training starts; they are trained with the module's. Most have none."""
         return {}
 
+    @abc.abstractmethod
     def log_prob(
         self, params: PyTree, scores: Float[Array, "prompts outputs"], sides: Sides
     ) -> Float[Array, "battles 3"]:
@@ -87,7 +89,6 @@ class Likelihood:
             scores: in nats.
             sides: of the battles.
         """
-        raise NotImplementedError
 
     def loss(
         self, params: PyTree, scores: Float[Array, "prompts outputs"], batch: PreferenceBatch
@@ -134,6 +135,23 @@ class Likelihood:
         return self.log_prob(variables.get(COLLECTION, {}), scores.astype(jnp.float32), sides)
 
 
+LIKELIHOODS: Registry[type[Likelihood]] = Registry("routerjax.likelihoods")
+"""Likelihoods by name; a package adds its own by an entry point ``routerjax.likelihoods``."""
+
+LikelihoodT = TypeVar("LikelihoodT", bound=type[Likelihood])
+
+
+def register_likelihood(likelihood: LikelihoodT) -> LikelihoodT:
+    """Make a likelihood known by its name, so that a router of it can be loaded; a decorator of its class.
+
+    Raises:
+        InputError: the name is taken by another.
+    """
+    LIKELIHOODS.register(likelihood.name, likelihood)
+    return likelihood
+
+
+@register_likelihood
 class BradleyTerry(Likelihood):
     """Bradley and Terry's: P(a wins) = sigmoid(margin), and a tie is half a win to each side: all readouts are one."""
 
@@ -172,6 +190,7 @@ class _LearnedTie(Likelihood):
         return {"tie": jnp.zeros(())}
 
 
+@register_likelihood
 class RaoKupper(_LearnedTie):
     """See :func:`routerjax.losses.rao_kupper_log_prob`."""
 
@@ -182,6 +201,7 @@ class RaoKupper(_LearnedTie):
         return losses.rao_kupper_log_prob(losses.margin(scores, sides), params["tie"])
 
 
+@register_likelihood
 class Davidson(_LearnedTie):
     """See :func:`routerjax.losses.davidson_log_prob`."""
 
@@ -192,6 +212,7 @@ class Davidson(_LearnedTie):
         return losses.davidson_log_prob(losses.margin(scores, sides), params["tie"])
 
 
+@register_likelihood
 class ThreeOutcome(Likelihood):
     """Davidson's model with a tie score of each query, the last output."""
 
@@ -211,6 +232,7 @@ class ThreeOutcome(Likelihood):
         return scores[:, :-1]
 
 
+@register_likelihood
 class ThreeLabels(Likelihood):
     """A softmax over the outcomes of one pair, (first model wins, tie, second model wins)."""
 
@@ -228,26 +250,6 @@ class ThreeLabels(Likelihood):
         del params
         log_prob = jax.nn.log_softmax(scores.astype(jnp.float32), axis=-1)[sides.query_index]
         return jnp.where((sides.model_a < sides.model_b)[:, None], log_prob, log_prob[:, ::-1])
-
-
-LIKELIHOODS: Registry[type[Likelihood]] = Registry("routerjax.likelihoods")
-"""Likelihoods by name; a package adds its own by an entry point ``routerjax.likelihoods``."""
-
-LikelihoodT = TypeVar("LikelihoodT", bound=type[Likelihood])
-
-
-def register_likelihood(likelihood: LikelihoodT) -> LikelihoodT:
-    """Make a likelihood known by its name, so that a router of it can be loaded; a decorator of its class.
-
-    Raises:
-        InputError: the name is taken by another.
-    """
-    LIKELIHOODS.register(likelihood.name, likelihood)
-    return likelihood
-
-
-for _likelihood in (BradleyTerry, RaoKupper, Davidson, ThreeOutcome, ThreeLabels):
-    register_likelihood(_likelihood)
 
 
 def make_likelihood(name: str, **fields: object) -> Likelihood:

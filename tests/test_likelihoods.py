@@ -1,5 +1,9 @@
 """How battles end under each likelihood, against the papers' definitions and scikit-learn."""
 
+import dataclasses
+import json
+from pathlib import Path
+
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -7,6 +11,7 @@ import pytest
 from sklearn.metrics import log_loss
 
 from routerjax import InputError, losses
+from routerjax.export import export_stablehlo
 from routerjax.likelihoods import (
     LIKELIHOODS,
     BradleyTerry,
@@ -16,7 +21,9 @@ from routerjax.likelihoods import (
     read_likelihood,
     register_likelihood,
 )
+from routerjax.router import load_router, save_router
 from routerjax.typing import PreferenceBatch
+from tests.routers import tiny_router
 from tests.test_losses import reference_prob
 
 
@@ -137,6 +144,63 @@ def test_unknown_names_suggest_the_nearest() -> None:
         make_likelihood("davidson", readout="wins")
     with pytest.raises(InputError, match=r"no setting 'davidson\.nu'"):
         make_likelihood("davidson", nu=1.0)
+
+
+OF_ANOTHER_PACKAGE = '''
+import jax
+import jax.numpy as jnp
+
+from routerjax.likelihoods import Likelihood
+
+
+class Tempered(Likelihood):
+    """Bradley and Terry's with a slope of its own, which is trained."""
+
+    name = "tempered"
+
+    def initial_params(self):
+        return {"slope": jnp.ones(())}
+
+    def log_prob(self, params, scores, sides):
+        margin = scores[sides.query_index, sides.model_a] - scores[sides.query_index, sides.model_b]
+        margin = params["slope"] * margin
+        return jnp.stack([jax.nn.log_sigmoid(margin), jnp.full_like(margin, -jnp.inf), jax.nn.log_sigmoid(-margin)], -1)
+'''
+
+
+def test_a_likelihood_of_another_package_is_kept_found_by_its_entry_point_and_exported(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    information = tmp_path / "site" / "tempered-1.0.dist-info"
+    information.mkdir(parents=True)
+    (information / "METADATA").write_text("Metadata-Version: 2.1\nName: tempered\nVersion: 1.0\n")
+    (information / "entry_points.txt").write_text("[routerjax.likelihoods]\ntempered = tempered_likelihood:Tempered\n")
+    (tmp_path / "site" / "tempered_likelihood.py").write_text(OF_ANOTHER_PACKAGE)
+    plain = tiny_router(tmp_path)
+    save_router(plain, tmp_path / "plain")
+    content = json.loads((tmp_path / "plain" / "router.json").read_text())
+    assert content["likelihood"] == {"name": "bradley_terry", "readout": "half_tie"}
+    with pytest.raises(InputError, match=r"the loss must be one of .*got 'tempered'"):
+        make_likelihood("tempered")
+    monkeypatch.syspath_prepend(str(tmp_path / "site"))
+    variables = {**plain.variables, "likelihood": {"slope": jnp.asarray(2.0)}}
+    router = dataclasses.replace(plain, likelihood=make_likelihood("tempered"), variables=variables)
+    save_router(router, tmp_path / "saved")
+    loaded = load_router(tmp_path / "saved")
+    prompts = ["prove it", "a poem"]
+    odds = np.asarray(plain.win_prob(prompts), np.float64) / (1 - np.asarray(plain.win_prob(prompts), np.float64))
+    np.testing.assert_allclose(loaded.win_prob(prompts), odds**2 / (1 + odds**2), rtol=1e-5)
+    assert export_stablehlo(loaded, tmp_path / "bundle")["from_text"] <= 1e-5
+
+
+def test_a_likelihood_without_probabilities_is_none() -> None:
+    class Nothing(Likelihood):
+        """No outcome has a probability."""
+
+        name = "nothing"
+
+    with pytest.raises(TypeError, match="log_prob"):
+        Nothing()
 
 
 def test_a_name_is_taken_once() -> None:

@@ -10,7 +10,7 @@ from scipy.special import expit
 
 from routerjax import scoring
 from routerjax.errors import InputError
-from routerjax.likelihoods import Likelihood
+from routerjax.likelihoods import BradleyTerry
 
 QUERY = {"embedding": jax.random.normal(jax.random.key(1), (5, 4))}
 
@@ -61,7 +61,7 @@ def test_is_differentiable(variables):
 
 
 def test_another_likelihood(variables):
-    class AgainstAll(Likelihood):
+    class AgainstAll(BradleyTerry):
         """The best of all models wins."""
 
         def win_prob(self, variables, scores, strong, weak):

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import logging
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from pathlib import Path
 from typing import NamedTuple
 
@@ -38,7 +38,7 @@ class HfSettings(NamedTuple):
     models: Sequence[str]
     strong: str
     weak: str
-    likelihood: Mapping[str, object]
+    likelihood: Likelihood
     max_length: int
     threshold: float | str | None = None
     weights_sha256: str | None = None
@@ -58,7 +58,7 @@ def router_settings(router: Router, max_length: int, weights_sha256: str) -> HfS
         models=list(router.models),
         strong=router.strong,
         weak=router.weak,
-        likelihood=router.likelihood.to_dict(),
+        likelihood=router.likelihood,
         max_length=max_length,
         threshold=router.threshold_as_json,
         weights_sha256=weights_sha256,
@@ -67,7 +67,7 @@ def router_settings(router: Router, max_length: int, weights_sha256: str) -> HfS
 
 def settings_as_json(settings: HfSettings) -> dict[str, object]:
     """The section of ``config.json``, with the hash of its own content."""
-    return seal(settings._asdict())
+    return seal({**settings._asdict(), "likelihood": settings.likelihood.to_dict()})
 
 
 def read_settings(folder: Path) -> HfSettings | None:
@@ -84,12 +84,14 @@ def read_settings(folder: Path) -> HfSettings | None:
         raise InputError(f"{where} is damaged: expected an object, got {described!r:.40}")
     fields = unseal(described, where, CHANGES)
     try:
-        settings = HfSettings(**fields)
+        if not isinstance(fields.get("likelihood"), dict):
+            raise InputError(f"likelihood must be an object, got {fields.get('likelihood')!r:.40}")
+        settings = HfSettings(**{**fields, "likelihood": read_likelihood(fields["likelihood"])})
         _check(settings)
         threshold = None if settings.threshold is None else float(settings.threshold)
     except (TypeError, ValueError) as error:
         raise InputError(f"{where} is damaged: {error}") from error
-    expected = read_likelihood(settings.likelihood).output_names(tuple(settings.models))
+    expected = settings.likelihood.output_names(tuple(settings.models))
     labels = read_bert_config(folder).labels
     if labels != expected:
         raise InputError(
@@ -110,9 +112,7 @@ def _check(settings: HfSettings) -> None:
         model_column(name, models, "its")
     if settings.strong == settings.weak:
         raise InputError(f"strong and weak must be different models, got {settings.strong!r} for both")
-    if not isinstance(settings.likelihood, dict):
-        raise InputError(f"likelihood must be an object, got {settings.likelihood!r:.40}")
-    require_no_params(read_likelihood(settings.likelihood))
+    require_no_params(settings.likelihood)
     coerce(settings.max_length, int, "max_length")
     coerce(settings.weights_sha256, str | None, "weights_sha256")
 
@@ -140,7 +140,7 @@ def load_hf(folder: Path, reader: TextReader, settings: HfSettings, *, source: s
     """
     config = read_bert_config(folder)
     attributes = {"head": "architecture", "dropout_rate": config.classifier_dropout_rate}
-    models, likelihood = tuple(settings.models), read_likelihood(settings.likelihood)
+    models, likelihood = tuple(settings.models), settings.likelihood
     module = make_module("bert", models=models, attributes=attributes, likelihood=likelihood, reader=reader)
     outputs = len(likelihood.output_names(models))
     if config.labels is not None and len(config.labels) != outputs:

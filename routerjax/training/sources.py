@@ -47,7 +47,11 @@ class Resident:
     """Battles on the device, as a batch."""
 
     batch: PreferenceBatch
-    num_batches: int = 1
+
+    @property
+    def num_batches(self) -> int:
+        """One: all battles at once."""
+        return 1
 
     @property
     def num_battles(self) -> int:

@@ -31,7 +31,7 @@ class Linear(nn.Module):
         return nn.Dense(3, use_bias=False)(present.sum(axis=1))
 
 
-class LinearLoss(Likelihood):
+class LinearLoss(BradleyTerry):
     """Its gradient is the same for all parameters: an epoch of SGD adds up the gradients at the first ones."""
 
     def loss(self, params: dict, scores: jax.Array, batch: PreferenceBatch) -> jax.Array:
