@@ -34,7 +34,7 @@ types: $(VENV)/.installed
 	$(BIN)/pyright
 
 bundle-env: $(VENV)/.installed  ## a bundle in a new environment that holds what its load.py names, and nothing else
-	$(BIN)/python -m pytest -m fresh_env tests/export
+	$(BIN)/python -m pytest -m fresh_env tests/formats
 
 # Comparisons with torch implementations live in an environment of their own: nothing else may need torch.
 .venv-parity/.installed: pyproject.toml

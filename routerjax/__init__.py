@@ -12,11 +12,12 @@ if TYPE_CHECKING:
     from routerjax import bradley_terry as bradley_terry
     from routerjax import data as data
     from routerjax import evaluation as evaluation
-    from routerjax import export as export
     from routerjax import features as features
+    from routerjax import formats as formats
     from routerjax import losses as losses
     from routerjax import metrics as metrics
     from routerjax import models as models
+    from routerjax import policies as policies
     from routerjax import routing as routing
     from routerjax import scoring as scoring
     from routerjax import training as training
@@ -40,12 +41,13 @@ __all__ = [
     "bradley_terry",
     "data",
     "evaluation",
-    "export",
     "features",
+    "formats",
     "load_router",
     "losses",
     "metrics",
     "models",
+    "policies",
     "routing",
     "save_router",
     "scoring",

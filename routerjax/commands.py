@@ -74,8 +74,8 @@ def calibrate(arguments: argparse.Namespace) -> None:
     from routerjax.data import read_preferences
     from routerjax.features import EmbeddingCache
     from routerjax.pipeline import CALIBRATION_FIGURES, calibrate_router
+    from routerjax.policies import require_share, threshold_for_share
     from routerjax.router import load_router, router_folder, save_router
-    from routerjax.routing import require_share, threshold_for_share
     from routerjax.tables import read_prompt_table
 
     wants_share, wants_map = arguments.strong_share is not None, arguments.method is not None
@@ -126,8 +126,8 @@ def score(arguments: argparse.Namespace) -> None:
     import pyarrow as pa
 
     from routerjax.features import EmbeddingCache
+    from routerjax.policies import route
     from routerjax.router import load_router, router_folder
-    from routerjax.routing import route
     from routerjax.tables import read_prompt_table, require_writable
 
     # All that can be refused is refused before the prompts are encoded.
@@ -164,7 +164,7 @@ def _say_what_is_lost(stored: Router, router: Router) -> None:
 
 def export(arguments: argparse.Namespace) -> None:
     """Export a router, and say how far its scores differ."""
-    from routerjax.export import export_hf, export_routellm, export_stablehlo
+    from routerjax.formats import export_hf, export_routellm, export_stablehlo
     from routerjax.router import load_router, router_folder
 
     stored = load_router(router_folder(arguments.router), encoder=arguments.encoder)
@@ -192,7 +192,7 @@ def export(arguments: argparse.Namespace) -> None:
 
 def import_router(arguments: argparse.Namespace) -> None:
     """Make a published router a router folder."""
-    from routerjax.importing import IMPORTERS
+    from routerjax.formats import IMPORTERS
     from routerjax.router import save_router
 
     router = IMPORTERS[arguments.format](arguments.source, strong=arguments.strong, weak=arguments.weak)

@@ -18,11 +18,11 @@ from routerjax.data import simulate_arena, write_benchmark_table, write_preferen
 from routerjax.display import printable
 from routerjax.errors import InputError
 from routerjax.evaluation import evaluate_routers, print_table
-from routerjax.export import export_stablehlo
 from routerjax.features import EmbeddingCache, load_encoder
+from routerjax.formats import export_stablehlo
 from routerjax.pipeline import train_router
+from routerjax.policies import threshold_for_share
 from routerjax.router import load_router, save_router
-from routerjax.routing import threshold_for_share
 
 STRONG_SHARE = 0.3
 QUESTIONS = (

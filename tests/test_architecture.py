@@ -23,6 +23,7 @@ GROUND = {
     "process",
     "prompts",
     "registry",
+    "policies",
     "routing",
     "scoring",
     "sealing",
@@ -41,14 +42,13 @@ ALLOWED = {
     "training": GROUND,
     "router": MODELS | {"features"},
     "evaluation": ROUTER,
-    "export": ROUTER,
-    "importing": ROUTER,
-    "pipeline": ROUTER | {"evaluation", "export", "training"},
-    "demo": ROUTER | {"evaluation", "export", "pipeline", "training"},
-    "commands": ROUTER | {"demo", "evaluation", "export", "importing", "pipeline", "training"},
+    "formats": ROUTER,
+    "pipeline": ROUTER | {"evaluation", "formats", "training"},
+    "demo": ROUTER | {"evaluation", "formats", "pipeline", "training"},
+    "commands": ROUTER | {"demo", "evaluation", "formats", "pipeline", "training"},
     "cli": GROUND | {"commands"},
     # What the package itself exports; nothing below imports it through the package.
-    "__init__": ROUTER | {"evaluation", "export", "training"},
+    "__init__": ROUTER | {"evaluation", "formats", "training"},
 }
 
 

@@ -9,7 +9,7 @@ import pytest
 import scipy.optimize
 from sklearn.isotonic import IsotonicRegression
 
-from routerjax import InputError, calibration, data, export, load_router, metrics, pipeline, save_router
+from routerjax import InputError, calibration, data, formats, load_router, metrics, pipeline, save_router
 from tests.routers import tiny_router
 
 WORDS = ("what", "prove", "poem", "country", "primes", "write", "please")
@@ -141,7 +141,7 @@ def test_a_calibrated_router_is_saved_loaded_and_exported(tmp_path: Path, method
     again = pipeline.calibrate_router(calibrated, battles, method=method, cache=None)
     np.testing.assert_allclose(again.win_prob(prompts), mapped, atol=1e-6)
     if method == "isotonic":
-        assert export.export_stablehlo(calibrated, tmp_path / "bundle")["from_embedding"] <= 1e-6
+        assert formats.export_stablehlo(calibrated, tmp_path / "bundle")["from_embedding"] <= 1e-6
 
 
 def test_a_calibration_that_makes_things_worse_is_said(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:

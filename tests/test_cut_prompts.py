@@ -11,7 +11,7 @@ import pytest
 from routerjax import InputError, Router, features
 from routerjax.cli import main
 from routerjax.config import Truncation
-from routerjax.export import export_stablehlo
+from routerjax.formats import export_stablehlo
 from routerjax.router import load_router, save_router
 from routerjax.tables import write_table
 from tests.encoders import TEXTS, save_tiny_encoder

@@ -6,7 +6,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from routerjax import InputError, data, export, load_router, save_router
+from routerjax import InputError, data, formats, load_router, save_router
 from routerjax.cli import main
 from routerjax.config import (
     BattleSource,
@@ -113,6 +113,6 @@ def test_the_bundle_of_an_endpoints_router_takes_embeddings(tmp_path: Path) -> N
     )
     save_router(dataclasses.replace(local, features=features), tmp_path / "router")
     router = load_router(tmp_path / "router")
-    assert set(export.export_stablehlo(router, tmp_path / "bundle")) == {"from_embedding"}
+    assert set(formats.export_stablehlo(router, tmp_path / "bundle")) == {"from_embedding"}
     with pytest.raises(InputError, match="bundle takes embeddings, not text"):
-        export.export_stablehlo(router, tmp_path / "other", prompts=PROMPTS)
+        formats.export_stablehlo(router, tmp_path / "other", prompts=PROMPTS)

@@ -7,7 +7,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from routerjax import InputError, Router, data, export, load_router
+from routerjax import InputError, Router, data, formats, load_router
 from routerjax.calibration import fit_calibration
 from routerjax.config import BattleSource, DataConfig, ExperimentConfig, FeatureConfig, RouterConfig, TrainingConfig
 from routerjax.features import read_embeddings
@@ -71,7 +71,7 @@ def test_from_battles_to_a_bundle(tmp_path: Path, family: str, router: dict[str,
         other = loaded.win_prob(embeddings, "small", "big")
         opposite = 1 - win_prob if loaded.likelihood.readout == "half_tie" else outcome[:, 2]
         np.testing.assert_allclose(other, opposite, atol=1e-5)
-    differences = export.export_stablehlo(loaded, tmp_path / "bundle")
+    differences = formats.export_stablehlo(loaded, tmp_path / "bundle")
     assert differences["from_embedding"] <= 1e-6
 
 

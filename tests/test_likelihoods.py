@@ -11,7 +11,7 @@ import pytest
 from sklearn.metrics import log_loss
 
 from routerjax import InputError, losses
-from routerjax.export import export_stablehlo
+from routerjax.formats import export_stablehlo
 from routerjax.likelihoods import (
     LIKELIHOODS,
     BradleyTerry,

@@ -10,7 +10,7 @@ from tokenizers import Regex, normalizers, pre_tokenizers
 
 from routerjax import InputError, load_router, save_router
 from routerjax.features import TextTokenizer, load_encoder
-from routerjax.importing import import_hf
+from routerjax.formats import import_hf
 from routerjax.sealing import SEAL, seal
 from tests.encoders import change_json, save_tiny_classifier, save_tiny_encoder
 from tests.routers import tiny_text_router

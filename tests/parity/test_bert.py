@@ -11,9 +11,9 @@ import pytest
 import safetensors.numpy
 import tokenizers
 
-from routerjax import export, losses, models
+from routerjax import formats, losses, models
 from routerjax.features import load_encoder
-from routerjax.importing import import_hf, import_routellm_bert
+from routerjax.formats import import_hf, import_routellm_bert
 from routerjax.models.layers import relative_buckets
 from routerjax.pretrained import MINILM, bert_names, locate, publish_weights, read_bert_config
 from routerjax.router import Router, load_reader, make_module, pretrained_params
@@ -169,7 +169,7 @@ def test_a_folder_read_and_written_again_is_the_same_bits_and_loads_in_torch(mod
 
     model = random_model(model_type)
     loaded = load(save(model, model_type, tmp_path / "tiny"))
-    assert export.export_hf(loaded, tmp_path / "out") == 0.0
+    assert formats.export_hf(loaded, tmp_path / "out") == 0.0
     before, after = (safetensors.numpy.load_file(tmp_path / name / "model.safetensors") for name in ("tiny", "out"))
     assert before.keys() == after.keys()
     for name, tensor in before.items():
@@ -212,7 +212,7 @@ def test_a_trained_scanned_classifier_is_written_too(tmp_path: Path) -> None:
         variables={"params": {**params, "encoder": models.stack_layers(params["encoder"])}},
         reader=dataclasses.replace(loaded.reader, encoder=encoder),
     )
-    assert export.export_hf(trained, tmp_path / "out") < 1e-5
+    assert formats.export_hf(trained, tmp_path / "out") < 1e-5
     written = transformers.AutoModelForSequenceClassification.from_pretrained(tmp_path / "out").eval()
     assert list(written.config.id2label.values()) == list(LABELS)
     query = padded(1)
@@ -301,7 +301,7 @@ def test_minilm(tmp_path: Path) -> None:
         reader=reader,
         variables={"params": params},
     )
-    assert export.export_hf(router, tmp_path / "out") < 1e-5
+    assert formats.export_hf(router, tmp_path / "out") < 1e-5
     for name in ("tokenizer.json", "vocab.txt", "special_tokens_map.json"):
         assert (tmp_path / "out" / name).read_bytes() == (folder / name).read_bytes()
     written = transformers.AutoModelForSequenceClassification.from_pretrained(tmp_path / "out").eval()

@@ -12,11 +12,10 @@ import numpy as np
 import pytest
 import safetensors.numpy
 
-from routerjax import InputError, Router, export
+from routerjax import InputError, Router, formats
 from routerjax.cli import main
-from routerjax.export import hf
 from routerjax.features import load_encoder
-from routerjax.importing import import_hf
+from routerjax.formats import hf, import_hf
 from routerjax.sealing import SEAL, seal
 from tests.encoders import change_json, save_tiny_encoder
 from tests.json_changes import changes
@@ -29,7 +28,7 @@ def router(tmp_path_factory: pytest.TempPathFactory) -> Router:
 
 
 def test_a_written_folder_is_read_back_bit_for_bit(router: Router, tmp_path: Path) -> None:
-    assert export.export_hf(router, tmp_path / "out") == 0.0
+    assert formats.export_hf(router, tmp_path / "out") == 0.0
     again = import_hf(tmp_path / "out")
     assert again.module == router.module
     for name in ("models", "strong", "weak", "likelihood", "threshold"):
@@ -46,14 +45,14 @@ def test_a_written_folder_is_read_back_bit_for_bit(router: Router, tmp_path: Pat
     assert config["architectures"] == ["BertForSequenceClassification"]
     published = safetensors.numpy.load_file(tmp_path / "out" / "model.safetensors")
     assert {name for name in published if not name.startswith("bert.")} == {"classifier.weight", "classifier.bias"}
-    assert export.export_hf(again, tmp_path / "twice") == 0.0
+    assert formats.export_hf(again, tmp_path / "twice") == 0.0
     for name in ("config.json", "model.safetensors", "tokenizer_config.json"):
         assert (tmp_path / "twice" / name).read_bytes() == (tmp_path / "out" / name).read_bytes()
     assert import_hf(tmp_path / "out", weak="medium").weak == "medium"
 
 
 def test_it_is_a_sentence_encoder_too(router: Router, tmp_path: Path) -> None:
-    export.export_hf(router, tmp_path / "out")
+    formats.export_hf(router, tmp_path / "out")
     encoder = load_encoder(tmp_path / "out", max_length=48)
     prompts = ["prove it", "a poem about primes"]
     query = encoder.tokenize(prompts)
@@ -70,7 +69,7 @@ def test_it_is_a_sentence_encoder_too(router: Router, tmp_path: Path) -> None:
 )
 def test_logits_of_outcomes_keep_their_loss(tmp_path: Path, loss: str, labels: list[str]) -> None:
     router = tiny_text_router(tmp_path, loss=loss, readout="win", threshold=math.inf)
-    export.export_hf(router, tmp_path / "out")
+    formats.export_hf(router, tmp_path / "out")
     config = json.loads((tmp_path / "out" / "config.json").read_text())
     assert list(config["id2label"].values()) == labels
     prompts = ["prove it", "a poem"]
@@ -89,7 +88,7 @@ def test_three_labels_are_in_the_order_in_which_routellm_reads_them(
     weak = {"big": "small", "small": "big"}[strong]
     chosen = {"scan_layers": scan_layers}
     router = tiny_text_router(tmp_path, loss="three_labels", readout="win", strong=strong, weak=weak, chosen=chosen)
-    export.export_hf(router, tmp_path / "out")
+    formats.export_hf(router, tmp_path / "out")
     config = json.loads((tmp_path / "out" / "config.json").read_text())
     assert list(config["id2label"].values()) == [f"{strong} wins", "tie", f"{weak} wins"]
     prompts = ["prove it", "a poem"]
@@ -102,7 +101,7 @@ def test_three_labels_are_in_the_order_in_which_routellm_reads_them(
 
 
 def test_a_folder_of_another_program_needs_the_pair(router: Router, tmp_path: Path) -> None:
-    export.export_hf(router, tmp_path / "out")
+    formats.export_hf(router, tmp_path / "out")
     path = tmp_path / "out" / "config.json"
     config = {name: value for name, value in json.loads(path.read_text()).items() if name != "routerjax"}
     path.write_text(json.dumps(config))
@@ -122,24 +121,24 @@ def test_a_folder_with_other_scores_is_kept_aside(
         return {**tensors, "classifier.weight": tensors["classifier.weight"] + 0.1}
 
     monkeypatch.setattr(hf, "publish_weights", damaged)
-    with pytest.raises(export.VerificationError, match=r"scores differ by .*kept as .*out\.rejected"):
-        export.export_hf(router, tmp_path / "out")
+    with pytest.raises(formats.VerificationError, match=r"scores differ by .*kept as .*out\.rejected"):
+        formats.export_hf(router, tmp_path / "out")
     assert not (tmp_path / "out").exists()
     assert (tmp_path / "out.rejected" / "model.safetensors").is_file()
 
 
 def test_only_what_transformers_computes_is_written_and_nothing_over_anything(tmp_path: Path, router: Router) -> None:
     with pytest.raises(InputError, match="no classifier with the head 'linear'"):
-        export.export_hf(tiny_text_router(tmp_path, attributes={"head": "linear"}), tmp_path / "out")
+        formats.export_hf(tiny_text_router(tmp_path, attributes={"head": "linear"}), tmp_path / "out")
     with pytest.raises(InputError, match="no place for the loss davidson"):
-        export.export_hf(tiny_text_router(tmp_path, loss="davidson"), tmp_path / "out")
+        formats.export_hf(tiny_text_router(tmp_path, loss="davidson"), tmp_path / "out")
     with pytest.raises(InputError, match=r"classifiers \(bert\), got a router of family mf"):
-        export.export_hf(tiny_router(tmp_path), tmp_path / "out")
+        formats.export_hf(tiny_router(tmp_path), tmp_path / "out")
     calibrated = dataclasses.replace(router, variables={**router.variables, "calibration": {}})
     with pytest.raises(InputError, match="no place for a calibration"):
-        export.export_hf(calibrated, tmp_path / "out")
+        formats.export_hf(calibrated, tmp_path / "out")
     with pytest.raises(InputError, match="exists already"):
-        export.export_hf(router, tmp_path / "encoder")
+        formats.export_hf(router, tmp_path / "encoder")
 
 
 def test_from_the_command_line_there_and_back(
@@ -160,7 +159,7 @@ def test_from_the_command_line_there_and_back(
 @pytest.fixture(scope="module")
 def written(router: Router, tmp_path_factory: pytest.TempPathFactory) -> Path:
     folder = tmp_path_factory.mktemp("written")
-    export.export_hf(router, folder / "out")
+    formats.export_hf(router, folder / "out")
     return folder / "out"
 
 
@@ -228,7 +227,7 @@ def test_a_threshold_is_dropped_with_the_weights_it_was_found_for(
 def test_a_tokenizer_that_keeps_the_last_tokens(written: Path, tmp_path: Path) -> None:
     folder = save_tiny_encoder(tmp_path / "encoder")
     change_json(folder / "tokenizer_config.json", truncation_side="left", model_max_length=48)
-    export.export_hf(tiny_text_router(tmp_path), tmp_path / "right")
+    formats.export_hf(tiny_text_router(tmp_path), tmp_path / "right")
     said = json.loads((tmp_path / "right" / "tokenizer_config.json").read_text())
     assert said == {"truncation_side": "left", "model_max_length": 48}
     assert import_hf(tmp_path / "right").features.truncation == "left"
@@ -250,12 +249,12 @@ def test_a_tokenizer_that_keeps_the_last_tokens(written: Path, tmp_path: Path) -
     middle = imported.features.max_length, "middle"
     other = dataclasses.replace(imported, features=imported.reader.spec("a test", *middle))
     with pytest.raises(InputError, match="transformers cannot leave out the middle of a text"):
-        export.export_hf(other, tmp_path / "middle")
+        formats.export_hf(other, tmp_path / "middle")
 
 
 def test_what_is_compared_is_the_router_itself(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     router = tiny_text_router(tmp_path, chosen={"scan_layers": True, "dtype": "bfloat16"})
-    assert export.export_hf(router, tmp_path / "out") < 1e-5
+    assert formats.export_hf(router, tmp_path / "out") < 1e-5
     unstack = hf.unstack_layers
 
     def out_of_order(params: dict) -> dict:
@@ -263,5 +262,5 @@ def test_what_is_compared_is_the_router_itself(tmp_path: Path, monkeypatch: pyte
         return {**layers, "layer_0": layers["layer_1"], "layer_1": layers["layer_0"]}
 
     monkeypatch.setattr(hf, "unstack_layers", out_of_order)
-    with pytest.raises(export.VerificationError, match="scores differ by"):
-        export.export_hf(router, tmp_path / "swapped")
+    with pytest.raises(formats.VerificationError, match="scores differ by"):
+        formats.export_hf(router, tmp_path / "swapped")

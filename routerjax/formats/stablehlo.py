@@ -19,9 +19,9 @@ from jaxtyping import Float32
 from routerjax.atomic import new_directory, refuse_existing
 from routerjax.data import simulate_arena
 from routerjax.errors import InputError
-from routerjax.export.stablehlo import PLATFORMS, export_from_embedding, export_from_token_ids, flatten
-from routerjax.export.verification import artefact_precision, reject
 from routerjax.features import CHARACTERS_PER_TOKEN, Embeddings, SentenceEncoder
+from routerjax.formats.scoring_functions import PLATFORMS, export_from_embedding, export_from_token_ids, flatten
+from routerjax.formats.verification import artefact_precision, reject
 from routerjax.pretrained import tensor_bytes
 from routerjax.router import Router
 from routerjax.sealing import seal

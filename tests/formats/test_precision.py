@@ -7,8 +7,8 @@ from pathlib import Path
 import jax
 import pytest
 
-from routerjax import Router, export
-from routerjax.importing import import_routellm_mf
+from routerjax import Router, formats
+from routerjax.formats import import_routellm_mf
 from tests.routellm import random_tensors, write_checkpoint
 from tests.routers import tiny_router, tiny_text_router
 
@@ -20,10 +20,10 @@ def released(folder: Path) -> Router:
 @pytest.mark.parametrize(
     ("write", "make"),
     [
-        (export.export_stablehlo, tiny_router),
-        (export.export_stablehlo, tiny_text_router),
-        (export.export_hf, tiny_text_router),
-        (export.export_routellm, released),
+        (formats.export_stablehlo, tiny_router),
+        (formats.export_stablehlo, tiny_text_router),
+        (formats.export_hf, tiny_text_router),
+        (formats.export_routellm, released),
     ],
 )
 def test_references_have_the_precision_of_what_is_written(

@@ -10,8 +10,8 @@ import numpy as np
 import pytest
 import safetensors.numpy
 
-from routerjax import InputError, Router, export, features
-from routerjax.importing import import_routellm_mf
+from routerjax import InputError, Router, features, formats
+from routerjax.formats import import_routellm_mf
 from routerjax.pretrained import routellm
 from tests.routellm import random_tensors, reference_win_prob, unit_rows, write_checkpoint
 from tests.routers import tiny_router, tiny_text_router
@@ -24,7 +24,7 @@ def router(tmp_path_factory: pytest.TempPathFactory) -> Router:
 
 @pytest.mark.parametrize("naming", ["released", "training"])
 def test_both_namings_give_the_tensors_back(router: Router, tmp_path: Path, naming: routellm.Naming) -> None:
-    assert export.export_routellm(router, tmp_path / "out", naming=naming) <= 1e-6
+    assert formats.export_routellm(router, tmp_path / "out", naming=naming) <= 1e-6
     written = safetensors.numpy.load_file(tmp_path / "out" / "model.safetensors")
     expected = {name: leaf for name, leaf in random_tensors(naming).items() if name != "Q.weight"}
     assert written.keys() == expected.keys()
@@ -44,13 +44,13 @@ def test_models_in_another_order_find_their_rows(router: Router, tmp_path: Path)
         models=tuple(router.models[row] for row in order),
         variables={"params": {**params, "model_embedding": params["model_embedding"][order]}},
     )
-    export.export_routellm(shuffled, tmp_path / "out")
+    formats.export_routellm(shuffled, tmp_path / "out")
     written = safetensors.numpy.load_file(tmp_path / "out" / "model.safetensors")
     np.testing.assert_array_equal(written["P.weight"], random_tensors("released")["P.weight"])
 
 
 def test_the_written_file_scores_as_the_router(router: Router, tmp_path: Path) -> None:
-    export.export_routellm(router, tmp_path / "out")
+    formats.export_routellm(router, tmp_path / "out")
     tensors = safetensors.numpy.load_file(tmp_path / "out" / "model.safetensors")
     embedding = unit_rows(30)
     expected = reference_win_prob(tensors, embedding, 24, 36)
@@ -61,7 +61,7 @@ def test_the_written_file_scores_as_the_router(router: Router, tmp_path: Path) -
 def test_large_scores_are_allowed_their_rounding(router: Router, tmp_path: Path) -> None:
     params = router.variables["params"]
     steep = dataclasses.replace(router, variables={"params": {**params, "classifier": 300 * params["classifier"]}})
-    assert 1e-6 < export.export_routellm(steep, tmp_path / "out") < 1e-3
+    assert 1e-6 < formats.export_routellm(steep, tmp_path / "out") < 1e-3
 
 
 def test_other_forms_are_refused(router: Router, tmp_path: Path) -> None:
@@ -91,10 +91,10 @@ def test_other_forms_are_refused(router: Router, tmp_path: Path) -> None:
     before = os.listdir(tmp_path)
     for other, message in refused:
         with pytest.raises(InputError, match=message):
-            export.export_routellm(other, tmp_path / "out")
+            formats.export_routellm(other, tmp_path / "out")
     assert os.listdir(tmp_path) == before
     with pytest.raises(InputError, match="exists already"):
-        export.export_routellm(router, tmp_path / "encoder")
+        formats.export_routellm(router, tmp_path / "encoder")
 
 
 def test_a_file_that_differs_is_an_error_and_is_kept(
@@ -104,6 +104,6 @@ def test_a_file_that_differs_is_an_error_and_is_kept(
     swapped = (routellm.MODELS[1], routellm.MODELS[0], *routellm.MODELS[2:])
     original = Router.column
     monkeypatch.setattr(Router, "column", lambda self, name: original(self, swapped[routellm.MODELS.index(name)]))
-    with pytest.raises(export.VerificationError, match=r"win probabilities differ by .*e-0\d; it is kept as"):
-        export.export_routellm(router, tmp_path / "out")
+    with pytest.raises(formats.VerificationError, match=r"win probabilities differ by .*e-0\d; it is kept as"):
+        formats.export_routellm(router, tmp_path / "out")
     assert os.listdir(tmp_path) == ["out.rejected"]

@@ -9,7 +9,7 @@ from pathlib import Path
 
 import pytest
 
-from routerjax import export
+from routerjax import formats
 from tests.encoders import TEXTS
 from tests.routers import tiny_router
 
@@ -23,13 +23,13 @@ def requirements(program: Path) -> list[str]:
 
 
 def test_the_readme_names_them_too() -> None:
-    names = [re.match(r"[\w-]+", text).group() for text in requirements(Path(export.bundle.LOADER))]
+    names = [re.match(r"[\w-]+", text).group() for text in requirements(Path(formats.stablehlo.LOADER))]
     assert f"`pip install {' '.join(names)}`" in README.read_text()
 
 
 @pytest.mark.fresh_env
 def test_a_bundle_works_where_only_they_are_installed(tmp_path: Path) -> None:
-    export.export_stablehlo(tiny_router(tmp_path, threshold=0.5), tmp_path / "bundle", prompts=TEXTS)
+    formats.export_stablehlo(tiny_router(tmp_path, threshold=0.5), tmp_path / "bundle", prompts=TEXTS)
     program = tmp_path / "bundle" / "load.py"
     venv.create(tmp_path / "env", with_pip=True)
     python = str(tmp_path / "env" / "bin" / "python")

@@ -15,7 +15,7 @@ import pytest
 import safetensors.numpy
 import tokenizers
 
-from routerjax import export
+from routerjax import formats
 from tests.bundles import forge, loader
 from tests.encoders import TEXTS
 from tests.json_changes import changes
@@ -25,7 +25,7 @@ from tests.routers import tiny_router
 @pytest.fixture(scope="module")
 def exported(tmp_path_factory: pytest.TempPathFactory) -> Path:
     folder = tmp_path_factory.mktemp("export")
-    export.export_stablehlo(tiny_router(folder, threshold=0.5), folder / "bundle", prompts=[*TEXTS, "broken \ud83d"])
+    formats.export_stablehlo(tiny_router(folder, threshold=0.5), folder / "bundle", prompts=[*TEXTS, "broken \ud83d"])
     return folder / "bundle"
 
 

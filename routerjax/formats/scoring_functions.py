@@ -10,8 +10,8 @@ import jax
 import jax.export
 import jax.numpy as jnp
 
-from routerjax.export.verification import artefact_precision
 from routerjax.features import SentenceEncoder
+from routerjax.formats.verification import artefact_precision
 from routerjax.router import Router
 from routerjax.typing import Array, PyTree
 

@@ -9,7 +9,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from routerjax import routing
+from routerjax import policies
 from routerjax.errors import InputError
 
 SHARES = st.floats(0.0, 1.0)
@@ -26,15 +26,15 @@ def win_probs(draw):
 class TestThresholdForShare:
     @given(win_probs(), SHARES)
     def test_largest_attainable_share_by_brute_force(self, win_prob, strong_share):
-        threshold, attained = routing.threshold_for_share(win_prob, strong_share)
+        threshold, attained = policies.threshold_for_share(win_prob, strong_share)
         normal = np.where(win_prob < np.finfo(np.float32).tiny, 0, win_prob)  # as XLA takes them
         attainable = [0.0, *((normal >= value).mean() for value in normal)]
         assert attained == max(share for share in attainable if share <= strong_share)
         assert 0.0 <= threshold <= 1.0 or (threshold == math.inf and win_prob.max() == 1.0)
         # The same decisions in the type it was calibrated in, in float64, by numpy's promotion, and by JAX.
         for decided in (
-            routing.route(win_prob, threshold),
-            routing.route(win_prob.astype(np.float64), threshold),
+            policies.route(win_prob, threshold),
+            policies.route(win_prob.astype(np.float64), threshold),
             win_prob >= threshold,
         ):
             assert decided.mean() == attained
@@ -44,31 +44,31 @@ class TestThresholdForShare:
 
     def test_what_xla_flushes_to_zero_counts_as_zero(self):
         win_prob = np.array([0.0, 1e-45], np.float32)
-        assert routing.threshold_for_share(win_prob, 0.5) == (float(np.finfo(np.float32).tiny), 0.0)
-        assert routing.threshold_for_share(win_prob, 1.0) == (0.0, 1.0)
+        assert policies.threshold_for_share(win_prob, 0.5) == (float(np.finfo(np.float32).tiny), 0.0)
+        assert policies.threshold_for_share(win_prob, 1.0) == (0.0, 1.0)
 
     def test_hand_values(self):
         win_prob = np.array([0.1, 0.4, 0.4, 0.9])
         expected = {1.0: (0.1, 1.0), 0.99: (0.4, 0.75), 0.75: (0.4, 0.75), 0.74: (0.9, 0.25), 0.25: (0.9, 0.25)}
-        assert {share: routing.threshold_for_share(win_prob, share) for share in expected} == expected
+        assert {share: policies.threshold_for_share(win_prob, share) for share in expected} == expected
 
     def test_nothing_to_the_strong_model(self):
-        just_above = routing.threshold_for_share(np.array([0.5, 0.5]), 0.4)
+        just_above = policies.threshold_for_share(np.array([0.5, 0.5]), 0.4)
         assert just_above == (np.nextafter(0.5, 1.0), 0.0)
-        in_float32 = routing.threshold_for_share(np.array([0.5, 0.5], np.float32), 0.0)
+        in_float32 = policies.threshold_for_share(np.array([0.5, 0.5], np.float32), 0.0)
         assert in_float32.threshold == np.nextafter(np.float32(0.5), np.float32(1.0))
-        assert routing.threshold_for_share(np.array([0.5, 1.0]), 0.0) == (math.inf, 0.0)
-        assert not routing.route(np.array([0.5, 1.0]), math.inf).any()
+        assert policies.threshold_for_share(np.array([0.5, 1.0]), 0.0) == (math.inf, 0.0)
+        assert not policies.route(np.array([0.5, 1.0]), math.inf).any()
 
     def test_above_zero_is_above_zero_on_an_accelerator_too(self):
-        threshold, attained = routing.threshold_for_share(np.zeros(3, np.float32), 0.5)
+        threshold, attained = policies.threshold_for_share(np.zeros(3, np.float32), 0.5)
         assert attained == 0.0
         assert not (jnp.zeros(3) >= threshold).any()
         assert threshold >= np.finfo(np.float32).tiny
 
     def test_a_share_of_many_thirds_is_attained(self):
         # 1/3 computed by the caller and by a division of counts is the same number.
-        assert routing.threshold_for_share(np.array([0.1, 0.2, 0.3]), 1 / 3).strong_share == 1 / 3
+        assert policies.threshold_for_share(np.array([0.1, 0.2, 0.3]), 1 / 3).strong_share == 1 / 3
 
     @pytest.mark.parametrize(
         ("win_prob", "share", "message"),
@@ -86,43 +86,43 @@ class TestThresholdForShare:
     )
     def test_bad_input(self, win_prob, share, message):
         with pytest.raises(InputError, match=message):
-            routing.threshold_for_share(np.array(win_prob), share)
+            policies.threshold_for_share(np.array(win_prob), share)
 
 
 class TestRoute:
     def test_the_threshold_itself_goes_to_the_strong_model(self):
-        assert routing.route(jnp.array([0.25, 0.5, 0.75]), 0.5).tolist() == [False, True, True]
-        assert routing.route(np.array([0.0, 1.0]), 0.0).tolist() == [True, True]
-        assert routing.route(np.array([0.999, 1.0]), 1.0).tolist() == [False, True]
+        assert policies.route(jnp.array([0.25, 0.5, 0.75]), 0.5).tolist() == [False, True, True]
+        assert policies.route(np.array([0.0, 1.0]), 0.0).tolist() == [True, True]
+        assert policies.route(np.array([0.999, 1.0]), 1.0).tolist() == [False, True]
 
     def test_a_float32_probability_is_not_rounded_up_to_the_threshold(self):
         win_prob = np.array([0.1], np.float32)
         above = float(np.nextafter(float(win_prob[0]), 1.0))
         # numpy alone rounds this threshold to float32, where the two are equal.
         assert (win_prob >= above).tolist() == [True]
-        assert routing.route(win_prob, above).tolist() == [False]
+        assert policies.route(win_prob, above).tolist() == [False]
 
     @pytest.mark.parametrize("threshold", [-0.1, 1.1, math.nan, -math.inf])
     def test_bad_threshold(self, threshold):
         with pytest.raises(InputError, match=r"threshold must lie in \[0, 1\]"):
-            routing.route(np.array([0.5]), threshold)
+            policies.route(np.array([0.5]), threshold)
 
     @pytest.mark.parametrize("threshold", ["0.5", None, [0.5]])
     def test_a_threshold_is_a_number(self, threshold):
         with pytest.raises(InputError, match="threshold must lie in"):
-            routing.route(np.array([0.5]), threshold)
+            policies.route(np.array([0.5]), threshold)
 
     def test_values_under_a_mask_are_not_decided_on(self):
         with pytest.raises(InputError, match="real numbers, got MaskedArray of float64"):
-            routing.route(np.ma.masked_array([0.1, 0.2], mask=[False, True]), 0.5)
+            policies.route(np.ma.masked_array([0.1, 0.2], mask=[False, True]), 0.5)
 
     def test_narrow_types_are_numbers(self):
-        assert routing.route(jnp.array([0.25, 0.75], jnp.bfloat16), 0.5).tolist() == [False, True]
-        assert routing.route(np.array([False, True]), 0.5).tolist() == [False, True]
+        assert policies.route(jnp.array([0.25, 0.75], jnp.bfloat16), 0.5).tolist() == [False, True]
+        assert policies.route(np.array([False, True]), 0.5).tolist() == [False, True]
 
     def test_bad_win_prob(self):
         with pytest.raises(InputError, match=r"finite and lie in \[0, 1\]; row 1 is -0.5"):
-            routing.route(np.array([0.5, -0.5]), 0.5)
+            policies.route(np.array([0.5, -0.5]), 0.5)
 
 
 class TestRouteByCost:
@@ -133,14 +133,14 @@ class TestRouteByCost:
     )
     def test_hand_values(self, cost_weight, chosen):
         cost = jnp.array([10.0, 3.0, 0.0])
-        decided = routing.route_by_cost(self.scores, cost, cost_weight)
+        decided = policies.route_by_cost(self.scores, cost, cost_weight)
         assert decided.dtype == jnp.int32
         assert decided.tolist() == chosen
-        assert jax.jit(routing.route_by_cost)(self.scores, cost, cost_weight).tolist() == chosen
+        assert jax.jit(policies.route_by_cost)(self.scores, cost, cost_weight).tolist() == chosen
 
     def test_cost_of_each_prompt(self):
         cost = jnp.array([[9.0, 0.0, 9.0], [0.0, 9.0, 9.0], [9.0, 9.0, 0.0]])
-        assert routing.route_by_cost(self.scores, cost, 1.0).tolist() == [1, 0, 2]
+        assert policies.route_by_cost(self.scores, cost, 1.0).tolist() == [1, 0, 2]
 
     @given(st.integers(0, 10_000))
     def test_a_threshold_is_the_case_of_two_models(self, seed):
@@ -148,12 +148,12 @@ class TestRouteByCost:
         scores, cost = rng.normal(size=(6, 2)), rng.random(2)
         margin = scores[:, 0] - scores[:, 1]
         expected = np.where(margin >= 0.5 * (cost[0] - cost[1]), 0, 1)
-        assert routing.route_by_cost(jnp.asarray(scores), jnp.asarray(cost), 0.5).tolist() == expected.tolist()
+        assert policies.route_by_cost(jnp.asarray(scores), jnp.asarray(cost), 0.5).tolist() == expected.tolist()
 
     def test_bad_shapes(self):
         with pytest.raises(InputError, match=r"got scores \(3, 3\) and cost \(2,\)"):
-            routing.route_by_cost(self.scores, jnp.zeros(2), 1.0)
+            policies.route_by_cost(self.scores, jnp.zeros(2), 1.0)
         with pytest.raises(InputError, match=r"got scores \(3,\) and cost \(3,\)"):
-            routing.route_by_cost(self.scores[0], jnp.zeros(3), 1.0)
+            policies.route_by_cost(self.scores[0], jnp.zeros(3), 1.0)
         with pytest.raises(InputError, match="of at least one model"):
-            routing.route_by_cost(jnp.zeros((2, 0)), jnp.zeros(0), 1.0)
+            policies.route_by_cost(jnp.zeros((2, 0)), jnp.zeros(0), 1.0)

@@ -11,10 +11,10 @@ import pyarrow as pa
 import pytest
 import safetensors.numpy
 
-from routerjax import InputError, Router, data, export, features, load_router, models, routing
+from routerjax import InputError, Router, data, features, formats, load_router, models, policies
 from routerjax.cli import main
 from routerjax.features import routellm_features
-from routerjax.importing import import_hf, import_routellm_bert, import_routellm_mf, import_routellm_sw
+from routerjax.formats import import_hf, import_routellm_bert, import_routellm_mf, import_routellm_sw
 from routerjax.likelihoods import RaoKupper
 from routerjax.pretrained import routellm
 from routerjax.prompts import prompt_sha256
@@ -54,8 +54,8 @@ def test_a_prompt_at_the_threshold_goes_to_the_strong_model(checkpoint: Path) ->
     router = import_routellm_mf(checkpoint)
     win_prob = router.win_prob(embeddings(router, 20))
     threshold = float(win_prob[3])
-    np.testing.assert_array_equal(routing.route(win_prob, threshold), [value >= threshold for value in win_prob])
-    assert routing.route(win_prob, threshold)[3]
+    np.testing.assert_array_equal(policies.route(win_prob, threshold), [value >= threshold for value in win_prob])
+    assert policies.route(win_prob, threshold)[3]
 
 
 def test_the_command_line_imports_and_exports_bit_for_bit(
@@ -123,7 +123,7 @@ def test_another_width_is_imported_with_a_warning(tmp_path: Path, caplog: pytest
 
 
 def test_an_imported_router_exports_to_stablehlo(tmp_path: Path, checkpoint: Path) -> None:
-    differences = export.export_stablehlo(import_routellm_mf(checkpoint), tmp_path / "bundle")
+    differences = formats.export_stablehlo(import_routellm_mf(checkpoint), tmp_path / "bundle")
     assert list(differences) == ["from_embedding"]
     assert differences["from_embedding"] <= 1e-6
 
@@ -158,7 +158,7 @@ def test_similarity_weighted_ranking_from_battles_and_aligned_embeddings(tmp_pat
     module = models.SimilarityWeighted(num_models=4, num_tiers=3)
     scores = jax.jit(module.apply)(memory, {"embedding": given.embedding})
     np.testing.assert_allclose(router.scores(given), scores, rtol=1e-4, atol=1e-4)
-    assert export.export_stablehlo(router, tmp_path / "bundle")["from_embedding"] <= 1e-6
+    assert formats.export_stablehlo(router, tmp_path / "bundle")["from_embedding"] <= 1e-6
 
 
 def test_similarity_weighted_ranking_is_that_of_routellm(tmp_path: Path) -> None:
@@ -216,9 +216,9 @@ def test_what_the_format_cannot_hold_is_not_exported(tmp_path: Path, checkpoint:
     calibration = {"slope": np.float32(2), "intercept": np.float32(0)}
     calibrated = dataclasses.replace(router, variables={**router.variables, "calibration": calibration})
     with pytest.raises(InputError, match="has no place for a calibration"):
-        export.export_routellm(calibrated, tmp_path / "out")
+        formats.export_routellm(calibrated, tmp_path / "out")
     with pytest.raises(InputError, match="has no place for the loss rao_kupper"):
-        export.export_routellm(dataclasses.replace(router, likelihood=RaoKupper()), tmp_path / "out")
+        formats.export_routellm(dataclasses.replace(router, likelihood=RaoKupper()), tmp_path / "out")
     assert not (tmp_path / "out").exists()
 
 
@@ -243,7 +243,7 @@ def test_a_classifier_of_three_labels(tmp_path: Path) -> None:
         import_routellm_bert(config)
     config.write_text(f"bert: {{checkpoint_path: {folder}}}")
     assert import_routellm_bert(config).models == (STRONG, WEAK)
-    export.export_hf(router, tmp_path / "exported")
+    formats.export_hf(router, tmp_path / "exported")
     with pytest.raises(InputError, match=r"is an exported router, not RouteLLM's classifier: .* --format hf"):
         import_routellm_bert(tmp_path / "exported")
     change_json(folder / "tokenizer_config.json", truncation_side="left")

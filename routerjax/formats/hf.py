@@ -1,4 +1,4 @@
-"""Hugging Face's own format: a classifier that transformers loads."""
+"""Hugging Face's own format: a classifier that transformers loads, written and read."""
 
 from __future__ import annotations
 
@@ -17,19 +17,30 @@ import tokenizers
 
 from routerjax.atomic import new_directory, refuse_existing
 from routerjax.errors import InputError
-from routerjax.export.bundle import golden_prompts
-from routerjax.export.verification import artefact_precision, reject
-from routerjax.models import BertRouter, unstack_layers
-from routerjax.pretrained import TOKENIZER_CONFIG, BertConfig, bert_names, publish_weights, tensor_bytes
-from routerjax.router import Router, TextReader, load_reader
-from routerjax.router.hf import (
+from routerjax.formats.hf_settings import (
     SECTION,
+    HfSettings,
     load_hf,
     read_settings,
     require_no_params,
     router_settings,
     settings_as_json,
+    tokenizer_max_length,
 )
+from routerjax.formats.stablehlo import golden_prompts
+from routerjax.formats.verification import artefact_precision, reject
+from routerjax.likelihoods import BRADLEY_TERRY
+from routerjax.models import BertRouter, unstack_layers
+from routerjax.pretrained import (
+    TOKENIZER_CONFIG,
+    BertConfig,
+    bert_names,
+    locate,
+    publish_weights,
+    read_bert_config,
+    tensor_bytes,
+)
+from routerjax.router import Router, TextReader, load_reader
 
 logger = logging.getLogger(__name__)
 
@@ -37,6 +48,9 @@ TOLERANCE = 1e-5
 """Largest difference of score that is accepted: times the largest score where that is above 1."""
 # So many golden prompts, and the longest one.
 NUM_PROMPTS = 7
+
+TRANSFORMERS_LABELS = ("LABEL_0", "LABEL_1")
+"""Labels that transformers gives a classifier whose configuration names none."""
 
 
 def export_hf(router: Router, path: str | os.PathLike[str]) -> float:
@@ -95,6 +109,35 @@ def export_hf(router: Router, path: str | os.PathLike[str]) -> float:
         if not difference <= TOLERANCE * max(1.0, float(np.abs(expected).max())):
             reject(folder, path, f"scores differ by {difference:.1e}")
     return difference
+
+
+def import_hf(source: str | os.PathLike[str], *, strong: str | None = None, weak: str | None = None) -> Router:
+    """A classifier of the BERT family with a label for each model: what :func:`export_hf` writes, or
+    another whose labels are the names of models; ``P(a wins over b) = sigmoid(logit_a - logit_b)``.
+
+    Args:
+        source: a folder in Hugging Face's format, or a Hugging Face name.
+        strong: one of the labels; default that of the router which was exported.
+        weak: likewise.
+
+    Raises:
+        InputError: no such source, damaged, without a classifier, or no pair of models named where its files name none.
+    """
+    folder = locate(source)
+    settings, reader = read_settings(folder), load_reader(folder)
+    if settings is None:
+        labels = list(read_bert_config(folder).labels or TRANSFORMERS_LABELS)
+        if strong is None or weak is None:
+            raise InputError(
+                f"{source} does not say which models it routes between: give --strong and --weak, two of "
+                f"its labels {', '.join(labels)}"
+            )
+        repeated = [label for label in labels if labels.count(label) > 1]
+        if repeated:
+            raise InputError(f"{source}: id2label gives the name {repeated[0]!r} to {labels.count(repeated[0])} labels")
+        settings = HfSettings(labels, strong, weak, BRADLEY_TERRY, tokenizer_max_length(reader))
+    router = load_hf(folder, reader, settings, source=os.fspath(source)).with_pair(strong, weak)
+    return dataclasses.replace(router, provenance={**router.provenance, "format": "hf"})
 
 
 def _require_form(router: Router) -> None:
