@@ -204,8 +204,7 @@ def out_of_fold_table(win_prob: dict[str, np.ndarray], golden: Benchmark) -> str
     result = evaluation.evaluate(win_prob, golden, strong=ROUTELLM_STRONG, weak=ROUTELLM_WEAK)
     lines = ["| router | APGR, out of fold | APGR - mf, paired | log-loss |", "|---|---|---|---|"]
     for router, own in sorted(result.routers.items(), key=lambda item: -(item[1].apgr.value or 0.0)):
-        against = result.difference.get((router, "mf"))
-        paired = "" if against is None else interval(against)
+        paired = "" if router == "mf" else interval(result.minus(router, "mf"))
         lines.append(f"| {router} | {interval(own.apgr)} | {paired} | {own.log_loss.value:.4f} |")
     return "\n".join(lines) + "\n"
 
@@ -223,11 +222,10 @@ def comparison(win_prob: dict[str, dict[str, np.ndarray]], tests: dict[str, Benc
             if router.endswith(CALIBRATED):
                 continue
             calibrated = result.routers.get(router + CALIBRATED)
-            against = result.difference.get((router, "knn"))
             cells = [
                 router,
                 interval(own.apgr),
-                "" if against is None else interval(against),
+                "" if router == "knn" else interval(result.minus(router, "knn")),
                 *(interval(own.cpt[target]) for target in (0.5, 0.8)),
                 f"{own.log_loss.value:.3f}",
                 "" if calibrated is None else f"{calibrated.log_loss.value:.3f}",

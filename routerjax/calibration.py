@@ -18,8 +18,8 @@ import scipy.special
 from jaxtyping import Array, Float, Int
 
 from routerjax.errors import InputError, choose
-from routerjax.metrics.calibration import SMALLEST_PROB
 from routerjax.metrics.columns import Column, check_columns, check_probabilities
+from routerjax.metrics.probability import SMALLEST_PROB
 
 Calibration = Mapping[str, Array]
 """``slope`` and ``intercept``, scalars; or ``knots`` and ``values``, both ``[knots]`` and non-decreasing."""

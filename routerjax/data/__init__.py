@@ -23,7 +23,6 @@ from routerjax.data.preferences import Preferences, model_index
 from routerjax.data.readers import read_preferences, source_revision, write_preferences
 from routerjax.data.routellm_evals import ROUTELLM_STRONG, ROUTELLM_WEAK, load_benchmark
 from routerjax.data.simulation import SimulatedArena, simulate_arena
-from routerjax.data.tiering import Tiering, tier_models
 from routerjax.data.transformations import (
     concatenate,
     merge_both_orders,
@@ -41,7 +40,6 @@ __all__ = [
     "NearestPrompt",
     "Preferences",
     "SimulatedArena",
-    "Tiering",
     "TokenBatches",
     "concatenate",
     "contaminated",
@@ -61,7 +59,6 @@ __all__ = [
     "source_revision",
     "split_by_prompt",
     "swap_sides",
-    "tier_models",
     "to_batch",
     "write_benchmark_table",
     "write_preferences",

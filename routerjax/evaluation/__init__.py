@@ -1,5 +1,6 @@
 """Routers on benchmarks: curves, figures with intervals, and the controls that every router is compared with."""
 
+from routerjax.evaluation.compare import evaluate_routers, read_scores
 from routerjax.evaluation.controls import control_win_probs
 from routerjax.evaluation.evaluate import (
     Band,
@@ -9,12 +10,11 @@ from routerjax.evaluation.evaluate import (
     evaluate,
     preference_label,
 )
-from routerjax.evaluation.figures import Figure
 from routerjax.evaluation.plots import plot_curves
 from routerjax.evaluation.report import markdown_table, print_table, results_json
 from routerjax.evaluation.report_html import html_report
-from routerjax.evaluation.run import evaluate_routers, read_scores
 from routerjax.evaluation.slices import Slice, SliceFigures
+from routerjax.metrics import Figure
 
 __all__ = [
     "Band",

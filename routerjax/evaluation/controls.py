@@ -8,9 +8,9 @@ import numpy as np
 from jaxtyping import Array, Float, Float64, Key, UInt32
 
 from routerjax.data import Benchmark
-from routerjax.evaluation.evaluate import is_chance
 from routerjax.prompts import prompt_ids
 
+CONTROLS = ("random", "constant", "oracle")
 # The part of the oracle's win probability that is the rank of the gain.
 RANK_WEIGHT = 1e-6
 
@@ -39,6 +39,11 @@ def control_win_probs(
 def random_win_prob(prompts: tuple[str, ...], *, seed: int) -> Float64[np.ndarray, "prompts"]:
     """Draw win probabilities uniformly from (0, 1), a pure function of seed and prompt."""
     return np.asarray(_random_win_prob(jax.random.key(seed), jnp.asarray(prompt_ids(prompts))), np.float64)
+
+
+def is_chance(quality: Float64[np.ndarray, "*shape"]) -> bool:
+    """Return True if qualities are chances of a good answer (all in [0, 1]), False if they are grades."""
+    return bool(quality.min() >= 0 and quality.max() <= 1)
 
 
 @jax.jit

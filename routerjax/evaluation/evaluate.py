@@ -13,8 +13,9 @@ from jaxtyping import Float, Float64
 from routerjax import metrics
 from routerjax.data import Benchmark, model_index
 from routerjax.errors import InputError
-from routerjax.evaluation.figures import CONTROLS, Figure, figure
+from routerjax.evaluation.controls import CONTROLS, is_chance
 from routerjax.evaluation.slices import Slice, evaluate_slices
+from routerjax.metrics import Figure
 from routerjax.metrics.columns import quality_gain
 
 TARGETS = (0.5, 0.8)
@@ -96,7 +97,8 @@ class BenchmarkResult:
         gap_not_positive: share of the resamples in which the strong model is not better than the weak one; APGR, CPT
             and what follows from them mean little there.
         routers: by name, the controls among them.
-        difference: by pair of routers, APGR of the first minus that of the second, with its paired interval.
+        difference: by pair of routers, as ordered in ``routers``, APGR of the first minus that of the second, with its
+            paired interval; :meth:`minus` takes them in either order.
         slices: where the routers err, without the controls.
         num_samples, seed: of the bootstrap.
         pairs: by router, the models that its win probabilities compare, where known.
@@ -116,6 +118,11 @@ class BenchmarkResult:
     seed: int
     pairs: Mapping[str, ScoredPair] = field(default_factory=dict)
 
+    def minus(self, one: str, other: str) -> Figure:
+        """Return APGR of one router minus that of another, with its paired interval."""
+        difference = self.difference.get((one, other))
+        return -self.difference[other, one] if difference is None else difference
+
 
 def preference_label(benchmark: Benchmark, *, strong: str, weak: str) -> Float64[np.ndarray, "prompts"]:
     """P(the strong answer is preferred) that win probabilities are compared with, a tie counting half.
@@ -126,11 +133,6 @@ def preference_label(benchmark: Benchmark, *, strong: str, weak: str) -> Float64
     gain = benchmark.quality[strong] - benchmark.quality[weak]
     qualities = np.stack([benchmark.quality[strong], benchmark.quality[weak]])
     return (1 + (gain if is_chance(qualities) else np.sign(gain))) / 2
-
-
-def is_chance(quality: Float64[np.ndarray, "*shape"]) -> bool:
-    """Return True if qualities are chances of a good answer (all in [0, 1]), False if they are grades."""
-    return bool(quality.min() >= 0 and quality.max() <= 1)
 
 
 def find_pair(benchmark: Benchmark, strong: str | None, weak: str | None) -> tuple[str, str]:
@@ -204,22 +206,22 @@ def evaluate(
         routers[name] = RouterResult(
             curve=curve,
             band=_band(drawn.pgr),
-            apgr=figure(exact[name], drawn.apgr),
-            apgr_binned=figure(metrics.apgr_binned(values, quality_strong, quality_weak), drawn.apgr_binned),
-            cpt={target: figure(metrics.cpt(curve, target), drawn.cpt[target]) for target in TARGETS},
+            apgr=Figure.of(exact[name], drawn.apgr),
+            apgr_binned=Figure.of(metrics.apgr_binned(values, quality_strong, quality_weak), drawn.apgr_binned),
+            cpt={target: Figure.of(metrics.cpt(curve, target), drawn.cpt[target]) for target in TARGETS},
             cost_saving={target: _saving(curve, drawn.cpt[target], target) for target in TARGETS},
             aiq=metrics.aiq(curve),
             of_oracle=_of_oracle(exact, samples, name),
-            log_loss=figure(metrics.log_loss(values, label), mean[:, 0]),
-            brier=figure(metrics.brier(values, label), mean[:, 1]),
-            calibration_error=figure(
+            log_loss=Figure.of(metrics.log_loss(values, label), mean[:, 0]),
+            brier=Figure.of(metrics.brier(values, label), mean[:, 1]),
+            calibration_error=Figure.of(
                 metrics.expected_calibration_error(values, label), np.abs(mean[:, 2:]).sum(axis=1)
             ),
             reliability=metrics.reliability(values, label),
         )
     difference = {
-        (one, other): figure(exact[one] - exact[other], samples[one].apgr - samples[other].apgr)
-        for one, other in itertools.permutations(win_prob, 2)
+        (one, other): Figure.of(exact[one] - exact[other], samples[one].apgr - samples[other].apgr)
+        for one, other in itertools.combinations(win_prob, 2)
     }
     slices = evaluate_slices(
         {name: values for name, values in win_prob.items() if name not in CONTROLS},
@@ -258,7 +260,7 @@ def _of_oracle(apgr: Mapping[str, float], samples: Mapping[str, metrics.Bootstra
         drawn = (samples[name].apgr - 0.5) / (samples["oracle"].apgr - 0.5)
     # Where all drawn prompts gain the same there is no way to come.
     drawn = np.where(np.isfinite(drawn), drawn, np.nan)
-    return figure((apgr[name] - 0.5) / (apgr["oracle"] - 0.5), drawn)
+    return Figure.of((apgr[name] - 0.5) / (apgr["oracle"] - 0.5), drawn)
 
 
 def _band(samples: Float[np.ndarray, "samples shares"]) -> Band:
@@ -268,4 +270,4 @@ def _band(samples: Float[np.ndarray, "samples shares"]) -> Band:
 
 def _saving(curve: metrics.Curve, cpt_samples: Float[np.ndarray, "samples"], target: float) -> Figure:
     with np.errstate(divide="ignore"):
-        return figure(metrics.cost_saving(curve, target), target / cpt_samples)
+        return Figure.of(metrics.cost_saving(curve, target), target / cpt_samples)

@@ -18,7 +18,7 @@ from rich.text import Text
 
 from routerjax.display import markdown, printable
 from routerjax.evaluation.evaluate import TARGETS, BenchmarkResult, RouterResult, ScoredPair
-from routerjax.evaluation.figures import Figure
+from routerjax.metrics import Figure
 
 if TYPE_CHECKING:
     from _typeshed import DataclassInstance
@@ -48,8 +48,7 @@ def _times(figure: Figure) -> str:
 
 
 def _against_random(result: BenchmarkResult, name: str, _: RouterResult) -> str:
-    difference = result.difference.get((name, "random"))
-    return "" if difference is None else number(difference)
+    return number(result.minus(name, "random")) if name != "random" and "random" in result.routers else ""
 
 
 def _of_oracle(_: BenchmarkResult, name: str, router: RouterResult) -> str:

@@ -14,10 +14,11 @@ from jaxtyping import Float64
 from matplotlib.ticker import MaxNLocator
 
 from routerjax.data import ROUTELLM_STRONG, ROUTELLM_WEAK
+from routerjax.evaluation.controls import CONTROLS
 from routerjax.evaluation.evaluate import BenchmarkResult, RouterResult
-from routerjax.evaluation.figures import CONTROLS, Figure
 from routerjax.evaluation.report import COLUMNS, figure_rows, notes, number
 from routerjax.evaluation.slices import Slice
+from routerjax.metrics import Figure
 
 # Of a curve as it is drawn.
 MOST_POINTS = 200

@@ -13,8 +13,7 @@ import numpy as np
 from jaxtyping import Array, Float, Float64, Int
 
 from routerjax.data import Benchmark
-from routerjax.evaluation.figures import Figure, figure
-from routerjax.metrics import over_resamples
+from routerjax.metrics import Figure, over_resamples
 
 # The share of all prompts that every router sends to the strong model here.
 STRONG_SHARE = 0.5
@@ -129,7 +128,7 @@ def evaluate_slices(
             routers = {}
             for row, router in enumerate(win_prob):
                 figures = {
-                    statistic: figure(
+                    statistic: Figure.of(
                         float(getattr(exact, statistic)[row, column]), getattr(samples, statistic)[:, row, column]
                     )
                     for statistic in ("quality", "over_random", "regret")

@@ -10,12 +10,6 @@ from routerjax.metrics.bootstrap import rank_prompts as rank_prompts
 from routerjax.metrics.bootstrap import weighted_apgr_and_cpt as weighted_apgr_and_cpt
 from routerjax.metrics.bootstrap import weighted_apgr_binned as weighted_apgr_binned
 from routerjax.metrics.bootstrap import weighted_pgr as weighted_pgr
-from routerjax.metrics.calibration import Reliability as Reliability
-from routerjax.metrics.calibration import brier as brier
-from routerjax.metrics.calibration import calibration_columns as calibration_columns
-from routerjax.metrics.calibration import expected_calibration_error as expected_calibration_error
-from routerjax.metrics.calibration import log_loss as log_loss
-from routerjax.metrics.calibration import reliability as reliability
 from routerjax.metrics.curve import Curve as Curve
 from routerjax.metrics.curve import aiq as aiq
 from routerjax.metrics.curve import apgr as apgr
@@ -23,6 +17,13 @@ from routerjax.metrics.curve import apgr_binned as apgr_binned
 from routerjax.metrics.curve import cost_quality_curve as cost_quality_curve
 from routerjax.metrics.curve import cost_saving as cost_saving
 from routerjax.metrics.curve import cpt as cpt
+from routerjax.metrics.probability import Reliability as Reliability
+from routerjax.metrics.probability import brier as brier
+from routerjax.metrics.probability import calibration_columns as calibration_columns
+from routerjax.metrics.probability import expected_calibration_error as expected_calibration_error
+from routerjax.metrics.probability import log_loss as log_loss
+from routerjax.metrics.probability import reliability as reliability
+from routerjax.metrics.resampling import Figure as Figure
 from routerjax.metrics.resampling import Interval as Interval
 from routerjax.metrics.resampling import bootstrap_means as bootstrap_means
 from routerjax.metrics.resampling import check_resamples as check_resamples

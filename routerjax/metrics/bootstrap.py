@@ -53,10 +53,6 @@ class BootstrapSamples:
     cpt: Mapping[float, Float[np.ndarray, "samples"]]
     pgr: Float[np.ndarray, "samples shares"]
 
-    def reached(self, target: float) -> float:
-        """Share of the resamples in which the router's PGR reaches ``target``."""
-        return float(np.isfinite(self.cpt[target]).mean())
-
 
 def rank_prompts(win_prob: Column, quality_strong: Column, quality_weak: Column) -> Ranking:
     """Sort the prompts of one router, once for all resamples.

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable
+from dataclasses import dataclass
 from functools import partial
 from typing import NamedTuple, TypeVar
 
@@ -35,6 +36,29 @@ class Interval(NamedTuple):
 
     low: float
     high: float
+
+
+@dataclass(frozen=True)
+class Figure:
+    """A statistic with its 95 % bootstrap interval over prompts.
+
+    Attributes:
+        value: on all prompts; None where it is not reached (CPT and what follows from it).
+        low: of the interval.
+        high: of the interval; ``inf`` where more than 2.5 % of the resamples do not reach it.
+    """
+
+    value: float | None
+    low: float
+    high: float
+
+    @classmethod
+    def of(cls, value: float | None, samples: Float[np.ndarray, "samples"]) -> Figure:
+        """Add the :func:`percentile_interval` of the resamples to the statistic on all prompts."""
+        return cls(value, *percentile_interval(samples))
+
+    def __neg__(self) -> Figure:
+        return Figure(None if self.value is None else -self.value, -self.high, -self.low)
 
 
 def check_resamples(num_samples: int, seed: int) -> None:

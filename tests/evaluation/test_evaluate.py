@@ -55,6 +55,8 @@ def test_figures_are_those_of_the_metrics_and_lie_in_their_intervals() -> None:
     difference = result.difference["good", "random"]
     assert difference.value == result.routers["good"].apgr.value - result.routers["random"].apgr.value
     assert difference.low > 0
+    assert result.minus("good", "random") == difference
+    assert result.minus("random", "good") == evaluation.Figure(-difference.value, -difference.high, -difference.low)
     label = (1 + strong - weak) / 2
     hard = np.concatenate([np.ones(len(label)), np.zeros(len(label))])
     expected = log_loss(hard, np.tile(found["good"], 2), sample_weight=np.concatenate([label, 1 - label]))
@@ -235,4 +237,4 @@ def test_reports_say_the_same() -> None:
     assert all(len(line) <= 80 for line in text.splitlines())
     described = json.loads(json.dumps(evaluation.results_json([result]), allow_nan=False))
     assert described["benchmarks"][0]["routers"]["good"]["apgr"]["value"] == result.routers["good"].apgr.value
-    assert len(described["benchmarks"][0]["difference"]) == 4 * 3
+    assert len(described["benchmarks"][0]["difference"]) == 4 * 3 / 2

@@ -16,9 +16,8 @@ from jaxtyping import Float64
 from routerjax.atomic import new_directory, refuse_existing
 from routerjax.data import Benchmark, load_benchmark, read_benchmark_table, smallest_by_hash
 from routerjax.errors import InputError
-from routerjax.evaluation.controls import control_win_probs
+from routerjax.evaluation.controls import CONTROLS, control_win_probs
 from routerjax.evaluation.evaluate import BenchmarkResult, ScoredPair, evaluate, find_pair
-from routerjax.evaluation.figures import CONTROLS
 from routerjax.evaluation.plots import plot_curves
 from routerjax.evaluation.report import markdown_table, results_json
 from routerjax.evaluation.report_html import html_report
