@@ -12,6 +12,7 @@ from pathlib import Path
 from routerjax import commands
 from routerjax.display import printable
 from routerjax.errors import InputError, VerificationError
+from routerjax.formats import FORMATS
 from routerjax.process import fail, interrupts, standard_streams
 
 # Exit status where a disk, permissions or memory refused; bad input is 2.
@@ -144,7 +145,7 @@ def _parser() -> argparse.ArgumentParser:
 
     export = subparsers.add_parser("export", help="write a serving bundle, verified before it counts as written")
     export.add_argument("router", type=Path, metavar="ROUTER")
-    export.add_argument("--format", required=True, choices=["stablehlo", "hf", "routellm"])
+    export.add_argument("--format", required=True, choices=FORMATS, metavar="FORMAT", help="%(choices)s")
     export.add_argument("--output", type=Path, required=True, metavar="DIR", help="a new folder for what is written")
     export.set_defaults(run=commands.export)
 
@@ -154,7 +155,7 @@ def _parser() -> argparse.ArgumentParser:
         metavar="SOURCE",
         help="a folder with model.safetensors, that file, a Hugging Face name, or RouteLLM's config.yaml",
     )
-    importing.add_argument("--format", required=True, choices=["hf", "routellm-mf", "routellm-sw", "routellm-bert"])
+    importing.add_argument("--format", required=True, choices=FORMATS, metavar="FORMAT", help="%(choices)s")
     importing.add_argument("--output", type=Path, required=True, metavar="DIR", help="a new folder for the router")
     importing.set_defaults(run=commands.import_router)
     for command in (evaluate, calibrate, score, export):

@@ -164,38 +164,24 @@ def _say_what_is_lost(stored: Router, router: Router) -> None:
 
 def export(arguments: argparse.Namespace) -> None:
     """Export a router, and say how far its scores differ."""
-    from routerjax.formats import export_hf, export_routellm, export_stablehlo
+    from routerjax import formats
     from routerjax.router import load_router, router_folder
 
+    format = formats.find_format(arguments.format, formats.WritableFormat)
     stored = load_router(router_folder(arguments.router), encoder=arguments.encoder)
     router = stored.with_pair(arguments.strong, arguments.weak)
     _say_what_is_lost(stored, router)
-    if arguments.format == "hf":
-        difference = export_hf(router, arguments.output)
-        _say(f"model.safetensors: scores differ from the router's by at most {difference:.1e}")
-        loads = "transformers' AutoModelForSequenceClassification and AutoTokenizer load it"
-        _say(f"verified and written to {arguments.output}; {loads}")
-        return
-    if arguments.format == "routellm":
-        differences = {"model.safetensors": export_routellm(router, arguments.output)}
-        usage = (
-            f"in RouteLLM's config: mf: {{checkpoint_path: {arguments.output}, strong_model: {router.strong}, "
-            f"weak_model: {router.weak}, hidden_size: {router.variables['params']['classifier'].shape[0]}}}"
-        )
-    else:
-        differences = export_stablehlo(router, arguments.output)
-        usage = f'try: python {arguments.output / "load.py"} "A prompt"'
-    for name, difference in differences.items():
-        _say(f"{name}: win probabilities differ from the router's by at most {difference:.1e}")
-    _say(f"verified and written to {arguments.output}; {usage}")
+    for name, difference in formats.export(router, arguments.output, arguments.format).items():
+        _say(f"{name}: {format.compared} differ from the router's by at most {difference:.1e}")
+    _say(f"verified and written to {arguments.output}; {format.usage(router, arguments.output)}")
 
 
 def import_router(arguments: argparse.Namespace) -> None:
     """Make a published router a router folder."""
-    from routerjax.formats import IMPORTERS
+    from routerjax import formats
     from routerjax.router import save_router
 
-    router = IMPORTERS[arguments.format](arguments.source, strong=arguments.strong, weak=arguments.weak)
+    router = formats.read(arguments.source, arguments.format, strong=arguments.strong, weak=arguments.weak)
     save_router(router, arguments.output)
     _say(f"router of {len(router.models)} models written to {arguments.output}: {router.strong} or {router.weak}")
     if router.reader is None:

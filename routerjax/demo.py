@@ -19,7 +19,7 @@ from routerjax.display import printable
 from routerjax.errors import InputError
 from routerjax.evaluation import evaluate_routers, print_table
 from routerjax.features import EmbeddingCache, load_encoder
-from routerjax.formats import export_stablehlo
+from routerjax.formats import export
 from routerjax.pipeline import train_router
 from routerjax.policies import threshold_for_share
 from routerjax.router import load_router, save_router
@@ -102,7 +102,7 @@ def run_demo(output: Path, *, seed: int = 0) -> None:
     )
 
     step(5, "Export to StableHLO, reload in a fresh process without routerjax, and compare")
-    differences = export_stablehlo(load_router(output / "calibrated"), output / "bundle")
+    differences = export(load_router(output / "calibrated"), output / "bundle", "stablehlo")
     said = ", ".join(f"{name} {difference:.0e}" for name, difference in differences.items())
     console.print(f"   {shown}/bundle: verified; largest differences of win probability: {said}")
 

@@ -2,11 +2,15 @@
 
 from __future__ import annotations
 
-import importlib.metadata
+import importlib
 from collections.abc import Iterator, Mapping
-from typing import Generic, TypeVar
+from types import MappingProxyType
+from typing import TYPE_CHECKING, Generic, TypeVar
 
 from routerjax.errors import InputError
+
+if TYPE_CHECKING:
+    from importlib.metadata import EntryPoints
 
 Entry = TypeVar("Entry")
 
@@ -19,10 +23,12 @@ class Registry(Mapping[str, Entry], Generic[Entry]):
 
     Args:
         group: of entry points: ``routerjax.likelihoods``.
+        built_in: entries of this package that are likewise imported when asked for: name -> ``module:attribute``.
     """
 
-    def __init__(self, group: str) -> None:
+    def __init__(self, group: str, built_in: Mapping[str, str] = MappingProxyType({})) -> None:
         self._group = group
+        self._built_in = built_in
         self._entries: dict[str, Entry] = {}
 
     def register(self, name: str, entry: Entry) -> None:
@@ -31,18 +37,28 @@ class Registry(Mapping[str, Entry], Generic[Entry]):
         Raises:
             InputError: the name is taken by another.
         """
-        if self._entries.setdefault(name, entry) is not entry:
-            raise InputError(f"{self._group}: the name {name!r} is taken by {self._entries[name]!r}")
+        known = self[name] if name in self._built_in else self._entries.setdefault(name, entry)
+        if known is not entry:
+            raise InputError(f"{self._group}: the name {name!r} is taken by {known!r}")
 
     def __getitem__(self, name: str) -> Entry:
         if name not in self._entries:
-            for point in importlib.metadata.entry_points(group=self._group, name=name):
-                self._entries[name] = point.load()
+            if name in self._built_in:
+                module, _, attribute = self._built_in[name].partition(":")
+                self._entries[name] = getattr(importlib.import_module(module), attribute)
+            else:
+                for point in self._installed().select(name=name):
+                    self._entries.setdefault(name, point.load())
         return self._entries[name]
 
     def __iter__(self) -> Iterator[str]:
-        installed = importlib.metadata.entry_points(group=self._group)
-        return iter(dict.fromkeys([*self._entries, *(point.name for point in installed)]))
+        installed = (point.name for point in self._installed())
+        return iter(dict.fromkeys([*self._built_in, *self._entries, *installed]))
 
     def __len__(self) -> int:
         return len(list(iter(self)))
+
+    def _installed(self) -> EntryPoints:
+        import importlib.metadata  # which takes as long as all else that the command line's --help does
+
+        return importlib.metadata.entry_points(group=self._group)

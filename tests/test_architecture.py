@@ -46,7 +46,7 @@ ALLOWED = {
     "pipeline": ROUTER | {"evaluation", "formats", "training"},
     "demo": ROUTER | {"evaluation", "formats", "pipeline", "training"},
     "commands": ROUTER | {"demo", "evaluation", "formats", "pipeline", "training"},
-    "cli": GROUND | {"commands"},
+    "cli": GROUND | {"commands", "formats"},
     # What the package itself exports; nothing below imports it through the package.
     "__init__": ROUTER | {"evaluation", "formats", "training"},
 }

@@ -141,7 +141,7 @@ def test_a_calibrated_router_is_saved_loaded_and_exported(tmp_path: Path, method
     again = pipeline.calibrate_router(calibrated, battles, method=method, cache=None)
     np.testing.assert_allclose(again.win_prob(prompts), mapped, atol=1e-6)
     if method == "isotonic":
-        assert formats.export_stablehlo(calibrated, tmp_path / "bundle")["from_embedding"] <= 1e-6
+        assert formats.export(calibrated, tmp_path / "bundle", "stablehlo")["from_embedding"] <= 1e-6
 
 
 def test_a_calibration_that_makes_things_worse_is_said(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:

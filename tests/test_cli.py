@@ -165,7 +165,7 @@ def test_export(
     assert [line.split(":")[0] for line in said.splitlines()[:-1]] == ["from_embedding", "from_token_ids", "from_text"]
     # Before the warning that prompts were cut, of which the user gave none.
     own, cut = [text for text in caplog.messages if "exporting, and" in text or "prompts were cut" in text]
-    assert own.startswith("exporting, and comparing with the router in a new process on 49 prompts of its own, a long")
+    assert own.startswith("exporting, and comparing with the router on 49 prompts of its own, a long")
     assert re.match(r"\d+ of 49 prompts were cut", cut)
     description = json.loads((tmp_path / "b" / "bundle.json").read_text())
     assert description["threshold"] == load_router(arena / "calibrated").threshold

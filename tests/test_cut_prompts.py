@@ -11,7 +11,7 @@ import pytest
 from routerjax import InputError, Router, features
 from routerjax.cli import main
 from routerjax.config import Truncation
-from routerjax.formats import export_stablehlo
+from routerjax.formats import export
 from routerjax.router import load_router, save_router
 from routerjax.tables import write_table
 from tests.encoders import TEXTS, save_tiny_encoder
@@ -82,7 +82,7 @@ def test_routers_and_bundles_keep_the_choice(tmp_path: Path, truncation: Truncat
     win_prob = loaded.win_prob(prompts)
     assert len(set(win_prob.tolist())) == len(prompts)
     # A process of the bundle's own scores these texts, and compares.
-    assert export_stablehlo(loaded, tmp_path / "bundle", prompts=prompts)["from_text"] <= 1e-5
+    assert export(loaded, tmp_path / "bundle", "stablehlo", prompts=prompts)["from_text"] <= 1e-5
 
 
 def test_every_command_says_it(

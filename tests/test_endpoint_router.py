@@ -113,6 +113,6 @@ def test_the_bundle_of_an_endpoints_router_takes_embeddings(tmp_path: Path) -> N
     )
     save_router(dataclasses.replace(local, features=features), tmp_path / "router")
     router = load_router(tmp_path / "router")
-    assert set(formats.export_stablehlo(router, tmp_path / "bundle")) == {"from_embedding"}
-    with pytest.raises(InputError, match="bundle takes embeddings, not text"):
-        formats.export_stablehlo(router, tmp_path / "other", prompts=PROMPTS)
+    assert set(formats.export(router, tmp_path / "bundle", "stablehlo")) == {"from_embedding"}
+    with pytest.raises(InputError, match="exported for embeddings, not text"):
+        formats.export(router, tmp_path / "other", "stablehlo", prompts=PROMPTS)

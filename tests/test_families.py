@@ -71,7 +71,7 @@ def test_from_battles_to_a_bundle(tmp_path: Path, family: str, router: dict[str,
         other = loaded.win_prob(embeddings, "small", "big")
         opposite = 1 - win_prob if loaded.likelihood.readout == "half_tie" else outcome[:, 2]
         np.testing.assert_allclose(other, opposite, atol=1e-5)
-    differences = formats.export_stablehlo(loaded, tmp_path / "bundle")
+    differences = formats.export(loaded, tmp_path / "bundle", "stablehlo")
     assert differences["from_embedding"] <= 1e-6
 
 

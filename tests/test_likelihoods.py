@@ -11,7 +11,7 @@ import pytest
 from sklearn.metrics import log_loss
 
 from routerjax import InputError, losses
-from routerjax.formats import export_stablehlo
+from routerjax.formats import export
 from routerjax.likelihoods import (
     LIKELIHOODS,
     BradleyTerry,
@@ -190,7 +190,7 @@ def test_a_likelihood_of_another_package_is_kept_found_by_its_entry_point_and_ex
     prompts = ["prove it", "a poem"]
     odds = np.asarray(plain.win_prob(prompts), np.float64) / (1 - np.asarray(plain.win_prob(prompts), np.float64))
     np.testing.assert_allclose(loaded.win_prob(prompts), odds**2 / (1 + odds**2), rtol=1e-5)
-    assert export_stablehlo(loaded, tmp_path / "bundle")["from_text"] <= 1e-5
+    assert export(loaded, tmp_path / "bundle", "stablehlo")["from_text"] <= 1e-5
 
 
 def test_a_likelihood_without_probabilities_is_none() -> None:

@@ -101,7 +101,7 @@ def test_leaving_own_battles_out_is_evaluations_choice(
     embeddings = Embeddings(router.encoder.encode(prompts), router.features.fingerprint)
     # Serving gives one answer, whichever way the prompt comes, and the bundle gives the same.
     np.testing.assert_allclose(router.win_prob(embeddings), served, atol=1e-6)
-    assert formats.export_stablehlo(router, tmp_path / "bundle", prompts=prompts)["from_text"] <= 1e-5
+    assert formats.export(router, tmp_path / "bundle", "stablehlo", prompts=prompts)["from_text"] <= 1e-5
     evaluated = router.win_prob(prompts, exclude_own_battles=True)
     assert np.abs(evaluated - served).max() > 1e-3
     for one in (router.scores, router.outcome_prob):

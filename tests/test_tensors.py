@@ -45,7 +45,7 @@ def test_arrays_of_a_router_folder(router: Router, tmp_path: Path) -> None:
 
 
 def test_arrays_of_a_bundle_of_a_router_that_was_never_saved(router: Router, tmp_path: Path) -> None:
-    assert formats.export_stablehlo(router, tmp_path / "bundle")["from_embedding"] <= 1e-6
+    assert formats.export(router, tmp_path / "bundle", "stablehlo")["from_embedding"] <= 1e-6
     held = loader(tmp_path / "bundle").Bundle(tmp_path / "bundle").router
     for collection, leaves in router.variables.items():
         for path, leaf in jax.tree_util.tree_leaves_with_path(leaves):

@@ -3,7 +3,7 @@
     python experiments/bench/score_text.py DATA [--prompts 1000] [--single 100] [--runs 5]
 
 DATA as in ``mf_golden.py``. Needs the parity extra. The router is MiniLM under a BERT classifier's own head, which is
-not trained: time does not depend on the weights. It is exported with ``formats.export_hf`` and the folder loaded with
+not trained: time does not depend on the weights. It is exported with ``formats.export`` and the folder loaded with
 AutoModelForSequenceClassification and AutoTokenizer. Both sides start from text, compute in float32 on every core, and
 take turns, so that other work on the machine slows both.
 
@@ -61,7 +61,7 @@ class Torch:
     """The exported router in transformers."""
 
     def __init__(self, router: Router, folder: Path) -> None:
-        formats.export_hf(router, folder)
+        formats.export(router, folder, "hf")
         load = transformers.AutoModelForSequenceClassification.from_pretrained
         self.model = load(folder, attn_implementation="sdpa").eval()
         self.tokenizer = transformers.AutoTokenizer.from_pretrained(folder)

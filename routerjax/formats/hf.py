@@ -5,9 +5,8 @@ from __future__ import annotations
 import dataclasses
 import hashlib
 import json
-import logging
 import os
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import cast
 
@@ -15,8 +14,9 @@ import jax
 import numpy as np
 import tokenizers
 
-from routerjax.atomic import new_directory, refuse_existing
-from routerjax.errors import InputError
+from routerjax.errors import InputError, VerificationError
+from routerjax.features import Embeddings
+from routerjax.formats.format import ReadableFormat, WritableFormat
 from routerjax.formats.hf_settings import (
     SECTION,
     HfSettings,
@@ -27,8 +27,6 @@ from routerjax.formats.hf_settings import (
     settings_as_json,
     tokenizer_max_length,
 )
-from routerjax.formats.stablehlo import golden_prompts
-from routerjax.formats.verification import artefact_precision, reject
 from routerjax.likelihoods import BRADLEY_TERRY
 from routerjax.models import BertRouter, unstack_layers
 from routerjax.pretrained import (
@@ -42,116 +40,117 @@ from routerjax.pretrained import (
 )
 from routerjax.router import Router, TextReader, load_reader
 
-logger = logging.getLogger(__name__)
-
 TOLERANCE = 1e-5
 """Largest difference of score that is accepted: times the largest score where that is above 1."""
-# So many golden prompts, and the longest one.
-NUM_PROMPTS = 7
+NUM_COMPARED = 8
+"""The last golden prompts, so many: the one that is cut among them."""
 
 TRANSFORMERS_LABELS = ("LABEL_0", "LABEL_1")
 """Labels that transformers gives a classifier whose configuration names none."""
 
 
-def export_hf(router: Router, path: str | os.PathLike[str]) -> float:
-    """Write a folder that ``AutoModelForSequenceClassification`` and ``AutoTokenizer`` of transformers load.
+class HuggingFace(ReadableFormat, WritableFormat):
+    """A folder that ``AutoModelForSequenceClassification`` and ``AutoTokenizer`` of transformers load: family ``bert``.
 
     Its logits are the router's scores, labelled with the names of the models; those of ``three_labels`` are (strong
     wins, tie, weak wins) of the router's pair, the order in which RouteLLM's code reads a classifier. The pair,
-    likelihood and threshold go into ``config.json`` under ``routerjax``, with a hash of them. The folder is read back
-    and compared before it gets its name.
-
-    Args:
-        router: of family ``bert``; its head must be the architecture's own. What was imported and not trained gives
-            back the tensors bit for bit.
-        path: a new folder.
-
-    Returns:
-        The largest difference of score found.
-
-    Raises:
-        InputError: the folder exists, or the router is no classifier of transformers.
-        VerificationError: the folder gives other scores; it is kept beside ``path``, named in the message.
+    likelihood and threshold go into ``config.json`` under ``routerjax``, with a hash of them. What was imported and not
+    trained gives back the tensors bit for bit.
     """
-    path = Path(path)
-    refuse_existing(path)
-    _require_form(router)
-    plain = _as_published(router)
-    reader, max_length = cast(TextReader, plain.reader), cast(int, plain.features.max_length)
-    if plain.features.truncation == "middle":
-        raise InputError("transformers cannot leave out the middle of a text, as this router does (truncation)")
-    config = BertConfig(
-        encoder=cast("dict[str, object]", reader.to_dict()["encoder"]),
-        classifier_dropout_rate=cast(BertRouter, plain.module).dropout_rate,
-        labels=plain.likelihood.output_names(plain.models),
-    )
-    names = bert_names(reader.encoder.model_type, head=True)
-    # torch's loaders ask for the metadata that torch's savers write.
-    weights = tensor_bytes(publish_weights(plain.variables["params"], names), {"format": "pt"})
-    settings = router_settings(plain, max_length, hashlib.sha256(weights).hexdigest())
-    files = {
-        **reader.files,
-        TOKENIZER_CONFIG: _tokenizer_config(reader, max_length, cast(str, plain.features.truncation)),
-        "config.json": _json_bytes({**config.to_json(), SECTION: settings_as_json(settings)}),
-        "model.safetensors": weights,
-    }
-    logger.info("exporting, and comparing with the router on prompts of its own, a long one to be cut among them")
-    expected = _golden_scores(router)
-    with new_directory(path) as folder:
+
+    name = "hf"
+    compared = "scores"
+
+    def read(self, source: str | os.PathLike[str], *, strong: str | None = None, weak: str | None = None) -> Router:
+        """Read a classifier with a label for each model: what this format wrote, or another whose labels are the names
+        of models; ``P(a wins over b) = sigmoid(logit_a - logit_b)``.
+
+        Args:
+            source: a folder in Hugging Face's format, or a Hugging Face name.
+            strong: one of the labels; default that of the router which was exported.
+            weak: likewise.
+
+        Raises:
+            InputError: no such source, damaged, without a classifier, or no pair of models named where its files name
+                none.
+        """
+        folder = locate(source)
+        settings, reader = read_settings(folder), load_reader(folder)
+        if settings is None:
+            labels = list(read_bert_config(folder).labels or TRANSFORMERS_LABELS)
+            if strong is None or weak is None:
+                raise InputError(
+                    f"{source} does not say which models it routes between: give --strong and --weak, two of "
+                    f"its labels {', '.join(labels)}"
+                )
+            repeated = [label for label in labels if labels.count(label) > 1]
+            if repeated:
+                raise InputError(
+                    f"{source}: id2label gives the name {repeated[0]!r} to {labels.count(repeated[0])} labels"
+                )
+            settings = HfSettings(labels, strong, weak, BRADLEY_TERRY, tokenizer_max_length(reader))
+        return load_hf(folder, reader, settings, source=os.fspath(source)).with_pair(strong, weak)
+
+    def require_form(self, router: Router) -> None:
+        """Refuse what is no classifier of transformers, such as one with another head than the architecture's."""
+        if router.family != "bert":
+            raise InputError(f"Hugging Face's format holds classifiers (bert), got a router of family {router.family}")
+        if "calibration" in router.variables:
+            raise InputError("Hugging Face's format has no place for a calibration: export the router without it")
+        require_no_params(router.likelihood)
+        head = cast(BertRouter, router.module).head
+        if head != "architecture":
+            raise InputError(
+                f"transformers has no classifier with the head {head!r}; train with the router attribute "
+                "head='architecture'"
+            )
+        if router.features.truncation == "middle":
+            raise InputError("transformers cannot leave out the middle of a text, as this router does (truncation)")
+
+    def write(self, router: Router, folder: Path, query: Sequence[str] | Embeddings) -> None:
+        """Write the configuration, the weights and the tokenizer's files."""
+        del query
+        plain = _as_published(router)
+        reader, max_length = cast(TextReader, plain.reader), cast(int, plain.features.max_length)
+        config = BertConfig(
+            encoder=cast("dict[str, object]", reader.to_dict()["encoder"]),
+            classifier_dropout_rate=cast(BertRouter, plain.module).dropout_rate,
+            labels=plain.likelihood.output_names(plain.models),
+        )
+        names = bert_names(reader.encoder.model_type, head=True)
+        # torch's loaders ask for the metadata that torch's savers write.
+        weights = tensor_bytes(publish_weights(plain.variables["params"], names), {"format": "pt"})
+        settings = router_settings(plain, max_length, hashlib.sha256(weights).hexdigest())
+        files = {
+            **reader.files,
+            TOKENIZER_CONFIG: _tokenizer_config(reader, max_length, cast(str, plain.features.truncation)),
+            "config.json": _json_bytes({**config.to_json(), SECTION: settings_as_json(settings)}),
+            "model.safetensors": weights,
+        }
         for name, content in files.items():
             (folder / name).write_bytes(content)
-        if read_settings(folder) != settings._replace(threshold=router.threshold):
-            reject(folder, path, "its settings are others")
-        written = load_hf(folder, load_reader(folder), settings, source=os.fspath(path))
-        difference = float(np.abs(_golden_scores(written) - expected).max())
-        if written.features.fingerprint != plain.features.fingerprint:
-            reject(folder, path, "its tokens are others")
+
+    def verify(self, router: Router, folder: Path, query: Sequence[str] | Embeddings) -> dict[str, float]:
+        """Read the folder and compare scores, up to :data:`TOLERANCE`, tokens and settings."""
+        written = self.read(folder)
+        settings = [
+            (one.models, one.strong, one.weak, one.likelihood, one.threshold)
+            for one in (written, _as_published(router))
+        ]
+        if settings[0] != settings[1]:
+            raise VerificationError("its settings are others")
+        if written.features.fingerprint != router.features.fingerprint:
+            raise VerificationError("its tokens are others")
+        prompts = cast(Sequence[str], query)
+        expected = _scores(router, prompts)
+        difference = float(np.abs(_scores(written, prompts) - expected).max())
         if not difference <= TOLERANCE * max(1.0, float(np.abs(expected).max())):
-            reject(folder, path, f"scores differ by {difference:.1e}")
-    return difference
+            raise VerificationError(f"scores differ by {difference:.1e}")
+        return {"model.safetensors": difference}
 
-
-def import_hf(source: str | os.PathLike[str], *, strong: str | None = None, weak: str | None = None) -> Router:
-    """A classifier of the BERT family with a label for each model: what :func:`export_hf` writes, or
-    another whose labels are the names of models; ``P(a wins over b) = sigmoid(logit_a - logit_b)``.
-
-    Args:
-        source: a folder in Hugging Face's format, or a Hugging Face name.
-        strong: one of the labels; default that of the router which was exported.
-        weak: likewise.
-
-    Raises:
-        InputError: no such source, damaged, without a classifier, or no pair of models named where its files name none.
-    """
-    folder = locate(source)
-    settings, reader = read_settings(folder), load_reader(folder)
-    if settings is None:
-        labels = list(read_bert_config(folder).labels or TRANSFORMERS_LABELS)
-        if strong is None or weak is None:
-            raise InputError(
-                f"{source} does not say which models it routes between: give --strong and --weak, two of "
-                f"its labels {', '.join(labels)}"
-            )
-        repeated = [label for label in labels if labels.count(label) > 1]
-        if repeated:
-            raise InputError(f"{source}: id2label gives the name {repeated[0]!r} to {labels.count(repeated[0])} labels")
-        settings = HfSettings(labels, strong, weak, BRADLEY_TERRY, tokenizer_max_length(reader))
-    router = load_hf(folder, reader, settings, source=os.fspath(source)).with_pair(strong, weak)
-    return dataclasses.replace(router, provenance={**router.provenance, "format": "hf"})
-
-
-def _require_form(router: Router) -> None:
-    if router.family != "bert":
-        raise InputError(f"Hugging Face's format holds classifiers (bert), got a router of family {router.family}")
-    if "calibration" in router.variables:
-        raise InputError("Hugging Face's format has no place for a calibration: export the router without it")
-    require_no_params(router.likelihood)
-    head = cast(BertRouter, router.module).head
-    if head != "architecture":
-        raise InputError(
-            f"transformers has no classifier with the head {head!r}; train with the router attribute "
-            "head='architecture'"
-        )
+    def usage(self, router: Router, path: Path) -> str:
+        """The classes of transformers that load it."""
+        return "transformers' AutoModelForSequenceClassification and AutoTokenizer load it"
 
 
 def _as_published(router: Router) -> Router:
@@ -189,15 +188,12 @@ def _tokenizer_config(reader: TextReader, max_length: int, truncation: str) -> b
     )
 
 
-def _golden_scores(router: Router) -> np.ndarray:
-    """Scores, in the order of the file, and outcome probabilities of a few golden prompts."""
-    *short, long = golden_prompts()
-    with artefact_precision():
-        prompts = [*short[:NUM_PROMPTS], long]
-        scores = router.scores(prompts)
-        # A tie's logit is in the outcomes alone.
-        outcome_prob = router.outcome_prob(prompts)
-    return np.concatenate([scores[:, ::-1] if _are_labels_reversed(router) else scores, outcome_prob], axis=1)
+def _scores(router: Router, query: Sequence[str]) -> np.ndarray:
+    """Scores, in the order of the file, and outcome probabilities, in which alone a tie's logit is."""
+    prompts = query[-NUM_COMPARED:]
+    scores = router.scores(prompts)
+    ordered = scores[:, ::-1] if _are_labels_reversed(router) else scores
+    return np.concatenate([ordered, router.outcome_prob(prompts)], axis=1)
 
 
 def _json_bytes(content: Mapping[str, object]) -> bytes:

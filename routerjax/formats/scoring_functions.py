@@ -11,7 +11,6 @@ import jax.export
 import jax.numpy as jnp
 
 from routerjax.features import SentenceEncoder
-from routerjax.formats.verification import artefact_precision
 from routerjax.router import Router
 from routerjax.typing import Array, PyTree
 
@@ -68,5 +67,4 @@ def _shapes(weights: FlatWeights) -> PyTree:
 
 
 def _export(function: Callable[..., Array], *arguments: PyTree) -> jax.export.Exported:
-    with artefact_precision():
-        return jax.export.export(jax.jit(function), platforms=PLATFORMS)(*arguments)
+    return jax.export.export(jax.jit(function), platforms=PLATFORMS)(*arguments)

@@ -8,9 +8,8 @@ import pytest
 import tokenizers
 from tokenizers import Regex, normalizers, pre_tokenizers
 
-from routerjax import InputError, load_router, save_router
+from routerjax import InputError, formats, load_router, save_router
 from routerjax.features import TextTokenizer, load_encoder
-from routerjax.formats import import_hf
 from routerjax.sealing import SEAL, seal
 from tests.encoders import change_json, save_tiny_classifier, save_tiny_encoder
 from tests.routers import tiny_text_router
@@ -123,7 +122,10 @@ def test_sizes_are_those_of_the_tensors(tmp_path: Path, sizes: dict[str, int]) -
     folder = save_tiny_classifier(tmp_path / "classifier", ("big", "small"))
     change_json(folder / "config.json", **sizes)
     start = time.perf_counter()
-    for load in (lambda: load_encoder(folder, max_length=32), lambda: import_hf(folder, strong="big", weak="small")):
+    for load in (
+        lambda: load_encoder(folder, max_length=32),
+        lambda: formats.read(folder, "hf", strong="big", weak="small"),
+    ):
         with pytest.raises(InputError, match=r"config.json: .* (is more than its tensors hold|must be an integer in)"):
             load()
     assert time.perf_counter() - start < 4

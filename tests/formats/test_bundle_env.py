@@ -29,7 +29,7 @@ def test_the_readme_names_them_too() -> None:
 
 @pytest.mark.fresh_env
 def test_a_bundle_works_where_only_they_are_installed(tmp_path: Path) -> None:
-    formats.export_stablehlo(tiny_router(tmp_path, threshold=0.5), tmp_path / "bundle", prompts=TEXTS)
+    formats.export(tiny_router(tmp_path, threshold=0.5), tmp_path / "bundle", "stablehlo", prompts=TEXTS)
     program = tmp_path / "bundle" / "load.py"
     venv.create(tmp_path / "env", with_pip=True)
     python = str(tmp_path / "env" / "bin" / "python")

@@ -15,7 +15,7 @@ import safetensors.numpy
 from routerjax import InputError, Router, formats
 from routerjax.cli import main
 from routerjax.features import load_encoder
-from routerjax.formats import hf, import_hf
+from routerjax.formats import hf
 from routerjax.sealing import SEAL, seal
 from tests.encoders import change_json, save_tiny_encoder
 from tests.json_changes import changes
@@ -28,8 +28,8 @@ def router(tmp_path_factory: pytest.TempPathFactory) -> Router:
 
 
 def test_a_written_folder_is_read_back_bit_for_bit(router: Router, tmp_path: Path) -> None:
-    assert formats.export_hf(router, tmp_path / "out") == 0.0
-    again = import_hf(tmp_path / "out")
+    assert formats.export(router, tmp_path / "out", "hf")["model.safetensors"] == 0.0
+    again = formats.read(tmp_path / "out", "hf")
     assert again.module == router.module
     for name in ("models", "strong", "weak", "likelihood", "threshold"):
         assert getattr(again, name) == getattr(router, name)
@@ -45,14 +45,14 @@ def test_a_written_folder_is_read_back_bit_for_bit(router: Router, tmp_path: Pat
     assert config["architectures"] == ["BertForSequenceClassification"]
     published = safetensors.numpy.load_file(tmp_path / "out" / "model.safetensors")
     assert {name for name in published if not name.startswith("bert.")} == {"classifier.weight", "classifier.bias"}
-    assert formats.export_hf(again, tmp_path / "twice") == 0.0
+    assert formats.export(again, tmp_path / "twice", "hf")["model.safetensors"] == 0.0
     for name in ("config.json", "model.safetensors", "tokenizer_config.json"):
         assert (tmp_path / "twice" / name).read_bytes() == (tmp_path / "out" / name).read_bytes()
-    assert import_hf(tmp_path / "out", weak="medium").weak == "medium"
+    assert formats.read(tmp_path / "out", "hf", weak="medium").weak == "medium"
 
 
 def test_it_is_a_sentence_encoder_too(router: Router, tmp_path: Path) -> None:
-    formats.export_hf(router, tmp_path / "out")
+    formats.export(router, tmp_path / "out", "hf")
     encoder = load_encoder(tmp_path / "out", max_length=48)
     prompts = ["prove it", "a poem about primes"]
     query = encoder.tokenize(prompts)
@@ -69,11 +69,11 @@ def test_it_is_a_sentence_encoder_too(router: Router, tmp_path: Path) -> None:
 )
 def test_logits_of_outcomes_keep_their_loss(tmp_path: Path, loss: str, labels: list[str]) -> None:
     router = tiny_text_router(tmp_path, loss=loss, readout="win", threshold=math.inf)
-    formats.export_hf(router, tmp_path / "out")
+    formats.export(router, tmp_path / "out", "hf")
     config = json.loads((tmp_path / "out" / "config.json").read_text())
     assert list(config["id2label"].values()) == labels
     prompts = ["prove it", "a poem"]
-    again = import_hf(tmp_path / "out")
+    again = formats.read(tmp_path / "out", "hf")
     assert again.threshold == math.inf
     np.testing.assert_array_equal(again.win_prob(prompts), router.win_prob(prompts))
     np.testing.assert_array_equal(again.outcome_prob(prompts), router.outcome_prob(prompts))
@@ -88,11 +88,11 @@ def test_three_labels_are_in_the_order_in_which_routellm_reads_them(
     weak = {"big": "small", "small": "big"}[strong]
     chosen = {"scan_layers": scan_layers}
     router = tiny_text_router(tmp_path, loss="three_labels", readout="win", strong=strong, weak=weak, chosen=chosen)
-    formats.export_hf(router, tmp_path / "out")
+    formats.export(router, tmp_path / "out", "hf")
     config = json.loads((tmp_path / "out" / "config.json").read_text())
     assert list(config["id2label"].values()) == [f"{strong} wins", "tie", f"{weak} wins"]
     prompts = ["prove it", "a poem"]
-    again = import_hf(tmp_path / "out")
+    again = formats.read(tmp_path / "out", "hf")
     np.testing.assert_allclose(again.win_prob(prompts), router.win_prob(prompts), rtol=0, atol=1e-6)
     # RouteLLM's BERTRouter, which knows no names: 1 - (softmax[1] + softmax[2]).
     softmax = np.exp(again.scores(prompts)) / np.exp(again.scores(prompts)).sum(axis=1, keepdims=True)
@@ -101,13 +101,13 @@ def test_three_labels_are_in_the_order_in_which_routellm_reads_them(
 
 
 def test_a_folder_of_another_program_needs_the_pair(router: Router, tmp_path: Path) -> None:
-    formats.export_hf(router, tmp_path / "out")
+    formats.export(router, tmp_path / "out", "hf")
     path = tmp_path / "out" / "config.json"
     config = {name: value for name, value in json.loads(path.read_text()).items() if name != "routerjax"}
     path.write_text(json.dumps(config))
     with pytest.raises(InputError, match="give --strong and --weak, two of its labels big, medium, small"):
-        import_hf(tmp_path / "out")
-    again = import_hf(tmp_path / "out", strong="medium", weak="big")
+        formats.read(tmp_path / "out", "hf")
+    again = formats.read(tmp_path / "out", "hf", strong="medium", weak="big")
     np.testing.assert_array_equal(again.scores(["a poem"]), router.scores(["a poem"]))
 
 
@@ -122,23 +122,23 @@ def test_a_folder_with_other_scores_is_kept_aside(
 
     monkeypatch.setattr(hf, "publish_weights", damaged)
     with pytest.raises(formats.VerificationError, match=r"scores differ by .*kept as .*out\.rejected"):
-        formats.export_hf(router, tmp_path / "out")
+        formats.export(router, tmp_path / "out", "hf")
     assert not (tmp_path / "out").exists()
     assert (tmp_path / "out.rejected" / "model.safetensors").is_file()
 
 
 def test_only_what_transformers_computes_is_written_and_nothing_over_anything(tmp_path: Path, router: Router) -> None:
     with pytest.raises(InputError, match="no classifier with the head 'linear'"):
-        formats.export_hf(tiny_text_router(tmp_path, attributes={"head": "linear"}), tmp_path / "out")
+        formats.export(tiny_text_router(tmp_path, attributes={"head": "linear"}), tmp_path / "out", "hf")
     with pytest.raises(InputError, match="no place for the loss davidson"):
-        formats.export_hf(tiny_text_router(tmp_path, loss="davidson"), tmp_path / "out")
+        formats.export(tiny_text_router(tmp_path, loss="davidson"), tmp_path / "out", "hf")
     with pytest.raises(InputError, match=r"classifiers \(bert\), got a router of family mf"):
-        formats.export_hf(tiny_router(tmp_path), tmp_path / "out")
+        formats.export(tiny_router(tmp_path), tmp_path / "out", "hf")
     calibrated = dataclasses.replace(router, variables={**router.variables, "calibration": {}})
     with pytest.raises(InputError, match="no place for a calibration"):
-        formats.export_hf(calibrated, tmp_path / "out")
+        formats.export(calibrated, tmp_path / "out", "hf")
     with pytest.raises(InputError, match="exists already"):
-        formats.export_hf(router, tmp_path / "encoder")
+        formats.export(router, tmp_path / "encoder", "hf")
 
 
 def test_from_the_command_line_there_and_back(
@@ -159,7 +159,7 @@ def test_from_the_command_line_there_and_back(
 @pytest.fixture(scope="module")
 def written(router: Router, tmp_path_factory: pytest.TempPathFactory) -> Path:
     folder = tmp_path_factory.mktemp("written")
-    formats.export_hf(router, folder / "out")
+    formats.export(router, folder / "out", "hf")
     return folder / "out"
 
 
@@ -185,7 +185,7 @@ def test_settings_are_checked(written: Path, tmp_path: Path, changed: dict, mess
     section = {**json.loads(path.read_text())["routerjax"], **changed}
     change_json(path, routerjax=seal({name: value for name, value in section.items() if name != SEAL}))
     with pytest.raises(InputError, match=f"config.json: the section routerjax is damaged: .*{message}"):
-        import_hf(tmp_path / "out")
+        formats.read(tmp_path / "out", "hf")
 
 
 def test_any_change_of_the_settings_is_refused(written: Path, tmp_path: Path) -> None:
@@ -197,7 +197,7 @@ def test_any_change_of_the_settings_is_refused(written: Path, tmp_path: Path) ->
         with pytest.raises(
             InputError, match=r"routerjax was changed after routerjax wrote it.*--strong.*export"
         ) as said:
-            import_hf(tmp_path / "out")
+            formats.read(tmp_path / "out", "hf")
         assert "\n" not in str(said.value)
         count += 1
     assert count > 20
@@ -206,55 +206,55 @@ def test_any_change_of_the_settings_is_refused(written: Path, tmp_path: Path) ->
     with pytest.raises(
         InputError, match=r"id2label was changed .*: expected big, medium, small, got big, small, medium"
     ):
-        import_hf(tmp_path / "out")
+        formats.read(tmp_path / "out", "hf")
     path.write_text(json.dumps(config, sort_keys=True))  # no change of what it says
-    assert import_hf(tmp_path / "out").threshold == 0.4
+    assert formats.read(tmp_path / "out", "hf").threshold == 0.4
 
 
 def test_a_threshold_is_dropped_with_the_weights_it_was_found_for(
     written: Path, tmp_path: Path, caplog: pytest.LogCaptureFixture
 ) -> None:
-    assert import_hf(written).threshold == 0.4
+    assert formats.read(written, "hf").threshold == 0.4
     shutil.copytree(written, tmp_path / "out")
     tensors = safetensors.numpy.load_file(written / "model.safetensors")
     trained = {**tensors, "classifier.bias": tensors["classifier.bias"] + 1}
     safetensors.numpy.save_file(trained, tmp_path / "out" / "model.safetensors")
     with caplog.at_level(logging.WARNING):
-        assert import_hf(tmp_path / "out").threshold is None
+        assert formats.read(tmp_path / "out", "hf").threshold is None
     assert "dropped the threshold 0.4, which was found for other weights" in caplog.text
 
 
 def test_a_tokenizer_that_keeps_the_last_tokens(written: Path, tmp_path: Path) -> None:
     folder = save_tiny_encoder(tmp_path / "encoder")
     change_json(folder / "tokenizer_config.json", truncation_side="left", model_max_length=48)
-    formats.export_hf(tiny_text_router(tmp_path), tmp_path / "right")
+    formats.export(tiny_text_router(tmp_path), tmp_path / "right", "hf")
     said = json.loads((tmp_path / "right" / "tokenizer_config.json").read_text())
     assert said == {"truncation_side": "left", "model_max_length": 48}
-    assert import_hf(tmp_path / "right").features.truncation == "left"
+    assert formats.read(tmp_path / "right", "hf").features.truncation == "left"
     shutil.copytree(written, tmp_path / "left")
     change_json(tmp_path / "left" / "tokenizer_config.json", truncation_side="left")
-    assert import_hf(tmp_path / "left").features.truncation == "left"
+    assert formats.read(tmp_path / "left", "hf").features.truncation == "left"
     change_json(tmp_path / "left" / "tokenizer_config.json", truncation_side="both")
     with pytest.raises(InputError, match="truncation_side must be 'left' or 'right', got 'both'"):
-        import_hf(tmp_path / "left")
+        formats.read(tmp_path / "left", "hf")
     # Where nothing is said of it, the tokenizer itself is asked.
     (tmp_path / "left" / "tokenizer_config.json").unlink()
-    assert import_hf(tmp_path / "left").models == ("big", "medium", "small")
+    assert formats.read(tmp_path / "left", "hf").models == ("big", "medium", "small")
     path = tmp_path / "left" / "tokenizer.json"
     change_json(path, truncation={**json.loads(path.read_text())["truncation"], "direction": "Left"})
-    imported = import_hf(tmp_path / "left")
+    imported = formats.read(tmp_path / "left", "hf")
     assert imported.features.truncation == "left"
     long = "write a poem " * 40
     np.testing.assert_array_equal(imported.scores([long + " primes"]), imported.scores(["x " + long + " primes"]))
     middle = imported.features.max_length, "middle"
     other = dataclasses.replace(imported, features=imported.reader.spec("a test", *middle))
     with pytest.raises(InputError, match="transformers cannot leave out the middle of a text"):
-        formats.export_hf(other, tmp_path / "middle")
+        formats.export(other, tmp_path / "middle", "hf")
 
 
 def test_what_is_compared_is_the_router_itself(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     router = tiny_text_router(tmp_path, chosen={"scan_layers": True, "dtype": "bfloat16"})
-    assert formats.export_hf(router, tmp_path / "out") < 1e-5
+    assert formats.export(router, tmp_path / "out", "hf")["model.safetensors"] < 1e-5
     unstack = hf.unstack_layers
 
     def out_of_order(params: dict) -> dict:
@@ -263,4 +263,4 @@ def test_what_is_compared_is_the_router_itself(tmp_path: Path, monkeypatch: pyte
 
     monkeypatch.setattr(hf, "unstack_layers", out_of_order)
     with pytest.raises(formats.VerificationError, match="scores differ by"):
-        formats.export_hf(router, tmp_path / "swapped")
+        formats.export(router, tmp_path / "swapped", "hf")

@@ -14,7 +14,6 @@ import safetensors.numpy
 from routerjax import InputError, Router, data, features, formats, load_router, models, policies
 from routerjax.cli import main
 from routerjax.features import routellm_features
-from routerjax.formats import import_hf, import_routellm_bert, import_routellm_mf, import_routellm_sw
 from routerjax.likelihoods import RaoKupper
 from routerjax.pretrained import routellm
 from routerjax.prompts import prompt_sha256
@@ -38,7 +37,7 @@ def embeddings(router: Router, count: int) -> features.Embeddings:
 @pytest.mark.parametrize("naming", ["released", "training"])
 def test_scores_are_those_of_the_published_formula(tmp_path: Path, naming: routellm.Naming) -> None:
     tensors = random_tensors(naming)
-    router = import_routellm_mf(write_checkpoint(tmp_path, tensors))
+    router = formats.read(write_checkpoint(tmp_path, tensors), "routellm-mf")
     assert (router.strong, router.weak, router.features) == (STRONG, WEAK, routellm_features(1536))
     given = embeddings(router, 200)
     win_prob = router.win_prob(given)
@@ -51,7 +50,7 @@ def test_scores_are_those_of_the_published_formula(tmp_path: Path, naming: route
 
 
 def test_a_prompt_at_the_threshold_goes_to_the_strong_model(checkpoint: Path) -> None:
-    router = import_routellm_mf(checkpoint)
+    router = formats.read(checkpoint, "routellm-mf")
     win_prob = router.win_prob(embeddings(router, 20))
     threshold = float(win_prob[3])
     np.testing.assert_array_equal(policies.route(win_prob, threshold), [value >= threshold for value in win_prob])
@@ -93,11 +92,11 @@ def test_the_pair_is_chosen_on_the_command_line(
 def test_a_configuration_of_routellm(tmp_path: Path, checkpoint: Path) -> None:
     config = tmp_path / "config.yaml"
     config.write_text(f"mf:\n  checkpoint_path: {checkpoint.parent}\n  weak_model: vicuna-7b\n  hidden_size: 128\n")
-    router = import_routellm_mf(config)
+    router = formats.read(config, "routellm-mf")
     assert (router.strong, router.weak) == (STRONG, "vicuna-7b")
-    assert import_routellm_mf(config, weak="vicuna-13b").weak == "vicuna-13b"
+    assert formats.read(config, "routellm-mf", weak="vicuna-13b").weak == "vicuna-13b"
     given = embeddings(router, 5)
-    np.testing.assert_array_equal(router.scores(given), import_routellm_mf(checkpoint).scores(given))
+    np.testing.assert_array_equal(router.scores(given), formats.read(checkpoint, "routellm-mf").scores(given))
     for setting, message in (
         ("hidden_size: 64", "mf.hidden_size is 64, but .* holds 128"),
         ("text_dim: 384", "mf.text_dim is 384, but .* holds 1536"),
@@ -105,25 +104,26 @@ def test_a_configuration_of_routellm(tmp_path: Path, checkpoint: Path) -> None:
     ):
         config.write_text(f"mf: {{checkpoint_path: {checkpoint.parent}, {setting}}}")
         with pytest.raises(InputError, match=message):
-            import_routellm_mf(config)
+            formats.read(config, "routellm-mf")
 
 
 def test_a_hub_name_goes_through_the_same_search(monkeypatch: pytest.MonkeyPatch, checkpoint: Path) -> None:
     monkeypatch.setattr(routellm, "locate", lambda source: {"routellm/mf_gpt4_augmented": checkpoint.parent}[source])
-    assert import_routellm_mf("routellm/mf_gpt4_augmented").provenance["imported_from"] == "routellm/mf_gpt4_augmented"
+    router = formats.read("routellm/mf_gpt4_augmented", "routellm-mf")
+    assert router.provenance["imported_from"] == "routellm/mf_gpt4_augmented"
 
 
 def test_another_width_is_imported_with_a_warning(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
     tensors = random_tensors("released", model_dim=4, embed=6)
     with caplog.at_level(logging.WARNING):
-        router = import_routellm_mf(write_checkpoint(tmp_path, tensors))
+        router = formats.read(write_checkpoint(tmp_path, tensors), "routellm-mf")
     assert "reads embeddings 6 wide; RouteLLM's own are 1536" in caplog.text
     given = embeddings(router, 10)
     np.testing.assert_allclose(router.win_prob(given), reference_win_prob(tensors, given.embedding, 24, 36), atol=1e-6)
 
 
 def test_an_imported_router_exports_to_stablehlo(tmp_path: Path, checkpoint: Path) -> None:
-    differences = formats.export_stablehlo(import_routellm_mf(checkpoint), tmp_path / "bundle")
+    differences = formats.export(formats.read(checkpoint, "routellm-mf"), tmp_path / "bundle", "stablehlo")
     assert list(differences) == ["from_embedding"]
     assert differences["from_embedding"] <= 1e-6
 
@@ -158,7 +158,7 @@ def test_similarity_weighted_ranking_from_battles_and_aligned_embeddings(tmp_pat
     module = models.SimilarityWeighted(num_models=4, num_tiers=3)
     scores = jax.jit(module.apply)(memory, {"embedding": given.embedding})
     np.testing.assert_allclose(router.scores(given), scores, rtol=1e-4, atol=1e-4)
-    assert formats.export_stablehlo(router, tmp_path / "bundle")["from_embedding"] <= 1e-6
+    assert formats.export(router, tmp_path / "bundle", "stablehlo")["from_embedding"] <= 1e-6
 
 
 def test_similarity_weighted_ranking_is_that_of_routellm(tmp_path: Path) -> None:
@@ -171,7 +171,7 @@ def test_similarity_weighted_ranking_is_that_of_routellm(tmp_path: Path) -> None
     sources = f"arena_battle_datasets: [{tmp_path}/battles.parquet]\n  arena_embedding_datasets:"
     settings = f"{sources} [{tmp_path}/embeddings.parquet]\n  num_tiers: {routellm_sw.NUM_TIERS}"
     config.write_text(f"sw_ranking:\n  {settings}\n")
-    router = import_routellm_sw(config)
+    router = formats.read(config, "routellm-sw")
     golden = json.loads(routellm_sw.GOLDEN.read_text())
     assert dict(zip(router.models, np.asarray(router.variables["memory"]["tier"]), strict=True)) == golden["tier"]
     win_rate = router.win_prob(features.Embeddings(queries, router.features.fingerprint))
@@ -190,15 +190,15 @@ def test_similarity_weighted_ranking_is_that_of_routellm(tmp_path: Path) -> None
 def test_bad_configurations_of_similarity_weighted_ranking(tmp_path: Path, text: str, message: str) -> None:
     (tmp_path / "config.yaml").write_text(text)
     with pytest.raises(InputError, match=message):
-        import_routellm_sw(tmp_path / "config.yaml")
+        formats.read(tmp_path / "config.yaml", "routellm-sw")
     with pytest.raises(InputError, match=r"battles\.csv must be a RouteLLM configuration"):
-        import_routellm_sw(tmp_path / "battles.csv")
+        formats.read(tmp_path / "battles.csv", "routellm-sw")
 
 
 def test_an_imported_router_reads_text_through_openais_endpoint(
     checkpoint: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    router = import_routellm_mf(checkpoint)
+    router = formats.read(checkpoint, "routellm-mf")
     monkeypatch.delenv("OPENAI_BASE_URL", raising=False)
     assert router.features.fingerprint == features.EndpointEncoder("openai:text-embedding-3-small").fingerprint
     prompts = ["What is a monad?"]
@@ -208,48 +208,48 @@ def test_an_imported_router_reads_text_through_openais_endpoint(
         np.testing.assert_array_equal(router.win_prob(prompts, cache=cache), router.win_prob(given))
     monkeypatch.setenv("OPENAI_BASE_URL", "http://127.0.0.1:8000/v1")
     with pytest.raises(InputError, match=r"refused: .* at http://127.0.0.1:8000/v1, but .* at https://api.openai.com"):
-        import_routellm_mf(checkpoint).win_prob(prompts)
+        formats.read(checkpoint, "routellm-mf").win_prob(prompts)
 
 
 def test_what_the_format_cannot_hold_is_not_exported(tmp_path: Path, checkpoint: Path) -> None:
-    router = import_routellm_mf(checkpoint)
+    router = formats.read(checkpoint, "routellm-mf")
     calibration = {"slope": np.float32(2), "intercept": np.float32(0)}
     calibrated = dataclasses.replace(router, variables={**router.variables, "calibration": calibration})
     with pytest.raises(InputError, match="has no place for a calibration"):
-        formats.export_routellm(calibrated, tmp_path / "out")
+        formats.export(calibrated, tmp_path / "out", "routellm")
     with pytest.raises(InputError, match="has no place for the loss rao_kupper"):
-        formats.export_routellm(dataclasses.replace(router, likelihood=RaoKupper()), tmp_path / "out")
+        formats.export(dataclasses.replace(router, likelihood=RaoKupper()), tmp_path / "out", "routellm")
     assert not (tmp_path / "out").exists()
 
 
 def test_a_classifier_of_three_labels(tmp_path: Path) -> None:
     folder = save_tiny_classifier(tmp_path / "bert", ("LABEL_0", "LABEL_1", "LABEL_2"))
-    router = import_routellm_bert(folder)
+    router = formats.read(folder, "routellm-bert")
     assert (router.models, router.strong, router.weak) == ((STRONG, WEAK), STRONG, WEAK)
     win, _, loss = np.moveaxis(router.outcome_prob(TEXTS), -1, 0)
     assert np.abs(win - loss).min() > 1e-3
     np.testing.assert_allclose(router.win_prob(TEXTS), win, rtol=1e-6)
     # Its own two the other way round: the weak one's wins, not those of the strong one under its name.
-    swapped = import_routellm_bert(folder, strong=WEAK, weak=STRONG)
+    swapped = formats.read(folder, "routellm-bert", strong=WEAK, weak=STRONG)
     assert (swapped.models, swapped.strong, swapped.weak) == ((STRONG, WEAK), WEAK, STRONG)
     np.testing.assert_allclose(swapped.win_prob(TEXTS), loss, rtol=1e-6)
-    renamed = import_routellm_bert(folder, strong="large", weak="small")
+    renamed = formats.read(folder, "routellm-bert", strong="large", weak="small")
     assert (renamed.models, renamed.strong) == (("large", "small"), "large")
     np.testing.assert_array_equal(renamed.win_prob(TEXTS), router.win_prob(TEXTS))
 
     config = tmp_path / "config.yaml"
     config.write_text(f"bert: {{checkpoint_path: {folder}, num_labels: 2}}")
     with pytest.raises(InputError, match=r"bert.num_labels must be 3 \(strong wins, tie, weak wins\), got 2"):
-        import_routellm_bert(config)
+        formats.read(config, "routellm-bert")
     config.write_text(f"bert: {{checkpoint_path: {folder}}}")
-    assert import_routellm_bert(config).models == (STRONG, WEAK)
-    formats.export_hf(router, tmp_path / "exported")
+    assert formats.read(config, "routellm-bert").models == (STRONG, WEAK)
+    formats.export(router, tmp_path / "exported", "hf")
     with pytest.raises(InputError, match=r"is an exported router, not RouteLLM's classifier: .* --format hf"):
-        import_routellm_bert(tmp_path / "exported")
+        formats.read(tmp_path / "exported", "routellm-bert")
     change_json(folder / "tokenizer_config.json", truncation_side="left")
-    assert import_routellm_bert(folder).features.truncation == "left"
+    assert formats.read(folder, "routellm-bert").features.truncation == "left"
     with pytest.raises(InputError, match="expected 3 labels, got 2: yes, no"):
-        import_routellm_bert(save_tiny_classifier(tmp_path / "two", ("yes", "no")))
+        formats.read(save_tiny_classifier(tmp_path / "two", ("yes", "no")), "routellm-bert")
 
 
 @pytest.mark.parametrize(
@@ -262,14 +262,14 @@ def test_a_classifier_of_three_labels(tmp_path: Path) -> None:
 )
 def test_labels_that_name_no_models(tmp_path: Path, labels: tuple, message: str) -> None:
     with pytest.raises(InputError, match=message):
-        import_hf(save_tiny_classifier(tmp_path / "hf", labels), strong="big", weak="small")
+        formats.read(save_tiny_classifier(tmp_path / "hf", labels), "hf", strong="big", weak="small")
 
 
 def test_a_dropout_of_the_classifier_that_is_none(tmp_path: Path) -> None:
     folder = save_tiny_classifier(tmp_path / "hf", ("big", "small"))
     change_json(folder / "config.json", classifier_dropout=1)
     with pytest.raises(InputError, match=r"classifier_dropout must be a non-negative number below 1, got 1"):
-        import_hf(folder, strong="big", weak="small")
+        formats.read(folder, "hf", strong="big", weak="small")
 
 
 @pytest.mark.parametrize("value", [np.nan, -np.inf])
@@ -279,17 +279,17 @@ def test_weights_that_are_not_finite(tmp_path: Path, value: float) -> None:
     tensors["classifier.bias"][1] = value
     safetensors.numpy.save_file(tensors, folder / "model.safetensors")
     with pytest.raises(InputError, match=r"weights must be finite numbers, got NaN or infinity in classifier\.bias"):
-        import_hf(folder, strong="big", weak="small")
+        formats.read(folder, "hf", strong="big", weak="small")
     factorization = random_tensors("released", model_dim=4, embed=6)
     factorization["P.weight"][3, 1] = value
     with pytest.raises(InputError, match=r"weights must be finite numbers, got NaN or infinity in P\.weight"):
-        import_routellm_mf(write_checkpoint(tmp_path, factorization))
+        formats.read(write_checkpoint(tmp_path, factorization), "routellm-mf")
 
 
 def test_three_labels_need_no_names(tmp_path: Path) -> None:
     labels = ("win", "tie", "loss")
-    named = import_routellm_bert(save_tiny_classifier(tmp_path / "named", labels))
-    nameless = import_routellm_bert(save_tiny_classifier(tmp_path / "nameless", labels, names=False))
+    named = formats.read(save_tiny_classifier(tmp_path / "named", labels), "routellm-bert")
+    nameless = formats.read(save_tiny_classifier(tmp_path / "nameless", labels, names=False), "routellm-bert")
     np.testing.assert_array_equal(nameless.win_prob(TEXTS), named.win_prob(TEXTS))
     with pytest.raises(InputError, match=r"classifier.*: expected shape \(16, 3\), got \(16, 2\)"):
-        import_routellm_bert(save_tiny_classifier(tmp_path / "two", ("yes", "no"), names=False))
+        formats.read(save_tiny_classifier(tmp_path / "two", ("yes", "no"), names=False), "routellm-bert")

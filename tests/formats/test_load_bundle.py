@@ -25,7 +25,9 @@ from tests.routers import tiny_router
 @pytest.fixture(scope="module")
 def exported(tmp_path_factory: pytest.TempPathFactory) -> Path:
     folder = tmp_path_factory.mktemp("export")
-    formats.export_stablehlo(tiny_router(folder, threshold=0.5), folder / "bundle", prompts=[*TEXTS, "broken \ud83d"])
+    formats.export(
+        tiny_router(folder, threshold=0.5), folder / "bundle", "stablehlo", prompts=[*TEXTS, "broken \ud83d"]
+    )
     return folder / "bundle"
 
 

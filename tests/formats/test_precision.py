@@ -8,26 +8,25 @@ import jax
 import pytest
 
 from routerjax import Router, formats
-from routerjax.formats import import_routellm_mf
 from tests.routellm import random_tensors, write_checkpoint
 from tests.routers import tiny_router, tiny_text_router
 
 
 def released(folder: Path) -> Router:
-    return import_routellm_mf(write_checkpoint(folder, random_tensors("released")))
+    return formats.read(write_checkpoint(folder, random_tensors("released")), "routellm-mf")
 
 
 @pytest.mark.parametrize(
-    ("write", "make"),
+    ("format", "make"),
     [
-        (formats.export_stablehlo, tiny_router),
-        (formats.export_stablehlo, tiny_text_router),
-        (formats.export_hf, tiny_text_router),
-        (formats.export_routellm, released),
+        ("stablehlo", tiny_router),
+        ("stablehlo", tiny_text_router),
+        ("hf", tiny_text_router),
+        ("routellm", released),
     ],
 )
 def test_references_have_the_precision_of_what_is_written(
-    write: Callable, make: Callable, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    format: str, make: Callable, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     precisions = []
 
@@ -42,7 +41,7 @@ def test_references_have_the_precision_of_what_is_written(
 
     for name in ("scores", "win_prob", "outcome_prob"):
         monkeypatch.setattr(Router, name, recording(name))
-    write(make(tmp_path), tmp_path / "out")
+    formats.export(make(tmp_path), tmp_path / "out", format)
     assert precisions
     assert set(precisions) == {"highest"}
     for path in (tmp_path / "out").glob("*.stablehlo"):

@@ -11,7 +11,6 @@ import pytest
 import safetensors.numpy
 
 from routerjax import InputError, Router, features, formats
-from routerjax.formats import import_routellm_mf
 from routerjax.pretrained import routellm
 from tests.routellm import random_tensors, reference_win_prob, unit_rows, write_checkpoint
 from tests.routers import tiny_router, tiny_text_router
@@ -19,20 +18,19 @@ from tests.routers import tiny_router, tiny_text_router
 
 @pytest.fixture(scope="module")
 def router(tmp_path_factory: pytest.TempPathFactory) -> Router:
-    return import_routellm_mf(write_checkpoint(tmp_path_factory.mktemp("mf"), random_tensors("released")))
+    return formats.read(write_checkpoint(tmp_path_factory.mktemp("mf"), random_tensors("released")), "routellm-mf")
 
 
-@pytest.mark.parametrize("naming", ["released", "training"])
-def test_both_namings_give_the_tensors_back(router: Router, tmp_path: Path, naming: routellm.Naming) -> None:
-    assert formats.export_routellm(router, tmp_path / "out", naming=naming) <= 1e-6
+def test_the_tensors_come_back(router: Router, tmp_path: Path) -> None:
+    assert formats.export(router, tmp_path / "out", "routellm")["model.safetensors"] <= 1e-6
     written = safetensors.numpy.load_file(tmp_path / "out" / "model.safetensors")
-    expected = {name: leaf for name, leaf in random_tensors(naming).items() if name != "Q.weight"}
+    expected = {name: leaf for name, leaf in random_tensors("released").items()}
     assert written.keys() == expected.keys()
     for name, leaf in expected.items():
         assert leaf.tobytes() == written[name].tobytes()
     config = json.loads((tmp_path / "out" / "config.json").read_text())
     assert config == {"dim": 128, "num_models": 64, "text_dim": 1536, "num_classes": 1, "use_proj": True}
-    again = import_routellm_mf(tmp_path / "out")
+    again = formats.read(tmp_path / "out", "routellm-mf")
     jax.tree.map(np.testing.assert_array_equal, again.variables, router.variables)
 
 
@@ -44,13 +42,13 @@ def test_models_in_another_order_find_their_rows(router: Router, tmp_path: Path)
         models=tuple(router.models[row] for row in order),
         variables={"params": {**params, "model_embedding": params["model_embedding"][order]}},
     )
-    formats.export_routellm(shuffled, tmp_path / "out")
+    formats.export(shuffled, tmp_path / "out", "routellm")
     written = safetensors.numpy.load_file(tmp_path / "out" / "model.safetensors")
     np.testing.assert_array_equal(written["P.weight"], random_tensors("released")["P.weight"])
 
 
 def test_the_written_file_scores_as_the_router(router: Router, tmp_path: Path) -> None:
-    formats.export_routellm(router, tmp_path / "out")
+    formats.export(router, tmp_path / "out", "routellm")
     tensors = safetensors.numpy.load_file(tmp_path / "out" / "model.safetensors")
     embedding = unit_rows(30)
     expected = reference_win_prob(tensors, embedding, 24, 36)
@@ -61,7 +59,7 @@ def test_the_written_file_scores_as_the_router(router: Router, tmp_path: Path) -
 def test_large_scores_are_allowed_their_rounding(router: Router, tmp_path: Path) -> None:
     params = router.variables["params"]
     steep = dataclasses.replace(router, variables={"params": {**params, "classifier": 300 * params["classifier"]}})
-    assert 1e-6 < formats.export_routellm(steep, tmp_path / "out") < 1e-3
+    assert 1e-6 < formats.export(steep, tmp_path / "out", "routellm")["model.safetensors"] < 1e-3
 
 
 def test_other_forms_are_refused(router: Router, tmp_path: Path) -> None:
@@ -91,10 +89,10 @@ def test_other_forms_are_refused(router: Router, tmp_path: Path) -> None:
     before = os.listdir(tmp_path)
     for other, message in refused:
         with pytest.raises(InputError, match=message):
-            formats.export_routellm(other, tmp_path / "out")
+            formats.export(other, tmp_path / "out", "routellm")
     assert os.listdir(tmp_path) == before
     with pytest.raises(InputError, match="exists already"):
-        formats.export_routellm(router, tmp_path / "encoder")
+        formats.export(router, tmp_path / "encoder", "routellm")
 
 
 def test_a_file_that_differs_is_an_error_and_is_kept(
@@ -105,5 +103,5 @@ def test_a_file_that_differs_is_an_error_and_is_kept(
     original = Router.column
     monkeypatch.setattr(Router, "column", lambda self, name: original(self, swapped[routellm.MODELS.index(name)]))
     with pytest.raises(formats.VerificationError, match=r"win probabilities differ by .*e-0\d; it is kept as"):
-        formats.export_routellm(router, tmp_path / "out")
+        formats.export(router, tmp_path / "out", "routellm")
     assert os.listdir(tmp_path) == ["out.rejected"]

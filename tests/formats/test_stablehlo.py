@@ -13,6 +13,7 @@ import pytest
 
 from routerjax import InputError, Router, features, formats, models
 from routerjax.formats import stablehlo as bundle_module
+from routerjax.formats.golden import golden_prompts
 from tests.encoders import TEXTS, save_tiny_encoder
 from tests.models.test_baselines import pair_battles
 from tests.routers import tiny_router
@@ -48,7 +49,7 @@ def router(tmp_path_factory: pytest.TempPathFactory) -> Router:
 @pytest.fixture(scope="module")
 def bundle(router: Router, tmp_path_factory: pytest.TempPathFactory) -> Path:
     folder = tmp_path_factory.mktemp("export") / "bundle"
-    differences = formats.export_stablehlo(router, folder)
+    differences = formats.export(router, folder, "stablehlo")
     assert set(differences) == {"from_embedding", "from_token_ids", "from_text"}
     assert differences["from_embedding"] <= 1e-6
     assert max(differences.values()) <= 1e-5
@@ -105,7 +106,7 @@ def test_the_bundle_describes_itself(router: Router, bundle: Path) -> None:
     assert description["platforms"] == ["cpu", "cuda", "tpu"]
     assert description["jax_version"] == jax.__version__
     assert description["features"] == router.features.to_dict()
-    assert description["golden_prompts"] == list(formats.golden_prompts())
+    assert description["golden_prompts"] == list(golden_prompts())
     assert {*description["sha256"], "bundle.json"} == {*os.listdir(bundle)} - {"__pycache__"}
     functions = [jax.export.deserialize(bytearray((bundle / f"{n}.stablehlo").read_bytes())) for n in (
         "from_embedding", "from_token_ids")]  # fmt: skip
@@ -120,7 +121,7 @@ def test_a_bundle_that_differs_is_an_error_and_is_kept(
     wrong = dataclasses.replace(router, variables=jax.tree.map(lambda leaf: leaf * 1.01, router.variables))
     monkeypatch.setattr(bundle_module, "export_from_embedding", exporting_constants_of(wrong))
     with pytest.raises(formats.VerificationError, match=r"from_embedding differs from the golden scores by .*e-0\d"):
-        formats.export_stablehlo(router, tmp_path / "bundle")
+        formats.export(router, tmp_path / "bundle", "stablehlo")
     assert os.listdir(tmp_path) == ["bundle.rejected"]
 
 
@@ -151,7 +152,7 @@ def test_given_embeddings_and_a_memory_export_too(tmp_path: Path) -> None:
         variables={"memory": memory},
         features=spec,
     )
-    differences = formats.export_stablehlo(router, tmp_path / "bundle")
+    differences = formats.export(router, tmp_path / "bundle", "stablehlo")
     assert list(differences) == ["from_embedding"]
     finished = run_python(str(tmp_path / "bundle" / "load.py"), "some text")
     assert finished.returncode == 1
@@ -160,9 +161,9 @@ def test_given_embeddings_and_a_memory_export_too(tmp_path: Path) -> None:
 
 def test_refusals(router: Router, tmp_path: Path) -> None:
     with pytest.raises(InputError, match="'bigg' is not one of the router's 3 models"):
-        formats.export_stablehlo(router.with_pair("bigg"), tmp_path / "bundle")
+        formats.export(router.with_pair("bigg"), tmp_path / "bundle", "stablehlo")
     (tmp_path / "there").mkdir()
     (tmp_path / "there" / "file").touch()
     with pytest.raises(InputError, match="exists already"):
-        formats.export_stablehlo(router, tmp_path / "there")
+        formats.export(router, tmp_path / "there", "stablehlo")
     assert os.listdir(tmp_path) == ["there"]

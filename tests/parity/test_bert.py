@@ -13,7 +13,6 @@ import tokenizers
 
 from routerjax import formats, losses, models
 from routerjax.features import load_encoder
-from routerjax.formats import import_hf, import_routellm_bert
 from routerjax.models.layers import relative_buckets
 from routerjax.pretrained import MINILM, bert_names, locate, publish_weights, read_bert_config
 from routerjax.router import Router, load_reader, make_module, pretrained_params
@@ -61,7 +60,7 @@ def save(model, model_type: str, folder: Path, **arguments) -> Path:
 
 def load(folder: Path) -> Router:
     """Models of the labels' names; how they are routed does not matter here."""
-    return import_hf(folder, strong=LABELS[0], weak=LABELS[2])
+    return formats.read(folder, "hf", strong=LABELS[0], weak=LABELS[2])
 
 
 def fresh(folder: Path) -> dict:
@@ -169,7 +168,7 @@ def test_a_folder_read_and_written_again_is_the_same_bits_and_loads_in_torch(mod
 
     model = random_model(model_type)
     loaded = load(save(model, model_type, tmp_path / "tiny"))
-    assert formats.export_hf(loaded, tmp_path / "out") == 0.0
+    assert formats.export(loaded, tmp_path / "out", "hf")["model.safetensors"] == 0.0
     before, after = (safetensors.numpy.load_file(tmp_path / name / "model.safetensors") for name in ("tiny", "out"))
     assert before.keys() == after.keys()
     for name, tensor in before.items():
@@ -212,7 +211,7 @@ def test_a_trained_scanned_classifier_is_written_too(tmp_path: Path) -> None:
         variables={"params": {**params, "encoder": models.stack_layers(params["encoder"])}},
         reader=dataclasses.replace(loaded.reader, encoder=encoder),
     )
-    assert formats.export_hf(trained, tmp_path / "out") < 1e-5
+    assert formats.export(trained, tmp_path / "out", "hf")["model.safetensors"] < 1e-5
     written = transformers.AutoModelForSequenceClassification.from_pretrained(tmp_path / "out").eval()
     assert list(written.config.id2label.values()) == list(LABELS)
     query = padded(1)
@@ -227,7 +226,7 @@ def test_the_released_classifier_of_routellm(tmp_path: Path) -> None:
     import transformers
 
     folder = save(random_model("xlm-roberta"), "xlm-roberta", tmp_path / "tiny")
-    router = import_routellm_bert(folder)
+    router = formats.read(folder, "routellm-bert")
     assert (router.strong, router.weak, router.features.max_length) == (*router.models, 62)
     tokenizer = transformers.PreTrainedTokenizerFast(
         tokenizer_file=str(folder / "tokenizer.json"), pad_token="<pad>", model_max_length=62
@@ -301,7 +300,7 @@ def test_minilm(tmp_path: Path) -> None:
         reader=reader,
         variables={"params": params},
     )
-    assert formats.export_hf(router, tmp_path / "out") < 1e-5
+    assert formats.export(router, tmp_path / "out", "hf")["model.safetensors"] < 1e-5
     for name in ("tokenizer.json", "vocab.txt", "special_tokens_map.json"):
         assert (tmp_path / "out" / name).read_bytes() == (folder / name).read_bytes()
     written = transformers.AutoModelForSequenceClassification.from_pretrained(tmp_path / "out").eval()

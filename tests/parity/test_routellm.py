@@ -7,7 +7,6 @@ import numpy as np
 import pytest
 
 from routerjax import features, formats
-from routerjax.formats import import_routellm_mf
 from tests.routellm import unit_rows
 from tests.routers import tiny_text_router
 
@@ -35,11 +34,11 @@ def test_torch_saves_what_is_imported_and_loads_what_is_exported(tmp_path: Path)
 
     published = new_model(0)
     save_model(published, str(tmp_path / "model.safetensors"))
-    router = import_routellm_mf(tmp_path)
+    router = formats.read(tmp_path, "routellm-mf")
     given = features.Embeddings(unit_rows(50), router.features.fingerprint)
     np.testing.assert_allclose(router.scores(given), logits(published, given.embedding), rtol=0, atol=1e-6)
 
-    formats.export_routellm(router, tmp_path / "out")
+    formats.export(router, tmp_path / "out", "routellm")
     loaded = new_model(1)
     load_model(loaded, str(tmp_path / "out" / "model.safetensors"), strict=True)
     for name, leaf in published.state_dict().items():
@@ -66,7 +65,7 @@ def test_mf_model_from_pretrained_loads_the_folder(tmp_path: Path) -> None:
     torch.manual_seed(0)
     published = MFModel(128, 64, 1536, 1, True)
     save_model(published, str(tmp_path / "model.safetensors"))
-    formats.export_routellm(import_routellm_mf(tmp_path), tmp_path / "out")
+    formats.export(formats.read(tmp_path, "routellm-mf"), tmp_path / "out", "routellm")
     loaded = MFModel.from_pretrained(str(tmp_path / "out"))
     for name, leaf in published.state_dict().items():
         assert torch.equal(leaf, loaded.state_dict()[name])
@@ -82,7 +81,7 @@ def test_bert_router_reads_the_strong_models_wins(tmp_path: Path, strong: str) -
 
     weak = {"big": "small", "small": "big"}[strong]
     router = tiny_text_router(tmp_path, loss="three_labels", readout="win", strong=strong, weak=weak)
-    formats.export_hf(router, tmp_path / "out")
+    formats.export(router, tmp_path / "out", "hf")
 
     # BERTRouter of RouteLLM: its constructor and calculate_strong_win_rate.
     model = AutoModelForSequenceClassification.from_pretrained(tmp_path / "out", num_labels=3)
