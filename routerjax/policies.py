@@ -1,21 +1,197 @@
-"""Routing decisions: one threshold for two models, score minus cost for many."""
+"""Policies: from a router's scores to the model that answers. One threshold for two models, score minus cost for many.
+
+A policy is a record of plain values that a router keeps; the functions below it are what the two of this package do.
+"""
 
 from __future__ import annotations
 
+import abc
+import dataclasses
 import math
 import numbers
-from typing import NamedTuple
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from typing import Any, ClassVar, Literal, NamedTuple, TypeVar
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, Bool, Float, Int
+from pydantic import ConfigDict
 
-from routerjax.errors import InputError
+from routerjax.errors import InputError, choose, model_column
 from routerjax.metrics.columns import real_array
+from routerjax.registry import Registry
+from routerjax.validation import from_json
+
+WinProb = Callable[[str, str], Array]
+"""``(strong, weak) -> float32 [batch]``, P(the strong model is better): what a router knows of a pair of models."""
 
 
-class Threshold(NamedTuple):
+@dataclass(frozen=True)
+class Policy(abc.ABC):
+    """A choice among the models of a router.
+
+    A subclass has a ``name``, says :meth:`choose`, and has fields that are plain values, which a router keeps.
+    """
+
+    __pydantic_config__: ClassVar[ConfigDict] = ConfigDict(extra="forbid")
+
+    name: ClassVar[str]
+
+    @abc.abstractmethod
+    def require_models(self, models: tuple[str, ...]) -> None:
+        """Refuse a router that the policy cannot choose in.
+
+        Raises:
+            InputError: the policy names a model that is none of the router's, or lacks one.
+        """
+
+    @abc.abstractmethod
+    def choose(
+        self, models: tuple[str, ...], scores: Float[Array, "batch models"], win_prob: WinProb
+    ) -> Int[Array, "batch"]:
+        """Choose a model for each prompt; pure, jits.
+
+        Args:
+            models: names of the router's models, in their order.
+            scores: of the models, in nats.
+            win_prob: of any pair of the models, calibrated as the router is.
+
+        Returns:
+            int32 index of a model in ``models``.
+        """
+
+    def to_dict(self) -> dict[str, Any]:
+        """Return the policy as JSON holds it: infinity, which JSON has not, is text."""
+        fields = {field.name: getattr(self, field.name) for field in dataclasses.fields(self)}
+        return {"name": self.name, **{name: "inf" if value == math.inf else value for name, value in fields.items()}}
+
+
+POLICIES: Registry[type[Policy]] = Registry("routerjax.policies")
+"""Policies by name; a package adds its own by an entry point ``routerjax.policies``."""
+
+PolicyT = TypeVar("PolicyT", bound=type[Policy])
+
+
+def register_policy(policy: PolicyT) -> PolicyT:
+    """Make a policy known by its name, so that a router with it can be loaded; a decorator of its class.
+
+    Raises:
+        InputError: the name is taken by another.
+    """
+    POLICIES.register(policy.name, policy)
+    return policy
+
+
+def make_policy(name: str, **fields: object) -> Policy:
+    """Make the policy of a name.
+
+    Raises:
+        InputError: no such policy (suggests the nearest), or fields that it has not or of another type.
+
+    Example:
+        >>> make_policy("threshold", strong="big", weak="small", threshold="inf")
+        Threshold(strong='big', weak='small', threshold=inf)
+    """
+    return from_json(fields, choose(name, POLICIES, "the policy"), name)
+
+
+def read_policy(fields: Mapping[str, Any]) -> Policy:
+    """Make a policy from what :meth:`Policy.to_dict` gave.
+
+    Raises:
+        InputError: as :func:`make_policy`, or no name.
+    """
+    others = {name: value for name, value in fields.items() if name != "name"}
+    return make_policy(fields.get("name", ""), **others)
+
+
+@register_policy
+@dataclass(frozen=True)
+class Threshold(Policy):
+    """The strong model where its win probability over the weak one is at least a threshold.
+
+    Attributes:
+        strong, weak: names of two models.
+        threshold: in [0, 1], higher is cheaper; ``inf`` sends nothing to the strong model; None before calibration.
+
+    Raises:
+        InputError: a threshold out of range, or one model for both.
+    """
+
+    name = "threshold"
+
+    strong: str
+    weak: str
+    threshold: float | Literal["inf"] | None = None
+
+    def __post_init__(self) -> None:
+        if self.strong == self.weak:
+            raise InputError(f"strong and weak must be different models, got {self.strong!r} for both")
+        if self.threshold == "inf":
+            object.__setattr__(self, "threshold", math.inf)
+        if self.threshold is not None:
+            _require_threshold(self.threshold)
+
+    def require_models(self, models: tuple[str, ...]) -> None:
+        """Both models must be among them."""
+        for model in (self.strong, self.weak):
+            model_column(model, models, "the router's")
+
+    def choose(self, models: tuple[str, ...], scores: Float[Array, "batch models"], win_prob: WinProb) -> Array:
+        """Compare in float32 with the same result as :func:`route`, which compares in float64.
+
+        Raises:
+            InputError: there is no threshold yet.
+        """
+        del scores
+        if self.threshold is None:
+            raise InputError("this router has no threshold yet: find one by calibrate")
+        is_strong = win_prob(self.strong, self.weak).astype(jnp.float32) >= _at_least(float(self.threshold))
+        return jnp.where(is_strong, models.index(self.strong), models.index(self.weak)).astype(jnp.int32)
+
+
+@register_policy
+@dataclass(frozen=True)
+class CostAware(Policy):
+    """The model with the highest ``score - cost_weight * cost``; see :func:`route_by_cost`.
+
+    Attributes:
+        cost: of each model, dollars a call.
+        cost_weight: nats that a dollar is worth, at least 0.
+
+    Raises:
+        InputError: a cost or a weight that is not finite, or a negative weight.
+    """
+
+    name = "cost_aware"
+
+    cost: Mapping[str, float]
+    cost_weight: float
+
+    def __post_init__(self) -> None:
+        for model, cost in self.cost.items():
+            if not math.isfinite(cost):
+                raise InputError(f"the cost of {model!r} must be finite, in dollars a call; got {cost!r}")
+        if not 0.0 <= self.cost_weight < math.inf:
+            raise InputError(f"cost_weight must be finite and at least 0, in nats a dollar; got {self.cost_weight!r}")
+
+    def require_models(self, models: tuple[str, ...]) -> None:
+        """Each model must have a cost, and no other."""
+        for model in self.cost:
+            model_column(model, models, "the router's")
+        missing = [model for model in models if model not in self.cost]
+        if missing:
+            raise InputError(f"the policy has no cost of {missing[0]!r} ({len(missing)} of {len(models)} models)")
+
+    def choose(self, models: tuple[str, ...], scores: Float[Array, "batch models"], win_prob: WinProb) -> Array:
+        """See :func:`route_by_cost`."""
+        del win_prob
+        return route_by_cost(scores, jnp.asarray([self.cost[model] for model in models]), self.cost_weight)
+
+
+class ShareThreshold(NamedTuple):
     """A threshold, and the share of the calibration prompts that it sends to the strong model."""
 
     threshold: float
@@ -30,7 +206,7 @@ def require_share(strong_share: float) -> None:
 
 def threshold_for_share(
     win_prob: Float[np.ndarray, "prompts"] | Float[Array, "prompts"], strong_share: float
-) -> Threshold:
+) -> ShareThreshold:
     """Threshold that sends the largest attainable share of these prompts to the strong model, at most ``strong_share``.
 
     Prompts with equal win probabilities move together, so the attained share can be smaller than the wanted one. The
@@ -51,7 +227,7 @@ def threshold_for_share(
 
     Example:
         >>> threshold_for_share(np.array([0.1, 0.4, 0.4, 0.9]), 0.6)
-        Threshold(threshold=0.9, strong_share=0.25)
+        ShareThreshold(threshold=0.9, strong_share=0.25)
 
     Reference:
         RouteLLM (arXiv 2406.18665), section 3.1; the (1 - share) quantile, exact under ties.
@@ -66,10 +242,10 @@ def threshold_for_share(
     attainable = np.flatnonzero(share <= strong_share)
     if attainable.size:
         best = int(attainable[-1])
-        return Threshold(float(distinct[::-1][best]), float(share[best]))
+        return ShareThreshold(float(distinct[::-1][best]), float(share[best]))
     largest = distinct[-1]
     above = max(float(np.nextafter(largest, largest.dtype.type(2.0))), smallest)
-    return Threshold(above if above <= 1.0 else math.inf, 0.0)
+    return ShareThreshold(above if above <= 1.0 else math.inf, 0.0)
 
 
 def route(win_prob: Float[np.ndarray, "batch"] | Float[Array, "batch"], threshold: float) -> Bool[np.ndarray, "batch"]:
@@ -93,8 +269,7 @@ def route(win_prob: Float[np.ndarray, "batch"] | Float[Array, "batch"], threshol
     Reference:
         RouteLLM (arXiv 2406.18665), section 3.1.
     """
-    if not (isinstance(threshold, numbers.Real) and (0.0 <= threshold <= 1.0 or threshold == math.inf)):
-        raise InputError(f"the threshold must lie in [0, 1], or be inf for never; got {threshold!r}")
+    _require_threshold(threshold)
     # In float64, or numpy would round the threshold to float32 and could make it equal to a smaller win probability.
     return _checked_win_prob(win_prob).astype(np.float64) >= float(threshold)
 
@@ -131,6 +306,18 @@ def route_by_cost(
         )
     utility = scores - cost_weight * jnp.broadcast_to(cost, scores.shape)
     return jnp.argmax(utility, axis=-1).astype(jnp.int32)
+
+
+def _require_threshold(threshold: object) -> None:
+    if not (isinstance(threshold, numbers.Real) and (0.0 <= float(threshold) <= 1.0 or threshold == math.inf)):
+        raise InputError(f"the threshold must lie in [0, 1], or be inf for never; got {threshold!r}")
+
+
+def _at_least(threshold: float) -> np.float32:
+    """Return the smallest float32 that is not below a threshold, and that XLA does not flush to zero unless it is 0."""
+    rounded = np.float32(threshold)
+    up = rounded if float(rounded) >= threshold else np.nextafter(rounded, np.float32(math.inf))
+    return max(up, np.finfo(np.float32).tiny) if threshold > 0 else up
 
 
 def _checked_win_prob(win_prob: Float[np.ndarray, "batch"] | Float[jax.Array, "batch"]) -> np.ndarray:

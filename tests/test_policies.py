@@ -1,5 +1,6 @@
 """Decisions and their calibration, against brute force over all thresholds."""
 
+import json
 import math
 
 import jax
@@ -157,3 +158,77 @@ class TestRouteByCost:
             policies.route_by_cost(self.scores[0], jnp.zeros(3), 1.0)
         with pytest.raises(InputError, match="of at least one model"):
             policies.route_by_cost(jnp.zeros((2, 0)), jnp.zeros(0), 1.0)
+
+
+class TestPolicies:
+    models = ("small", "medium", "big")
+    scores = jnp.array([[2.0, 1.9, 0.0], [5.0, 1.0, 9.0]])
+
+    @given(st.floats(0.0, 1.0) | st.just(math.inf), st.lists(st.floats(0.0, 1.0, width=32), max_size=6))
+    def test_float32_decides_as_float64_does(self, threshold, others):
+        near = np.float32(min(threshold, 1.0))
+        win_prob = np.array([*others, near, np.nextafter(near, np.float32(0)), np.nextafter(near, np.float32(1))])
+        win_prob = win_prob.astype(np.float32)
+        win_prob[win_prob < np.finfo(np.float32).tiny] = 0  # as XLA gives them
+        policy = policies.Threshold("big", "small", threshold)
+        column = policy.choose(self.models, jnp.zeros((len(win_prob), 3)), lambda strong, weak: jnp.asarray(win_prob))
+        expected = [2 if is_strong else 0 for is_strong in policies.route(win_prob, threshold)]
+        assert (column.dtype, column.tolist()) == (jnp.int32, expected)
+
+    def test_the_pair_is_the_policys_own(self):
+        asked = []
+
+        def win_prob(strong: str, weak: str) -> jax.Array:
+            asked.append((strong, weak))
+            return jnp.array([0.2, 0.7])
+
+        policy = policies.Threshold("medium", "small", 0.5)
+        decide = jax.jit(lambda scores: policy.choose(self.models, scores, win_prob))
+        assert decide(self.scores).tolist() == [0, 1]
+        assert asked == [("medium", "small")]
+
+    def test_cost_against_score(self):
+        policy = policies.CostAware({"big": 10.0, "medium": 0.0, "small": 1.0}, 0.5)
+        policy.require_models(self.models)
+        decide = jax.jit(lambda scores: policy.choose(self.models, scores, None))
+        assert decide(self.scores).tolist() == [1, 0]
+
+    @pytest.mark.parametrize(
+        "policy",
+        [
+            policies.Threshold("big", "small"),
+            policies.Threshold("big", "small", 0.25),
+            policies.Threshold("big", "small", math.inf),
+            policies.CostAware({"big": 1.5, "small": 0.0}, 2.0),
+        ],
+    )
+    def test_what_a_router_keeps_gives_the_policy_back(self, policy):
+        assert policies.read_policy(json.loads(json.dumps(policy.to_dict(), allow_nan=False))) == policy
+
+    @pytest.mark.parametrize(
+        ("fields", "message"),
+        [
+            ({"name": "treshold"}, r"the policy must be one of .*got 'treshold' \(did you mean 'threshold'"),
+            ({"name": "threshold", "strong": "big"}, "threshold.*weak"),
+            ({"name": "threshold", "strong": "a", "weak": "a"}, "different models, got 'a' for both"),
+            ({"name": "threshold", "strong": "a", "weak": "b", "threshold": 1.5}, r"must lie in \[0, 1\].* got 1.5"),
+            ({"name": "threshold", "strong": "a", "weak": "b", "threshold": "half"}, "threshold"),
+            ({"name": "cost_aware", "cost": {"a": 1.0}, "cost_weight": -1.0}, "cost_weight must be .* got -1.0"),
+        ],
+    )
+    def test_bad_descriptions_are_refused_in_one_line(self, fields, message):
+        with pytest.raises(InputError, match=message) as raised:
+            policies.read_policy(fields)
+        assert "\n" not in str(raised.value)
+
+    def test_models_are_checked(self):
+        with pytest.raises(InputError, match="'bigg' is not one of the router's 3 models"):
+            policies.Threshold("bigg", "small").require_models(self.models)
+        with pytest.raises(InputError, match="'large' is not one of the router's 3 models"):
+            policies.CostAware({"large": 1.0}, 1.0).require_models(self.models)
+        with pytest.raises(InputError, match=r"no cost of 'medium' \(2 of 3 models\)"):
+            policies.CostAware({"small": 1.0}, 1.0).require_models(self.models)
+        with pytest.raises(InputError, match="the cost of 'small' must be finite"):
+            policies.CostAware({"small": math.nan}, 1.0)
+        with pytest.raises(InputError, match="no threshold yet"):
+            policies.Threshold("big", "small").choose(self.models, self.scores, lambda strong, weak: jnp.zeros(2))
