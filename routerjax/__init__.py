@@ -12,6 +12,7 @@ if TYPE_CHECKING:
     from routerjax import bradley_terry as bradley_terry
     from routerjax import data as data
     from routerjax import evaluation as evaluation
+    from routerjax import families as families
     from routerjax import features as features
     from routerjax import formats as formats
     from routerjax import losses as losses
@@ -41,6 +42,7 @@ __all__ = [
     "bradley_terry",
     "data",
     "evaluation",
+    "families",
     "features",
     "formats",
     "load_router",

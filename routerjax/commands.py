@@ -184,10 +184,7 @@ def import_router(arguments: argparse.Namespace) -> None:
     router = formats.read(arguments.source, arguments.format, strong=arguments.strong, weak=arguments.weak)
     save_router(router, arguments.output)
     _say(f"router of {len(router.models)} models written to {arguments.output}: {router.strong} or {router.weak}")
-    if router.reader is None:
-        _say(f"it reads embeddings of {router.features.source}, {router.features.width} wide")
-    else:
-        _say(f"it reads text: the first {router.features.max_length} tokens of a prompt")
+    _say(f"it reads {router.featurizer.description}")
 
 
 def _say(message: str) -> None:

@@ -114,6 +114,8 @@ class FeatureConfig(_Settings):
         max_length: tokens that a sentence encoder keeps of each prompt; an endpoint reads them all.
         truncation: what is left out of a longer prompt: its beginning (``left``), its end (``right``), or its
             ``middle``; None for what the files of the tokenizer say, which mostly is ``right``. Not for an endpoint.
+        featurizer: kind of a featurizer of another package, in ``routerjax.features.FEATURIZERS``, in place of an
+            encoder; ``attributes`` are its own.
         embeddings: a .npy or .parquet file of given embeddings instead of an encoder's own.
         train_encoder: fine-tune the encoder with the router, which then stores it; the family ``bert`` always does.
         encoder_attributes: of an encoder that is trained, other than its files say: ``dropout_rate``,
@@ -126,6 +128,8 @@ class FeatureConfig(_Settings):
     encoder: str = "sentence-transformers/all-MiniLM-L6-v2"
     max_length: Count = 256
     truncation: Truncation | None = None
+    featurizer: str | None = None
+    attributes: Mapping[str, AttributeValue] = field(default_factory=dict)
     embeddings: str | None = None
     train_encoder: bool = False
     encoder_attributes: Mapping[str, AttributeValue] = field(default_factory=dict)
@@ -137,7 +141,7 @@ class RouterConfig(_Settings):
     """Router family, attributes of its module, and the pair of models that it routes between.
 
     Attributes:
-        family: a name in ``routerjax.router.FAMILIES``.
+        family: a name in ``routerjax.families.FAMILIES``.
         attributes: attributes of the linen module other than the number of models.
         loss: a name in ``routerjax.likelihoods.LIKELIHOODS``: how ties are understood.
         readout: a name in ``routerjax.likelihoods.READOUTS``: what the win probability counts.

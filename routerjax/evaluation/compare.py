@@ -105,7 +105,7 @@ def evaluate_routers(
         tasks.append(_Task(benchmark, *find_pair(benchmark, strong, weak), outside))
     for name, router in loaded.items():
         try:
-            router.require_text()
+            router.featurizer.require_text()
         except InputError as error:
             raise InputError(f"{name}: {error}") from error
     with EmbeddingCache() as cache:
@@ -198,11 +198,14 @@ def _load(paths: Sequence[str | os.PathLike[str]], encoder: str | None) -> dict[
         loaded["knn" if is_clear else f"knn of {name}"] = load_router(folder)
     if encoder is None:
         return loaded
-    # A router that reads text itself has its encoder with it.
-    elsewhere = {name: router for name, router in loaded.items() if router.reader is None}
+    # A router that reads text itself has its encoder with it, and one of an endpoint or of given embeddings has none.
+    elsewhere = {name: router for name, router in loaded.items() if router.featurizer.takes_encoder}
     if loaded and not elsewhere:
-        raise InputError(f"the routers read text themselves and take no other encoder ({encoder}): leave --encoder out")
-    moved = {name: dataclasses.replace(router, encoder_source=encoder) for name, router in elsewhere.items()}
+        raise InputError(f"the routers take no other encoder ({encoder}): leave --encoder out")
+    moved = {
+        name: dataclasses.replace(router, featurizer=router.featurizer.at(encoder))
+        for name, router in elsewhere.items()
+    }
     return {**loaded, **moved}
 
 

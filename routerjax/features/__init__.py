@@ -1,29 +1,47 @@
-"""From text to embeddings, made here, by an endpoint, or given; and from text to tokens; with their caches."""
+"""From text to the query of a router: embeddings made here, by an endpoint, or given; or tokens; with their caches."""
 
 from routerjax.features.cache import EmbeddingCache
 from routerjax.features.cut_report import read_prompts
 from routerjax.features.cutting import CHARACTERS_PER_TOKEN
-from routerjax.features.embeddings import Embeddings, read_embeddings
-from routerjax.features.encoder import SentenceEncoder, load_encoder
-from routerjax.features.endpoint import EndpointEncoder, is_endpoint, open_encoder, routellm_features
-from routerjax.features.spec import FeatureSpec
+from routerjax.features.endpoint import EndpointEncoder, EndpointFeaturizer, is_endpoint, routellm_features
+from routerjax.features.featurizer import (
+    FEATURIZERS,
+    Featurizer,
+    TextFunction,
+    embedding_batches,
+    read_featurizer,
+    register_featurizer,
+)
+from routerjax.features.given import Embeddings, GivenFeaturizer, read_embeddings
+from routerjax.features.open import open_featurizer
+from routerjax.features.sentence import SentenceFeaturizer, load_encoder
 from routerjax.features.token_cache import tokenize_once
-from routerjax.features.tokens import TextTokenizer, padded_rows, tokenizer_for
+from routerjax.features.tokenizer import TextTokenizer, padded_rows, tokenizer_for
+from routerjax.features.tokens import TokenFeaturizer, load_tokens
 
 __all__ = [
     "CHARACTERS_PER_TOKEN",
+    "FEATURIZERS",
     "EmbeddingCache",
     "Embeddings",
     "EndpointEncoder",
-    "FeatureSpec",
-    "SentenceEncoder",
+    "EndpointFeaturizer",
+    "Featurizer",
+    "GivenFeaturizer",
+    "SentenceFeaturizer",
+    "TextFunction",
     "TextTokenizer",
+    "TokenFeaturizer",
+    "embedding_batches",
     "is_endpoint",
     "load_encoder",
-    "open_encoder",
+    "load_tokens",
+    "open_featurizer",
     "padded_rows",
     "read_embeddings",
+    "read_featurizer",
     "read_prompts",
+    "register_featurizer",
     "routellm_features",
     "tokenize_once",
     "tokenizer_for",

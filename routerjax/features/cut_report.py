@@ -12,7 +12,7 @@ import numpy as np
 from jaxtyping import Int32
 
 from routerjax.features.cache import EmbeddingCache
-from routerjax.features.tokens import TextTokenizer
+from routerjax.features.tokenizer import TextTokenizer
 
 logger = logging.getLogger(__name__)
 

@@ -9,18 +9,18 @@ import os
 import re
 from collections import deque
 from collections.abc import Iterator, Sequence
+from dataclasses import dataclass, field
 from typing import cast
 
 import numpy as np
 from jaxtyping import Float32
 
-from routerjax.config import Truncation
+from routerjax.config import Count
 from routerjax.errors import InputError
 from routerjax.features.cache import EmbeddingCache, encode_once, prompt_digests
-from routerjax.features.encoder import SentenceEncoder, load_encoder
 from routerjax.features.endpoint_connection import EndpointConnection, Refusal
 from routerjax.features.exchange import require_address, require_key
-from routerjax.features.spec import FeatureSpec
+from routerjax.features.featurizer import Featurizer, HostQuery, register_featurizer
 from routerjax.prompts import valid_text
 
 logger = logging.getLogger(__name__)
@@ -34,7 +34,7 @@ DEFAULT_TIME_LIMIT = 300.0
 
 
 class EndpointEncoder:
-    """A model behind an endpoint, in place of a :class:`SentenceEncoder`. Making one asks for nothing yet.
+    """Client of a model behind an endpoint. Making one asks for nothing yet.
 
     What did not arrive or was put off (429, 5xx, timeouts), or is not one finite embedding for each prompt, is asked
     for again, after the time that Retry-After names or a doubling one; each retry is logged. A request that is refused,
@@ -97,15 +97,21 @@ class EndpointEncoder:
         self._time_limit = _default_time_limit() if time_limit is None else time_limit
 
     @property
-    def spec(self) -> FeatureSpec:
-        """What a router that is trained on the embeddings keeps.
+    def featurizer(self) -> EndpointFeaturizer:
+        """Featurizer of a router that is trained on the embeddings."""
+        featurizer = EndpointFeaturizer(source=self.source, fingerprint=self.fingerprint, known_width=self._width)
+        vars(featurizer)["encoder"] = self
+        return featurizer
 
-        If neither an argument nor an answer has told the width yet, one word is sent to learn it.
+    @property
+    def width(self) -> int:
+        """Width of an embedding.
+
+        If neither an argument nor an answer has told it yet, one word is sent to learn it.
         """
         if self._width is None:
             self.encode(["width"])
-        width = cast(int, self._width)
-        return FeatureSpec(kind="endpoint", source=self.source, width=width, fingerprint=self.fingerprint)
+        return cast(int, self._width)
 
     def encode(
         self, prompts: Sequence[str], *, cache: EmbeddingCache | None = None, progress: bool = False
@@ -135,7 +141,7 @@ class EndpointEncoder:
         finally:
             self._log_cost(self.tokens_used - used_before)
         if not digests:
-            return np.zeros((0, self.spec.width), np.float32)
+            return np.zeros((0, self.width), np.float32)
         self._take_width(len(embeddings[digests[0]]))  # of the cache, where nothing was missing
         return np.stack([embeddings[digest] for digest in digests])
 
@@ -256,38 +262,57 @@ def is_endpoint(source: str | os.PathLike[str]) -> bool:
     return os.fspath(source).startswith(PREFIX)
 
 
-def open_encoder(
-    source: str | os.PathLike[str],
-    *,
-    max_length: int,
-    truncation: Truncation | None = None,
-    download: bool = True,
-    width: int | None = None,
-    dollars_per_million_tokens: float | None = None,
-) -> SentenceEncoder | EndpointEncoder:
-    """What reads text for ``source``: the one place that tells an endpoint (``openai:MODEL``) from an encoder's files.
+@register_featurizer
+@dataclass(frozen=True, kw_only=True)
+class EndpointFeaturizer(Featurizer):
+    """Featurizer that embeds text by an OpenAI-compatible endpoint; see :class:`EndpointEncoder`.
 
-    Args:
-        source: see :class:`EndpointEncoder` and :func:`load_encoder`.
-        max_length: tokens of a prompt that an encoder reads; an endpoint reads them all.
-        truncation: what an encoder leaves out of a longer prompt; see :func:`load_encoder`.
-        download: an encoder that is not here; see :func:`routerjax.pretrained.locate`.
-        width: that an endpoint's embeddings must have.
-        dollars_per_million_tokens: of an endpoint.
-
-    Raises:
-        InputError: as those two; or a truncation for an endpoint, which is sent whole prompts.
+    Attributes:
+        source: ``openai:`` and the model.
+        fingerprint: model and address.
+        known_width: of an embedding; None until the endpoint has told it.
     """
-    if is_endpoint(source):
-        if truncation is not None:
-            raise InputError(
-                f"features.truncation={truncation!r} cannot be followed by {os.fspath(source)}, which is sent whole "
-                "prompts: leave it out"
-            )
-        return EndpointEncoder(os.fspath(source), width=width, dollars_per_million_tokens=dollars_per_million_tokens)
-    return load_encoder(source, max_length=max_length, truncation=truncation, download=download)
+
+    kind = "endpoint"
+
+    source: str
+    fingerprint: str
+    known_width: Count | None = field(default=None, compare=False)
+
+    @property
+    def width(self) -> int:  # pyright: ignore[reportIncompatibleVariableOverride] (an endpoint may have to be asked)
+        """Width of an embedding; see :attr:`EndpointEncoder.width`."""
+        return self.encoder.width if self.known_width is None else self.known_width
+
+    @functools.cached_property
+    def encoder(self) -> EndpointEncoder:
+        """Client of the endpoint that the environment names.
+
+        Raises:
+            InputError: it has another address than that of the training.
+        """
+        encoder = EndpointEncoder(self.source, width=self.known_width)
+        if encoder.fingerprint != self.fingerprint:
+            refusal = self.refusal(f"the encoder {self.source} has", encoder.fingerprint)
+            raise InputError(f"{refusal}; OPENAI_BASE_URL must be the address in it")
+        return encoder
+
+    def to_dict(self) -> dict[str, object]:
+        """As JSON holds it."""
+        return {**super().to_dict(), "known_width": self.width}
+
+    def require_text(self) -> None:
+        """Compare the address; nothing is sent yet."""
+        _ = self.encoder
+
+    def query(
+        self, prompts: Sequence[str], *, cache: EmbeddingCache | None = None, progress: bool = False
+    ) -> HostQuery:
+        """See :meth:`EndpointEncoder.encode`."""
+        return {"embedding": self.encoder.encode(prompts, cache=cache, progress=progress)}
 
 
-def routellm_features(width: int = 1536) -> FeatureSpec:
-    """What RouteLLM's routers of embeddings read: OpenAI's text-embedding-3-small."""
-    return EndpointEncoder("openai:text-embedding-3-small", base_url=OPENAI_URL, width=width).spec
+def routellm_features(width: int = 1536) -> EndpointFeaturizer:
+    """Featurizer of RouteLLM's routers of embeddings: OpenAI's text-embedding-3-small."""
+    source = "openai:text-embedding-3-small"
+    return EndpointFeaturizer(source=source, fingerprint=f"{source} at {OPENAI_URL}", known_width=width)

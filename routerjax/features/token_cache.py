@@ -17,7 +17,7 @@ from jaxtyping import Int32
 from routerjax.atomic import atomic_file
 from routerjax.features.cache import cache_folder
 from routerjax.features.cut_report import Reading, report_cut
-from routerjax.features.tokens import TextTokenizer, TokenIds
+from routerjax.features.tokenizer import TextTokenizer, TokenIds
 from routerjax.prompts import prompt_sha256, require_texts
 
 logger = logging.getLogger(__name__)

@@ -1,237 +1,264 @@
-"""Text to token ids, in batches of a few static shapes."""
+"""Tokens as features: routers that read text themselves, whose encoder is trained and stored with them."""
 
 from __future__ import annotations
 
+import dataclasses
 import functools
-import hashlib
-import json
-from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
-from typing import NamedTuple, get_args
+import os
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import Any, Self, cast
 
 import jax
 import numpy as np
-import tokenizers
-import tqdm
-from jaxtyping import Bool, Int, Int32
+from jaxtyping import Int
 
-from routerjax.config import Truncation
-from routerjax.errors import InputError, choose
-from routerjax.features.cutting import CHARACTERS_PER_TOKEN, Cut, cut, splits_at_spaces
-from routerjax.features.tokenizer_bounds import require_bounded
-from routerjax.models import BertEncoder
-from routerjax.prompts import require_texts, valid_text
+from routerjax.config import AttributeValue, Count, Truncation
+from routerjax.errors import InputError
+from routerjax.features.cache import EmbeddingCache
+from routerjax.features.cut_report import read_prompts
+from routerjax.features.featurizer import Featurizer, HostQuery, TextFunction, register_featurizer
+from routerjax.features.tokenizer import TextTokenizer, tokenizer_for
+from routerjax.models import (
+    DTYPES,
+    POOLINGS,
+    BertEncoder,
+    Normalize,
+    Pooling,
+    SentenceEmbedding,
+    encoder_attributes,
+    encoder_choices,
+    encoder_types,
+)
+from routerjax.pretrained import (
+    TOKENIZER_FILE,
+    TOKENIZER_FILES,
+    SentenceModules,
+    configured_tokenizer,
+    locate,
+    lowercased,
+    read_bert_encoder,
+    read_sentence_modules,
+    read_tokenizer_files,
+    require_sizes,
+    tokenizer_config,
+    transformer_folder,
+    truncation_side,
+)
+from routerjax.validation import coerce
 
-# Prompts are padded to one of these lengths, and batches to a power of two of rows: each pair is one compilation.
-LENGTHS = (16, 32, 48, 64, 96, 128, 192, 256, 384, 512)
-# Most tokens of a batch: small ones stay in a CPU's cache, large ones fill an accelerator.
-TOKENS_ON_CPU, TOKENS_ON_ACCELERATOR = 2048, 32768
-# Texts that the tokenizer's threads take at a time; each holds all of its tokens' texts until it is read.
-TEXTS_PER_CALL = 1024
-LARGEST_ID = 2**31 - 1
-# A text that stands between the special tokens; a tokenizer may know only some of these.
-PROBES = ("a", "0", "A", ".")
 
-Tokens = Sequence[int] | Int32[np.ndarray, "length"]
-"""Token ids of one text."""
-
-
-class TokenIds(NamedTuple):
-    """Texts as their tokens.
+@register_featurizer
+@dataclass(frozen=True, kw_only=True, eq=False)
+class TokenFeaturizer(Featurizer):
+    """Featurizer that gives tokens to a router with an encoder of its own, whose architecture it describes.
 
     Attributes:
-        token_ids: of each text, without padding, special ones included.
-        is_cut: bool ``[texts]``, where tokens were left out.
-    """
-
-    token_ids: list[Int32[np.ndarray, "length"]]
-    is_cut: Bool[np.ndarray, "texts"]
-
-
-@dataclass(frozen=True, eq=False)
-class TextTokenizer:
-    """The real tokenizer of a model; what its file says of truncation and padding is overridden.
-
-    Of a text longer than 1,000 characters for each token that is kept, no more than these are read.
-
-    Attributes:
-        tokenizer_json: its file, byte for byte.
-        max_length: tokens of a text that are kept, special ones included.
-        padding_id: what fills a row up; the mask is 0 there.
-        truncation: what is left out of a longer text: its beginning (``left``), its end (``right``), or its ``middle``.
+        source: the folder or Hugging Face name of the encoder that training started from.
+        max_length: tokens of a prompt that are read, special ones included.
+        truncation: what is left out of a longer prompt, see :class:`TextTokenizer`.
+        encoder: linen, from tokens to hidden states; its parameters are the router's.
+        tokenizer_files: of the tokenizer, name -> content, byte for byte.
+        normalize: scale the embedding, which routers of embeddings take, to unit length.
+        pooling: how hidden states become that embedding; see :class:`routerjax.models.SentenceEmbedding`.
         prefix: put before each text.
+        lowercase: lower a text's case before all that the tokenizer's files say.
+        fingerprint: of the tokenizer, its length and its truncation.
+        width: of the hidden states.
 
     Raises:
-        InputError: not a tokenizer's file, or more special tokens than ``max_length``.
+        InputError: no tokenizer among the files, a damaged configuration of it, one that is not the encoder's, or a
+            length that the encoder does not read.
     """
 
-    tokenizer_json: bytes
+    kind = "tokens"
+
+    source: str
     max_length: int
-    padding_id: int = 0
-    truncation: Truncation = "right"
+    truncation: Truncation
+    encoder: BertEncoder
+    tokenizer_files: Mapping[str, bytes]
+    normalize: bool = False
+    pooling: tuple[Pooling, ...] = ("mean",)
     prefix: str = ""
+    lowercase: bool = False
+    fingerprint: str = field(init=False, repr=False)
+    width: int = field(init=False, repr=False)
 
     def __post_init__(self) -> None:
-        choose(self.truncation, dict.fromkeys(get_args(Truncation)), "truncation")
-        _ = self.tokenizer  # not a tokenizer's file is said first
-        require_bounded(json.loads(self.tokenizer_json))
-        before, after = self.special_tokens
-        if len(before) + len(after) > self.max_length:
-            raise InputError(f"max_length must be at least the {len(before) + len(after)} special tokens of a text")
-
-    @functools.cached_property
-    def tokenizer(self) -> tokenizers.Tokenizer:
-        """The tokenizer itself, which neither pads nor cuts."""
-        try:
-            tokenizer = tokenizers.Tokenizer.from_str(self.tokenizer_json.decode("utf-8"))
-        except Exception as error:  # the tokenizers library raises bare Exception for a damaged file
-            raise InputError(f"tokenizer.json is not a tokenizer: {error}") from error
-        tokenizer.no_truncation()
-        tokenizer.no_padding()
-        return tokenizer
-
-    @functools.cached_property
-    def fingerprint(self) -> str:
-        """Two tokenizers give the same tokens if this is the same."""
-        sha256 = hashlib.sha256(self.tokenizer_json).hexdigest()
-        described = f"{sha256} {self.max_length} {self.padding_id} {self.truncation} {self.prefix!r}"
-        return hashlib.sha256(described.encode()).hexdigest()
-
-    def read(self, texts: Sequence[str], *, progress: bool = False) -> TokenIds:
-        """Tokens of each text; the library uses all cores.
-
-        Args:
-            texts: to read.
-            progress: show a progress bar, if it takes more than two seconds.
-
-        Raises:
-            InputError: a row that is not text, or a text that the tokenizer fails on.
-        """
-        require_texts(texts)
-        before, after = self.special_tokens
-        cuts: list[Cut] = []
-        with tqdm.tqdm(total=len(texts), unit="prompt", desc="tokenising", disable=not progress, delay=2) as bar:
-            for start in range(0, len(texts), TEXTS_PER_CALL):
-                cuts += cut(
-                    [self.prefix + text for text in texts[start : start + TEXTS_PER_CALL]],
-                    self._encode,
-                    count=self.max_length - len(before) - len(after),
-                    characters=CHARACTERS_PER_TOKEN * self.max_length,
-                    side=self.truncation,
-                    splits_at_spaces=self._splits_at_spaces,
-                )
-                bar.update(len(cuts) - bar.n)
-        token_ids = [np.concatenate([before, own.token_ids, after]) for own in cuts]
-        return TokenIds(token_ids, np.asarray([own.is_cut for own in cuts], bool))
-
-    def token_ids(self, texts: Sequence[str]) -> list[list[int]]:
-        """Token ids of each text, without padding; see :meth:`read`."""
-        return [ids.tolist() for ids in self.read(texts).token_ids]
-
-    def _encode(self, texts: Sequence[str], *, add_special_tokens: bool = False) -> list[list[int]]:
-        try:
-            encoded = self.tokenizer.encode_batch(
-                [valid_text(text) for text in texts], add_special_tokens=add_special_tokens
-            )
-        except BaseException as error:
-            # The library raises bare Exception, and what its Rust code panics with is none.
-            if not isinstance(error, Exception) and type(error).__name__ != "PanicException":
-                raise
-            raise InputError(f"the tokenizer fails on a text: {error}") from error
-        return [encoding.ids for encoding in encoded]
-
-    @functools.cached_property
-    def largest_id(self) -> int:
-        """The largest token id, of the vocabulary, added and special tokens."""
-        vocabulary = self.tokenizer.get_vocab(with_added_tokens=True)
-        return int(max(0, *vocabulary.values(), *(ids.max(initial=0) for ids in self.special_tokens)))
-
-    @functools.cached_property
-    def _splits_at_spaces(self) -> bool:
-        return splits_at_spaces(json.loads(self.tokenizer_json))
-
-    @functools.cached_property
-    def special_tokens(self) -> tuple[Int32[np.ndarray, "before"], Int32[np.ndarray, "after"]]:
-        """Special tokens that stand before and after those of a text."""
-        for probe in PROBES:
-            ((plain,), (ids,)) = self._encode([probe]), self._encode([probe], add_special_tokens=True)
-            if max(ids, default=0) > LARGEST_ID:
-                raise InputError(f"the tokenizer has the token id {max(ids)}, more than {LARGEST_ID}")
-            for start in range(len(ids) - len(plain) + 1) if plain else ():
-                if ids[start : start + len(plain)] == plain:
-                    return np.asarray(ids[:start], np.int32), np.asarray(ids[start + len(plain) :], np.int32)
-        raise InputError(f"the tokenizer does not read {', '.join(PROBES)} as tokens between special ones")
-
-    def pad(
-        self, token_ids: Sequence[Tokens], length: int | None = None, *, batch: int | None = None
-    ) -> dict[str, Int32[np.ndarray, "batch length"]]:
-        """``token_ids`` and ``attention_mask``; by default just as long and as many as there are."""
-        if length is None:
-            length = max(map(len, token_ids), default=0)
-        shape = (len(token_ids) if batch is None else batch, length)
-        query = {"token_ids": np.full(shape, self.padding_id, np.int32), "attention_mask": np.zeros(shape, np.int32)}
-        for row, ids in enumerate(token_ids):
-            query["token_ids"][row, : len(ids)] = ids
-            query["attention_mask"][row, : len(ids)] = 1
-        return query
+        if TOKENIZER_FILE not in self.tokenizer_files:
+            raise InputError(f"no {TOKENIZER_FILE}")
+        unknown = sorted(set(self.tokenizer_files) - set(TOKENIZER_FILES))
+        if unknown:
+            raise InputError(f"{unknown[0]!r} is no file of a tokenizer: {', '.join(TOKENIZER_FILES)}")
+        _ = self.tokenizer_config  # damage is said now, not by an export after the training
+        object.__setattr__(self, "fingerprint", self.tokenizer.fingerprint)
+        object.__setattr__(self, "width", self.encoder.width)
 
     @property
-    def lengths(self) -> tuple[int, ...]:
-        """The static lengths of batches, the longest last."""
-        return (*(length for length in LENGTHS if length < self.max_length), self.max_length)
+    def description(self) -> str:
+        """What is read, in a few words."""
+        kept = {"right": "the first", "left": "the last", "middle": "the first and the last of"}[self.truncation]
+        return f"text: {kept} {self.max_length} tokens of a prompt"
 
-    def bucket_of(self, token_ids: Sequence[Tokens]) -> Int[np.ndarray, "texts"]:
-        """Place in :attr:`lengths` of the shortest length that holds each text."""
-        return np.searchsorted(self.lengths, [len(ids) for ids in token_ids])
+    @property
+    def files(self) -> Mapping[str, bytes]:
+        """Files of the tokenizer."""
+        return self.tokenizer_files
+
+    @property
+    def embedding(self) -> SentenceEmbedding:
+        """The embedding of a text that a router of embeddings takes, as a module with the encoder in it."""
+        return SentenceEmbedding(self.encoder, self.pooling, (Normalize(),) if self.normalize else ())
+
+    @functools.cached_property
+    def tokenizer_config(self) -> Mapping[str, object]:
+        """Content of ``tokenizer_config.json``; empty where there is none."""
+        return tokenizer_config(self.tokenizer_files)
+
+    @functools.cached_property
+    def tokenizer(self) -> TextTokenizer:
+        """The real tokenizer, which keeps ``max_length`` tokens of a text."""
+        configured = configured_tokenizer(self.tokenizer_files, self.encoder.model_type)
+        tokenizer_json = lowercased(configured) if self.lowercase else configured
+        return tokenizer_for(self.encoder, tokenizer_json, self.max_length, self.truncation, prefix=self.prefix)
+
+    def query(
+        self, prompts: Sequence[str], *, cache: EmbeddingCache | None = None, progress: bool = False
+    ) -> HostQuery:
+        """``token_ids`` and ``attention_mask`` int32 ``[prompts, length]``, as long as the longest prompt."""
+        del cache
+        return dict(self.tokenizer.pad(read_prompts(self.tokenizer, prompts, progress=progress)))
 
     def batches(
-        self, token_ids: Sequence[Tokens]
-    ) -> Iterator[tuple[Int[np.ndarray, "rows"], dict[str, Int32[np.ndarray, "batch length"]]]]:
-        """Yield rows and their padded query, in a few static shapes: a length of :attr:`lengths`, rows a power of two.
+        self, prompts: Sequence[str], *, cache: EmbeddingCache | None = None, progress: bool = False
+    ) -> Iterator[tuple[Int[np.ndarray, "rows"], HostQuery]]:
+        """See :meth:`TextTokenizer.batches`."""
+        del cache
+        for rows, query in self.tokenizer.batches(read_prompts(self.tokenizer, prompts, progress=progress)):
+            yield rows, dict(query)
 
-        The last batch of a length has no more rows than the next power of two, so that one text costs one row. The
-        longest come first, so that the time left is never underestimated.
+    def text_function(self) -> TextFunction:
+        """The tokenizer alone: the query is the tokens."""
+        return TextFunction(self.tokenizer, {}, lambda _, tokens: tokens)
+
+    def example(self) -> dict[str, jax.ShapeDtypeStruct]:
+        """Shapes of the query of one prompt of two tokens."""
+        return {name: jax.ShapeDtypeStruct((1, 2), np.int32) for name in ("token_ids", "attention_mask")}
+
+    def require_sizes(self, numbers: int, where: str) -> None:
+        """Refuse an encoder of more numbers than a router holds; see :func:`routerjax.pretrained.require_sizes`."""
+        require_sizes(vars(self.encoder), numbers, where)
+
+    def at(self, encoder: str) -> Featurizer:
+        """Refuse another encoder."""
+        raise InputError(
+            f"this router reads text itself and takes no encoder but its own, got {encoder}: leave --encoder out"
+        )
+
+    def for_scoring(self) -> TokenFeaturizer:
+        """Copy with dtype=float32 and remat=False, for inference: they are choices of training alone.
+
+        Scores are thus the same wherever they are computed, and those of every format that a router is exported to.
         """
-        bucket_of = self.bucket_of(token_ids)
-        tokens = TOKENS_ON_CPU if jax.default_backend() == "cpu" else TOKENS_ON_ACCELERATOR
-        for bucket in reversed(range(len(self.lengths))):
-            rows = np.flatnonzero(bucket_of == bucket)
-            largest = padded_rows(max(1, tokens // self.lengths[bucket]) + 1) // 2  # the power of two below or there
-            for start in range(0, len(rows), largest):
-                own = rows[start : start + largest]
-                batch = padded_rows(len(own))
-                yield own, self.pad([token_ids[row] for row in own], self.lengths[bucket], batch=batch)
+        return dataclasses.replace(self, encoder=self.encoder.clone(dtype=DTYPES["float32"], remat=False, parent=None))
+
+    def to_dict(self) -> dict[str, Any]:
+        """As JSON holds it, with the fingerprint, without the files."""
+        fields = super().to_dict()
+        del fields["tokenizer_files"]
+        encoder = {name: getattr(self.encoder, name) for name in encoder_types()}
+        described = {**encoder, "dtype": str(self.encoder.dtype)}
+        return {**fields, "pooling": list(self.pooling), "encoder": described, "fingerprint": self.fingerprint}
+
+    @classmethod
+    def from_dict(cls, fields: Mapping[str, Any], files: Mapping[str, bytes]) -> Self:
+        """The inverse of :meth:`to_dict`.
+
+        Raises:
+            InputError: fields missing or unknown, of another type or out of range, no tokenizer among the files, or
+                one of another fingerprint.
+        """
+        expected = {setting.name for setting in dataclasses.fields(cls)} - {"tokenizer_files", "width"}
+        if set(fields) != expected:
+            raise InputError(f"a featurizer of tokens has {', '.join(sorted(expected))}; got {sorted(fields)}")
+        described, types = fields["encoder"], encoder_types()
+        if not isinstance(described, Mapping) or set(described) != set(types):
+            raise InputError(f"featurizer.encoder has {', '.join(types)}; got {described!r}")
+        pooling = coerce(fields["pooling"], tuple[Pooling, ...], "featurizer.pooling")
+        if not pooling:
+            raise InputError(f"featurizer.pooling must list one or more of {', '.join(POOLINGS)}, got none")
+        kinds = {"source": str, "max_length": Count, "truncation": Truncation, "normalize": bool, "prefix": str}
+        plain = {
+            name: coerce(fields[name], kind, f"featurizer.{name}")
+            for name, kind in {**kinds, "lowercase": bool}.items()
+        }
+        encoder = BertEncoder(**encoder_attributes(described, "featurizer.encoder"))
+        featurizer = cls(encoder=encoder, pooling=pooling, tokenizer_files=files, **plain)
+        if featurizer.fingerprint != fields["fingerprint"]:
+            raise InputError(
+                f"refused: its tokenizer has fingerprint {featurizer.fingerprint[:16]}, but this router was trained "
+                f"with {featurizer.source}, fingerprint {str(fields['fingerprint'])[:16]}; its scores would mean "
+                "nothing"
+            )
+        return featurizer
 
 
-def padded_rows(rows: int) -> int:
-    """Return the smallest power of two that is not below ``rows``; 1 for none.
-
-    Example:
-        >>> [padded_rows(rows) for rows in (0, 1, 2, 3, 128, 129)]
-        [1, 1, 2, 4, 128, 256]
-    """
-    return 1 << max(rows - 1, 0).bit_length()
-
-
-def tokenizer_for(
-    encoder: BertEncoder,
-    tokenizer_json: bytes,
-    max_length: int,
-    truncation: Truncation = "right",
+def load_tokens(
+    source: str | os.PathLike[str],
     *,
-    prefix: str = "",
-) -> TextTokenizer:
-    """The tokenizer of an encoder, which puts ``prefix`` before a text and keeps at most ``max_length`` tokens of both.
+    max_length: int | None = None,
+    truncation: Truncation | None = None,
+    chosen: Mapping[str, AttributeValue] | None = None,
+    embeds: bool = False,
+) -> TokenFeaturizer:
+    """Featurizer of a pretrained folder of the BERT family, whose encoder is to be trained with a router.
+
+    Args:
+        source: a folder with ``config.json`` and ``tokenizer.json``, or with ``modules.json``, which says where they
+            are; or a Hugging Face name: see :func:`routerjax.pretrained.locate`.
+        max_length: tokens of a prompt that are read; default what the tokenizer's configuration says, or all that the
+            encoder can.
+        truncation: what is left out of a longer prompt; default what the tokenizer's files say.
+        chosen: attributes of the encoder other than those that its files say.
+        embeds: read it as a sentence encoder, whose files say how it makes an embedding.
 
     Raises:
-        InputError: a length that the encoder does not read, no such truncation, not a tokenizer's file, or not that of
-            the encoder.
+        InputError: damaged, of another architecture, or with layers after the pooling that have weights; or a choice
+            that is none of dropout_rate, attention_dropout_rate, dtype, remat, scan_layers, of another type or out of
+            range.
     """
-    if not 2 <= max_length <= encoder.max_length:
-        raise InputError(f"max_length must be in [2, {encoder.max_length}], what the encoder reads, got {max_length}")
-    loaded = TextTokenizer(tokenizer_json, max_length, encoder.padding_id, truncation, prefix)
-    if loaded.largest_id >= encoder.vocab_size:  # JAX would take the last row of the table for it
-        raise InputError(
-            f"the tokenizer has the token id {loaded.largest_id}, the encoder only {encoder.vocab_size} tokens"
+    choices = encoder_choices(chosen or {})
+    folder = locate(source)
+    modules = read_sentence_modules(folder) if embeds else SentenceModules(transformer=transformer_folder(folder))
+    folder = modules.transformer
+    for layer in modules.layers:
+        if layer.kind != "normalize":
+            raise InputError(
+                f"{layer.folder}: a {layer.kind} after the pooling is not trained with the encoder: set "
+                "features.train_encoder=False"
+            )
+    files = read_tokenizer_files(folder)
+    described = encoder_attributes(read_bert_encoder(folder), f"{folder / 'config.json'}: encoder")
+    encoder = BertEncoder(**{**described, **choices})
+    try:
+        return TokenFeaturizer(
+            source=os.fspath(source),
+            max_length=_configured_length(files, encoder) if max_length is None else max_length,
+            truncation=truncation or truncation_side(files),
+            encoder=encoder,
+            tokenizer_files=files,
+            normalize=bool(modules.layers),
+            pooling=cast("tuple[Pooling, ...]", modules.pooling),
+            prefix=modules.prefix,
+            lowercase=modules.lowercase,
         )
-    return loaded
+    except InputError as error:
+        raise InputError(f"{folder}: {error}") from error
+
+
+def _configured_length(files: Mapping[str, bytes], encoder: BertEncoder) -> int:
+    """Tokens that transformers would read: as the tokenizer's configuration says, or all that the encoder can."""
+    limit = tokenizer_config(files).get("model_max_length")
+    # Where nothing was said, transformers writes 1e30.
+    return int(min(limit, encoder.max_length)) if isinstance(limit, int | float) and limit >= 2 else encoder.max_length

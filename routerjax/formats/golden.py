@@ -37,10 +37,10 @@ def golden_query(router: Router, prompts: Sequence[str] | None = None) -> list[s
     Raises:
         InputError: prompts are given for a router that takes embeddings.
     """
-    if router.features.kind in ("encoder", "tokens"):
+    if router.featurizer.text_function() is not None:
         return list(golden_prompts() if prompts is None else prompts)
     if prompts is not None:
         raise InputError("golden prompts were given, but this router is exported for embeddings, not text")
-    embedding = np.random.default_rng(0).standard_normal((NUM_GOLDEN, router.features.width)).astype(np.float32)
+    embedding = np.random.default_rng(0).standard_normal((NUM_GOLDEN, router.featurizer.width)).astype(np.float32)
     embedding /= np.linalg.norm(embedding, axis=1, keepdims=True)
-    return Embeddings(embedding, router.features.fingerprint)
+    return Embeddings(embedding, router.featurizer.fingerprint)

@@ -15,7 +15,8 @@ import numpy as np
 import tokenizers
 
 from routerjax.errors import InputError, VerificationError
-from routerjax.features import Embeddings
+from routerjax.families import BERT
+from routerjax.features import Embeddings, TokenFeaturizer, load_tokens
 from routerjax.formats.format import ReadableFormat, WritableFormat
 from routerjax.formats.hf_settings import (
     SECTION,
@@ -25,7 +26,6 @@ from routerjax.formats.hf_settings import (
     require_no_params,
     router_settings,
     settings_as_json,
-    tokenizer_max_length,
 )
 from routerjax.likelihoods import BRADLEY_TERRY
 from routerjax.models import BertRouter, unstack_layers
@@ -38,7 +38,7 @@ from routerjax.pretrained import (
     read_bert_config,
     tensor_bytes,
 )
-from routerjax.router import Router, TextReader, load_reader
+from routerjax.router import Router
 
 TOLERANCE = 1e-5
 """Largest difference of score that is accepted: times the largest score where that is above 1."""
@@ -75,7 +75,7 @@ class HuggingFace(ReadableFormat, WritableFormat):
                 none.
         """
         folder = locate(source)
-        settings, reader = read_settings(folder), load_reader(folder)
+        settings, featurizer = read_settings(folder), load_tokens(source)
         if settings is None:
             labels = list(read_bert_config(folder).labels or TRANSFORMERS_LABELS)
             if strong is None or weak is None:
@@ -88,42 +88,44 @@ class HuggingFace(ReadableFormat, WritableFormat):
                 raise InputError(
                     f"{source}: id2label gives the name {repeated[0]!r} to {labels.count(repeated[0])} labels"
                 )
-            settings = HfSettings(labels, strong, weak, BRADLEY_TERRY, tokenizer_max_length(reader))
-        return load_hf(folder, reader, settings, source=os.fspath(source)).with_pair(strong, weak)
+            settings = HfSettings(labels, strong, weak, BRADLEY_TERRY, featurizer.max_length)
+        return load_hf(folder, featurizer, settings).with_pair(strong, weak)
 
     def require_form(self, router: Router) -> None:
         """Refuse what is no classifier of transformers, such as one with another head than the architecture's."""
-        if router.family != "bert":
-            raise InputError(f"Hugging Face's format holds classifiers (bert), got a router of family {router.family}")
+        if not isinstance(router.module, BertRouter):
+            raise InputError(
+                f"Hugging Face's format holds classifiers ({BERT.name}), got a router of family {router.family}"
+            )
         if "calibration" in router.variables:
             raise InputError("Hugging Face's format has no place for a calibration: export the router without it")
         require_no_params(router.likelihood)
-        head = cast(BertRouter, router.module).head
+        head = router.module.head
         if head != "architecture":
             raise InputError(
                 f"transformers has no classifier with the head {head!r}; train with the router attribute "
                 "head='architecture'"
             )
-        if router.features.truncation == "middle":
+        if cast(TokenFeaturizer, router.featurizer).truncation == "middle":
             raise InputError("transformers cannot leave out the middle of a text, as this router does (truncation)")
 
     def write(self, router: Router, folder: Path, query: Sequence[str] | Embeddings) -> None:
         """Write the configuration, the weights and the tokenizer's files."""
         del query
         plain = _as_published(router)
-        reader, max_length = cast(TextReader, plain.reader), cast(int, plain.features.max_length)
+        featurizer, module = cast(TokenFeaturizer, plain.featurizer), cast(BertRouter, plain.module)
         config = BertConfig(
-            encoder=cast("dict[str, object]", reader.to_dict()["encoder"]),
-            classifier_dropout_rate=cast(BertRouter, plain.module).dropout_rate,
+            encoder=featurizer.to_dict()["encoder"],
+            classifier_dropout_rate=module.dropout_rate,
             labels=plain.likelihood.output_names(plain.models),
         )
-        names = bert_names(reader.encoder.model_type, head=True)
+        names = bert_names(module.encoder.model_type, head=True)
         # torch's loaders ask for the metadata that torch's savers write.
         weights = tensor_bytes(publish_weights(plain.variables["params"], names), {"format": "pt"})
-        settings = router_settings(plain, max_length, hashlib.sha256(weights).hexdigest())
+        settings = router_settings(plain, featurizer.max_length, hashlib.sha256(weights).hexdigest())
         files = {
-            **reader.files,
-            TOKENIZER_CONFIG: _tokenizer_config(reader, max_length, cast(str, plain.features.truncation)),
+            **featurizer.files,
+            TOKENIZER_CONFIG: _tokenizer_config(featurizer),
             "config.json": _json_bytes({**config.to_json(), SECTION: settings_as_json(settings)}),
             "model.safetensors": weights,
         }
@@ -139,7 +141,7 @@ class HuggingFace(ReadableFormat, WritableFormat):
         ]
         if settings[0] != settings[1]:
             raise VerificationError("its settings are others")
-        if written.features.fingerprint != router.features.fingerprint:
+        if written.featurizer.fingerprint != router.featurizer.fingerprint:
             raise VerificationError("its tokens are others")
         prompts = cast(Sequence[str], query)
         expected = _scores(router, prompts)
@@ -155,14 +157,19 @@ class HuggingFace(ReadableFormat, WritableFormat):
 
 def _as_published(router: Router) -> Router:
     """Copy of the router in the form of the file: layer by layer, and labels with the strong model first."""
-    reader, params, models = cast(TextReader, router.reader), router.variables["params"], router.models
-    if reader.encoder.scan_layers:
-        reader = dataclasses.replace(reader, encoder=reader.encoder.clone(scan_layers=False, parent=None))
+    featurizer, params, models = cast(TokenFeaturizer, router.featurizer), router.variables["params"], router.models
+    module = cast(BertRouter, router.module)
+    if module.encoder.scan_layers:
+        encoder = module.encoder.clone(scan_layers=False, parent=None)
+        featurizer = dataclasses.replace(featurizer, encoder=encoder)
+        module = module.clone(encoder=encoder, parent=None)
         params = {**params, "encoder": unstack_layers(params["encoder"])}
     if _are_labels_reversed(router):
         classifier = jax.tree.map(lambda leaf: leaf[..., ::-1], params["classifier"])
         params, models = {**params, "classifier": classifier}, models[::-1]
-    return dataclasses.replace(router, reader=reader, models=models, variables={"params": params})
+    return dataclasses.replace(
+        router, module=module, featurizer=featurizer, models=models, variables={"params": params}
+    )
 
 
 def _are_labels_reversed(router: Router) -> bool:
@@ -170,18 +177,18 @@ def _are_labels_reversed(router: Router) -> bool:
     return router.likelihood.is_of_one_pair and router.strong == router.models[1]
 
 
-def _tokenizer_config(reader: TextReader, max_length: int, truncation: str) -> bytes:
+def _tokenizer_config(featurizer: TokenFeaturizer) -> bytes:
     """The tokenizer's own, reading the tokens that the router does; made where only tokenizer.json is known."""
-    reads = {"model_max_length": max_length, "truncation_side": truncation}
-    described = reader.tokenizer_config
+    reads = {"model_max_length": featurizer.max_length, "truncation_side": featurizer.truncation}
+    described = featurizer.tokenizer_config
     if described:
         is_told = all(described.get(name) == value for name, value in reads.items())
-        return reader.files[TOKENIZER_CONFIG] if is_told else _json_bytes({**described, **reads})
-    tokenizer = tokenizers.Tokenizer.from_str(reader.files["tokenizer.json"].decode("utf-8"))
+        return featurizer.files[TOKENIZER_CONFIG] if is_told else _json_bytes({**described, **reads})
+    tokenizer = tokenizers.Tokenizer.from_str(featurizer.files["tokenizer.json"].decode("utf-8"))
     return _json_bytes(
         {
             "tokenizer_class": "PreTrainedTokenizerFast",
-            "pad_token": tokenizer.id_to_token(reader.encoder.padding_id),
+            "pad_token": tokenizer.id_to_token(featurizer.encoder.padding_id),
             **reads,
             "model_input_names": ["input_ids", "attention_mask"],
         }

@@ -2,17 +2,17 @@
 
 from __future__ import annotations
 
+import dataclasses
 import logging
 from collections.abc import Sequence
 from pathlib import Path
 from typing import NamedTuple
 
 from routerjax.errors import InputError, model_column
+from routerjax.families import BERT, pretrained_params
+from routerjax.features import TokenFeaturizer
 from routerjax.likelihoods import Likelihood, read_likelihood
 from routerjax.pretrained import read_bert_config, read_json, weights_sha256
-from routerjax.router.families import make_module
-from routerjax.router.initial_params import pretrained_params
-from routerjax.router.reader import TextReader
 from routerjax.router.router import Router
 from routerjax.sealing import seal, unseal
 from routerjax.validation import coerce
@@ -117,23 +117,15 @@ def _check(settings: HfSettings) -> None:
     coerce(settings.weights_sha256, str | None, "weights_sha256")
 
 
-def tokenizer_max_length(reader: TextReader) -> int:
-    """Tokens that transformers would read: as the tokenizer's configuration says, or all that the encoder can."""
-    said, reads = reader.tokenizer_config.get("model_max_length"), reader.encoder.max_length
-    # Where nothing was said, transformers writes 1e30.
-    return int(min(said, reads)) if isinstance(said, int | float) and said >= 2 else reads
-
-
-def load_hf(folder: Path, reader: TextReader, settings: HfSettings, *, source: str) -> Router:
+def load_hf(folder: Path, featurizer: TokenFeaturizer, settings: HfSettings) -> Router:
     """The router whose scores are the logits of a classifier of the BERT family, as transformers computes them.
 
     A threshold that was found for other weights, which somebody trained further since, is dropped; it is logged.
 
     Args:
         folder: with ``config.json``, ``model.safetensors`` (or shards and their index) and ``tokenizer.json``.
-        reader: the folder's; see :func:`routerjax.router.load_reader`.
+        featurizer: the folder's; see :func:`routerjax.features.load_tokens`.
         settings: the columns of the logits, and how they are read.
-        source: where the folder came from, to be remembered.
 
     Raises:
         InputError: damaged, of another architecture, without a classifier, or of another number of labels.
@@ -141,24 +133,23 @@ def load_hf(folder: Path, reader: TextReader, settings: HfSettings, *, source: s
     config = read_bert_config(folder)
     attributes = {"head": "architecture", "dropout_rate": config.classifier_dropout_rate}
     models, likelihood = tuple(settings.models), settings.likelihood
-    module = make_module("bert", models=models, attributes=attributes, likelihood=likelihood, reader=reader)
+    featurizer = dataclasses.replace(featurizer, max_length=settings.max_length)
     outputs = len(likelihood.output_names(models))
+    module = BERT.make_module(num_outputs=outputs, attributes=attributes, featurizer=featurizer)
     if config.labels is not None and len(config.labels) != outputs:
         raise InputError(f"{folder}: expected {outputs} labels, got {len(config.labels)}: {', '.join(config.labels)}")
-    sha256, threshold = weights_sha256(folder), settings.threshold
+    sha256, threshold, source = weights_sha256(folder), settings.threshold, featurizer.source
     if threshold is not None and settings.weights_sha256 != sha256:
         logger.warning("%s: dropped the threshold %s, which was found for other weights: calibrate", source, threshold)
         threshold = None
     return Router(
-        family="bert",
-        attributes=attributes,
+        module=module,
+        featurizer=featurizer,
         models=models,
         strong=settings.strong,
         weak=settings.weak,
         likelihood=likelihood,
         threshold=None if threshold is None else float(threshold),
-        features=reader.spec(source, settings.max_length),
-        reader=reader,
         variables={"params": pretrained_params(module, folder)},
         provenance={"imported_from": source, "sha256": sha256},
     )

@@ -26,7 +26,7 @@ import jax.export
 import numpy as np
 from safetensors.numpy import load_file
 
-FORMAT = "routerjax-stablehlo-3"
+FORMAT = "routerjax-stablehlo-4"
 FILES = (
     "from_embedding.stablehlo",
     "from_token_ids.stablehlo",

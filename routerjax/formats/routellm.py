@@ -18,10 +18,12 @@ from jaxtyping import Float64
 
 from routerjax.data import read_aligned_battles, to_batch
 from routerjax.errors import InputError, VerificationError
-from routerjax.features import Embeddings, routellm_features
+from routerjax.families import MF, SW, head_of
+from routerjax.features import Embeddings, load_tokens, routellm_features
 from routerjax.formats.format import ReadableFormat, WritableFormat
-from routerjax.formats.hf_settings import HfSettings, load_hf, read_settings, tokenizer_max_length
+from routerjax.formats.hf_settings import HfSettings, load_hf, read_settings
 from routerjax.likelihoods import BradleyTerry, ThreeLabels
+from routerjax.models import MatrixFactorization
 from routerjax.pretrained import file_sha256, locate, tensor_bytes
 from routerjax.pretrained.routellm import (
     CONFIG_FILE,
@@ -38,7 +40,7 @@ from routerjax.pretrained.routellm import (
     read_config,
     read_factorization,
 )
-from routerjax.router import Router, load_reader, make_module, remember
+from routerjax.router import Router
 
 logger = logging.getLogger(__name__)
 
@@ -94,22 +96,24 @@ class Factorization(ReadableFormat, WritableFormat):
         if embed != TEXT_DIM:
             logger.warning("%s reads embeddings %d wide; RouteLLM's own are %d", path, embed, TEXT_DIM)
         defaults = config or MatrixFactorizationConfig(checkpoint_path=os.fspath(source))
+        featurizer = routellm_features(embed)
+        attributes = {"model_dim": model_dim, "bias": False, "normalize_models": True}
         return Router(
-            family="mf",
-            attributes={"model_dim": model_dim, "bias": False, "normalize_models": True},
+            module=MF.make_module(num_outputs=len(MODELS), attributes=attributes, featurizer=featurizer),
+            featurizer=featurizer,
             models=MODELS,
             strong=strong or defaults.strong_model,
             weak=weak or defaults.weak_model,
-            features=routellm_features(embed),
             variables={"params": jax.tree.map(jnp.asarray, params)},
             provenance={"sha256": file_sha256(path)},
         )
 
     def require_form(self, router: Router) -> None:
         """Refuse a router that is not of RouteLLM's own form."""
-        if router.family != "mf":
+        module = router.module
+        if not isinstance(head_of(module), MatrixFactorization):
             raise InputError(
-                f"RouteLLM's format holds matrix factorisations (mf), got a router of family {router.family}"
+                f"RouteLLM's format holds matrix factorisations ({MF.name}), got a router of family {router.family}"
             )
         is_bradley_terry = isinstance(router.likelihood, BradleyTerry)
         if not is_bradley_terry or "calibration" in router.variables:
@@ -117,12 +121,11 @@ class Factorization(ReadableFormat, WritableFormat):
             raise InputError(
                 f"RouteLLM's format has no place for {held}: its win probability is sigmoid(s_strong - s_weak)"
             )
-        if router.reader is not None:
+        if not isinstance(module, MatrixFactorization):
             raise InputError(
                 "RouteLLM's format has no place for an encoder, and this router has its own: train with "
                 "features.train_encoder=False"
             )
-        module = router.module
         form = {"bias": False, "normalize_models": True}
         wrong = [f"{name}={getattr(module, name)}" for name, value in form.items() if getattr(module, name) != value]
         if wrong:
@@ -138,10 +141,10 @@ class Factorization(ReadableFormat, WritableFormat):
                 f"(-) and has {len(extra)} others (+): {'; '.join(listed)}"
             )
         wanted = routellm_features()
-        if (router.features.fingerprint, router.features.width) != (wanted.fingerprint, wanted.width):
+        if (router.featurizer.fingerprint, router.featurizer.width) != (wanted.fingerprint, wanted.width):
             raise InputError(
                 f"RouteLLM embeds prompts with {wanted.source} ({wanted.width} wide), but this router was trained with "
-                f"{router.features.source} ({router.features.width} wide); its scores there would mean nothing"
+                f"{router.featurizer.source} ({router.featurizer.width} wide); its scores there would mean nothing"
             )
 
     def write(self, router: Router, folder: Path, query: Sequence[str] | Embeddings) -> None:
@@ -208,16 +211,17 @@ class SimilarityWeightedRanking(ReadableFormat):
             raise InputError(f"{source} must be a RouteLLM configuration (.yaml) with a section sw_ranking")
         config = read_config(Path(source), "sw_ranking", SimilarityWeightedConfig)
         battles, embedding = read_aligned_battles(config.arena_battle_datasets, config.arena_embedding_datasets)
-        attributes = {"num_tiers": config.num_tiers}
-        module = make_module("sw", models=battles.models, attributes=attributes)
+        featurizer = routellm_features(embedding.shape[1])
+        module = SW.make_module(
+            num_outputs=len(battles.models), attributes={"num_tiers": config.num_tiers}, featurizer=featurizer
+        )
         return Router(
-            family="sw",
-            attributes=attributes,
+            module=module,
+            featurizer=featurizer,
             models=battles.models,
             strong=strong or config.strong_model,
             weak=weak or config.weak_model,
-            features=routellm_features(embedding.shape[1]),
-            variables={"memory": remember("sw", module, to_batch(battles, embedding), names=battles.models)},
+            variables={"memory": SW.remember(module, to_batch(battles, embedding), battles.models)},
             provenance=dataclasses.asdict(config),
         )
 
@@ -257,9 +261,9 @@ class Classifier(ReadableFormat):
         # Names of their own only rename the columns; the other way round, the two that it was released for are swapped.
         is_released_pair = {strong, weak} == {STRONG, WEAK}
         first, last = (STRONG, WEAK) if is_released_pair else (strong, weak)
-        reader = load_reader(folder)
-        settings = HfSettings([first, last], first, last, ThreeLabels(readout="win"), tokenizer_max_length(reader))
-        return load_hf(folder, reader, settings, source=os.fspath(path)).with_pair(strong, weak)
+        featurizer = load_tokens(path)
+        settings = HfSettings([first, last], first, last, ThreeLabels(readout="win"), featurizer.max_length)
+        return load_hf(folder, featurizer, settings).with_pair(strong, weak)
 
 
 def _win_prob(scores: Float64[np.ndarray, "prompts models"], weak: int) -> Float64[np.ndarray, "prompts models"]:

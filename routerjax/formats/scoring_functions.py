@@ -10,7 +10,7 @@ import jax
 import jax.export
 import jax.numpy as jnp
 
-from routerjax.features import SentenceEncoder
+from routerjax.features import TextFunction
 from routerjax.router import Router
 from routerjax.typing import Array, PyTree
 
@@ -36,30 +36,26 @@ def export_from_embedding(router: Router) -> jax.export.Exported:
         return score(_unflatten(weights), {"embedding": embedding})
 
     (batch,) = jax.export.symbolic_shape("batch")
-    embedding = jax.ShapeDtypeStruct((batch, router.features.width), jnp.float32)
+    embedding = jax.ShapeDtypeStruct((batch, router.featurizer.width), jnp.float32)
     return _export(win_prob, _shapes(flatten(router.variables)), embedding)
 
 
-def export_from_token_ids(router: Router, encoder: SentenceEncoder | None) -> jax.export.Exported:
+def export_from_token_ids(router: Router, text: TextFunction) -> jax.export.Exported:
     """``(router weights, encoder weights, token_ids, attention_mask int32 [batch, length]) -> win_prob [batch]``.
 
     Encoder and router are one function; a router that reads text itself has no other encoder, and no weights for it.
-    The length may be any up to the ``max_length`` of the router's features.
+    The length may be any up to the tokenizer's ``max_length``.
     """
     score = router.score_fn()
 
     def win_prob(weights: FlatWeights, encoder_weights: FlatWeights, token_ids: Array, attention_mask: Array) -> Array:
-        query = {"token_ids": token_ids, "attention_mask": attention_mask}
-        if encoder is None:
-            return score(_unflatten(weights), query)
-        embedding = cast(Array, encoder.module.apply(_unflatten(encoder_weights), query))
-        return score(_unflatten(weights), {"embedding": embedding})
+        tokens = {"token_ids": token_ids, "attention_mask": attention_mask}
+        return score(_unflatten(weights), text.apply(_unflatten(encoder_weights), tokens))
 
     # The position table is sliced to the length, which export accepts only where it knows the bound.
-    shape = jax.export.symbolic_shape("batch, length", constraints=(f"length <= {router.features.max_length}",))
+    shape = jax.export.symbolic_shape("batch, length", constraints=(f"length <= {text.tokenizer.max_length}",))
     tokens = jax.ShapeDtypeStruct(shape, jnp.int32)
-    weights, encoder_weights = flatten(router.variables), {} if encoder is None else flatten(encoder.variables)
-    return _export(win_prob, _shapes(weights), _shapes(encoder_weights), tokens, tokens)
+    return _export(win_prob, _shapes(flatten(router.variables)), _shapes(flatten(text.variables)), tokens, tokens)
 
 
 def _shapes(weights: FlatWeights) -> PyTree:

@@ -15,14 +15,14 @@ import jax
 import numpy as np
 
 from routerjax.errors import VerificationError
-from routerjax.features import CHARACTERS_PER_TOKEN, Embeddings, SentenceEncoder
+from routerjax.features import CHARACTERS_PER_TOKEN, Embeddings, TextFunction
 from routerjax.formats.format import WritableFormat
 from routerjax.formats.scoring_functions import PLATFORMS, export_from_embedding, export_from_token_ids, flatten
 from routerjax.pretrained import tensor_bytes
 from routerjax.router import Router
 from routerjax.sealing import seal
 
-FORMAT = "routerjax-stablehlo-3"
+FORMAT = "routerjax-stablehlo-4"
 TOLERANCE = {"from_embedding": 1e-6, "from_token_ids": 1e-5, "from_text": 1e-5}
 """Largest differences of win probability between the bundle and the router that are accepted."""
 LOADER = Path(__file__).with_name("load_bundle.py")
@@ -45,11 +45,11 @@ class StableHlo(WritableFormat):
         golden: dict[str, np.ndarray] = {}
         text: dict[str, object] = {"max_length": None, "golden_prompts": []}
         if not isinstance(query, Embeddings):
-            encoder = None if router.reader is not None else cast(SentenceEncoder, router.encoder)
-            tokenizer = router.tokenizer if encoder is None else encoder.tokenizer
+            reading = cast(TextFunction, router.featurizer.text_function())
+            tokenizer = reading.tokenizer
             text = {
-                "max_length": router.features.max_length,
-                "truncation": router.features.truncation,
+                "max_length": tokenizer.max_length,
+                "truncation": tokenizer.truncation,
                 "characters_per_token": CHARACTERS_PER_TOKEN,
                 "prefix": tokenizer.prefix,
                 "special_tokens": [ids.tolist() for ids in tokenizer.special_tokens],
@@ -57,10 +57,11 @@ class StableHlo(WritableFormat):
             }
             golden |= tokenizer.pad(tokenizer.token_ids(query))
             files["tokenizer.json"] = tokenizer.tokenizer_json
-            files["from_token_ids.stablehlo"] = bytes(export_from_token_ids(router, encoder).serialize())
-            if encoder is not None:
-                files["encoder.safetensors"] = tensor_bytes(flatten(encoder.variables))
-                query = Embeddings(encoder.encode(query), router.features.fingerprint)
+            files["from_token_ids.stablehlo"] = bytes(export_from_token_ids(router, reading).serialize())
+            if reading.variables:
+                files["encoder.safetensors"] = tensor_bytes(flatten(reading.variables))
+            if "embedding" in router.featurizer.example():
+                query = Embeddings(router.featurizer.query(query)["embedding"], router.featurizer.fingerprint)
         if isinstance(query, Embeddings):
             golden["embedding"] = query.embedding
             files["from_embedding.stablehlo"] = bytes(export_from_embedding(router).serialize())
@@ -74,7 +75,7 @@ class StableHlo(WritableFormat):
             "strong": router.strong,
             "weak": router.weak,
             "threshold": router.threshold_as_json,
-            "features": router.features.to_dict(),
+            "featurizer": router.featurizer.to_dict(),
             **text,
             "tolerance": TOLERANCE,
             "sha256": {name: hashlib.sha256(content).hexdigest() for name, content in files.items()},

@@ -1,8 +1,8 @@
 """Pipeline from a configuration to a router on disk, for the command line, the demo and the experiments."""
 
+from routerjax.pipeline.battles import load_preferences
 from routerjax.pipeline.calibrate import CALIBRATION_FIGURES, calibrate_router
 from routerjax.pipeline.config_file import load_config
-from routerjax.pipeline.features import embed, load_preferences
 from routerjax.pipeline.train import train_router
 
-__all__ = ["CALIBRATION_FIGURES", "calibrate_router", "embed", "load_config", "load_preferences", "train_router"]
+__all__ = ["CALIBRATION_FIGURES", "calibrate_router", "load_config", "load_preferences", "train_router"]

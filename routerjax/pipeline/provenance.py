@@ -102,7 +102,7 @@ def _data_sha256(config: ExperimentConfig) -> dict[str, str]:
 
 def _encoder_sha256(features: FeatureConfig) -> dict[str, str]:
     """Hashes of the encoder that makes a run's features or is trained by it, if any."""
-    if features.embeddings is not None or is_endpoint(features.encoder):
+    if features.featurizer or features.embeddings or is_endpoint(features.encoder):
         return {}
     return {f"encoder/{name}": digest for name, digest in encoder_sha256(locate(features.encoder)).items()}
 

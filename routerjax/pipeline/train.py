@@ -23,46 +23,26 @@ from routerjax.data import (
     to_batch,
 )
 from routerjax.errors import InputError
-from routerjax.features import EmbeddingCache, FeatureSpec, TextTokenizer
-from routerjax.likelihoods import Likelihood, make_likelihood
-from routerjax.models import nearest_neighbors_memory
-from routerjax.pipeline.features import embed, load_preferences
+from routerjax.families import KNN, find_family
+from routerjax.features import EmbeddingCache, Featurizer, TokenFeaturizer, open_featurizer
+from routerjax.likelihoods import make_likelihood
+from routerjax.models import typed_choices
+from routerjax.pipeline.battles import load_preferences
 from routerjax.pipeline.provenance import describe_run, require_run, require_same_run, write_json
 from routerjax.pipeline.run_folder import require_loadable, run_folder
 from routerjax.pipeline.tokens import learn_on_tokens
-from routerjax.pretrained import locate, read_sentence_modules
-from routerjax.router import (
-    Router,
-    TextReader,
-    find_family,
-    load_reader,
-    load_router,
-    make_module,
-    pretrained_params,
-    remember,
-    save_router,
-    typed_attributes,
-    typed_choices,
-)
-from routerjax.typing import PreferenceBatch, PyTree
+from routerjax.router import Router, load_router, save_router
+from routerjax.typing import PreferenceBatch, Variables
 
 logger = logging.getLogger(__name__)
 
 
-class _Text(NamedTuple):
-    """An encoder that is trained with the router: what reads text, and the parameters that training starts from."""
-
-    reader: TextReader
-    tokenizer: TextTokenizer
-    params: PyTree
-
-
 class _Embedded(NamedTuple):
-    """The prompts of a run as embeddings that stay as they are."""
+    """Prompts of a run as embeddings that stay as they are."""
 
     row_of: dict[str, int]
     embedding: Float32[np.ndarray, "prompts embed"]
-    spec: FeatureSpec
+    featurizer: Featurizer
 
     def batch(self, battles: Preferences) -> PreferenceBatch:
         """Battles on the device with the embeddings of their prompts."""
@@ -105,10 +85,20 @@ def _train(config: ExperimentConfig, output: Path, *, resume: bool) -> Router:
     for name in (config.router.strong, config.router.weak):
         model_index(preferences.models, name)
     likelihood = make_likelihood(config.router.loss, readout=config.router.readout)
-    module, text = _open_module(config, preferences.models, likelihood)
-    _require_fit(config, text)
+    family = find_family(config.router.family)
+    family.require_likelihood(likelihood)
+    featurizer = open_featurizer(config.features, root=Path(config.data.root), embeds=not family.reads_text)
+    num_outputs = len(likelihood.output_names(preferences.models))
+
+    def make_module(featurizer: Featurizer) -> nn.Module:
+        return family.make_module(num_outputs=num_outputs, attributes=config.router.attributes, featurizer=featurizer)
+
+    module = make_module(featurizer)
+    is_text = isinstance(featurizer, TokenFeaturizer)
+    start = family.start(module, featurizer, jax.random.key(config.training.init_seed)) if is_text else {}
+    _require_fit(config, start, trains_on_embeddings=not is_text and family.trains)
     train, held_out = _split(preferences, config)
-    embedded = _embed(preferences, config) if _can_embed(config) else None
+    embedded = _embed(preferences, config, featurizer)
 
     make_router = functools.partial(
         Router,
@@ -117,30 +107,36 @@ def _train(config: ExperimentConfig, output: Path, *, resume: bool) -> Router:
         weak=config.router.weak,
         provenance=provenance,
     )
-    family, attributes = config.router.family, config.router.attributes
     routers: dict[str, Router] = {}
     held_out_battles = 0 if held_out is None else len(held_out)
-    if embedded is not None and find_family(family).memory is not None:
-        logger.info("%s remembers %d battles; %d are held out", family, len(train), held_out_battles)
-        memory = remember(family, module, embedded.batch(train), names=preferences.models)
-        routers["router"] = make_router(
-            family=family, attributes=attributes, features=embedded.spec, variables={"memory": memory}
-        )
+    if embedded is not None and not family.trains:
+        logger.info("%s remembers %d battles; %d are held out", family.name, len(train), held_out_battles)
+        memory = family.remember(module, embedded.batch(train), preferences.models)
+        scorer = featurizer.for_scoring()
+        routers["router"] = make_router(module=module, featurizer=scorer, variables={"memory": memory})
     elif embedded is not None:
-        control = nearest_neighbors_memory(embedded.batch(train), num_models=len(preferences.models))
-        routers["knn"] = make_router(family="knn", attributes={}, features=embedded.spec, variables={"memory": control})
+        scorer = embedded.featurizer.for_scoring()
+        control = KNN.make_module(num_outputs=len(preferences.models), attributes={}, featurizer=scorer)
+        memory = KNN.remember(control, embedded.batch(train), preferences.models)
+        routers["knn"] = make_router(module=control, featurizer=scorer, variables={"memory": memory})
 
     # From here on things are written: what can be refused has been.
     if not resume:
         write_json(output / "config.json", provenance)
     if "router" not in routers:
-        logger.info("training %s on %d battles, validating on %d", family, len(train), held_out_battles)
+        logger.info("training %s on %d battles, validating on %d", family.name, len(train), held_out_battles)
         where = {"directory": output / "training", "resume": resume}
-        if text is not None:
+        if isinstance(featurizer, TokenFeaturizer):
             result = learn_on_tokens(
-                module, train, held_out, text.tokenizer, config, params=text.params, likelihood=likelihood, **where
+                module,
+                train,
+                held_out,
+                featurizer.tokenizer,
+                config,
+                params=start["params"],
+                likelihood=likelihood,
+                **where,
             )
-            features = text.reader.spec(config.features.encoder, text.tokenizer.max_length, text.tokenizer.truncation)
         else:
             assert embedded is not None  # all that does not read text itself
             result = training.fit(
@@ -152,12 +148,10 @@ def _train(config: ExperimentConfig, output: Path, *, resume: bool) -> Router:
                 training=_within(config.training, len(train)),
                 **where,
             )
-            features = embedded.spec
+        scorer = featurizer.for_scoring()
         routers["router"] = make_router(
-            family=family,
-            attributes=attributes,
-            features=features,
-            reader=None if text is None else text.reader,
+            module=make_module(scorer),
+            featurizer=scorer,
             likelihood=likelihood,
             variables=result.variables,
             provenance={**provenance, "best_epoch": result.best_epoch, "validation_loss": result.best_loss},
@@ -172,7 +166,7 @@ def _train(config: ExperimentConfig, output: Path, *, resume: bool) -> Router:
 
 def _typed(config: ExperimentConfig) -> ExperimentConfig:
     """The configuration with attributes in the types of the modules that they are of."""
-    attributes = typed_attributes(config.router.family, config.router.attributes)
+    attributes = find_family(config.router.family).typed_attributes(config.router.attributes)
     encoder_attributes = typed_choices(config.features.encoder_attributes)
     return dataclasses.replace(
         config,
@@ -181,50 +175,15 @@ def _typed(config: ExperimentConfig) -> ExperimentConfig:
     )
 
 
-def _open_module(
-    config: ExperimentConfig, models: tuple[str, ...], likelihood: Likelihood
-) -> tuple[nn.Module, _Text | None]:
-    """The router's module, and the encoder that is trained with it, if one is."""
-    reader = _open_reader(config)
-    module = make_module(
-        config.router.family,
-        models=models,
-        attributes=config.router.attributes,
-        likelihood=likelihood,
-        reader=reader,
-    )
-    if reader is None:
-        return module, None
-    tokenizer = reader.tokenizer(config.features.max_length, config.features.truncation)
-    key = jax.random.key(config.training.init_seed)
-    params = pretrained_params(module, locate(config.features.encoder), key=key)
-    # On the host, so that a device holds them once when training has copied them.
-    return module, _Text(reader, tokenizer, jax.device_get(params))
-
-
-def _open_reader(config: ExperimentConfig) -> TextReader | None:
-    reads_text = find_family(config.router.family).reads_text
-    if not (reads_text or config.features.train_encoder):
-        if config.features.encoder_attributes:
-            raise InputError(
-                "features.encoder_attributes are of an encoder that is trained: set features.train_encoder"
-            )
-        return None
-    if config.features.embeddings is not None:
-        raise InputError(f"given embeddings ({config.features.embeddings}) have no encoder that could be trained")
-    return load_reader(locate(config.features.encoder), config.features.encoder_attributes, embeds=not reads_text)
-
-
-def _require_fit(config: ExperimentConfig, text: _Text | None) -> None:
+def _require_fit(config: ExperimentConfig, start: Variables, *, trains_on_embeddings: bool) -> None:
     """Refuse what the optimiser or the loop would refuse, before anything is encoded or written."""
     training.require_one_process()
-    training.require_rates({} if text is None else text.params, config.optimizer)
-    if text is None and config.training.micro_batches > 1:
+    training.require_rates(start.get("params", {}), config.optimizer)
+    if not start and config.training.micro_batches > 1:
         raise InputError(
             f"training.micro_batches must be 1 for a router of embeddings, got {config.training.micro_batches}; its "
             "steps are of training.batch_size battles"
         )
-    trains_on_embeddings = text is None and find_family(config.router.family).memory is None
     if trains_on_embeddings and config.training.devices == "pmap":
         training.require_divisible(config.training.batch_size, jax.local_device_count())
 
@@ -249,20 +208,20 @@ def _split(preferences: Preferences, config: ExperimentConfig) -> tuple[Preferen
     return split_by_prompt(preferences, validation_fraction=fraction, seed=seed)
 
 
-def _can_embed(config: ExperimentConfig) -> bool:
-    """Return True unless embeddings are for the control alone, and the encoder's folder is not followed there."""
-    if not find_family(config.router.family).reads_text:
-        return True
-    try:
-        read_sentence_modules(locate(config.features.encoder))
-    except InputError as error:
-        logger.warning("no nearest-neighbour control: %s", error)
-        return False
-    return True
+def _embed(preferences: Preferences, config: ExperimentConfig, featurizer: Featurizer) -> _Embedded | None:
+    """Embed the prompts of a run: for the router, or for the control beside a router that reads tokens.
 
-
-def _embed(preferences: Preferences, config: ExperimentConfig) -> _Embedded:
+    None where embeddings are for the control alone, and the encoder's folder is not followed there.
+    """
+    if isinstance(featurizer, TokenFeaturizer):
+        frozen = dataclasses.replace(config.features, train_encoder=False, encoder_attributes={})
+        try:
+            featurizer = open_featurizer(frozen)
+        except InputError as error:
+            logger.warning("no nearest-neighbour control: %s", error)
+            return None
     prompts = preferences.unique_prompts
+    logger.info("%d prompts as embeddings of %s", len(prompts), featurizer.source)
     with EmbeddingCache() as cache:
-        embedding, spec = embed(prompts, config.features, root=Path(config.data.root), cache=cache)
-    return _Embedded({prompt: row for row, prompt in enumerate(prompts)}, embedding, spec)
+        embedding = featurizer.query(prompts, progress=True, cache=cache)["embedding"]
+    return _Embedded({prompt: row for row, prompt in enumerate(prompts)}, embedding, featurizer)

@@ -15,12 +15,13 @@ from pydantic import ConfigDict
 
 from routerjax.config import AttributeValue
 from routerjax.errors import InputError
+from routerjax.families import family_of
 from routerjax.pretrained import find_file, read_json
 from routerjax.router.router import Router
 from routerjax.sealing import seal, unseal
 from routerjax.validation import from_json
 
-FORMAT = "routerjax-router-3"
+FORMAT = "routerjax-router-4"
 FILE = "router.json"
 CHANGES = (
     "copy the folder again, or make the change by routerjax: another pair of models by --strong and --weak of "
@@ -31,16 +32,16 @@ CHANGES = (
 
 @dataclass(frozen=True, kw_only=True)
 class RouterDescription:
-    """Description of a router: all but its tensors and its tokenizer's files, of which it has the hashes.
+    """Description of a router: all but its tensors and its featurizer's files, of which it has the hashes.
 
     Attributes:
-        family, attributes, models, strong, weak, provenance: as in :class:`routerjax.router.Router`.
+        family: name of the module's, and ``attributes`` of the module; see :class:`routerjax.families.Family`.
+        models, strong, weak, provenance: as in :class:`routerjax.router.Router`.
         threshold: likewise; ``inf`` as text.
         likelihood: see :meth:`routerjax.likelihoods.Likelihood.to_dict`.
-        features: see :meth:`routerjax.features.FeatureSpec.to_dict`.
-        reader: see :meth:`routerjax.router.TextReader.to_dict`; None of a router that looks at embeddings.
+        featurizer: see :meth:`routerjax.features.Featurizer.to_dict`.
         tensors_sha256: of the file of tensors.
-        tokenizer_sha256: of each of the tokenizer's files, by name.
+        files_sha256: of each of the featurizer's files, by name.
     """
 
     __pydantic_config__: ClassVar[ConfigDict] = ConfigDict(extra="forbid", allow_inf_nan=False)
@@ -52,28 +53,43 @@ class RouterDescription:
     strong: str
     weak: str
     threshold: Annotated[float, Interval(ge=0, le=1)] | Literal["inf"] | None
-    features: Mapping[str, object]
-    reader: Mapping[str, object] | None
+    featurizer: Mapping[str, object]
     tensors_sha256: str
-    tokenizer_sha256: Mapping[str, str]
+    files_sha256: Mapping[str, str]
     provenance: Mapping[str, object]
 
 
 def describe_router(router: Router, *, tensors_sha256: str) -> RouterDescription:
-    """Describe a router whose tensors have that hash."""
-    files = {} if router.reader is None else router.reader.files
+    """Describe a router whose tensors have that hash.
+
+    Raises:
+        InputError: its module is of no registered family, or not as the family makes it.
+    """
+    family = family_of(router.module)
+    if family is None:
+        raise InputError(
+            f"{router.family} is of no registered family, so no folder could be loaded: "
+            "routerjax.families.register_family makes it known"
+        )
+    attributes = family.attributes_of(router.module)
+    num_outputs = len(router.likelihood.output_names(router.models))
+    made = family.make_module(num_outputs=num_outputs, attributes=attributes, featurizer=router.featurizer)
+    if made != router.module:
+        raise InputError(
+            f"the module is not the one that the family {family.name} makes of its attributes, its featurizer and "
+            f"{num_outputs} outputs, so a folder would hold another: expected {made!r:.200}, got {router.module!r:.200}"
+        )
     return RouterDescription(
-        family=router.family,
-        attributes=dict(router.attributes),
+        family=family.name,
+        attributes=attributes,
         likelihood=router.likelihood.to_dict(),
         models=router.models,
         strong=router.strong,
         weak=router.weak,
         threshold=cast("float | Literal['inf'] | None", router.threshold_as_json),
-        features=router.features.to_dict(),
-        reader=None if router.reader is None else router.reader.to_dict(),
+        featurizer=router.featurizer.to_dict(),
         tensors_sha256=tensors_sha256,
-        tokenizer_sha256={name: hashlib.sha256(content).hexdigest() for name, content in files.items()},
+        files_sha256={name: hashlib.sha256(content).hexdigest() for name, content in router.featurizer.files.items()},
         provenance=dict(router.provenance),
     )
 

@@ -18,27 +18,27 @@ import safetensors.numpy
 
 from routerjax.atomic import new_directory
 from routerjax.errors import InputError
-from routerjax.features import FeatureSpec
+from routerjax.families import find_family
+from routerjax.features import read_featurizer
 from routerjax.likelihoods import COLLECTION, read_likelihood
-from routerjax.pretrained import file_sha256, find_file, read_tokenizer_files, require_sizes, tensor_bytes
+from routerjax.pretrained import file_sha256, find_file, read_bytes, tensor_bytes
 from routerjax.router.description import FILE as DESCRIPTION_FILE
 from routerjax.router.description import RouterDescription, describe_router, read_description, write_description
-from routerjax.router.reader import TextReader
 from routerjax.router.router import Router
 from routerjax.typing import Array, Variables
 
 TENSOR_FILE = "router.safetensors"
-TOKENIZER_FOLDER = "tokenizer"
+FEATURIZER_FOLDER = "featurizer"
 # Collections of variables: what is computed with them must be floats in all but the last.
 COLLECTIONS = ("params", COLLECTION, "calibration", "memory")
 
 
 def save_router(router: Router, path: str | os.PathLike[str]) -> None:
-    """Write a router as a new folder, whole or not at all: ``router.json``, ``router.safetensors``, and ``tokenizer/``
-    of a router that reads text itself.
+    """Write a router as a new folder, whole or not at all: ``router.json``, ``router.safetensors``, and ``featurizer/``
+    with the files of its featurizer, if it has any.
 
     Raises:
-        InputError: the folder exists, or the provenance is no JSON.
+        InputError: the folder exists, the provenance is no JSON, or the module is of no registered family.
     """
     flat = cast("dict[str, Array]", flax.traverse_util.flatten_dict(dict(router.variables), sep="/"))
     content = tensor_bytes(flat)
@@ -46,10 +46,11 @@ def save_router(router: Router, path: str | os.PathLike[str]) -> None:
     with new_directory(path) as folder:
         (folder / TENSOR_FILE).write_bytes(content)
         write_description(description, folder)
-        if router.reader is not None:
-            (folder / TOKENIZER_FOLDER).mkdir()
-            for name, file in router.reader.files.items():
-                (folder / TOKENIZER_FOLDER / name).write_bytes(file)
+        files = router.featurizer.files
+        if files:
+            (folder / FEATURIZER_FOLDER).mkdir()
+        for name, file in files.items():
+            (folder / FEATURIZER_FOLDER / name).write_bytes(file)
 
 
 def load_router(path: str | os.PathLike[str], *, encoder: str | None = None) -> Router:
@@ -67,23 +68,27 @@ def load_router(path: str | os.PathLike[str], *, encoder: str | None = None) -> 
     folder = Path(path)
     description = read_description(folder)
     variables = _read_variables(folder, description.tensors_sha256)
-    threshold = description.threshold
     try:
-        router = Router(
-            family=description.family,
+        featurizer = read_featurizer(description.featurizer, _read_files(description, folder / FEATURIZER_FOLDER))
+        featurizer.require_sizes(sum(leaf.size for leaf in jax.tree.leaves(variables)), DESCRIPTION_FILE)
+        likelihood = read_likelihood(description.likelihood)
+        module = find_family(description.family).make_module(
+            num_outputs=len(likelihood.output_names(description.models)),
             attributes=description.attributes,
+            featurizer=featurizer,
+        )
+        router = Router(
+            module=module,
+            featurizer=featurizer if encoder is None else featurizer.at(encoder),
             models=description.models,
             strong=description.strong,
             weak=description.weak,
-            likelihood=read_likelihood(description.likelihood),
-            threshold=None if threshold is None else float(threshold),
-            features=FeatureSpec.from_dict(description.features),
-            reader=_read_reader(description, folder / TOKENIZER_FOLDER),
             variables=variables,
+            likelihood=likelihood,
+            threshold=None if description.threshold is None else float(description.threshold),
             provenance=description.provenance,
-            encoder_source=encoder,
         )
-        _require_fit(router)
+        _require_fit(router, description.family)
     except InputError as error:
         raise InputError(f"{folder}: {error}") from error
     return router
@@ -122,41 +127,33 @@ def _read_variables(folder: Path, sha256: str) -> Variables:
     return flax.traverse_util.unflatten_dict({name: jnp.asarray(leaf) for name, leaf in flat.items()}, sep="/")
 
 
-def _read_reader(description: RouterDescription, folder: Path) -> TextReader | None:
-    """Read the text reader, with the files of the tokenizer that the description names, unchanged."""
-    if description.reader is None:
-        return None
-    if not folder.is_dir():
+def _read_files(description: RouterDescription, folder: Path) -> dict[str, bytes]:
+    """Read the featurizer's files that the description names, unchanged."""
+    hashes = description.files_sha256
+    if hashes and not folder.is_dir():
         raise InputError(f"the router is incomplete: no folder {folder}")
-    files, hashes = read_tokenizer_files(folder, root=folder.parent), description.tokenizer_sha256
+    files = {}
     for name, sha256 in hashes.items():
-        if name not in files:
-            raise InputError(f"the router is incomplete: no file {folder / name} of a tokenizer")
+        if find_file(folder / name, folder=folder.parent) is None:
+            raise InputError(f"the router is incomplete: no file {folder / name} of its featurizer")
+        files[name] = read_bytes(folder / name, folder=folder.parent)
         if hashlib.sha256(files[name]).hexdigest() != sha256:
             raise InputError(
                 f"{folder / name} is not the file that {DESCRIPTION_FILE} describes: copy the folder again"
             )
-    files = {name: files[name] for name in hashes}
-    return TextReader.from_dict(description.reader, files)
+    return files
 
 
-def _require_fit(router: Router) -> None:
+def _require_fit(router: Router, family: str) -> None:
     """Refuse tensors that the module cannot take, before anyone scores with them."""
-    if router.reader is None:
-        query = {"embedding": jax.ShapeDtypeStruct((1, router.features.width), np.float32)}
-    else:
-        numbers = sum(leaf.size for leaf in jax.tree.leaves(router.variables))
-        require_sizes(vars(router.reader.encoder), numbers, DESCRIPTION_FILE)
-        _ = router.tokenizer  # refused here if it is another
-        query = {name: jax.ShapeDtypeStruct((1, 2), np.int32) for name in ("token_ids", "attention_mask")}
-    query["prompt_id"] = jax.ShapeDtypeStruct((1, 2), np.uint32)
+    query = {**router.featurizer.example(), "prompt_id": jax.ShapeDtypeStruct((1, 2), np.uint32)}
     try:
         scores = jax.eval_shape(router.module.apply, router.variables, query)
     except InputError:
         raise
     except (ValueError, TypeError, KeyError, OverflowError, flax.errors.FlaxError) as error:
         reason = (str(error).strip().splitlines() or [type(error).__name__])[0]
-        raise InputError(f"the tensors do not fit the module {router.family}: {reason}") from error
+        raise InputError(f"the tensors do not fit the module {family}: {reason}") from error
     likelihood, outputs = router.likelihood, len(router.likelihood.output_names(router.models))
     if cast(jax.ShapeDtypeStruct, scores).shape != (1, outputs):
         raise InputError(

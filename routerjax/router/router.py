@@ -1,36 +1,26 @@
-"""A router: a family's module with its variables, its vocabulary of models, and the features it was trained on."""
+"""A router: a module with its variables, its featurizer, its vocabulary of models, and the likelihood of its scores."""
 
 from __future__ import annotations
 
 import collections
 import dataclasses
-import functools
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import cast
 
 import flax.linen as nn
+import jax
+import jax.numpy as jnp
 import numpy as np
-from jaxtyping import Float32
+import tqdm
+from jaxtyping import Float32, Int
 
-from routerjax.config import AttributeValue, FeatureConfig
 from routerjax.errors import InputError, model_column
-from routerjax.features import (
-    EmbeddingCache,
-    Embeddings,
-    EndpointEncoder,
-    FeatureSpec,
-    SentenceEncoder,
-    TextTokenizer,
-    is_endpoint,
-    open_encoder,
-    read_prompts,
-)
+from routerjax.families import family_of
+from routerjax.features import EmbeddingCache, Embeddings, Featurizer
 from routerjax.likelihoods import BRADLEY_TERRY, Likelihood
 from routerjax.prompts import prompt_ids, require_texts
-from routerjax.router.batching import apply_to_query, apply_to_texts
-from routerjax.router.families import make_module
 from routerjax.router.outputs import (
     checked_probability,
     jit_outcome_prob,
@@ -38,43 +28,38 @@ from routerjax.router.outputs import (
     jit_win_prob,
     require_values,
 )
-from routerjax.router.reader import TextReader
 from routerjax.scoring import make_score_fn
 from routerjax.typing import Array, ScoreFn, Variables
 
 
-@dataclass(frozen=True, eq=False)
+@dataclass(frozen=True, eq=False, kw_only=True)
 class Router:
     """Router: all that is needed to score a prompt.
 
     Attributes:
-        family: a name in :data:`routerjax.router.FAMILIES`.
-        attributes: of the family's module, other than the number of models.
-        models: names of the columns of the scores.
+        module: linen, from a query to scores; of a registered family if the router is to be saved.
+        featurizer: of the module's queries.
+        models: names of the models that are scored.
         strong: the default strong model.
         weak: the default weak model.
-        features: what the router's queries were made with.
         variables: ``{"params": ..., "likelihood": ..., "memory": ..., "calibration": ...}``; each may be absent.
-        provenance: how it came to be: configuration, versions, data hashes; any JSON.
         likelihood: what the scores were trained under.
-        reader: the part that reads text, where it is the router's own: ``features`` are tokens then. Whatever it was
-            trained in, a router computes in float32; see :meth:`TextReader.for_scoring`.
         threshold: route to the strong model from this win probability on (``inf``: never); None before calibration.
-        encoder_source: where to look for the encoder instead of ``features.source``; its fingerprint must be the same.
+        provenance: how it came to be: configuration, versions, data hashes; any JSON.
+
+    Raises:
+        InputError: names that are repeated or unknown, one model in both roles, or a threshold out of range.
     """
 
-    family: str
-    attributes: Mapping[str, AttributeValue]
+    module: nn.Module
+    featurizer: Featurizer
     models: tuple[str, ...]
     strong: str
     weak: str
-    features: FeatureSpec
     variables: Variables
-    provenance: Mapping[str, object] = field(default_factory=dict)
     likelihood: Likelihood = BRADLEY_TERRY
-    reader: TextReader | None = None
     threshold: float | None = None
-    encoder_source: str | None = None
+    provenance: Mapping[str, object] = field(default_factory=dict)
 
     def __post_init__(self) -> None:
         wrong = sorted(name for name, count in collections.Counter(self.models).items() if count > 1 or not name)
@@ -85,98 +70,22 @@ class Router:
             raise InputError(f"strong and weak must be different models, got {self.strong!r} for both")
         for name in (self.strong, self.weak):
             self.column(name)
-        if (self.features.kind == "tokens") != (self.reader is not None):
-            raise InputError(f"a router has a text reader if its features are tokens; they are {self.features.kind}")
-        if self.reader is not None and self.encoder_source is not None:
-            raise InputError(
-                f"this router reads text itself and takes no encoder but its own, got {self.encoder_source}: leave "
-                "--encoder out"
-            )
-        tier = self.variables.get("memory", {}).get("tier")
-        if tier is not None and tier[self.column(self.strong)] == tier[self.column(self.weak)]:
-            together = int(np.sum(np.asarray(tier) == tier[self.column(self.strong)]))
-            raise InputError(
-                f"{self.strong} and {self.weak} fall into one tier (of {together} models), so that every prompt would "
-                "have the win probability 0.5: take another num_tiers (0 rates every model by itself), or another pair"
-            )
         if self.threshold is not None and not (0 <= self.threshold <= 1 or self.threshold == math.inf):
             raise InputError(f"threshold must be in [0, 1], or inf for never, got {self.threshold!r}")
-        if self.reader is not None:
-            object.__setattr__(self, "reader", self.reader.for_scoring())  # however it comes: trained, loaded, replaced
+        family = family_of(self.module)
+        if family is not None:
+            family.require_pair(self.variables, self.models, self.strong, self.weak)
+
+    @property
+    def family(self) -> str:
+        """Name of the module's family; the name of its class where none is registered."""
+        family = family_of(self.module)
+        return type(self.module).__name__ if family is None else family.name
 
     @property
     def threshold_as_json(self) -> float | str | None:
         """The threshold as JSON holds it, which knows no infinity; ``float`` reads the text back."""
         return "inf" if self.threshold == math.inf else self.threshold
-
-    @functools.cached_property
-    def module(self) -> nn.Module:
-        """The linen module, ``(variables, query) -> scores [batch, models]``."""
-        return make_module(
-            self.family,
-            models=self.models,
-            attributes=self.attributes,
-            likelihood=self.likelihood,
-            reader=self.reader,
-        )
-
-    @functools.cached_property
-    def tokenizer(self) -> TextTokenizer:
-        """Tokenizer of the router's own encoder.
-
-        Raises:
-            InputError: the router reads no text itself, or its tokenizer is not the one it was trained with.
-        """
-        if self.reader is None:
-            raise InputError("this router looks at embeddings; its encoder has the tokenizer")
-        tokenizer = self.reader.tokenizer(cast(int, self.features.max_length), self.features.truncation)
-        if tokenizer.fingerprint != self.features.fingerprint:
-            raise self._refusal("its tokenizer has", tokenizer.fingerprint)
-        return tokenizer
-
-    @functools.cached_property
-    def encoder(self) -> SentenceEncoder | EndpointEncoder:
-        """Encoder of text as in the router's training, loaded on first use.
-
-        Raises:
-            InputError: the router has given embeddings, reads text itself, or what is found is another encoder.
-        """
-        if self.reader is not None:
-            raise InputError("this router reads text itself: its encoder is a part of its module")
-        if self.features.kind == "given":
-            raise InputError(
-                f"this router was trained on given embeddings ({self.features.source}) and cannot read text; pass "
-                f"Embeddings with the fingerprint {self.features.fingerprint}"
-            )
-        source = self.features.source if self.encoder_source is None else self.encoder_source
-        encoder = open_encoder(
-            source,
-            max_length=self.features.max_length or FeatureConfig.max_length,  # a router of an endpoint has none
-            truncation=None if is_endpoint(source) else self.features.truncation,
-            download=self.encoder_source is not None,  # what only the router's folder names is not
-            width=self.features.width,
-        )
-        if encoder.spec.fingerprint != self.features.fingerprint:
-            raise self._refusal(f"the encoder {source} has", encoder.spec.fingerprint)
-        return encoder
-
-    def require_text(self) -> None:
-        """Load what reads text, before any work depends on it: the tokenizer, or the encoder.
-
-        Raises:
-            InputError: the router has given embeddings, or what is found is not what it was trained with.
-        """
-        _ = self.encoder if self.reader is None else self.tokenizer
-
-    def _refusal(self, whose: str, fingerprint: str) -> InputError:
-        # The first digits tell two hashes apart; an endpoint's fingerprint ends in its address.
-        shown = 16 if self.features.kind in ("encoder", "tokens") else None
-        mend = "; OPENAI_BASE_URL must be the address in it" if self.features.kind == "endpoint" else ""
-        return InputError(
-            f"refused: {whose} fingerprint {fingerprint[:shown]}, but this router was trained with "
-            f"{self.features.source}, fingerprint {self.features.fingerprint[:shown]}; its scores would mean nothing"
-            f"{mend}"
-        )
 
     def column(self, model: str) -> int:
         """The column of a model in the scores.
@@ -293,37 +202,6 @@ class Router:
         )
         return checked_probability(prob, "probability of an outcome", prompts)
 
-    def query(
-        self,
-        prompts: Sequence[str] | Embeddings,
-        *,
-        exclude_own_battles: bool = False,
-        cache: EmbeddingCache | None = None,
-        progress: bool = False,
-    ) -> dict[str, np.ndarray]:
-        """Make the module's query.
-
-        ``embedding`` float32 ``[prompts, embed]``; or, of a router that reads text itself, ``token_ids`` and
-        ``attention_mask`` int32 ``[prompts, length]``. With ``prompt_id`` uint32 ``[prompts, 2]`` where a memory is to
-        leave the prompts' own battles out. See :meth:`win_prob` for the arguments.
-        """
-        excludes = exclude_own_battles and "prompt_id" in self.variables.get("memory", {})
-        if isinstance(prompts, Embeddings):
-            if prompts.fingerprint != self.features.fingerprint:
-                raise self._refusal("the embeddings have", prompts.fingerprint)
-            if prompts.embedding.shape[1] != self.features.width:
-                width = prompts.embedding.shape[1]
-                raise InputError(f"embeddings must be {self.features.width} wide, as in training, got {width}")
-            if excludes:
-                raise InputError("exclude_own_battles needs prompts as texts: battles are remembered by them")
-            return {"embedding": prompts.embedding}
-        require_texts(prompts)
-        if self.reader is not None:
-            read = self.tokenizer.pad(read_prompts(self.tokenizer, prompts))
-        else:
-            read = {"embedding": self.encoder.encode(prompts, cache=cache, progress=progress)}
-        return {**read, "prompt_id": prompt_ids(prompts)} if excludes else read
-
     def _run(
         self,
         compiled: ScoreFn,
@@ -334,8 +212,56 @@ class Router:
         cache: EmbeddingCache | None,
         progress: bool,
     ) -> np.ndarray:
-        """Apply to all prompts, in batches of a few static shapes."""
-        if self.reader is not None and not isinstance(prompts, Embeddings):
-            return apply_to_texts(compiled, variables, prompts, tokenizer=self.tokenizer, progress=progress)
-        query = self.query(prompts, exclude_own_battles=exclude_own_battles, cache=cache, progress=progress)
-        return apply_to_query(compiled, variables, query, progress=progress)
+        """Apply to each different prompt once, in batches of a few static shapes."""
+        row_of, batches = self._batches(
+            prompts, exclude_own_battles=exclude_own_battles, cache=cache, progress=progress
+        )
+        count = max(row_of, default=-1) + 1
+        shape = jax.eval_shape(compiled, variables, self.featurizer.example()).shape[1:]
+        outputs = np.zeros((count, *shape), np.float32)
+        with tqdm.tqdm(total=count, unit="prompt", disable=not progress, delay=2) as bar:
+            for rows, query in batches:
+                on_device = {name: jnp.asarray(leaf) for name, leaf in query.items()}
+                outputs[rows] = np.asarray(compiled(variables, on_device), np.float32)[: len(rows)]
+                bar.update(len(rows))
+        return outputs[row_of]
+
+    def _batches(
+        self,
+        prompts: Sequence[str] | Embeddings,
+        *,
+        exclude_own_battles: bool,
+        cache: EmbeddingCache | None,
+        progress: bool,
+    ) -> tuple[Int[np.ndarray, "prompts"], Iterator[tuple[Int[np.ndarray, "rows"], dict[str, np.ndarray]]]]:
+        """The row of each prompt among the different ones, and the padded queries of these."""
+        excludes = exclude_own_battles and "prompt_id" in self.variables.get("memory", {})
+        if isinstance(prompts, Embeddings):
+            self._require_own(prompts)
+            if excludes:
+                raise InputError("exclude_own_battles needs prompts as texts: battles are remembered by them")
+            return np.arange(len(prompts.embedding)), prompts.batches()
+        require_texts(prompts)
+        row_of = {prompt: row for row, prompt in enumerate(dict.fromkeys(prompts))}
+        texts = list(row_of)
+        batches = self.featurizer.batches(texts, cache=cache, progress=progress)
+        if excludes:
+            batches = _with_prompt_id(batches, prompt_ids(texts))
+        return np.asarray([row_of[prompt] for prompt in prompts], int), batches
+
+    def _require_own(self, embeddings: Embeddings) -> None:
+        """Refuse embeddings that were made otherwise than those of the training."""
+        if embeddings.fingerprint != self.featurizer.fingerprint:
+            raise self.featurizer.refusal("the embeddings have", embeddings.fingerprint)
+        width = embeddings.embedding.shape[1]
+        if width != self.featurizer.width:
+            raise InputError(f"embeddings must be {self.featurizer.width} wide, as in training, got {width}")
+
+
+def _with_prompt_id(
+    batches: Iterator[tuple[Int[np.ndarray, "rows"], dict[str, np.ndarray]]], ids: np.ndarray
+) -> Iterator[tuple[Int[np.ndarray, "rows"], dict[str, np.ndarray]]]:
+    """Add the identity of each prompt, by which a memory leaves out its own battles."""
+    for rows, query in batches:
+        size = len(next(iter(query.values())))
+        yield rows, {**query, "prompt_id": np.pad(ids[rows], ((0, size - len(rows)), (0, 0)))}

@@ -23,8 +23,9 @@ def pretrained_params(module: nn.Module, folder: Path, *, key: Array | None = No
     own; it is logged. Without a key, nothing is: the folder must hold all.
 
     Args:
-        module: as :func:`routerjax.router.make_module` makes it for a reader.
-        folder: as :func:`load_reader` takes it, with ``model.safetensors``, or shards and their index.
+        module: as a :class:`Family` makes it for a featurizer of tokens.
+        folder: as :func:`routerjax.features.load_tokens` takes it, with ``model.safetensors``, or shards and their
+            index.
         key: initialises what is not taken from the folder; None to take all from there.
 
     Raises:

@@ -1,16 +1,12 @@
-"""The battles and the features that a configuration names."""
+"""Battles that a configuration names."""
 
 from __future__ import annotations
 
 import dataclasses
 import logging
-from collections.abc import Sequence
 from pathlib import Path
 
-import numpy as np
-from jaxtyping import Float32
-
-from routerjax.config import DataConfig, FeatureConfig
+from routerjax.config import DataConfig
 from routerjax.data import (
     ROUTELLM_STRONG,
     ROUTELLM_WEAK,
@@ -23,7 +19,6 @@ from routerjax.data import (
     swap_sides,
 )
 from routerjax.errors import InputError
-from routerjax.features import EmbeddingCache, FeatureSpec, open_encoder, read_embeddings
 from routerjax.tables import ENDINGS
 
 logger = logging.getLogger(__name__)
@@ -54,30 +49,3 @@ def load_preferences(config: DataConfig) -> Preferences:
 
 def _weighted(battles: Preferences, weight: float) -> Preferences:
     return dataclasses.replace(battles, weight=battles.weight * weight)
-
-
-def embed(
-    prompts: Sequence[str], config: FeatureConfig, *, root: Path, cache: EmbeddingCache | None
-) -> tuple[Float32[np.ndarray, "prompts embed"], FeatureSpec]:
-    """Embed ``prompts``; return the embeddings, and what a router must keep of where they came from."""
-    if config.embeddings is not None:
-        if config.truncation is not None:
-            raise InputError(
-                f"features.truncation={config.truncation!r} cannot be followed: the embeddings are given "
-                f"({config.embeddings}); leave it out"
-            )
-        given = read_embeddings(root / config.embeddings)
-        if len(given.embedding) != len(prompts):
-            raise InputError(
-                f"{config.embeddings} holds {len(given.embedding)} embeddings, expected {len(prompts)}: one for each "
-                "different prompt of the battles, in the order in which the prompts first appear"
-            )
-        return given.embedding, given.spec(config.embeddings)
-    encoder = open_encoder(
-        config.encoder,
-        max_length=config.max_length,
-        truncation=config.truncation,
-        dollars_per_million_tokens=config.dollars_per_million_tokens,
-    )
-    logger.info("encoding %d prompts with %s", len(prompts), config.encoder)
-    return encoder.encode(prompts, progress=True, cache=cache), encoder.spec

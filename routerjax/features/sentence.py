@@ -1,7 +1,8 @@
-"""Sentence encoders: text to embeddings with a pretrained BERT, in a few static shapes."""
+"""Sentence encoders: text to embeddings with a frozen pretrained BERT, in a few static shapes."""
 
 from __future__ import annotations
 
+import copy
 import functools
 import hashlib
 import json
@@ -10,7 +11,7 @@ import os
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import cast
+from typing import NamedTuple, cast
 
 import flax.linen as nn
 import jax
@@ -18,12 +19,12 @@ import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Float32, Int32
 
-from routerjax.config import Truncation
+from routerjax.config import Count, Truncation
 from routerjax.errors import InputError
 from routerjax.features.cache import EmbeddingCache, encode_once, prompt_digests
 from routerjax.features.cut_report import read_once
-from routerjax.features.spec import FeatureSpec
-from routerjax.features.tokens import TextTokenizer, tokenizer_for
+from routerjax.features.featurizer import Featurizer, HostQuery, TextFunction, register_featurizer
+from routerjax.features.tokenizer import TextTokenizer, tokenizer_for
 from routerjax.models import EMBEDDING_LAYERS, BertEncoder, Pooling, SentenceEmbedding, encoder_attributes
 from routerjax.pretrained import (
     LAYER_TENSORS,
@@ -50,25 +51,88 @@ PROMPTS_PER_COMMIT = 256
 OF_TRAINING_ALONE = ("dropout_rate", "attention_dropout_rate", "initializer_range")
 
 
-@dataclass(frozen=True, eq=False)
-class SentenceEncoder:
-    """A frozen sentence encoder; see :func:`load_encoder`.
+class SentenceEncoder(NamedTuple):
+    """Frozen sentence encoder.
 
     Attributes:
-        spec: width, length and fingerprint of what it makes.
         module: linen, ``{"token_ids", "attention_mask"} -> embedding [batch, embed]``.
         variables: of the module.
-        tokenizer: the real tokenizer, which reads ``spec.max_length`` tokens.
+        tokenizer: the real tokenizer, which keeps as many tokens of a prompt as the featurizer says.
     """
 
-    spec: FeatureSpec
     module: SentenceEmbedding
     variables: Variables
     tokenizer: TextTokenizer
 
+
+@register_featurizer
+@dataclass(frozen=True, kw_only=True)
+class SentenceFeaturizer(Featurizer):
+    """Featurizer that embeds text with a frozen sentence encoder; see :func:`load_encoder`.
+
+    Attributes:
+        source: the encoder's folder or Hugging Face name.
+        width: of an embedding.
+        fingerprint: hash of all that changes an embedding: weights, sizes, modules, tokenizer, length, truncation.
+        max_length: tokens of a prompt that are read.
+        truncation: what is left out of a longer prompt, see :class:`TextTokenizer`.
+    """
+
+    kind = "sentence"
+    takes_encoder = True
+
+    source: str
+    width: Count
+    fingerprint: str
+    max_length: Count
+    truncation: Truncation
+
+    @functools.cached_property
+    def encoder(self) -> SentenceEncoder:
+        """The encoder itself, loaded on first use; what only a router's folder names is not downloaded.
+
+        Raises:
+            InputError: it is not found, damaged, or not the one whose fingerprint this is.
+        """
+        place = vars(self).get("_place")
+        source = self.source if place is None else place
+        loaded = load_encoder(
+            source, max_length=self.max_length, truncation=self.truncation, download=place is not None
+        )
+        if loaded.fingerprint != self.fingerprint:
+            raise self.refusal(f"the encoder {source} has", loaded.fingerprint)
+        return loaded.encoder
+
+    def at(self, encoder: str) -> SentenceFeaturizer:
+        """The same featurizer, whose encoder is in another folder, or has another Hugging Face name."""
+        moved = copy.copy(self)
+        vars(moved).pop("encoder", None)
+        vars(moved)["_place"] = encoder
+        return moved
+
+    def require_text(self) -> None:
+        """Load the encoder."""
+        _ = self.encoder
+
+    def text_function(self) -> TextFunction:
+        """The tokenizer and the encoder."""
+        module, variables, tokenizer = self.encoder
+
+        def embed(variables: Variables, tokens: Query) -> Query:
+            return {"embedding": cast(Array, module.apply(variables, tokens))}
+
+        return TextFunction(tokenizer, variables, embed)
+
+    def query(
+        self, prompts: Sequence[str], *, cache: EmbeddingCache | None = None, progress: bool = False
+    ) -> HostQuery:
+        """See :meth:`encode`."""
+        return {"embedding": self.encode(prompts, cache=cache, progress=progress)}
+
     def tokenize(self, prompts: Sequence[str]) -> dict[str, Int32[np.ndarray, "prompts length"]]:
         """``token_ids`` and ``attention_mask``, padded to the longest prompt."""
-        return self.tokenizer.pad(self.tokenizer.token_ids(prompts))
+        tokenizer = self.encoder.tokenizer
+        return tokenizer.pad(tokenizer.token_ids(prompts))
 
     def encode(
         self, prompts: Sequence[str], *, cache: EmbeddingCache | None = None, progress: bool = False
@@ -76,7 +140,7 @@ class SentenceEncoder:
         """Embed prompts; equal prompts are encoded once. How many were cut is logged, cached or not.
 
         Args:
-            prompts: texts, of which ``spec.max_length`` tokens are read.
+            prompts: texts, of which ``max_length`` tokens are read.
             cache: looked up first and added to, a few hundred prompts at a time.
             progress: show a progress bar, if it takes more than two seconds.
 
@@ -84,29 +148,30 @@ class SentenceEncoder:
             InputError: a prompt that is not text.
         """
         digests, texts = prompt_digests(prompts)
-        token_ids = read_once(self.tokenizer, texts, cache, progress=progress)
+        token_ids = read_once(self.encoder.tokenizer, texts, cache, progress=progress)
         embeddings = encode_once(
             texts,
             functools.partial(self._encode_sorted, token_ids),
-            fingerprint=self.spec.fingerprint,
+            fingerprint=self.fingerprint,
             cache=cache,
             progress=progress,
         )
         if not digests:
-            return np.zeros((0, self.spec.width), np.float32)
+            return np.zeros((0, self.width), np.float32)
         return np.stack([embeddings[digest] for digest in digests])
 
     def _encode_sorted(
         self, token_ids: dict[bytes, Int32[np.ndarray, "length"]], prompts: dict[bytes, str]
     ) -> Iterator[dict[bytes, Float32[np.ndarray, "embed"]]]:
         """Yield embeddings by digest, a few hundred at a time; prompts that were not read just now are read here."""
+        module, variables, tokenizer = self.encoder
         digests = list(prompts)
         unread = [digest for digest in digests if digest not in token_ids]
-        read = self.tokenizer.read([prompts[digest] for digest in unread]).token_ids
+        read = tokenizer.read([prompts[digest] for digest in unread]).token_ids
         token_ids = {**token_ids, **dict(zip(unread, read, strict=True))}
         part: dict[bytes, Float32[np.ndarray, "embed"]] = {}
-        for rows, query in self.tokenizer.batches([token_ids[digest] for digest in digests]):
-            embedding = np.asarray(_embed(self.module, self.variables, query))
+        for rows, query in tokenizer.batches([token_ids[digest] for digest in digests]):
+            embedding = np.asarray(_embed(module, variables, query))
             part.update({digests[row]: embedding[place] for place, row in enumerate(rows)})
             if len(part) >= PROMPTS_PER_COMMIT:
                 yield part
@@ -128,7 +193,7 @@ def load_encoder(
     max_length: int = 256,
     truncation: Truncation | None = None,
     download: bool = True,
-) -> SentenceEncoder:
+) -> SentenceFeaturizer:
     """Load a sentence encoder of the BERT family, as sentence-transformers saves it.
 
     Its modules are followed: pooling, dense layers, norms, lower case, and the prompt that the library puts before
@@ -145,8 +210,8 @@ def load_encoder(
         download: see :func:`routerjax.pretrained.locate`.
 
     Returns:
-        An encoder whose fingerprint covers all that changes an embedding: weights, sizes, modules, tokenizer, length,
-        truncation, prompt.
+        A featurizer whose encoder is loaded, and whose fingerprint covers all that changes an embedding: weights,
+        sizes, modules, tokenizer, length, truncation, prompt.
 
     Raises:
         InputError: not found, damaged, or of another architecture or with modules that are not computed here.
@@ -183,20 +248,16 @@ def load_encoder(
         "layers": [(layer.kind, layer.attributes) for layer in modules.layers],
         "tokenizer": tokenizer.fingerprint,
     }
-    spec = FeatureSpec(
-        kind="encoder",
+    featurizer = SentenceFeaturizer(
         source=os.fspath(source),
         width=module.width,
         fingerprint=hashlib.sha256(json.dumps(identity, sort_keys=True).encode()).hexdigest(),
         max_length=max_length,
         truncation=tokenizer.truncation,
     )
-    return SentenceEncoder(
-        spec=spec,
-        module=module,
-        variables={"params": jax.tree.map(jnp.asarray, _read_params(modules, module))},
-        tokenizer=tokenizer,
-    )
+    variables = {"params": jax.tree.map(jnp.asarray, _read_params(modules, module))}
+    vars(featurizer)["encoder"] = SentenceEncoder(module, variables, tokenizer)
+    return featurizer
 
 
 def _folders(modules: SentenceModules) -> list[Path]:

@@ -2,16 +2,21 @@
 
 from __future__ import annotations
 
+import dataclasses
 import json
 import os
-from dataclasses import dataclass
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass, field
 from pathlib import Path
+from typing import NoReturn
 
 import numpy as np
-from jaxtyping import Float32
+from jaxtyping import Float32, Int
 
+from routerjax.config import Count
 from routerjax.errors import InputError
-from routerjax.features.spec import FeatureSpec
+from routerjax.features.cache import EmbeddingCache
+from routerjax.features.featurizer import Featurizer, HostQuery, embedding_batches, register_featurizer
 from routerjax.tables import ENDINGS, matrix_column, read_table
 
 NPY_MAGIC = b"\x93NUMPY"
@@ -47,9 +52,60 @@ class Embeddings:
             raise InputError(f"row {bad[0]}: the embedding is not finite in float32 ({bad.size} such rows)")
         object.__setattr__(self, "embedding", embedding)
 
-    def spec(self, source: str) -> FeatureSpec:
-        """What a router that is trained on them keeps."""
-        return FeatureSpec(kind="given", source=source, width=self.embedding.shape[1], fingerprint=self.fingerprint)
+    def batches(self) -> Iterator[tuple[Int[np.ndarray, "rows"], HostQuery]]:
+        """Yield rows and their query; see :meth:`Featurizer.batches`."""
+        return embedding_batches(self.embedding)
+
+    def featurizer(self, source: str) -> GivenFeaturizer:
+        """Featurizer of a run that is trained on them, in the order of its prompts."""
+        featurizer = GivenFeaturizer(source=source, width=self.embedding.shape[1], fingerprint=self.fingerprint)
+        object.__setattr__(featurizer, "rows", self.embedding)
+        return featurizer
+
+
+@register_featurizer
+@dataclass(frozen=True, kw_only=True)
+class GivenFeaturizer(Featurizer):
+    """Featurizer of a router of given embeddings, which reads no text: it is scored with :class:`Embeddings`.
+
+    Attributes:
+        source: the file that they came from.
+        width: of an embedding.
+        fingerprint: declared by whoever made them.
+        rows: embeddings of the prompts of a run, in the order in which they first appear; a router has none.
+    """
+
+    kind = "given"
+
+    source: str
+    width: Count
+    fingerprint: str
+    rows: Float32[np.ndarray, "prompts embed"] | None = field(default=None, init=False, compare=False, repr=False)
+
+    def query(
+        self, prompts: Sequence[str], *, cache: EmbeddingCache | None = None, progress: bool = False
+    ) -> HostQuery:
+        """The embeddings that were given for these prompts, where the featurizer is that of a run."""
+        del cache, progress
+        if self.rows is None:
+            self.require_text()
+        if len(self.rows) != len(prompts):
+            raise InputError(
+                f"{self.source} holds {len(self.rows)} embeddings, expected {len(prompts)}: one for each different "
+                "prompt of the battles, in the order in which the prompts first appear"
+            )
+        return {"embedding": self.rows}
+
+    def for_scoring(self) -> GivenFeaturizer:
+        """Copy without the embeddings of the run."""
+        return dataclasses.replace(self)
+
+    def require_text(self) -> NoReturn:
+        """Raise InputError: there is nothing that reads text."""
+        raise InputError(
+            f"this router was trained on given embeddings ({self.source}) and cannot read text; pass Embeddings with "
+            f"the fingerprint {self.fingerprint}"
+        )
 
 
 def read_embeddings(path: str | os.PathLike[str]) -> Embeddings:

@@ -1,0 +1,61 @@
+"""The featurizer that a configuration names."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+from routerjax.config import FeatureConfig
+from routerjax.errors import InputError
+from routerjax.features.endpoint import EndpointEncoder, is_endpoint
+from routerjax.features.featurizer import Featurizer, read_featurizer
+from routerjax.features.given import read_embeddings
+from routerjax.features.sentence import load_encoder
+from routerjax.features.tokens import load_tokens
+
+
+def open_featurizer(config: FeatureConfig, *, root: Path = Path(), embeds: bool = True) -> Featurizer:
+    """Open the featurizer of a configuration: the one place that tells the kinds apart.
+
+    Args:
+        config: names an encoder, an endpoint, a file of embeddings, or a registered featurizer.
+        root: of the file of embeddings, if its path is relative.
+        embeds: False for a router that reads tokens with an encoder of its own, whose pooling does not matter.
+
+    Raises:
+        InputError: what is named is not found or damaged, or settings contradict each other.
+    """
+    trains_encoder = config.train_encoder or not embeds
+    if config.encoder_attributes and not trains_encoder:
+        raise InputError("features.encoder_attributes are of an encoder that is trained: set features.train_encoder")
+    if config.attributes and config.featurizer is None:
+        raise InputError("features.attributes are of the featurizer that features.featurizer names: set it")
+    if config.featurizer is not None:
+        if trains_encoder or config.embeddings is not None:
+            raise InputError(
+                f"features.featurizer={config.featurizer!r} takes the place of an encoder and of given embeddings: "
+                "leave one of them out"
+            )
+        return read_featurizer({"kind": config.featurizer, **config.attributes}, {})
+    if config.embeddings is not None:
+        if trains_encoder:
+            raise InputError(f"given embeddings ({config.embeddings}) have no encoder that could be trained")
+        _refuse_truncation(config, f"the embeddings are given ({config.embeddings})")
+        return read_embeddings(root / config.embeddings).featurizer(config.embeddings)
+    if trains_encoder:
+        return load_tokens(
+            config.encoder,
+            max_length=config.max_length,
+            truncation=config.truncation,
+            chosen=config.encoder_attributes,
+            embeds=embeds,
+        )
+    if is_endpoint(config.encoder):
+        _refuse_truncation(config, f"{config.encoder} is sent whole prompts")
+        price = config.dollars_per_million_tokens
+        return EndpointEncoder(config.encoder, dollars_per_million_tokens=price).featurizer
+    return load_encoder(config.encoder, max_length=config.max_length, truncation=config.truncation)
+
+
+def _refuse_truncation(config: FeatureConfig, reason: str) -> None:
+    if config.truncation is not None:
+        raise InputError(f"features.truncation={config.truncation!r} cannot be followed: {reason}; leave it out")
