@@ -31,13 +31,12 @@ from routerjax.data import (
     Preferences,
     load_benchmark,
     smallest_by_hash,
-    to_batch,
 )
-from routerjax.features import EmbeddingCache
+from routerjax.families import find_family
+from routerjax.features import EmbeddingCache, open_featurizer
 from routerjax.likelihoods import READOUTS, make_likelihood
-from routerjax.pipeline import embed, load_preferences
+from routerjax.pipeline import load_preferences
 from routerjax.prompts import prompt_ids
-from routerjax.router import find_family, make_module, remember
 
 FOLDS = 5
 CALIBRATED = ", calibrated"
@@ -84,32 +83,27 @@ class Workbench:
         self.is_golden = np.isin(self.battles.prompts, self.golden.prompts)
         prompts = list(dict.fromkeys([*self.battles.prompts, *(p for own in self.tests.values() for p in own.prompts)]))
         with EmbeddingCache() as cache:
-            embedding, _ = embed(prompts, config.features, root=root, cache=cache)
-        self.embedding, self.row = embedding, {prompt: row for row, prompt in enumerate(prompts)}
-
-    def of(self, prompts: tuple[str, ...]) -> np.ndarray:
-        return self.embedding[[self.row[prompt] for prompt in prompts]]
+            self.featurizer = open_featurizer(config.features)
+            embedding = self.featurizer.query(prompts, cache=cache)["embedding"]
+        self.embedded = EmbeddedPrompts(prompts, embedding)
 
     def win_prob(self, setting: Setting, train: np.ndarray, tests: list[tuple[str, ...]]) -> Iterator[np.ndarray]:
         """By readout, the win probabilities of each list of prompts after training on the battles at ``train``."""
         weight = self.battles.weight * np.where(self.is_golden, setting.choice["weight"], 1.0).astype(np.float32)
         battles: Preferences = dataclasses.replace(self.battles, weight=weight).select(train)
-        batch = to_batch(battles, self.of(battles.unique_prompts))
-        module = make_module(
-            setting.family,
-            models=battles.models,
-            attributes=setting.attributes,
-            likelihood=make_likelihood(setting.loss),
-        )
-        if find_family(setting.family).memory is not None:
-            variables = {"memory": remember(setting.family, module, batch)}
+        batch = self.embedded.batch(battles)
+        family, likelihood = find_family(setting.family), make_likelihood(setting.loss)
+        num_outputs = len(likelihood.output_names(battles.models))
+        module = family.make_module(num_outputs=num_outputs, attributes=setting.attributes, featurizer=self.featurizer)
+        if not family.trains:
+            variables = {"memory": family.remember(module, batch, battles.models)}
         else:
             with tempfile.TemporaryDirectory() as directory:
                 variables = training.fit(
                     module,
                     batch,
                     None,
-                    likelihood=make_likelihood(setting.loss),
+                    likelihood=likelihood,
                     optimizer=self.config.optimizer,
                     training=dataclasses.replace(self.config.training, checkpoint_every=self.config.training.epochs),
                     directory=directory,
@@ -117,7 +111,8 @@ class Workbench:
                 ).variables
         columns = {"strong": battles.models.index(STRONG), "weak": battles.models.index(WEAK)}
         for prompts in tests:
-            query = {"embedding": jnp.asarray(self.of(prompts)), "prompt_id": jnp.asarray(prompt_ids(prompts))}
+            embedding = jnp.asarray(self.embedded.rows(prompts))
+            query = {"embedding": embedding, "prompt_id": jnp.asarray(prompt_ids(prompts))}
             found = {}
             for readout in READOUTS if setting.loss != "bradley_terry" else ("half_tie",):
                 likelihood = make_likelihood(setting.loss, readout=readout)

@@ -25,10 +25,10 @@ from mf_golden import get_config
 from mf_golden_mmlu1500 import GOLDEN, STRONG, WEAK
 from scipy.stats import spearmanr
 
-from routerjax import data, models
+from routerjax import data
 from routerjax.evaluation import Figure, evaluate
-from routerjax.features import EmbeddingCache
-from routerjax.pipeline import embed
+from routerjax.families import KNN
+from routerjax.features import EmbeddingCache, open_featurizer
 from routerjax.router import Router
 from routerjax.tables import read_table
 
@@ -74,7 +74,7 @@ def training_sets(root: Path, mmlu: data.Benchmark) -> dict[str, tuple[data.Pref
 
 
 def main(data_root: str) -> None:
-    root, features = Path(data_root), get_config().features
+    root, featurizer = Path(data_root), open_featurizer(get_config().features)
     benchmarks = {name: data.load_benchmark(name, root / GOLDEN.root) for name in BENCHMARKS}
     learned, benchmarks["mmlu"] = data.smallest_by_hash(benchmarks["mmlu"], GOLDEN.num_prompts)
     sets = training_sets(root, learned)
@@ -83,10 +83,10 @@ def main(data_root: str) -> None:
     with EmbeddingCache() as cache:
 
         def embedding_of(prompts: tuple[str, ...]) -> np.ndarray:
-            return embed(prompts, features, root=root, cache=cache)[0]
+            return featurizer.query(prompts, cache=cache)["embedding"]
 
-        embedding, spec = embed(everything, features, root=root, cache=cache)
-        row_of = {prompt: row for row, prompt in enumerate(everything)}
+        embedding = embedding_of(everything)
+        embedded = data.EmbeddedPrompts(everything, embedding)
         dropped = {}
         for name, benchmark in benchmarks.items():
             found = data.contaminated(benchmark.prompts, everything, embedding_of(benchmark.prompts), embedding)
@@ -97,15 +97,15 @@ def main(data_root: str) -> None:
         similarity: dict[tuple[str, str], data.DatasetSimilarity] = {}
         win_prob: dict[str, dict[str, np.ndarray]] = {name: {} for name in benchmarks}
         for set_name, (battles, strong, weak) in sets.items():
-            own = embedding[[row_of[prompt] for prompt in battles.unique_prompts]]
-            memory = models.nearest_neighbors_memory(data.to_batch(battles, own), num_models=len(battles.models))
+            own = embedded.rows(battles.unique_prompts)
+            module = KNN.make_module(num_outputs=len(battles.models), attributes={}, featurizer=featurizer)
+            memory = KNN.remember(module, data.to_batch(battles, own), battles.models)
             router = Router(
-                family="knn",
-                attributes={},
+                module=module,
                 models=battles.models,
                 strong=strong,
                 weak=weak,
-                features=spec,
+                featurizer=featurizer,
                 variables={"memory": memory},
             )
             for name, benchmark in benchmarks.items():

@@ -19,8 +19,8 @@ from sklearn.linear_model import LogisticRegression
 from routerjax import models
 from routerjax.config import override
 from routerjax.data import load_benchmark, to_batch
-from routerjax.features import EmbeddingCache
-from routerjax.pipeline import embed, load_preferences
+from routerjax.features import EmbeddingCache, open_featurizer
+from routerjax.pipeline import load_preferences
 
 NUM_TIERS, NUM_QUERIES, GAMMA = 10, 200, 10.0
 TOLERANCE = 1e-3
@@ -54,8 +54,9 @@ def main() -> None:
     prompts = load_benchmark("mmlu", root / "routellm_evals").prompts
     queries = [prompts[row] for row in np.random.default_rng(0).choice(len(prompts), NUM_QUERIES, replace=False)]
     with EmbeddingCache() as cache:
-        embedding, _ = embed(battles.unique_prompts, config.features, root=root, cache=cache)
-        query, _ = embed(queries, config.features, root=root, cache=cache)
+        featurizer = open_featurizer(config.features)
+        embedding = featurizer.query(battles.unique_prompts, cache=cache)["embedding"]
+        query = featurizer.query(queries, cache=cache)["embedding"]
     batch = to_batch(battles, embedding)
     tier = models.battle_tiers(batch, num_models=len(battles.models), num_tiers=NUM_TIERS)
     memory = models.similarity_weighted_memory(batch, tier=tier)

@@ -11,9 +11,8 @@ import jax
 import jax.numpy as jnp
 
 from routerjax import Router, features
-from routerjax import models as modules
+from routerjax.families import find_family, pretrained_params
 from routerjax.likelihoods import COLLECTION, make_likelihood
-from routerjax.router import load_reader, make_module, pretrained_params
 from routerjax.sealing import SEAL, seal
 from routerjax.typing import PyTree
 from tests.encoders import save_tiny_encoder
@@ -21,24 +20,32 @@ from tests.encoders import save_tiny_encoder
 NAMES = ("big", "medium", "small")
 
 
-def tiny_router(folder: Path, **changes: object) -> Router:
+def tiny_router(
+    folder: Path,
+    *,
+    family: str = "mf",
+    attributes: dict | None = None,
+    models: tuple[str, ...] = NAMES,
+    featurizer: features.Featurizer | None = None,
+    **changes: object,
+) -> Router:
     """A matrix factorisation with random parameters; its encoder is in ``folder/encoder``."""
     source = folder / "encoder"
-    if not source.exists():
+    if featurizer is None and not source.exists():
         save_tiny_encoder(source)
-    spec = features.load_encoder(source, max_length=48).spec
-    module = modules.MatrixFactorization(num_models=3, model_dim=8)
-    router = Router(
-        family="mf",
-        attributes={"model_dim": 8},
-        models=NAMES,
-        strong="big",
-        weak="small",
-        features=spec,
-        variables={"params": _random_params(module, spec.width)},
-        provenance={"made by": "a test"},
+    made = features.load_encoder(source, max_length=48) if featurizer is None else featurizer
+    module = find_family(family).make_module(
+        num_outputs=len(models), attributes={"model_dim": 8} if attributes is None else attributes, featurizer=made
     )
-    return dataclasses.replace(router, **changes)
+    given = {
+        "strong": "big",
+        "weak": "small",
+        "provenance": {"made by": "a test"},
+        **changes,
+    }
+    if "variables" not in given:
+        given["variables"] = {"params": _random_params(module, made.width)}
+    return Router(module=module, featurizer=made, models=models, **given)
 
 
 @functools.partial(jax.jit, static_argnums=(0, 1))
@@ -61,20 +68,19 @@ def tiny_text_router(
     source = folder / "encoder"
     if not source.exists():
         save_tiny_encoder(source)
-    attributes = attributes or {}
-    reader = load_reader(source, chosen, embeds=family != "bert")
+    featurizer = features.load_tokens(source, max_length=48, chosen=chosen, embeds=family != "bert").for_scoring()
     models = ("big", "small") if loss == "three_labels" else NAMES
     likelihood = make_likelihood(loss, readout=readout)
-    module = make_module(family, models=models, attributes=attributes, likelihood=likelihood, reader=reader)
+    module = find_family(family).make_module(
+        num_outputs=len(likelihood.output_names(models)), attributes=attributes or {}, featurizer=featurizer
+    )
     params = pretrained_params(module, source, key=jax.random.key(3))
     router = Router(
-        family=family,
-        attributes=attributes,
+        module=module,
+        featurizer=featurizer,
         models=models,
         strong="big",
         weak="small",
-        features=reader.spec(source, 48),
-        reader=reader,
         likelihood=likelihood,
         variables={"params": params, **({COLLECTION: own} if (own := likelihood.initial_params()) else {})},
         provenance={"made by": "a test"},

@@ -32,7 +32,8 @@ GROUND = {
     "validation",
 }
 MODELS = GROUND | {"models", "pretrained"}
-ROUTER = MODELS | {"features", "data", "router"}
+FAMILIES = MODELS | {"features", "families"}
+ROUTER = FAMILIES | {"data", "router"}
 ALLOWED = {
     **{part: GROUND for part in GROUND},
     "data": GROUND,
@@ -40,7 +41,8 @@ ALLOWED = {
     "models": GROUND,
     "features": MODELS,
     "training": GROUND,
-    "router": MODELS | {"features"},
+    "families": MODELS | {"features"},
+    "router": FAMILIES,
     "evaluation": ROUTER,
     "formats": ROUTER,
     "pipeline": ROUTER | {"evaluation", "formats", "training"},

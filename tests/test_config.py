@@ -20,7 +20,8 @@ from routerjax.config import (
     override,
 )
 from routerjax.errors import InputError
-from routerjax.router import typed_attributes, typed_choices
+from routerjax.families import find_family
+from routerjax.models import typed_choices
 
 CONFIG = ExperimentConfig(
     data=DataConfig(battles=(BattleSource(path="a.parquet"), BattleSource(path="b.csv", weight=2.0))),
@@ -232,13 +233,13 @@ def test_numbers_of_numpy_paths_and_lists_become_plain() -> None:
 
 def test_attributes_have_the_types_of_their_module() -> None:
     changed = override(CONFIG, ["router.attributes.noise_std=1", "router.attributes.model_dim=8"])
-    typed = typed_attributes("mf", changed.router.attributes)
+    typed = find_family("mf").typed_attributes(changed.router.attributes)
     assert json.dumps(typed) == '{"noise_std": 1.0, "model_dim": 8}'
-    assert typed_attributes("sw", {"normalize": "train"}) == {"normalize": "train"}
+    assert find_family("sw").typed_attributes({"normalize": "train"}) == {"normalize": "train"}
     with pytest.raises(InputError, match=r"knn\.k must be an integer in .*, got '2\.5'"):
-        typed_attributes("knn", {"k": "2.5"})
+        find_family("knn").typed_attributes({"k": "2.5"})
     with pytest.raises(InputError, match=r"knn has no attribute 'kk' \(did you mean 'k'\?\)"):
-        typed_attributes("knn", {"kk": "2"})
+        find_family("knn").typed_attributes({"kk": "2"})
     chosen = {"remat": "True", "dtype": "bfloat16", "dropout_rate": "0"}
     assert json.dumps(typed_choices(chosen)) == '{"remat": true, "dtype": "bfloat16", "dropout_rate": 0.0}'
     with pytest.raises(InputError, match=r"features\.encoder_attributes\.remat must be True or False, got 'maybe'"):

@@ -10,7 +10,7 @@ import pytest
 
 from routerjax import InputError, Router, features
 from routerjax.cli import main
-from routerjax.config import Truncation
+from routerjax.config import FeatureConfig, Truncation
 from routerjax.formats import export
 from routerjax.router import load_router, save_router
 from routerjax.tables import write_table
@@ -45,20 +45,18 @@ def test_other_ends_are_read_by_choice(tmp_path: Path, caplog: pytest.LogCapture
     folder = save_tiny_encoder(tmp_path / "encoder")
     encoders = {side: features.load_encoder(folder, max_length=48, truncation=side) for side in ("left", "middle")}
     assert (
-        len(
-            {encoder.spec.fingerprint for encoder in (*encoders.values(), features.load_encoder(folder, max_length=48))}
-        )
+        len({encoder.fingerprint for encoder in (*encoders.values(), features.load_encoder(folder, max_length=48))})
         == 3
     )
     with caplog.at_level(logging.WARNING, "routerjax"):
         for side, encoder in encoders.items():
-            assert encoder.spec.truncation == side
+            assert encoder.truncation == side
             assert len(np.unique(encoder.encode(LONG), axis=0)) == 10
     said = "10 of 10 prompts were cut at 48 tokens: the {} of them was not read\n"
     assert said.format("beginning") in caplog.text
     assert said.format("middle") in caplog.text
     with pytest.raises(InputError, match=r"features.truncation='left' cannot be followed by openai:any"):
-        features.open_encoder("openai:any", max_length=48, truncation="left")
+        features.open_featurizer(FeatureConfig(encoder="openai:any", truncation="left"))
 
 
 def test_one_prompt_is_said_as_one(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
@@ -72,11 +70,10 @@ def test_one_prompt_is_said_as_one(tmp_path: Path, caplog: pytest.LogCaptureFixt
 @pytest.mark.parametrize("truncation", ["left", "middle"])
 def test_routers_and_bundles_keep_the_choice(tmp_path: Path, truncation: Truncation) -> None:
     router = tiny_text_router(tmp_path)
-    assert router.reader is not None
-    router = dataclasses.replace(router, features=router.reader.spec("a test", 48, truncation))
+    router = dataclasses.replace(router, featurizer=dataclasses.replace(router.featurizer, truncation=truncation))
     save_router(router, tmp_path / "saved")
     loaded = load_router(tmp_path / "saved")
-    assert loaded.features.truncation == truncation
+    assert loaded.featurizer.truncation == truncation
     # Longer than is ever read: 1,000 characters a token.
     prompts = [*LONG[:4], f"{TEXTS[1]} {'x ' * 30_000} {TEXTS[2]}", TEXTS[0]]
     win_prob = loaded.win_prob(prompts)

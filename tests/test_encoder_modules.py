@@ -66,9 +66,9 @@ def test_a_trained_encoder_keeps_its_pooling_and_prompt(
     loaded = load_router(tmp_path / "run" / "router")
     np.testing.assert_array_equal(loaded.win_prob(TEXTS), router.win_prob(TEXTS))
     # Untrained, it makes the embeddings of the frozen encoder.
-    encoder = features.load_encoder(tmp_path / "encoder", max_length=config.features.max_length)
-    assert encoder.module == loaded.reader.embedding
-    assert encoder.tokenizer.fingerprint == loaded.tokenizer.fingerprint
+    encoder = features.load_encoder(tmp_path / "encoder", max_length=config.features.max_length).encoder
+    assert encoder.module == loaded.featurizer.embedding
+    assert encoder.tokenizer.fingerprint == loaded.featurizer.fingerprint
     jax.tree.map(np.testing.assert_array_equal, loaded.variables["params"]["encoder"], encoder.variables["params"])
     save_modules(tmp_path / "encoder", {**types, "2_Dense": "Dense"})
     (tmp_path / "encoder" / "2_Dense").mkdir()

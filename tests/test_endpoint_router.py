@@ -16,10 +16,12 @@ from routerjax.config import (
     RouterConfig,
     TrainingConfig,
 )
-from routerjax.features import Embeddings
+from routerjax.features import Embeddings, EndpointFeaturizer
 from routerjax.pipeline import train_router
 from tests.endpoint import EndpointServer, embeddings_of
 from tests.routers import tiny_router
+
+ENDPOINT = EndpointFeaturizer(source="openai:tiny", fingerprint="openai:tiny at http://host/v1", known_width=16)
 
 PROMPTS = ["What is a monad?", "hi"]
 SECRET = "sk-marker-of-the-environment"
@@ -53,12 +55,12 @@ def test_train_save_load_and_score_through_an_endpoint(
         trained = train_router(config, tmp_path / "run")
         assert server.sizes == [60]
         assert any("tokens used, $0.0" in message for message in caplog.messages)
-        assert (trained.features.kind, trained.features.width) == ("endpoint", 8)
+        assert (trained.featurizer.kind, trained.featurizer.width) == ("endpoint", 8)
         train_router(config, tmp_path / "again")
         assert len(server.requests) == 1  # the cache has them all
 
         router = load_router(tmp_path / "run" / "router")
-        assert router.features == trained.features
+        assert router.featurizer == trained.featurizer
         win_prob = router.win_prob(PROMPTS)
         assert server.requests[-1]["input"] == PROMPTS
         assert server.requests[-1]["dimensions"] == 8
@@ -96,22 +98,15 @@ def test_train_save_load_and_score_through_an_endpoint(
 
 def test_an_endpoint_does_not_stand_in_for_an_encoder_nor_the_reverse(tmp_path: Path) -> None:
     local = tiny_router(tmp_path)
-    with pytest.raises(InputError, match="refused: the encoder openai:tiny has fingerprint openai:tiny at"):
-        dataclasses.replace(local, encoder_source="openai:tiny").win_prob(PROMPTS)
-    features = dataclasses.replace(
-        local.features, kind="endpoint", source="openai:tiny", fingerprint="openai:tiny at http://host/v1"
-    )
-    remote = dataclasses.replace(local, features=features, encoder_source=str(tmp_path / "encoder"))
-    with pytest.raises(InputError, match=r"refused: the encoder .*encoder has fingerprint \w{64}, but"):
-        remote.win_prob(PROMPTS)
+    with pytest.raises(InputError, match="no folder openai:tiny"):
+        local.featurizer.at("openai:tiny").query(PROMPTS)
+    with pytest.raises(InputError, match=r"features \(endpoint\) take no encoder but their own, got encoder: leave"):
+        ENDPOINT.at("encoder")
 
 
 def test_the_bundle_of_an_endpoints_router_takes_embeddings(tmp_path: Path) -> None:
     local = tiny_router(tmp_path)
-    features = dataclasses.replace(
-        local.features, kind="endpoint", source="openai:tiny", fingerprint="openai:tiny at http://host/v1"
-    )
-    save_router(dataclasses.replace(local, features=features), tmp_path / "router")
+    save_router(dataclasses.replace(local, featurizer=ENDPOINT), tmp_path / "router")
     router = load_router(tmp_path / "router")
     assert set(formats.export(router, tmp_path / "bundle", "stablehlo")) == {"from_embedding"}
     with pytest.raises(InputError, match="exported for embeddings, not text"):

@@ -7,13 +7,13 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from routerjax import InputError, Router, data, formats, load_router
+from routerjax import InputError, data, formats, load_router
 from routerjax.calibration import fit_calibration
 from routerjax.config import BattleSource, DataConfig, ExperimentConfig, FeatureConfig, RouterConfig, TrainingConfig
-from routerjax.features import read_embeddings
+from routerjax.families import find_family
+from routerjax.features import GivenFeaturizer, read_embeddings
 from routerjax.likelihoods import LIKELIHOODS
 from routerjax.pipeline import calibrate_router, train_router
-from routerjax.router import make_module
 
 WIDTH = 6
 
@@ -105,6 +105,9 @@ def test_three_labels_are_of_two_models(tmp_path: Path) -> None:
         train_router(wrong, tmp_path / "run")
 
 
+GIVEN = GivenFeaturizer(source="e.npy", width=5, fingerprint="f")
+
+
 @pytest.mark.parametrize(
     ("family", "attributes", "message"),
     [
@@ -124,7 +127,7 @@ def test_three_labels_are_of_two_models(tmp_path: Path) -> None:
 )
 def test_attributes_of_another_kind_are_refused(family: str, attributes: dict, message: str) -> None:
     with pytest.raises(InputError, match=message):
-        make_module(family, models=("a", "b", "c"), attributes=attributes)
+        find_family(family).make_module(num_outputs=3, attributes=attributes, featurizer=GIVEN)
 
 
 @pytest.mark.parametrize("readout", ["half_tie", "win", "decisive"])
@@ -146,13 +149,13 @@ def test_calibration_counts_ties_as_the_readout_does(tmp_path: Path, readout: st
     }[readout]
     expected = fit_calibration(router.win_prob(embeddings)[rows][keep], label[keep], method="isotonic")
 
-    class Reading(Router):
-        """The same router, which knows the embeddings of these texts."""
+    class Reading(GivenFeaturizer):
+        """Featurizer that knows the embeddings of these texts."""
 
         def query(self, prompts: list[str], **_: object) -> dict[str, np.ndarray]:
             return {"embedding": embeddings.embedding[[int(prompt.split()[-1]) for prompt in prompts]]}
 
-    reading = Reading(**{field.name: getattr(router, field.name) for field in dataclasses.fields(router)})
+    reading = dataclasses.replace(router, featurizer=Reading(source="e.npy", width=5, fingerprint="made up"))
     found = calibrate_router(reading, battles, method="isotonic", cache=None).variables["calibration"]
     assert set(found) == set(expected)
     for name, leaf in expected.items():

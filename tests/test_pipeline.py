@@ -15,8 +15,8 @@ import pytest
 
 from routerjax import InputError, data, evaluation, formats, load_router, metrics
 from routerjax.config import BattleSource, DataConfig, ExperimentConfig, FeatureConfig, override
-from routerjax.features import Embeddings
-from routerjax.pipeline import embed, load_config, load_preferences, train_router
+from routerjax.features import Embeddings, open_featurizer
+from routerjax.pipeline import load_config, load_preferences, train_router
 from routerjax.prompts import prompt_ids
 from tests.encoders import ENCODER_FILES
 
@@ -98,7 +98,7 @@ def test_leaving_own_battles_out_is_evaluations_choice(
     router = train_router(config, tmp_path / "run")
     prompts = load_preferences(config.data).unique_prompts[:8]
     served = router.win_prob(prompts)
-    embeddings = Embeddings(router.encoder.encode(prompts), router.features.fingerprint)
+    embeddings = Embeddings(router.featurizer.encode(prompts), router.featurizer.fingerprint)
     # Serving gives one answer, whichever way the prompt comes, and the bundle gives the same.
     np.testing.assert_allclose(router.win_prob(embeddings), served, atol=1e-6)
     assert formats.export(router, tmp_path / "bundle", "stablehlo", prompts=prompts)["from_text"] <= 1e-5
@@ -218,9 +218,13 @@ def test_given_embeddings_are_taken_as_they_are(tmp_path: Path) -> None:
     embedding = np.random.default_rng(0).standard_normal((3, 5)).astype(np.float32)
     np.save(tmp_path / "e.npy", embedding)
     (tmp_path / "e.npy.json").write_text('{"fingerprint": "made up"}')
-    found, spec = embed(["a", "b", "c"], FeatureConfig(embeddings="e.npy"), root=tmp_path, cache=None)
-    np.testing.assert_array_equal(found, embedding)
-    assert (spec.kind, spec.width, spec.fingerprint, spec.source) == ("given", 5, "made up", "e.npy")
+    given = open_featurizer(FeatureConfig(embeddings="e.npy"), root=tmp_path)
+    np.testing.assert_array_equal(given.query(["a", "b", "c"])["embedding"], embedding)
+    with pytest.raises(InputError, match=r"e.npy holds 3 embeddings, expected 2: one for each different prompt"):
+        given.query(["a", "b"])
+    assert given.to_dict() == {"kind": "given", "width": 5, "fingerprint": "made up", "source": "e.npy"}
+    with pytest.raises(InputError, match="cannot read text"):  # as a router has it
+        given.for_scoring().query(["a", "b", "c"])
 
 
 def test_a_configuration_is_read_anew_each_time(arena: Path, tmp_path: Path) -> None:

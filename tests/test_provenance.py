@@ -136,11 +136,11 @@ def test_an_encoder_that_changed_is_another_run(config: ExperimentConfig, tmp_pa
     safetensors.numpy.save_file(dense, encoder / "2_Dense" / WEIGHTS)
     config = override(config, ["router.family=knn", "router.attributes={'k': 5}", f"features.encoder={encoder}"])
     train_router(config, tmp_path / "run")
-    fingerprint = load_encoder(encoder, max_length=32).spec.fingerprint
+    fingerprint = load_encoder(encoder, max_length=32).fingerprint
     shutil.copytree(encoder, tmp_path / "unchanged")
     for change in ENCODER_CHANGES:
         name = change(encoder)
-        assert load_encoder(encoder, max_length=32).spec.fingerprint != fingerprint, name
+        assert load_encoder(encoder, max_length=32).fingerprint != fingerprint, name
         with pytest.raises(InputError, match=rf"the run differs in encoder/{re.escape(name)} \(see"):
             train_router(config, tmp_path / "run", resume=True)
         shutil.rmtree(encoder)

@@ -10,8 +10,7 @@ import jax
 import numpy as np
 import pytest
 
-from routerjax import InputError, features, load_router, models, save_router
-from routerjax.router import make_module
+from routerjax import InputError, families, features, load_router, models, save_router
 from tests.encoders import save_tiny_encoder
 from tests.routers import NAMES, tiny_router
 
@@ -23,7 +22,7 @@ def test_win_prob_is_the_sigmoid_of_the_margin_of_any_pair(tmp_path: Path) -> No
     scores = router.scores(PROMPTS)
     assert scores.shape == (5, 3)
     assert scores.dtype == np.float32
-    embedding = router.encoder.encode(PROMPTS)
+    embedding = router.featurizer.encode(PROMPTS)
     np.testing.assert_allclose(scores, router.module.apply(router.variables, {"embedding": embedding}), atol=1e-6)
     sigmoid = 1 / (1 + np.exp(-(scores[:, 0] - scores[:, 2]).astype(float)))
     np.testing.assert_allclose(router.win_prob(PROMPTS), sigmoid, atol=1e-6)
@@ -31,7 +30,7 @@ def test_win_prob_is_the_sigmoid_of_the_margin_of_any_pair(tmp_path: Path) -> No
     np.testing.assert_allclose(reverse, 1 - sigmoid, atol=1e-6)
     assert router.win_prob(PROMPTS, "medium").shape == (5,)
     assert router.win_prob([]).shape == (0,)
-    given = features.Embeddings(embedding, router.features.fingerprint)
+    given = features.Embeddings(embedding, router.featurizer.fingerprint)
     np.testing.assert_array_equal(router.win_prob(given), router.win_prob(PROMPTS))
 
 
@@ -55,14 +54,14 @@ def test_a_memory_is_saved_with_it(tmp_path: Path) -> None:
     from tests.models.test_baselines import pair_battles
 
     memory = models.nearest_neighbors_memory(pair_battles(), num_models=2)
-    spec = features.FeatureSpec(kind="given", source="e.npy", width=5, fingerprint="f")
+    spec = features.GivenFeaturizer(source="e.npy", width=5, fingerprint="f")
     router = tiny_router(
         tmp_path,
         family="knn",
         attributes={"k": 3},
         models=("big", "small"),
         variables={"memory": memory},
-        features=spec,
+        featurizer=spec,
     )
     save_router(router, tmp_path / "knn")
     embedding = features.Embeddings(np.random.default_rng(0).standard_normal((4, 5)), "f")
@@ -86,10 +85,10 @@ def test_other_embeddings_are_refused(tmp_path: Path) -> None:
     with pytest.raises(InputError, match="refused: the embeddings have fingerprint text-embedding, but"):
         router.win_prob(features.Embeddings(np.ones((1, 16)), "text-embedding"))
     with pytest.raises(InputError, match="embeddings must be 16 wide, as in training, got 3"):
-        router.win_prob(features.Embeddings(np.ones((1, 3)), router.features.fingerprint))
-    spec = features.FeatureSpec(kind="given", source="mine.npy", width=16, fingerprint="f")
+        router.win_prob(features.Embeddings(np.ones((1, 3)), router.featurizer.fingerprint))
+    spec = features.GivenFeaturizer(source="mine.npy", width=16, fingerprint="f")
     with pytest.raises(InputError, match=r"trained on given embeddings \(mine.npy\) and cannot read text"):
-        tiny_router(tmp_path, features=spec).win_prob(PROMPTS)
+        tiny_router(tmp_path, featurizer=spec).win_prob(PROMPTS)
 
 
 def test_names_are_checked_and_the_nearest_is_named(tmp_path: Path) -> None:
@@ -107,10 +106,10 @@ def test_names_are_checked_and_the_nearest_is_named(tmp_path: Path) -> None:
         tiny_router(tmp_path, weak="big")
     with pytest.raises(InputError, match=r"threshold must be in \[0, 1\]"):
         tiny_router(tmp_path, threshold=1.5)
-    with pytest.raises(InputError, match=r"family must be one of mf, knn, sw, bert, got 'fm' \(did you mean 'mf'\?\)"):
-        make_module("fm", models=("a", "b"), attributes={})
+    with pytest.raises(InputError, match=r"family must be one of bert, knn, mf, sw, got 'fm' \(did you mean 'mf'\?\)"):
+        families.find_family("fm")
     with pytest.raises(InputError, match=r"mf has no attribute 'model_dims' \(did you mean 'model_dim'\?\)"):
-        make_module("mf", models=("a", "b"), attributes={"model_dims": 3})
+        tiny_router(tmp_path, attributes={"model_dims": 3})
     assert router.models == NAMES
 
 
@@ -140,7 +139,7 @@ def test_what_is_no_probability_is_refused_with_its_row(tmp_path: Path) -> None:
     with pytest.raises(
         InputError, match=r"row 1: the router's win probability must be in \[0, 1\], got nan, and so in 1"
     ):
-        router.win_prob(features.Embeddings(embedding, router.features.fingerprint))
+        router.win_prob(features.Embeddings(embedding, router.featurizer.fingerprint))
 
 
 @pytest.mark.parametrize(

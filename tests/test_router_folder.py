@@ -105,10 +105,10 @@ def test_the_message_says_which_command_changes_it_rightly(
         ({"threshold": True}, "saved: router.json.threshold must be .*got True"),
         ({"threshold": "0.2"}, "saved: router.json.threshold must be .*got '0.2'"),
         ({"threshold": 1.5}, "saved: router.json.threshold must be .*got 1.5"),
-        ({"reader": []}, "saved: router.json.reader must be"),
-        ({"features": {"kind": "encoder"}}, "saved: features.source must be given: text"),
-        ({"features": {**FEATURES, "width": 0}}, "saved: features.width must be an integer in .*got 0"),
-        ({"features": {**FEATURES, "kind": "image"}}, "saved: features.kind must be one of encoder, .*got 'image'"),
+        ({"featurizer": []}, "saved: router.json.featurizer must be"),
+        ({"featurizer": {"kind": "sentence"}}, "saved: featurizer.source must be given: text"),
+        ({"featurizer": {**FEATURES, "width": 0}}, "saved: featurizer.width must be an integer in .*got 0"),
+        ({"featurizer": {**FEATURES, "kind": "image"}}, "saved: featurizer.kind must be one of .*got 'image'"),
         ({"provenance": 1}, "saved: router.json.provenance must be a mapping of names, each value of any kind, got 1"),
         ({"temperature": 1}, "saved: no setting 'router.json.temperature': RouterDescription has family"),
         ({"strong": "half an emoji \ud83d"}, "saved: router.json is no JSON in UTF-8"),
@@ -123,21 +123,21 @@ def test_a_forged_description_is_checked_field_by_field(folder: Path, changed: d
 @pytest.mark.parametrize(
     ("changed", "message"),
     [
-        ({"dtype": "float16"}, "saved: reader.encoder.dtype must be one of float32, bfloat16, got 'float16'"),
-        ({"num_heads": 0}, "saved: reader.encoder.num_heads must be an integer in .*, got 0"),
-        ({"num_heads": 5}, r"saved: reader.encoder.num_heads \(5\) must divide its width \(16\)"),
-        ({"dropout_rate": 1.5}, r"saved: reader.encoder.dropout_rate must be a number in \[0, 1\), got 1.5"),
+        ({"dtype": "float16"}, "saved: featurizer.encoder.dtype must be one of float32, bfloat16, got 'float16'"),
+        ({"num_heads": 0}, "saved: featurizer.encoder.num_heads must be an integer in .*, got 0"),
+        ({"num_heads": 5}, r"saved: featurizer.encoder.num_heads \(5\) must divide its width \(16\)"),
+        ({"dropout_rate": 1.5}, r"saved: featurizer.encoder.dropout_rate must be a number in \[0, 1\), got 1.5"),
         (
             {"layer_norm_epsilon": -1.0},
-            "saved: reader.encoder.layer_norm_epsilon must be a number of at least 0, got -1",
+            "saved: featurizer.encoder.layer_norm_epsilon must be a number of at least 0, got -1",
         ),
-        ({"num_token_types": -1}, "saved: reader.encoder.num_token_types must be an integer in .*, got -1"),
-        ({"depth": 3}, "saved: reader.encoder has vocab_size, .*'depth': 3"),
+        ({"num_token_types": -1}, "saved: featurizer.encoder.num_token_types must be an integer in .*, got -1"),
+        ({"depth": 3}, "saved: featurizer.encoder has vocab_size, .*'depth': 3"),
     ],
 )
 def test_a_forged_encoder_is_checked_too(folder: Path, changed: dict, message: str) -> None:
-    reader = json.loads((folder / "router.json").read_text())["reader"]
-    forge(folder, reader={**reader, "encoder": {**reader["encoder"], **changed}})
+    featurizer = json.loads((folder / "router.json").read_text())["featurizer"]
+    forge(folder, featurizer={**featurizer, "encoder": {**featurizer["encoder"], **changed}})
     refuse(folder, message)
 
 
@@ -179,12 +179,12 @@ def test_forged_tensors_are_checked(folder: Path, change: Callable[[dict], dict]
         ("[" * 200_000, "is not JSON"),
         ('{"a":' * 200_000, "is not JSON"),
         ("[]", "must hold a JSON object"),
-        ("{}", "expected format 'routerjax-router-3', got None"),
+        ("{}", "expected format 'routerjax-router-4', got None"),
         ('{"format": "routerjax-router-1"}', "got 'routerjax-router-1': routerjax of another version wrote it"),
-        ('{"format": "routerjax-router-3"}', "was changed after routerjax wrote it"),
-        ('{"format": "routerjax-router-3", "attributes": {"smoothing": Infinity}}', "finite numbers"),
-        ('{"format": "routerjax-router-3", "attributes": {"smoothing": 1e999}}', "finite numbers"),
-        ('{"format": "routerjax-router-3", "content_sha256": [1]}', "was changed after routerjax wrote it"),
+        ('{"format": "routerjax-router-4"}', "was changed after routerjax wrote it"),
+        ('{"format": "routerjax-router-4", "attributes": {"smoothing": Infinity}}', "finite numbers"),
+        ('{"format": "routerjax-router-4", "attributes": {"smoothing": 1e999}}', "finite numbers"),
+        ('{"format": "routerjax-router-4", "content_sha256": [1]}', "was changed after routerjax wrote it"),
         ("\xff", "is not JSON"),
     ],
 )
@@ -217,18 +217,18 @@ def test_files_that_are_missing_or_cut(folder: Path, tmp_path: Path) -> None:
 
 @pytest.mark.parametrize("folder", ["text"], indirect=True)
 def test_the_tokenizers_files_are_those_that_were_written(folder: Path) -> None:
-    tokenizer = folder / "tokenizer" / "tokenizer.json"
+    tokenizer = folder / "featurizer" / "tokenizer.json"
     content = tokenizer.read_text()
-    (folder / "tokenizer" / "notes.txt").write_text("no part of the router")
-    (folder / "tokenizer" / "tokenizer_config.json").write_text("{")  # nor is this one, which the description lacks
-    assert set(load_router(folder).reader.files) == {"tokenizer.json"}
+    (folder / "featurizer" / "notes.txt").write_text("no part of the router")
+    (folder / "featurizer" / "tokenizer_config.json").write_text("{")  # nor is this one, which the description lacks
+    assert set(load_router(folder).featurizer.files) == {"tokenizer.json"}
     for changed in (content.replace('"poem"', '"ode"'), content[:100]):
         tokenizer.write_text(changed)
         refuse(folder, r"tokenizer.json is not the file that router.json describes")
     tokenizer.unlink()
-    refuse(folder, r"tokenizer holds no tokenizer\.json")
-    (folder / "tokenizer" / "notes.txt").unlink()
-    (folder / "tokenizer" / "tokenizer_config.json").unlink()
+    refuse(folder, r"the router is incomplete: no file .*tokenizer\.json of its featurizer")
+    (folder / "featurizer" / "notes.txt").unlink()
+    (folder / "featurizer" / "tokenizer_config.json").unlink()
     tokenizer.parent.rmdir()
     refuse(folder, "the router is incomplete: no folder")
 

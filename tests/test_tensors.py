@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 
 from routerjax import Router, formats, load_router, save_router
-from routerjax.features import FeatureSpec
+from routerjax.features import GivenFeaturizer
 from tests.bundles import loader
 from tests.routers import tiny_router
 
@@ -19,14 +19,14 @@ KINDS = [(dtype, shape) for dtype in ("float32", "bfloat16", "int32", "uint32") 
 @pytest.fixture
 def router(tmp_path: Path) -> Router:
     """A router that is calibrated by Platt's method, whose slope is a scalar, with a memory of arrays of all kinds."""
-    spec = FeatureSpec(kind="given", source="e.npy", width=16, fingerprint="f")
+    spec = GivenFeaturizer(source="e.npy", width=16, fingerprint="f")
     rng = np.random.default_rng(0)
     memory = {
         f"{dtype}_{len(shape)}": jnp.asarray(rng.integers(1, 1 << 31, shape) / (7 if "float" in dtype else 1), dtype)
         for dtype, shape in KINDS
     }
     calibration = {"slope": jnp.float32(2), "intercept": jnp.float32(0.25)}
-    plain = tiny_router(tmp_path, features=spec)
+    plain = tiny_router(tmp_path, featurizer=spec)
     return dataclasses.replace(plain, variables={**plain.variables, "memory": memory, "calibration": calibration})
 
 

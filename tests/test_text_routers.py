@@ -1,6 +1,5 @@
 """Routers that read text themselves: trained, stored, scored and exported as every other router is."""
 
-import dataclasses
 import json
 import re
 import shutil
@@ -15,9 +14,9 @@ import pytest
 from routerjax import InputError, features, load_router, save_router
 from routerjax.cli import main
 from routerjax.config import ExperimentConfig, override
-from routerjax.features.tokens import TokenIds
+from routerjax.families import pretrained_params
+from routerjax.features.tokenizer import TokenIds
 from routerjax.pipeline import load_config, train_router
-from routerjax.router import load_reader, make_module, pretrained_params
 from routerjax.router.outputs import jit_win_prob
 from tests.encoders import TEXTS, save_tiny_encoder
 from tests.routers import tiny_router, tiny_text_router
@@ -59,7 +58,7 @@ def test_it_is_saved_loaded_and_scores_each_prompt_as_if_alone(tmp_path: Path, f
     for row, prompt in enumerate(PROMPTS):
         np.testing.assert_allclose(router.win_prob([prompt]), win_prob[row], rtol=0, atol=1e-6)
     with jax.default_matmul_precision("highest"):
-        scores = jax.jit(router.module.apply)(router.variables, router.query(PROMPTS))[:, :3]
+        scores = jax.jit(router.module.apply)(router.variables, router.featurizer.query(PROMPTS))[:, :3]
     np.testing.assert_allclose(router.scores(PROMPTS), scores, rtol=0, atol=1e-5)
     assert router.win_prob([]).shape == (0,)
     assert router.scores([]).shape == (0, 3)  # models, or labels of two models
@@ -83,10 +82,9 @@ def test_compilations_are_bounded_and_one_prompt_is_one_row(tmp_path: Path, monk
     for start in (0, 7, 250):
         router.win_prob(prompts[start:])
     compiled = jit_win_prob(router.module, 0, 2, router.likelihood)
-    lengths = router.tokenizer.lengths
-    assert (
-        2 <= compiled._cache_size() <= sum((features.tokens.TOKENS_ON_CPU // length).bit_length() for length in lengths)
-    )
+    lengths = router.featurizer.tokenizer.lengths
+    most = sum((features.tokenizer.TOKENS_ON_CPU // length).bit_length() for length in lengths)
+    assert 2 <= compiled._cache_size() <= most
     shapes = []
 
     def seen(module: nn.Module, strong: int, weak: int, likelihood: object) -> Callable:
@@ -111,9 +109,9 @@ def test_train_evaluate_calibrate_and_export_from_the_command_line(
     rows = [json.loads(line) for line in (run / "training" / "metrics.jsonl").read_text().splitlines()]
     assert rows[-1]["loss"] < rows[0]["loss"]
     router = load_router(run / "router")
-    assert router.features.kind == "tokens"
-    started = load_reader(arena / "encoder", {"scan_layers": True})
-    assert router.reader.encoder == started.encoder  # bfloat16 and remat were choices of the training
+    assert router.featurizer.kind == "tokens"
+    started = features.load_tokens(arena / "encoder", chosen={"scan_layers": True})
+    assert router.featurizer.encoder == started.encoder  # bfloat16 and remat were choices of the training
 
     benchmark, names = str(arena / "benchmark.parquet"), ["--strong", "sim-large", "--weak", "sim-small"]
     evaluate = ["--benchmark", benchmark, *names, "--samples", "20", "--encoder", str(arena / "encoder"), "--output"]
@@ -159,9 +157,9 @@ def test_an_encoder_trained_under_matrix_factorisation(config: ExperimentConfig,
     ]
     changes += ["features.encoder_attributes={'dropout_rate': 0.0}"]
     router = train_router(override(config, [*changes, "optimizer.frozen_layers=1"]), tmp_path / "run")
-    before = load_reader(Path(config.features.encoder), {"dropout_rate": 0.0}, embeds=True)
-    assert router.reader.to_dict() == before.to_dict()
-    assert router.reader.normalize
+    before = features.load_tokens(config.features.encoder, max_length=16, chosen={"dropout_rate": 0.0}, embeds=True)
+    assert router.featurizer.to_dict() == before.to_dict()
+    assert router.featurizer.normalize
     started = pretrained_params(router.module, Path(config.features.encoder), key=jax.random.key(0))
     own, old = (tree["encoder"]["encoder"] for tree in (router.variables["params"], started))
     jax.tree.map(np.testing.assert_array_equal, own["layer_0"], old["layer_0"])  # frozen
@@ -198,10 +196,11 @@ def _must_not_run(tokenizer: object, texts: list[str], *, progress: bool = False
 
 def test_prompts_that_are_not_text(tmp_path: Path) -> None:
     router = tiny_text_router(tmp_path)
-    for refused in (router.win_prob, router.scores, router.query):
+    for refused in (router.win_prob, router.scores, router.featurizer.query):
         with pytest.raises(InputError, match=r"row 2: a prompt must be text, got None"):
             refused(["a", "a", None])
-    for refused in (router.tokenizer.token_ids, lambda prompts: features.tokenize_once(router.tokenizer, prompts)):
+    tokenizer = router.featurizer.tokenizer
+    for refused in (tokenizer.token_ids, lambda prompts: features.tokenize_once(tokenizer, prompts)):
         with pytest.raises(InputError, match=r"row 1: a prompt must be text, got 3"):
             refused(["a", 3])
         with pytest.raises(InputError, match=r"got one text; write \[prompt\]"):
@@ -239,7 +238,7 @@ def test_bad_configurations_are_refused_before_anything_is_encoded_or_written(
     deeper = described.replace('"num_hidden_layers": 2', '"num_hidden_layers": 3')
     (tmp_path / "encoder" / "config.json").write_text(deeper)
     changes = [change.replace("ENCODER", str(tmp_path / "encoder")) for change in changes]
-    monkeypatch.delattr(features.SentenceEncoder, "encode")
+    monkeypatch.delattr(features.SentenceFeaturizer, "encode")
     with pytest.raises(InputError, match=message):
         train_router(override(config, changes), tmp_path / "run")
     assert not (tmp_path / "run").exists()
@@ -248,13 +247,11 @@ def test_bad_configurations_are_refused_before_anything_is_encoded_or_written(
 def test_other_queries(tmp_path: Path) -> None:
     router = tiny_text_router(tmp_path)
     with pytest.raises(InputError, match="bert reads text with an encoder of its own"):
-        make_module("bert", models=("a", "b"), attributes={})
+        tiny_router(tmp_path, family="bert", attributes={})
     with pytest.raises(InputError, match="this router reads text itself"):
-        _ = router.encoder
+        router.featurizer.at("elsewhere")
     with pytest.raises(InputError, match="the embeddings have fingerprint"):
         router.win_prob(features.Embeddings(np.zeros((1, 16), np.float32), "other"))
-    with pytest.raises(InputError, match="a router has a text reader if its features are tokens"):
-        dataclasses.replace(router, reader=None)
 
 
 @pytest.mark.parametrize("content", ["{", "[]"])
@@ -262,12 +259,12 @@ def test_a_damaged_tokenizer_configuration_is_said_before_training(tmp_path: Pat
     folder = save_tiny_encoder(tmp_path / "encoder")
     (folder / "tokenizer_config.json").write_text(content)
     with pytest.raises(InputError, match=r"encoder: tokenizer_config.json (is not JSON|must hold a JSON object)"):
-        load_reader(folder)
+        features.load_tokens(folder)
 
 
 def test_bfloat16_is_a_choice_of_training_alone(tmp_path: Path) -> None:
     plain = tiny_text_router(tmp_path)
     half = tiny_text_router(tmp_path, chosen={"dtype": "bfloat16", "remat": True})
     assert half.module == plain.module
-    assert half.reader.to_dict() == plain.reader.to_dict()
+    assert half.featurizer.to_dict() == plain.featurizer.to_dict()
     np.testing.assert_array_equal(half.scores(PROMPTS), plain.scores(PROMPTS))

@@ -29,8 +29,8 @@ import transformers
 from routerjax import Router, formats
 from routerjax.config import FeatureConfig
 from routerjax.data import load_benchmark
-from routerjax.pretrained import locate
-from routerjax.router import load_reader, make_module, pretrained_params
+from routerjax.families import BERT
+from routerjax.features import load_tokens
 
 TOLERANCE = 1e-5  # of the win probability
 ENCODER, MODELS = FeatureConfig.encoder, ("strong", "weak")
@@ -42,18 +42,15 @@ def timed(run: Callable[[], np.ndarray]) -> tuple[np.ndarray, float]:
 
 
 def untrained_router() -> Router:
-    folder = locate(ENCODER)
-    reader, attributes = load_reader(folder), {"head": "architecture"}
-    module = make_module("bert", models=MODELS, attributes=attributes, reader=reader)
+    featurizer = load_tokens(ENCODER, max_length=FeatureConfig.max_length)
+    module = BERT.make_module(num_outputs=2, attributes={"head": "architecture"}, featurizer=featurizer)
     return Router(
-        family="bert",
-        attributes=attributes,
+        module=module,
+        featurizer=featurizer,
         models=MODELS,
         strong=MODELS[0],
         weak=MODELS[1],
-        features=reader.spec(ENCODER, FeatureConfig.max_length),
-        reader=reader,
-        variables={"params": pretrained_params(module, folder, key=jax.random.key(0))},
+        variables=BERT.start(module, featurizer, jax.random.key(0)),
     )
 
 
@@ -109,7 +106,7 @@ def main() -> None:
     router = untrained_router()
     with tempfile.TemporaryDirectory() as directory:
         theirs = Torch(router, Path(directory) / "hf")
-    batches = [rows for rows, _ in router.tokenizer.batches(router.tokenizer.token_ids(prompts))]
+    batches = [rows for rows, _ in router.featurizer.tokenizer.batches(router.featurizer.tokenizer.token_ids(prompts))]
 
     ours_in_batches, first = timed(lambda: router.win_prob(prompts))
     _, first_single = timed(lambda: np.concatenate([router.win_prob([prompt]) for prompt in single]))

@@ -1,7 +1,7 @@
 """Preference data and benchmarks: from public formats to columns, and from columns to what training takes."""
 
 from routerjax.data.aligned import read_aligned_battles
-from routerjax.data.batch import to_batch
+from routerjax.data.batch import EmbeddedPrompts, to_batch
 from routerjax.data.benchmarks import (
     Benchmark,
     golden_preferences,
@@ -37,6 +37,7 @@ __all__ = [
     "Benchmark",
     "Contamination",
     "DatasetSimilarity",
+    "EmbeddedPrompts",
     "NearestPrompt",
     "Preferences",
     "SimulatedArena",

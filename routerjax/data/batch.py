@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+
 import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Float
@@ -10,6 +12,36 @@ from routerjax.data.preferences import Preferences
 from routerjax.errors import InputError
 from routerjax.prompts import prompt_ids
 from routerjax.typing import PreferenceBatch
+
+
+class EmbeddedPrompts:
+    """Prompts with their embeddings, looked up by text.
+
+    Args:
+        prompts: different texts.
+        embedding: one row for each of them.
+
+    Raises:
+        InputError: another number of rows.
+    """
+
+    def __init__(self, prompts: Sequence[str], embedding: Float[np.ndarray, "prompts embed"]) -> None:
+        self._row_of = {prompt: row for row, prompt in enumerate(prompts)}
+        self._embedding = embedding
+        if len(embedding) != len(prompts):
+            raise InputError(f"expected an embedding for each of {len(prompts)} prompts, got {len(embedding)}")
+
+    def rows(self, prompts: Sequence[str]) -> Float[np.ndarray, "prompts embed"]:
+        """Embeddings of some of the prompts, in their order.
+
+        Raises:
+            KeyError: a prompt that is none of them.
+        """
+        return self._embedding[[self._row_of[prompt] for prompt in prompts]]
+
+    def batch(self, battles: Preferences) -> PreferenceBatch:
+        """Battles on the device with the embeddings of their prompts; see :func:`to_batch`."""
+        return to_batch(battles, self.rows(battles.unique_prompts))
 
 
 def to_batch(battles: Preferences, embedding: Float[np.ndarray, "prompts embed"]) -> PreferenceBatch:

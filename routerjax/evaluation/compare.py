@@ -201,7 +201,9 @@ def _load(paths: Sequence[str | os.PathLike[str]], encoder: str | None) -> dict[
     # A router that reads text itself has its encoder with it, and one of an endpoint or of given embeddings has none.
     elsewhere = {name: router for name, router in loaded.items() if router.featurizer.takes_encoder}
     if loaded and not elsewhere:
-        raise InputError(f"the routers take no other encoder ({encoder}): leave --encoder out")
+        raise InputError(
+            f"the routers read text themselves or not at all, and take no encoder ({encoder}): leave --encoder out"
+        )
     moved = {
         name: dataclasses.replace(router, featurizer=router.featurizer.at(encoder))
         for name, router in elsewhere.items()

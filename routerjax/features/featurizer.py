@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import abc
+import dataclasses
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from typing import Any, ClassVar, NamedTuple, Self, TypeVar
+from typing import Any, ClassVar, NamedTuple, Self, TypeVar, cast
 
 import jax
 import numpy as np
@@ -137,8 +138,8 @@ class Featurizer(abc.ABC):
 
     def to_dict(self) -> dict[str, Any]:
         """As JSON holds it, without the files."""
-        fields = getattr(self, "__dataclass_fields__", {})
-        return {"kind": self.kind, **{name: getattr(self, name) for name, field in fields.items() if field.init}}
+        fields = [setting.name for setting in dataclasses.fields(cast(Any, self)) if setting.init]
+        return {"kind": self.kind, **{name: getattr(self, name) for name in fields}}
 
     @classmethod
     def from_dict(cls, fields: Mapping[str, Any], files: Mapping[str, bytes]) -> Self:

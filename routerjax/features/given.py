@@ -6,9 +6,9 @@ import dataclasses
 import json
 import os
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from pathlib import Path
-from typing import NoReturn
+from typing import ClassVar, NoReturn
 
 import numpy as np
 from jaxtyping import Float32, Int
@@ -59,7 +59,7 @@ class Embeddings:
     def featurizer(self, source: str) -> GivenFeaturizer:
         """Featurizer of a run that is trained on them, in the order of its prompts."""
         featurizer = GivenFeaturizer(source=source, width=self.embedding.shape[1], fingerprint=self.fingerprint)
-        object.__setattr__(featurizer, "rows", self.embedding)
+        vars(featurizer)["rows"] = self.embedding
         return featurizer
 
 
@@ -80,7 +80,7 @@ class GivenFeaturizer(Featurizer):
     source: str
     width: Count
     fingerprint: str
-    rows: Float32[np.ndarray, "prompts embed"] | None = field(default=None, init=False, compare=False, repr=False)
+    rows: ClassVar[Float32[np.ndarray, "prompts embed"] | None] = None
 
     def query(
         self, prompts: Sequence[str], *, cache: EmbeddingCache | None = None, progress: bool = False

@@ -39,7 +39,7 @@ def open_featurizer(config: FeatureConfig, *, root: Path = Path(), embeds: bool 
     if config.embeddings is not None:
         if trains_encoder:
             raise InputError(f"given embeddings ({config.embeddings}) have no encoder that could be trained")
-        _refuse_truncation(config, f"the embeddings are given ({config.embeddings})")
+        _refuse_truncation(config, f": the embeddings are given ({config.embeddings})")
         return read_embeddings(root / config.embeddings).featurizer(config.embeddings)
     if trains_encoder:
         return load_tokens(
@@ -50,7 +50,7 @@ def open_featurizer(config: FeatureConfig, *, root: Path = Path(), embeds: bool 
             embeds=embeds,
         )
     if is_endpoint(config.encoder):
-        _refuse_truncation(config, f"{config.encoder} is sent whole prompts")
+        _refuse_truncation(config, f" by {config.encoder}, which is sent whole prompts")
         price = config.dollars_per_million_tokens
         return EndpointEncoder(config.encoder, dollars_per_million_tokens=price).featurizer
     return load_encoder(config.encoder, max_length=config.max_length, truncation=config.truncation)
@@ -58,4 +58,4 @@ def open_featurizer(config: FeatureConfig, *, root: Path = Path(), embeds: bool 
 
 def _refuse_truncation(config: FeatureConfig, reason: str) -> None:
     if config.truncation is not None:
-        raise InputError(f"features.truncation={config.truncation!r} cannot be followed: {reason}; leave it out")
+        raise InputError(f"features.truncation={config.truncation!r} cannot be followed{reason}; leave it out")

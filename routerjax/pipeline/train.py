@@ -6,21 +6,18 @@ import dataclasses
 import functools
 import logging
 from pathlib import Path
-from typing import NamedTuple
 
 import flax.linen as nn
 import jax
-import numpy as np
-from jaxtyping import Float32
 
 from routerjax import training
 from routerjax.config import ExperimentConfig, TrainingConfig
 from routerjax.data import (
+    EmbeddedPrompts,
     Preferences,
     model_index,
     require_both_outcomes,
     split_by_prompt,
-    to_batch,
 )
 from routerjax.errors import InputError
 from routerjax.families import KNN, find_family
@@ -32,21 +29,9 @@ from routerjax.pipeline.provenance import describe_run, require_run, require_sam
 from routerjax.pipeline.run_folder import require_loadable, run_folder
 from routerjax.pipeline.tokens import learn_on_tokens
 from routerjax.router import Router, load_router, save_router
-from routerjax.typing import PreferenceBatch, Variables
+from routerjax.typing import Variables
 
 logger = logging.getLogger(__name__)
-
-
-class _Embedded(NamedTuple):
-    """Prompts of a run as embeddings that stay as they are."""
-
-    row_of: dict[str, int]
-    embedding: Float32[np.ndarray, "prompts embed"]
-    featurizer: Featurizer
-
-    def batch(self, battles: Preferences) -> PreferenceBatch:
-        """Battles on the device with the embeddings of their prompts."""
-        return to_batch(battles, self.embedding[[self.row_of[prompt] for prompt in battles.unique_prompts]])
 
 
 def train_router(config: ExperimentConfig, output: str | Path, *, resume: bool = False) -> Router:
@@ -98,7 +83,7 @@ def _train(config: ExperimentConfig, output: Path, *, resume: bool) -> Router:
     start = family.start(module, featurizer, jax.random.key(config.training.init_seed)) if is_text else {}
     _require_fit(config, start, trains_on_embeddings=not is_text and family.trains)
     train, held_out = _split(preferences, config)
-    embedded = _embed(preferences, config, featurizer)
+    frozen, embedded = _embed(preferences, config, featurizer)
 
     make_router = functools.partial(
         Router,
@@ -115,7 +100,7 @@ def _train(config: ExperimentConfig, output: Path, *, resume: bool) -> Router:
         scorer = featurizer.for_scoring()
         routers["router"] = make_router(module=module, featurizer=scorer, variables={"memory": memory})
     elif embedded is not None:
-        scorer = embedded.featurizer.for_scoring()
+        scorer = frozen.for_scoring()
         control = KNN.make_module(num_outputs=len(preferences.models), attributes={}, featurizer=scorer)
         memory = KNN.remember(control, embedded.batch(train), preferences.models)
         routers["knn"] = make_router(module=control, featurizer=scorer, variables={"memory": memory})
@@ -208,20 +193,23 @@ def _split(preferences: Preferences, config: ExperimentConfig) -> tuple[Preferen
     return split_by_prompt(preferences, validation_fraction=fraction, seed=seed)
 
 
-def _embed(preferences: Preferences, config: ExperimentConfig, featurizer: Featurizer) -> _Embedded | None:
+def _embed(
+    preferences: Preferences, config: ExperimentConfig, featurizer: Featurizer
+) -> tuple[Featurizer, EmbeddedPrompts | None]:
     """Embed the prompts of a run: for the router, or for the control beside a router that reads tokens.
 
-    None where embeddings are for the control alone, and the encoder's folder is not followed there.
+    There are no embeddings where they are for the control alone, and the encoder's folder is not followed there.
     """
     if isinstance(featurizer, TokenFeaturizer):
-        frozen = dataclasses.replace(config.features, train_encoder=False, encoder_attributes={})
         try:
-            featurizer = open_featurizer(frozen)
+            featurizer = open_featurizer(
+                dataclasses.replace(config.features, train_encoder=False, encoder_attributes={})
+            )
         except InputError as error:
             logger.warning("no nearest-neighbour control: %s", error)
-            return None
+            return featurizer, None
     prompts = preferences.unique_prompts
     logger.info("%d prompts as embeddings of %s", len(prompts), featurizer.source)
     with EmbeddingCache() as cache:
         embedding = featurizer.query(prompts, progress=True, cache=cache)["embedding"]
-    return _Embedded({prompt: row for row, prompt in enumerate(prompts)}, embedding, featurizer)
+    return featurizer, EmbeddedPrompts(prompts, embedding)

@@ -19,7 +19,7 @@ def encoder_sha256(folder: Path) -> dict[str, str]:
     each module that it names; weights in shards go by the name ``model.safetensors``.
 
     Args:
-        folder: as :func:`routerjax.features.load_encoder` or :func:`routerjax.router.load_reader` takes it.
+        folder: as :func:`routerjax.features.load_encoder` or :func:`routerjax.features.load_tokens` takes it.
 
     Raises:
         InputError: ``modules.json`` is damaged, or weights are missing.

@@ -216,13 +216,17 @@ class Router:
         row_of, batches = self._batches(
             prompts, exclude_own_battles=exclude_own_battles, cache=cache, progress=progress
         )
-        count = max(row_of, default=-1) + 1
-        shape = jax.eval_shape(compiled, variables, self.featurizer.example()).shape[1:]
-        outputs = np.zeros((count, *shape), np.float32)
+        if not len(row_of):
+            return np.zeros((0, *jax.eval_shape(compiled, variables, self.featurizer.example()).shape[1:]), np.float32)
+        count = int(row_of.max()) + 1
+        outputs = np.zeros(0, np.float32)
         with tqdm.tqdm(total=count, unit="prompt", disable=not progress, delay=2) as bar:
             for rows, query in batches:
                 on_device = {name: jnp.asarray(leaf) for name, leaf in query.items()}
-                outputs[rows] = np.asarray(compiled(variables, on_device), np.float32)[: len(rows)]
+                computed = np.asarray(compiled(variables, on_device), np.float32)[: len(rows)]
+                if not outputs.size:
+                    outputs = np.zeros((count, *computed.shape[1:]), np.float32)
+                outputs[rows] = computed
                 bar.update(len(rows))
         return outputs[row_of]
 

@@ -11,6 +11,7 @@ import pyarrow as pa
 import pytest
 
 from routerjax import InputError, Router, data, evaluation, save_router
+from routerjax.features import GivenFeaturizer
 from routerjax.tables import write_table
 from tests.evaluation.test_evaluate import BENCHMARK, printed
 from tests.routers import tiny_router
@@ -114,8 +115,8 @@ def test_what_is_refused_is_refused_before_any_prompt_is_scored(
     monkeypatch.setattr(Router, "win_prob", scores_nothing)
     router = tiny_router(tmp_path)
     save_router(router, tmp_path / "router")
-    given = dataclasses.replace(router.features, kind="given", source="mine.npy", max_length=None)
-    save_router(dataclasses.replace(router, features=given), tmp_path / "deaf")
+    given = GivenFeaturizer(source="mine.npy", width=16, fingerprint="f")
+    save_router(dataclasses.replace(router, featurizer=given), tmp_path / "deaf")
     other, scores = tmp_path / "other.parquet", tmp_path / "outside.csv"
     equal = dataclasses.replace(BENCHMARK, quality={name: BENCHMARK.quality["big"] for name in BENCHMARK.quality})
     data.write_benchmark_table(equal, other)

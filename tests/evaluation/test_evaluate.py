@@ -101,8 +101,8 @@ def test_what_takes_over_two_seconds_shows_progress(
     def shown(*, seconds_a_look: int, progress: bool = True) -> str:
         monkeypatch.setattr("tqdm.std.time", itertools.count(step=seconds_a_look).__next__)
         evaluation.evaluate(win_probs(), BENCHMARK, num_samples=200, progress=progress)
-        rows = np.ones((3000, router.features.width), np.float32)
-        router.win_prob(features.Embeddings(rows, router.features.fingerprint), progress=progress)
+        rows = np.ones((3000, router.featurizer.width), np.float32)
+        router.win_prob(features.Embeddings(rows, router.featurizer.fingerprint), progress=progress)
         return capsys.readouterr().err
 
     router = tiny_router(tmp_path)

@@ -46,9 +46,13 @@ def test_embeddings_in_order_and_each_prompt_sent_once(server: EndpointServer, k
     np.testing.assert_array_equal(embedding, embeddings_of(PROMPTS))
     assert [request["input"] for request in server.requests] == [["Hello there", "naïve 你好", "Prove it", " padded "]]
     assert "dimensions" not in server.requests[0]
-    assert encoder.spec == features.FeatureSpec(
-        kind="endpoint", source="openai:tiny", width=6, fingerprint=f"openai:tiny at {server.base_url}"
-    )
+    fingerprint = f"openai:tiny at {server.base_url}"
+    assert encoder.featurizer.to_dict() == {
+        "kind": "endpoint",
+        "source": "openai:tiny",
+        "fingerprint": fingerprint,
+        "known_width": 6,
+    }
     assert encoder.encode([]).shape == (0, 6)
     assert encoder.encode(["half an emoji \ud83d"]).shape == (1, 6)
     assert server.requests[-1]["input"] == ["half an emoji \ufffd"]
@@ -61,15 +65,15 @@ def test_many_prompts_go_in_few_requests(server: EndpointServer) -> None:
 
 
 def test_the_width_is_asked_for_only_where_nothing_told_it(server: EndpointServer) -> None:
-    assert encoder_of(server, "openai:tiny?dimensions=4").spec.width == 4
-    assert encoder_of(server, width=9).spec.width == 9
+    assert encoder_of(server, "openai:tiny?dimensions=4").width == 4
+    assert encoder_of(server, width=9).width == 9
     assert server.requests == []
-    assert encoder_of(server).spec.width == 6
+    assert encoder_of(server).width == 6
     assert encoder_of(server).encode([]).shape == (0, 6)
     assert server.sizes == [1, 1]
     server.max_characters = 0
     with pytest.raises(InputError, match="refuses this prompt of 5 characters"):
-        _ = encoder_of(server).spec
+        _ = encoder_of(server).featurizer.width
 
 
 def test_dimensions_are_sent_and_part_of_the_fingerprint(server: EndpointServer) -> None:

@@ -24,7 +24,7 @@ def folder(tmp_path: Path) -> Path:
     return save_tiny_encoder(tmp_path / "tiny")
 
 
-def load(folder: Path, **arguments) -> features.SentenceEncoder:
+def load(folder: Path, **arguments) -> features.SentenceFeaturizer:
     return features.load_encoder(folder, **{"max_length": 32, **arguments})
 
 
@@ -51,10 +51,10 @@ def add_layers(folder: Path) -> dict[str, np.ndarray]:
 def test_every_pooling_and_layer_equals_numpy(folder: Path) -> None:
     tensors = add_layers(folder)
     encoder = load(folder)
-    assert encoder.spec.width == 8
+    assert encoder.width == 8
     query = encoder.tokenize(TEXTS)
-    hidden = jax.jit(encoder.module.encoder.clone(parent=None).apply)(
-        {"params": encoder.variables["params"]["encoder"]}, query
+    hidden = jax.jit(encoder.encoder.module.encoder.clone(parent=None).apply)(
+        {"params": encoder.encoder.variables["params"]["encoder"]}, query
     )
     expected = []
     for row, mask in zip(np.asarray(hidden, float), query["attention_mask"], strict=True):
@@ -70,12 +70,12 @@ def test_every_pooling_and_layer_equals_numpy(folder: Path) -> None:
 
 def test_every_spelling_of_a_folder_is_the_same_encoder(folder: Path) -> None:
     add_layers(folder)
-    expected = load(folder).spec.fingerprint
+    expected = load(folder).fingerprint
     # Before 5.4, modes were switched on one by one.
     keys = ("cls_token", "max_tokens", "mean_tokens", "mean_sqrt_len_tokens", "weightedmean_tokens", "lasttoken")
     old = {"word_embedding_dimension": WIDTH, **{f"pooling_mode_{key}": True for key in keys}}
     write(folder / "1_Pooling" / "config.json", old)
-    assert load(folder).spec.fingerprint == expected
+    assert load(folder).fingerprint == expected
     modules = json.loads((folder / "modules.json").read_text())
     types = {
         "Transformer": "sentence_transformers.base.modules.transformer.Transformer",
@@ -88,7 +88,7 @@ def test_every_spelling_of_a_folder_is_the_same_encoder(folder: Path) -> None:
         module["type"] = types[module["type"].rpartition(".")[2]]
     write(folder / "modules.json", modules)
     write(folder / "4_Normalize" / "config.json", {"module_input_name": "sentence_embedding"})
-    assert load(folder).spec.fingerprint == expected
+    assert load(folder).fingerprint == expected
     # The old layout: the encoder has a folder of its own too, whatever that is called.
     (folder / "0_Transformer").mkdir()
     for name in ("config.json", "model.safetensors", "tokenizer.json"):
@@ -97,14 +97,14 @@ def test_every_spelling_of_a_folder_is_the_same_encoder(folder: Path) -> None:
     shutil.move(folder / "1_Pooling", folder / "pool")
     modules[1]["path"] = "pool"
     write(folder / "modules.json", modules)
-    assert load(folder).spec.fingerprint == expected
+    assert load(folder).fingerprint == expected
 
 
 def test_whatever_changes_an_embedding_changes_the_fingerprint(folder: Path) -> None:
     add_layers(folder)
 
     def fingerprint() -> str:
-        return load(folder).spec.fingerprint
+        return load(folder).fingerprint
 
     fingerprints = [fingerprint()]
     assert fingerprint() == fingerprints[0]
@@ -141,7 +141,7 @@ def test_the_default_prompt_and_lower_case_are_followed_and_another_length_is_sa
     prompts = {"prompts": {"query": "prove that: ", "document": ""}}
     write(folder / "config_sentence_transformers.json", {**prompts, "default_prompt_name": None})
     with caplog.at_level(logging.INFO):
-        assert load(folder).spec == plain.spec
+        assert load(folder) == plain
     assert "has prompts that are not put before texts, as none is the default: query 'prove that: '" in caplog.text
     write(folder / "config_sentence_transformers.json", {**prompts, "default_prompt_name": "query"})
     write(folder / "sentence_bert_config.json", {"max_seq_length": 16, "do_lower_case": True})
@@ -240,15 +240,15 @@ def test_what_is_missing_is_named(folder: Path) -> None:
     with pytest.raises(InputError, match=r"has 1_Pooling/config.json but no modules.json: get it whole"):
         load(folder)
     shutil.rmtree(folder / "1_Pooling")
-    assert load(folder).module.pooling == ("mean",)  # a plain encoder, as the library reads it
+    assert load(folder).encoder.module.pooling == ("mean",)  # a plain encoder, as the library reads it
 
 
 def test_embeddings_are_computed_in_full_precision_on_every_platform(folder: Path) -> None:
-    from routerjax.features import encoder as encoder_module
+    from routerjax.features import sentence
 
     add_layers(folder)
     encoder = load(folder)
-    lowered = encoder_module._embed.lower(encoder.module, encoder.variables, encoder.tokenize(TEXTS)).as_text()
+    lowered = sentence._embed.lower(*encoder.encoder[:2], encoder.tokenize(TEXTS)).as_text()
     products = [line for line in lowered.splitlines() if "stablehlo.dot_general" in line]
     assert len(products) > 12
     assert all("precision = [HIGHEST, HIGHEST]" in line for line in products)

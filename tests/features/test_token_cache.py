@@ -8,8 +8,7 @@ import pyarrow as pa
 import pytest
 import tokenizers
 
-from routerjax.features import TextTokenizer, tokenize_once
-from routerjax.router import load_reader
+from routerjax.features import TextTokenizer, load_tokens, tokenize_once
 from tests.encoders import TEXTS, save_tiny_encoder
 
 ANEW = "is not as it was written (its checksum differs); made anew"
@@ -19,7 +18,7 @@ PROMPTS = [f"{TEXTS[row % 3]} {row}" * (row % 4) for row in range(40)]  # empty 
 
 @pytest.fixture(scope="module")
 def tokenizer(tmp_path_factory: pytest.TempPathFactory) -> TextTokenizer:
-    return load_reader(save_tiny_encoder(tmp_path_factory.mktemp("tiny") / "encoder")).tokenizer(16)
+    return load_tokens(save_tiny_encoder(tmp_path_factory.mktemp("tiny") / "encoder"), max_length=16).tokenizer
 
 
 def tokenize(tokenizer: TextTokenizer, folder: Path | None, prompts: list[str] = PROMPTS) -> list[list[int]]:

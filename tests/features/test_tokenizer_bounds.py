@@ -135,7 +135,7 @@ def test_sizes_of_a_router_are_those_of_its_tensors(tmp_path: Path) -> None:
     save_router(tiny_text_router(tmp_path), tmp_path / "saved")
     path = tmp_path / "saved" / "router.json"
     description = {name: value for name, value in json.loads(path.read_text()).items() if name != SEAL}
-    description["reader"]["encoder"]["num_layers"] = 10**9
+    description["featurizer"]["encoder"]["num_layers"] = 10**9
     path.write_text(json.dumps(seal(description)))  # forged with its hash
     with pytest.raises(InputError, match=r"router.json: num_layers 1000000000 .* is more than its tensors hold"):
         load_router(tmp_path / "saved")

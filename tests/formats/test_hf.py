@@ -33,9 +33,9 @@ def test_a_written_folder_is_read_back_bit_for_bit(router: Router, tmp_path: Pat
     assert again.module == router.module
     for name in ("models", "strong", "weak", "likelihood", "threshold"):
         assert getattr(again, name) == getattr(router, name)
-    assert again.features.fingerprint == router.features.fingerprint
+    assert again.featurizer.fingerprint == router.featurizer.fingerprint
     jax.tree.map(np.testing.assert_array_equal, again.variables, router.variables)
-    assert again.reader.files["tokenizer.json"] == router.reader.files["tokenizer.json"]
+    assert again.featurizer.files["tokenizer.json"] == router.featurizer.files["tokenizer.json"]
     made = json.loads((tmp_path / "out" / "tokenizer_config.json").read_text())
     assert made["pad_token"] == "[PAD]"
     assert made["model_max_length"] == 48
@@ -57,7 +57,7 @@ def test_it_is_a_sentence_encoder_too(router: Router, tmp_path: Path) -> None:
     prompts = ["prove it", "a poem about primes"]
     query = encoder.tokenize(prompts)
     variables = {"params": router.variables["params"]["encoder"]}
-    hidden = np.asarray(jax.jit(router.reader.encoder.apply)(variables, query))
+    hidden = np.asarray(jax.jit(router.featurizer.encoder.apply)(variables, query))
     mask = query["attention_mask"][:, :, None]
     expected = (hidden * mask).sum(axis=1) / mask.sum(axis=1)
     np.testing.assert_allclose(encoder.encode(prompts), expected, rtol=0, atol=1e-5)
@@ -230,10 +230,10 @@ def test_a_tokenizer_that_keeps_the_last_tokens(written: Path, tmp_path: Path) -
     formats.export(tiny_text_router(tmp_path), tmp_path / "right", "hf")
     said = json.loads((tmp_path / "right" / "tokenizer_config.json").read_text())
     assert said == {"truncation_side": "left", "model_max_length": 48}
-    assert formats.read(tmp_path / "right", "hf").features.truncation == "left"
+    assert formats.read(tmp_path / "right", "hf").featurizer.truncation == "left"
     shutil.copytree(written, tmp_path / "left")
     change_json(tmp_path / "left" / "tokenizer_config.json", truncation_side="left")
-    assert formats.read(tmp_path / "left", "hf").features.truncation == "left"
+    assert formats.read(tmp_path / "left", "hf").featurizer.truncation == "left"
     change_json(tmp_path / "left" / "tokenizer_config.json", truncation_side="both")
     with pytest.raises(InputError, match="truncation_side must be 'left' or 'right', got 'both'"):
         formats.read(tmp_path / "left", "hf")
@@ -243,11 +243,10 @@ def test_a_tokenizer_that_keeps_the_last_tokens(written: Path, tmp_path: Path) -
     path = tmp_path / "left" / "tokenizer.json"
     change_json(path, truncation={**json.loads(path.read_text())["truncation"], "direction": "Left"})
     imported = formats.read(tmp_path / "left", "hf")
-    assert imported.features.truncation == "left"
+    assert imported.featurizer.truncation == "left"
     long = "write a poem " * 40
     np.testing.assert_array_equal(imported.scores([long + " primes"]), imported.scores(["x " + long + " primes"]))
-    middle = imported.features.max_length, "middle"
-    other = dataclasses.replace(imported, features=imported.reader.spec("a test", *middle))
+    other = dataclasses.replace(imported, featurizer=dataclasses.replace(imported.featurizer, truncation="middle"))
     with pytest.raises(InputError, match="transformers cannot leave out the middle of a text"):
         formats.export(other, tmp_path / "middle", "hf")
 

@@ -31,14 +31,14 @@ def checkpoint(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 def embeddings(router: Router, count: int) -> features.Embeddings:
-    return features.Embeddings(unit_rows(count, router.features.width), router.features.fingerprint)
+    return features.Embeddings(unit_rows(count, router.featurizer.width), router.featurizer.fingerprint)
 
 
 @pytest.mark.parametrize("naming", ["released", "training"])
 def test_scores_are_those_of_the_published_formula(tmp_path: Path, naming: routellm.Naming) -> None:
     tensors = random_tensors(naming)
     router = formats.read(write_checkpoint(tmp_path, tensors), "routellm-mf")
-    assert (router.strong, router.weak, router.features) == (STRONG, WEAK, routellm_features(1536))
+    assert (router.strong, router.weak, router.featurizer) == (STRONG, WEAK, routellm_features(1536))
     given = embeddings(router, 200)
     win_prob = router.win_prob(given)
     expected = reference_win_prob(tensors, given.embedding, 24, 36)
@@ -174,7 +174,7 @@ def test_similarity_weighted_ranking_is_that_of_routellm(tmp_path: Path) -> None
     router = formats.read(config, "routellm-sw")
     golden = json.loads(routellm_sw.GOLDEN.read_text())
     assert dict(zip(router.models, np.asarray(router.variables["memory"]["tier"]), strict=True)) == golden["tier"]
-    win_rate = router.win_prob(features.Embeddings(queries, router.features.fingerprint))
+    win_rate = router.win_prob(features.Embeddings(queries, router.featurizer.fingerprint))
     np.testing.assert_allclose(win_rate, golden["win_rate"], rtol=0, atol=1e-3)
 
 
@@ -200,11 +200,11 @@ def test_an_imported_router_reads_text_through_openais_endpoint(
 ) -> None:
     router = formats.read(checkpoint, "routellm-mf")
     monkeypatch.delenv("OPENAI_BASE_URL", raising=False)
-    assert router.features.fingerprint == features.EndpointEncoder("openai:text-embedding-3-small").fingerprint
+    assert router.featurizer.fingerprint == features.EndpointEncoder("openai:text-embedding-3-small").fingerprint
     prompts = ["What is a monad?"]
     given = embeddings(router, 1)
     with features.EmbeddingCache(checkpoint.parent / "cache.sqlite") as cache:
-        cache.put(router.features.fingerprint, {prompt_sha256(prompts[0]): given.embedding[0]})
+        cache.put(router.featurizer.fingerprint, {prompt_sha256(prompts[0]): given.embedding[0]})
         np.testing.assert_array_equal(router.win_prob(prompts, cache=cache), router.win_prob(given))
     monkeypatch.setenv("OPENAI_BASE_URL", "http://127.0.0.1:8000/v1")
     with pytest.raises(InputError, match=r"refused: .* at http://127.0.0.1:8000/v1, but .* at https://api.openai.com"):
@@ -247,7 +247,7 @@ def test_a_classifier_of_three_labels(tmp_path: Path) -> None:
     with pytest.raises(InputError, match=r"is an exported router, not RouteLLM's classifier: .* --format hf"):
         formats.read(tmp_path / "exported", "routellm-bert")
     change_json(folder / "tokenizer_config.json", truncation_side="left")
-    assert formats.read(folder, "routellm-bert").features.truncation == "left"
+    assert formats.read(folder, "routellm-bert").featurizer.truncation == "left"
     with pytest.raises(InputError, match="expected 3 labels, got 2: yes, no"):
         formats.read(save_tiny_classifier(tmp_path / "two", ("yes", "no")), "routellm-bert")
 

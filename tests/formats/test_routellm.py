@@ -52,7 +52,7 @@ def test_the_written_file_scores_as_the_router(router: Router, tmp_path: Path) -
     tensors = safetensors.numpy.load_file(tmp_path / "out" / "model.safetensors")
     embedding = unit_rows(30)
     expected = reference_win_prob(tensors, embedding, 24, 36)
-    given = features.Embeddings(embedding, router.features.fingerprint)
+    given = features.Embeddings(embedding, router.featurizer.fingerprint)
     np.testing.assert_allclose(router.win_prob(given), expected, rtol=0, atol=1e-6)
 
 
@@ -69,19 +69,27 @@ def test_other_forms_are_refused(router: Router, tmp_path: Path) -> None:
     refused = [
         (own_encoder, "RouteLLM's format has no place for an encoder"),
         (tiny_router(tmp_path), r"no place for bias=True, normalize_models=False: train with router attributes"),
-        (dataclasses.replace(router, attributes={"bias": False}), "no place for normalize_models=False: train"),
-        (dataclasses.replace(router, family="knn", attributes={}), "holds matrix factorisations .* family knn"),
+        (
+            dataclasses.replace(router, module=router.module.clone(normalize_models=False)),
+            "no place for normalize_models=False: train",
+        ),
+        (
+            dataclasses.replace(router, module=models.NearestNeighbors(num_models=64)),
+            "holds matrix factorisations .* family knn",
+        ),
         (
             dataclasses.replace(router, models=("new-model", *router.models[1:])),
             r"lacks 1 of them \(-\) and has 1 others \(\+\): - RWKV-4-Raven-14B; \+ new-model",
         ),
         (
-            dataclasses.replace(router, features=dataclasses.replace(router.features, fingerprint="minilm")),
+            dataclasses.replace(router, featurizer=dataclasses.replace(router.featurizer, fingerprint="minilm")),
             "RouteLLM embeds prompts with openai:text-embedding-3-small .* would mean nothing",
         ),
         (
             dataclasses.replace(
-                router, features=dataclasses.replace(router.features, width=384), variables={"params": narrow}
+                router,
+                featurizer=dataclasses.replace(router.featurizer, known_width=384),
+                variables={"params": narrow},
             ),
             r"\(1536 wide\), but this router was trained with .* \(384 wide\)",
         ),

@@ -63,11 +63,11 @@ def run_python(*arguments: str) -> subprocess.CompletedProcess:
 def test_a_process_without_routerjax_gets_the_same_at_any_batch_and_length(
     router: Router, bundle: Path, tmp_path: Path
 ) -> None:
-    embedding = router.encoder.encode([f"{TEXTS[row % 3]} {row}" for row in range(70)])
+    embedding = router.featurizer.encode([f"{TEXTS[row % 3]} {row}" for row in range(70)])
     batches = [embedding[:1], embedding[:3], embedding]
     tokens = []
     for count, length in ((1, 2), (5, 11), (3, 48)):
-        query = router.encoder.tokenize(PROMPTS[:count])
+        query = router.featurizer.tokenize(PROMPTS[:count])
         ids, mask = (np.zeros((count, length), int) for _ in range(2))
         width = min(length, query["token_ids"].shape[1])
         ids[:, :width], mask[:, :width] = query["token_ids"][:, :width], query["attention_mask"][:, :width]
@@ -84,12 +84,12 @@ def test_a_process_without_routerjax_gets_the_same_at_any_batch_and_length(
     assert answer["modules"] == []
     np.testing.assert_allclose(answer["text"], router.win_prob(PROMPTS[:5]), atol=1e-5)
     for rows, found in zip(batches, answer["embedding"], strict=True):
-        expected = router.win_prob(features.Embeddings(rows, router.features.fingerprint))
+        expected = router.win_prob(features.Embeddings(rows, router.featurizer.fingerprint))
         np.testing.assert_allclose(found, expected, atol=1e-6)
-    apply = jax.jit(router.encoder.module.apply)
+    apply = jax.jit(router.featurizer.encoder.module.apply)
     for (ids, mask), found in zip(tokens, answer["tokens"], strict=True):
-        own = apply(router.encoder.variables, {"token_ids": ids, "attention_mask": mask})
-        expected = router.win_prob(features.Embeddings(np.asarray(own), router.features.fingerprint))
+        own = apply(router.featurizer.encoder.variables, {"token_ids": ids, "attention_mask": mask})
+        expected = router.win_prob(features.Embeddings(np.asarray(own), router.featurizer.fingerprint))
         np.testing.assert_allclose(found, expected, atol=1e-5)
 
 
@@ -105,7 +105,7 @@ def test_the_bundle_describes_itself(router: Router, bundle: Path) -> None:
     description = json.loads((bundle / "bundle.json").read_text())
     assert description["platforms"] == ["cpu", "cuda", "tpu"]
     assert description["jax_version"] == jax.__version__
-    assert description["features"] == router.features.to_dict()
+    assert description["featurizer"] == router.featurizer.to_dict()
     assert description["golden_prompts"] == list(golden_prompts())
     assert {*description["sha256"], "bundle.json"} == {*os.listdir(bundle)} - {"__pycache__"}
     functions = [jax.export.deserialize(bytearray((bundle / f"{n}.stablehlo").read_bytes())) for n in (
@@ -143,14 +143,14 @@ def exporting_constants_of(wrong: Router):
 
 def test_given_embeddings_and_a_memory_export_too(tmp_path: Path) -> None:
     memory = models.nearest_neighbors_memory(pair_battles(), num_models=2)
-    spec = features.FeatureSpec(kind="given", source="e.npy", width=5, fingerprint="f")
+    spec = features.GivenFeaturizer(source="e.npy", width=5, fingerprint="f")
     router = tiny_router(
         tmp_path,
         family="knn",
         attributes={"k": 3},
         models=("big", "small"),
         variables={"memory": memory},
-        features=spec,
+        featurizer=spec,
     )
     differences = formats.export(router, tmp_path / "bundle", "stablehlo")
     assert list(differences) == ["from_embedding"]

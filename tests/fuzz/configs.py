@@ -9,7 +9,7 @@ import typing
 from hypothesis import strategies as st
 
 from routerjax import config
-from routerjax.router import FAMILIES
+from routerjax.families import FAMILIES
 
 
 def _names(kind: type, prefix: str) -> list[str]:

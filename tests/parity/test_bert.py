@@ -12,10 +12,11 @@ import safetensors.numpy
 import tokenizers
 
 from routerjax import formats, losses, models
-from routerjax.features import load_encoder
+from routerjax.families import BERT, pretrained_params
+from routerjax.features import load_encoder, load_tokens
 from routerjax.models.layers import relative_buckets
 from routerjax.pretrained import MINILM, bert_names, locate, publish_weights, read_bert_config
-from routerjax.router import Router, load_reader, make_module, pretrained_params
+from routerjax.router import Router
 from tests.encoders import TEXTS, make_tokenizer
 
 pytestmark = pytest.mark.parity
@@ -65,7 +66,7 @@ def load(folder: Path) -> Router:
 
 def fresh(folder: Path) -> dict:
     """Parameters from a checkpoint that is no classifier."""
-    module = make_module("bert", models=("a", "b"), attributes={}, reader=load_reader(folder))
+    module = BERT.make_module(num_outputs=2, attributes={}, featurizer=load_tokens(folder))
     return pretrained_params(module, folder, key=jax.random.key(0))
 
 
@@ -205,11 +206,12 @@ def test_a_trained_scanned_classifier_is_written_too(tmp_path: Path) -> None:
 
     loaded = load(save(random_model("roberta"), "roberta", tmp_path / "tiny"))
     params = jax.tree.map(lambda leaf: leaf + 0.01, loaded.variables["params"])
-    encoder = loaded.reader.encoder.clone(scan_layers=True, remat=True, parent=None)
+    encoder = loaded.featurizer.encoder.clone(scan_layers=True, remat=True, parent=None)
     trained = dataclasses.replace(
         loaded,
         variables={"params": {**params, "encoder": models.stack_layers(params["encoder"])}},
-        reader=dataclasses.replace(loaded.reader, encoder=encoder),
+        module=loaded.module.clone(encoder=encoder),
+        featurizer=dataclasses.replace(loaded.featurizer, encoder=encoder),
     )
     assert formats.export(trained, tmp_path / "out", "hf")["model.safetensors"] < 1e-5
     written = transformers.AutoModelForSequenceClassification.from_pretrained(tmp_path / "out").eval()
@@ -227,7 +229,7 @@ def test_the_released_classifier_of_routellm(tmp_path: Path) -> None:
 
     folder = save(random_model("xlm-roberta"), "xlm-roberta", tmp_path / "tiny")
     router = formats.read(folder, "routellm-bert")
-    assert (router.strong, router.weak, router.features.max_length) == (*router.models, 62)
+    assert (router.strong, router.weak, router.featurizer.max_length) == (*router.models, 62)
     tokenizer = transformers.PreTrainedTokenizerFast(
         tokenizer_file=str(folder / "tokenizer.json"), pad_token="<pad>", model_max_length=62
     )
@@ -281,23 +283,22 @@ def test_minilm(tmp_path: Path) -> None:
     query = encoder.tokenize([*TEXTS, "primes " * 300])
     with torch.no_grad():
         hidden = model(**torch_inputs(query)).last_hidden_state.numpy()
-    params = encoder.variables["params"]["encoder"]
-    own = encoder.module.encoder.clone(parent=None).apply({"params": params}, query)
+    module, variables, _ = encoder.encoder
+    params = variables["params"]["encoder"]
+    own = module.encoder.clone(parent=None).apply({"params": params}, query)
     is_token = query["attention_mask"] > 0
     np.testing.assert_allclose(own[is_token], hidden[is_token], rtol=0, atol=1e-4)
 
     # The pre-trained encoder with a new head, as a classifier of transformers with its own tokenizer files.
     folder = locate(MINILM)
     params = fresh(folder)
-    reader = load_reader(folder)
+    featurizer = load_tokens(MINILM, max_length=256)
     router = Router(
-        family="bert",
-        attributes={},
+        module=BERT.make_module(num_outputs=2, attributes={}, featurizer=featurizer),
+        featurizer=featurizer,
         models=("strong", "weak"),
         strong="strong",
         weak="weak",
-        features=reader.spec(MINILM, 256),
-        reader=reader,
         variables={"params": params},
     )
     assert formats.export(router, tmp_path / "out", "hf")["model.safetensors"] < 1e-5

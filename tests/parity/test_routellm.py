@@ -35,7 +35,7 @@ def test_torch_saves_what_is_imported_and_loads_what_is_exported(tmp_path: Path)
     published = new_model(0)
     save_model(published, str(tmp_path / "model.safetensors"))
     router = formats.read(tmp_path, "routellm-mf")
-    given = features.Embeddings(unit_rows(50), router.features.fingerprint)
+    given = features.Embeddings(unit_rows(50), router.featurizer.fingerprint)
     np.testing.assert_allclose(router.scores(given), logits(published, given.embedding), rtol=0, atol=1e-6)
 
     formats.export(router, tmp_path / "out", "routellm")

@@ -14,9 +14,9 @@ import pytest
 import safetensors.numpy
 
 from routerjax import InputError
-from routerjax.features import load_encoder
+from routerjax.families import BERT, pretrained_params
+from routerjax.features import load_encoder, load_tokens
 from routerjax.pretrained import bert_names, publish_weights, read_bert_config, read_bert_encoder
-from routerjax.router import load_reader, make_module, pretrained_params
 from routerjax.typing import PyTree
 from tests.encoders import save_tiny_encoder
 
@@ -31,9 +31,7 @@ def folder(tmp_path: Path) -> Path:
 
 def load_bert(folder: Path, *, key: jax.Array | None = None, num_models: int = 2, head: str = "architecture") -> PyTree:
     """Parameters of a router of so many models that reads text with the folder's encoder."""
-    reader = load_reader(folder)
-    models = tuple(str(number) for number in range(num_models))
-    module = make_module("bert", models=models, attributes={"head": head}, reader=reader)
+    module = BERT.make_module(num_outputs=num_models, attributes={"head": head}, featurizer=load_tokens(folder))
     return pretrained_params(module, folder, key=key)
 
 
@@ -86,9 +84,9 @@ def test_what_the_encoder_is_not_is_refused(folder: Path, changes: dict, message
     "changes", [{"id2label": {"0": None}}, {"id2label": {"0": "a", "2": "b"}}, {"classifier_dropout": 1}]
 )
 def test_what_is_of_a_classifier_does_not_stop_an_encoder(folder: Path, changes: dict) -> None:
-    expected, params = load_encoder(folder, max_length=32).spec, load_bert(folder, key=KEY)
+    expected, params = load_encoder(folder, max_length=32), load_bert(folder, key=KEY)
     change_config(folder, **changes)
-    assert load_encoder(folder, max_length=32).spec == expected
+    assert load_encoder(folder, max_length=32) == expected
     jax.tree.map(np.testing.assert_array_equal, load_bert(folder, key=KEY), params)
 
 
@@ -145,16 +143,16 @@ def test_a_pointer_of_git_lfs_is_called_so(folder: Path, file: str) -> None:
 def test_a_byte_order_mark_changes_nothing(folder: Path) -> None:
     change_config(folder, id2label={"0": "a", "1": "b"})
     (folder / "tokenizer_config.json").write_text('{"model_max_length": 64}')
-    config, reader, params = read_bert_config(folder), load_reader(folder), load_bert(folder, key=KEY)
+    config, tokens, params = read_bert_config(folder), load_tokens(folder), load_bert(folder, key=KEY)
     for path in folder.rglob("*.json"):
         path.write_bytes(codecs.BOM_UTF8 + path.read_bytes())
     assert read_bert_config(folder) == config
-    assert load_reader(folder).files == reader.files  # of which routers and exports are made, for others to read
+    assert load_tokens(folder).files == tokens.files  # of which routers and exports are made, for others to read
     jax.tree.map(np.testing.assert_array_equal, load_bert(folder, key=KEY), params)
-    spec, embedding = load_encoder(folder, max_length=32).spec, load_encoder(folder, max_length=32).encode(["x"])
+    spec, embedding = load_encoder(folder, max_length=32), load_encoder(folder, max_length=32).encode(["x"])
     for path in folder.rglob("*.json"):
         path.write_bytes(path.read_bytes().removeprefix(codecs.BOM_UTF8))
-    assert load_encoder(folder, max_length=32).spec == spec
+    assert load_encoder(folder, max_length=32) == spec
     np.testing.assert_array_equal(load_encoder(folder, max_length=32).encode(["x"]), embedding)
 
 

@@ -14,7 +14,7 @@ from routerjax import InputError, load_router, save_router
 from routerjax.features import load_encoder
 from routerjax.pretrained import MINILM, find_file, locate, read_bytes, routellm
 from tests.encoders import save_tiny_encoder
-from tests.routers import tiny_router, tiny_text_router
+from tests.routers import forge, tiny_router, tiny_text_router
 
 
 @pytest.fixture
@@ -84,15 +84,22 @@ def test_snapshots_of_the_hugging_face_cache_link_to_the_files_of_their_reposito
 
 def test_a_router_brings_out_nothing_but_its_own_tokenizer(tmp_path: Path, secret: Path) -> None:
     save_router(tiny_text_router(tmp_path), tmp_path / "saved")
-    tokenizer = tmp_path / "saved" / "tokenizer"
+    tokenizer = tmp_path / "saved" / "featurizer"
     (tokenizer / "anything").symlink_to(secret)
     (tokenizer / "other.txt").write_text("not a tokenizer's")
     loaded = load_router(tmp_path / "saved")
     save_router(dataclasses.replace(loaded, threshold=0.5), tmp_path / "published")
-    assert {path.name for path in (tmp_path / "published" / "tokenizer").iterdir()} == {"tokenizer.json"}
+    assert {path.name for path in (tmp_path / "published" / "featurizer").iterdir()} == {"tokenizer.json"}
     (tokenizer / "vocab.txt").symlink_to(secret)
+    hashes = json.loads((tmp_path / "saved" / "router.json").read_text())["files_sha256"]
+    for name in ("../../home/id_rsa", str(secret)):
+        forge(tmp_path / "saved", files_sha256={**hashes, name: "0" * 64})
+        with pytest.raises(InputError, match=r"id_rsa' is not in .*: refused"):
+            load_router(tmp_path / "saved")
+    forge(tmp_path / "saved", files_sha256={**hashes, "vocab.txt": "0" * 64})
     with pytest.raises(InputError, match=r"vocab.txt is a link to .*id_rsa, outside of"):
         load_router(tmp_path / "saved")
+    forge(tmp_path / "saved", files_sha256=hashes)
     shutil.rmtree(tokenizer)
     (secret.parent / "tokenizer.json").write_text("{}")
     tokenizer.symlink_to(secret.parent)  # a whole folder of the user's
@@ -155,10 +162,10 @@ def test_what_only_a_router_names_is_not_downloaded(tmp_path: Path, monkeypatch:
 
     monkeypatch.setattr(huggingface_hub, "snapshot_download", snapshot_download)
     router = tiny_router(tmp_path)
-    router = dataclasses.replace(router, features=dataclasses.replace(router.features, source="a-stranger/model"))
+    router = dataclasses.replace(router, featurizer=dataclasses.replace(router.featurizer, source="a-stranger/model"))
     with pytest.raises(InputError, match=r"not downloaded: get it first \(hf download a-stranger/model\), or .*--enc"):
         router.win_prob(["a prompt"])
     assert asked == []
     with pytest.raises(InputError, match="cannot find a-stranger/model"):
-        dataclasses.replace(router, encoder_source="a-stranger/model").win_prob(["a prompt"])
+        router.featurizer.at("a-stranger/model").query(["a prompt"])
     assert asked == ["a-stranger/model"]

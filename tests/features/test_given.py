@@ -29,13 +29,11 @@ def test_npy_and_parquet_hold_the_same(tmp_path: Path) -> None:
         read = features.read_embeddings(path)
         np.testing.assert_array_equal(read.embedding, EMBEDDING.astype(np.float32))
         assert read.fingerprint == "model 1"
-    assert read.spec("e.parquet").to_dict() == {
+    assert read.featurizer("e.parquet").to_dict() == {
         "kind": "given",
         "source": "e.parquet",
         "width": 3,
         "fingerprint": "model 1",
-        "max_length": None,
-        "truncation": None,
     }
 
 

@@ -9,8 +9,7 @@ import pytest
 import tokenizers
 
 from routerjax import InputError, features
-from routerjax.features import encoder as encoder_module
-from routerjax.features import tokens
+from routerjax.features import sentence, tokenizer
 from routerjax.prompts import prompt_sha256
 from tests.encoders import TEXTS, WIDTH, save_tiny_encoder
 
@@ -24,14 +23,14 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 def test_each_prompt_alone_or_among_others_is_the_same(folder: Path) -> None:
     encoder = features.load_encoder(folder, max_length=40)
-    apply, together = jax.jit(encoder.module.apply), encoder.encode(PROMPTS)
+    apply, together = jax.jit(encoder.encoder.module.apply), encoder.encode(PROMPTS)
     assert together.shape == (len(PROMPTS), WIDTH)
     assert together.dtype == np.float32
     np.testing.assert_allclose(np.linalg.norm(together, axis=1), 1, rtol=1e-5)
     for row, prompt in enumerate(PROMPTS):
         query = encoder.tokenize([prompt])
         assert query["token_ids"].shape[1] == query["attention_mask"].sum() <= 40
-        np.testing.assert_allclose(together[row], apply(encoder.variables, query)[0], atol=1e-5)
+        np.testing.assert_allclose(together[row], apply(encoder.encoder.variables, query)[0], atol=1e-5)
     assert encoder.encode([]).shape == (0, WIDTH)
 
 
@@ -45,54 +44,54 @@ def test_the_files_own_padding_and_truncation_are_overridden(folder: Path) -> No
     assert encoder.tokenize([PROMPTS[5]])["token_ids"].shape == (1, 40)
 
 
-def most_compilations(tokenizer: features.TextTokenizer) -> int:
+def most_compilations(reads: features.TextTokenizer) -> int:
     """A program for each length and each power of two of rows that a batch of it may have."""
-    return sum((tokens.TOKENS_ON_CPU // length).bit_length() for length in tokenizer.lengths)
+    return sum((tokenizer.TOKENS_ON_CPU // length).bit_length() for length in reads.lengths)
 
 
 def test_compilations_are_bounded_whatever_is_encoded(folder: Path) -> None:
     encoder = features.load_encoder(folder, max_length=20)
-    encoder_module._embed.clear_cache()
+    sentence._embed.clear_cache()
     rng = np.random.default_rng(0)
     for count in (1, 2, 3, 5, 200, 6, 1):
         words = rng.integers(0, 30, count)
         encoder.encode([" ".join(["primes"] * number) + f" {row}" for row, number in enumerate(words)])
-    compiled = encoder_module._embed._cache_size()
-    assert 2 <= compiled <= most_compilations(encoder.tokenizer)
+    compiled = sentence._embed._cache_size()
+    assert 2 <= compiled <= most_compilations(encoder.encoder.tokenizer)
     encoder.encode(["poem " * 4, "another poem"])
-    assert encoder_module._embed._cache_size() == compiled
+    assert sentence._embed._cache_size() == compiled
 
 
 @pytest.mark.parametrize("count", [1, 2, 3, 64, 65, 130, 300])
 def test_rows_are_padded_to_powers_of_two(folder: Path, count: int) -> None:
-    tokenizer = features.load_encoder(folder, max_length=40).tokenizer
+    reads = features.load_encoder(folder, max_length=40).encoder.tokenizer
     for length in (5, 16, 17, 32, 40):
-        padded = next(known for known in tokenizer.lengths if known >= length)
-        batches = list(tokenizer.batches([[1] * length] * count))
+        padded = next(known for known in reads.lengths if known >= length)
+        batches = list(reads.batches([[1] * length] * count))
         assert np.concatenate([rows for rows, _ in batches]).tolist() == list(range(count))
         for place, (rows, query) in enumerate(batches):
             batch, columns = query["token_ids"].shape
             assert columns == padded
-            assert batch * columns <= tokens.TOKENS_ON_CPU
+            assert batch * columns <= tokenizer.TOKENS_ON_CPU
             assert batch.bit_count() == 1
             assert len(rows) <= batch < 2 * len(rows)
             # Only the last batch is not full, and no batch could be twice as large.
-            assert place == len(batches) - 1 or (len(rows) == batch and 2 * batch * columns > tokens.TOKENS_ON_CPU)
+            assert place == len(batches) - 1 or (len(rows) == batch and 2 * batch * columns > tokenizer.TOKENS_ON_CPU)
             np.testing.assert_array_equal(query["attention_mask"].sum(), len(rows) * length)
 
 
 def test_the_fingerprint_names_weights_tokenizer_length_and_pooling(tmp_path: Path, folder: Path) -> None:
-    spec = features.load_encoder(folder, max_length=32).spec
-    assert features.load_encoder(folder, max_length=32).spec == spec
+    spec = features.load_encoder(folder, max_length=32)
+    assert features.load_encoder(folder, max_length=32) == spec
     others = [
-        features.load_encoder(folder, max_length=33).spec,
-        features.load_encoder(save_tiny_encoder(tmp_path / "weights", seed=1), max_length=32).spec,
-        features.load_encoder(save_tiny_encoder(tmp_path / "pooling", normalize=False), max_length=32).spec,
+        features.load_encoder(folder, max_length=33),
+        features.load_encoder(save_tiny_encoder(tmp_path / "weights", seed=1), max_length=32),
+        features.load_encoder(save_tiny_encoder(tmp_path / "pooling", normalize=False), max_length=32),
     ]
     assert len({spec.fingerprint, *(other.fingerprint for other in others)}) == 4
-    assert features.FeatureSpec.from_dict(json.loads(json.dumps(spec.to_dict()))) == spec
-    with pytest.raises(InputError, match=r"features\.source must be given: text"):
-        features.FeatureSpec.from_dict({"kind": "encoder"})
+    assert features.read_featurizer(json.loads(json.dumps(spec.to_dict())), {}) == spec
+    with pytest.raises(InputError, match=r"featurizer\.source must be given: text"):
+        features.read_featurizer({"kind": "sentence"}, {})
 
 
 def test_the_cache_is_asked_first_and_knows_the_fingerprint(folder: Path, tmp_path: Path) -> None:
@@ -100,10 +99,10 @@ def test_the_cache_is_asked_first_and_knows_the_fingerprint(folder: Path, tmp_pa
     with features.EmbeddingCache(tmp_path / "cache.sqlite") as cache:
         first = encoder.encode(PROMPTS, cache=cache)
         digest = prompt_sha256(PROMPTS[0])
-        assert list(cache.get(encoder.spec.fingerprint, [digest])) == [digest]
+        assert list(cache.get(encoder.fingerprint, [digest])) == [digest]
         assert cache.get("another", [digest]) == {}
         marked = np.full(WIDTH, 7, np.float32)
-        cache.put(encoder.spec.fingerprint, {prompt_sha256("new"): marked})
+        cache.put(encoder.fingerprint, {prompt_sha256("new"): marked})
         np.testing.assert_array_equal(encoder.encode(["new"], cache=cache), marked[None])
         np.testing.assert_array_equal(encoder.encode(PROMPTS, cache=cache), first)
     assert TEXTS[0].encode() not in (tmp_path / "cache.sqlite").read_bytes()
