@@ -10,7 +10,7 @@ import numpy as np
 import pytest
 import safetensors.numpy
 
-from routerjax import InputError, Router, features, formats
+from routerjax import InputError, Router, features, formats, models
 from routerjax.pretrained import routellm
 from tests.routellm import random_tensors, reference_win_prob, unit_rows, write_checkpoint
 from tests.routers import tiny_router, tiny_text_router
