@@ -106,7 +106,7 @@ def test_names_are_checked_and_the_nearest_is_named(tmp_path: Path) -> None:
         tiny_router(tmp_path, weak="big")
     with pytest.raises(InputError, match=r"threshold must be in \[0, 1\]"):
         tiny_router(tmp_path, threshold=1.5)
-    with pytest.raises(InputError, match=r"family must be one of bert, knn, mf, sw, got 'fm' \(did you mean 'mf'\?\)"):
+    with pytest.raises(InputError, match=r"family must be one of .*mf.*, got 'fm' \(did you mean 'mf'\?\)"):
         families.find_family("fm")
     with pytest.raises(InputError, match=r"mf has no attribute 'model_dims' \(did you mean 'model_dim'\?\)"):
         tiny_router(tmp_path, attributes={"model_dims": 3})
