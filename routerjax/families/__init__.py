@@ -4,6 +4,7 @@ A new one is one file here, and one in :mod:`routerjax.models` for its network.
 """
 
 from routerjax.families.bert import BERT
+from routerjax.families.clusters import CLUSTERS
 from routerjax.families.family import (
     FAMILIES,
     Family,
@@ -20,6 +21,7 @@ from routerjax.families.sw import SW
 
 __all__ = [
     "BERT",
+    "CLUSTERS",
     "FAMILIES",
     "KNN",
     "MF",

@@ -9,6 +9,7 @@ from routerjax.models.baselines import (
 )
 from routerjax.models.bert import BertRouter
 from routerjax.models.bert_encoder import BertEncoder, stack_layers, unstack_layers
+from routerjax.models.clusters import Clusters, nearest_centroid
 from routerjax.models.encoder_attributes import (
     DTYPES,
     encoder_attributes,
@@ -31,6 +32,7 @@ __all__ = [
     "POOLINGS",
     "BertEncoder",
     "BertRouter",
+    "Clusters",
     "EmbedThen",
     "MatrixFactorization",
     "NearestNeighbors",
@@ -42,6 +44,7 @@ __all__ = [
     "encoder_attributes",
     "encoder_choices",
     "encoder_types",
+    "nearest_centroid",
     "nearest_neighbors_memory",
     "shard_memory",
     "similarity_weighted_memory",
