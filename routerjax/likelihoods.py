@@ -95,7 +95,9 @@ class Likelihood(abc.ABC):
     ) -> Float[Array, "battles"]:
         """Cross-entropy of each battle's outcome in nats, before its weight; finite for a tie between scores of 0."""
         log_prob = self.log_prob(params, scores, Sides(batch.query_index, batch.model_a, batch.model_b))
-        return -jnp.sum(batch.outcome.astype(jnp.float32) * log_prob, axis=-1)
+        # What did not happen costs nothing, even where it never could: 0 x infinity would be NaN.
+        happened = jnp.where(batch.outcome > 0, log_prob, 0.0)
+        return -jnp.sum(batch.outcome.astype(jnp.float32) * happened, axis=-1)
 
     def outcome_prob(
         self, variables: Variables, scores: Float[Array, "batch outputs"], strong: int, weak: int

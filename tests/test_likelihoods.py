@@ -193,6 +193,21 @@ def test_a_likelihood_of_another_package_is_kept_found_by_its_entry_point_and_ex
     assert export(loaded, tmp_path / "bundle", "stablehlo")["from_text"] <= 1e-5
 
 
+def test_what_did_not_happen_costs_nothing_even_where_it_never_could() -> None:
+    class Decided(BradleyTerry):
+        """Bradley and Terry's, with the loss of any likelihood."""
+
+        name = "decided"
+        loss = Likelihood.loss
+
+    scores, batch = three_battles()
+    decided = batch._replace(outcome=np.eye(3, dtype=np.float32)[[0, 2, 0]])
+    expected, gradient = jax.value_and_grad(lambda scores: jnp.sum(BradleyTerry().loss({}, scores, decided)))(scores)
+    loss, found = jax.value_and_grad(lambda scores: jnp.sum(Decided().loss({}, scores, decided)))(scores)
+    np.testing.assert_allclose(loss, expected, rtol=1e-6)
+    np.testing.assert_allclose(found, gradient, atol=1e-6)
+
+
 def test_a_likelihood_without_probabilities_is_none() -> None:
     class Nothing(Likelihood):
         """No outcome has a probability."""
