@@ -70,8 +70,8 @@ class HashedNGrams(Featurizer):
         return {"embedding": rows / np.maximum(np.linalg.norm(rows, axis=1, keepdims=True), 1)}
 
 
-class Tempered(Likelihood):
-    name = "tempered"
+class Scaled(Likelihood):
+    name = "scaled"
 
     def initial_params(self):
         return {"slope": jnp.ones(())}
@@ -87,7 +87,7 @@ perceptron = mine:PERCEPTRON
 [routerjax.featurizers]
 ngrams = mine:HashedNGrams
 [routerjax.likelihoods]
-tempered = mine:Tempered
+scaled = mine:Scaled
 """
 SCORE = "import sys; from routerjax import load_router; print(load_router(sys.argv[1]).win_prob(['prove it']).tolist())"
 
@@ -114,7 +114,7 @@ def test_train_evaluate_calibrate_save_load_and_export(tmp_path: Path, capsys: p
     config = ExperimentConfig(
         data=DataConfig(root=str(tmp_path), battles=(BattleSource(path="battles.parquet"),)),
         features=FeatureConfig(featurizer="ngrams", attributes={"width": 32}),
-        router=RouterConfig(family="perceptron", attributes={"hidden": 8}, loss="tempered", strong=strong, weak=weak),
+        router=RouterConfig(family="perceptron", attributes={"hidden": 8}, loss="scaled", strong=strong, weak=weak),
         optimizer=OptimizerConfig(learning_rate=0.01),
         training=TrainingConfig(epochs=2),
     )
