@@ -24,6 +24,8 @@ from routerjax.typing import PyTree
 
 logger = logging.getLogger(__name__)
 
+MAX_DEPTH = 20  # of a RouteLLM configuration; it has two levels
+
 MODELS = (
     *("RWKV-4-Raven-14B", "alpaca-13b", "chatglm-6b", "chatglm2-6b", "chatglm3-6b", "claude-1", "claude-2.0"),
     *("claude-2.1", "claude-instant-1", "codellama-34b-instruct", "deepseek-llm-67b-chat", "dolly-v2-12b"),
@@ -186,11 +188,17 @@ def read_config(path: Path, section: str, kind: type[ConfigT]) -> ConfigT:
         raise InputError(f"no file {path}")
     content = read_text_file(path.resolve())  # the user's own choice, wherever it leads
     try:
-        # A few lines of references to references are billions of values when they are written out.
-        if any(isinstance(event, yaml.AliasEvent) for event in yaml.parse(content, yaml.SafeLoader)):
-            raise InputError(f"{path} has references (*name), which no RouteLLM configuration has: write them out")
+        depth = 0
+        for event in yaml.parse(content, yaml.SafeLoader):
+            # A few lines of references to references are billions of values when they are written out.
+            if isinstance(event, yaml.AliasEvent):
+                raise InputError(f"{path} has references (*name), which no RouteLLM configuration has: write them out")
+            depth += isinstance(event, yaml.CollectionStartEvent) - isinstance(event, yaml.CollectionEndEvent)
+            # The reader's time grows with the square of the depth.
+            if depth > MAX_DEPTH:
+                raise InputError(f"{path} is not YAML of a RouteLLM configuration: it nests more than {MAX_DEPTH} deep")
         sections = yaml.safe_load(content)
-    except (yaml.YAMLError, UnicodeDecodeError, RecursionError) as error:
+    except (yaml.YAMLError, UnicodeDecodeError) as error:
         raise InputError(f"{path} is not YAML: {error}") from error
     if not isinstance(sections, dict):
         raise InputError(f"{path} must be a mapping from router to its settings, got {type(sections).__name__}")
