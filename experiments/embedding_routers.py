@@ -12,7 +12,6 @@ About 25 minutes on two CPU cores once the prompts are encoded.
 import dataclasses
 import itertools
 import sys
-import tempfile
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -98,17 +97,9 @@ class Workbench:
         if not family.trains:
             variables = {"memory": family.remember(module, batch, battles.models)}
         else:
-            with tempfile.TemporaryDirectory() as directory:
-                variables = training.fit(
-                    module,
-                    batch,
-                    None,
-                    likelihood=likelihood,
-                    optimizer=self.config.optimizer,
-                    training=dataclasses.replace(self.config.training, checkpoint_every=self.config.training.epochs),
-                    directory=directory,
-                    progress=False,
-                ).variables
+            variables = training.fit(
+                module, batch, likelihood=likelihood, optimizer=self.config.optimizer, training=self.config.training
+            ).variables
         columns = {"strong": battles.models.index(STRONG), "weak": battles.models.index(WEAK)}
         for prompts in tests:
             embedding = jnp.asarray(self.embedded.rows(prompts))

@@ -2,6 +2,12 @@
 
 from __future__ import annotations
 
+import contextlib
+import inspect
+from collections.abc import Iterator, Mapping
+from typing import Any, cast
+
+import flax.errors
 import flax.linen as nn
 import jax.numpy as jnp
 from jaxtyping import Array, Float
@@ -12,15 +18,58 @@ from routerjax.likelihoods import BRADLEY_TERRY, Likelihood
 from routerjax.typing import Query, ScoreFn, Variables
 
 
+def apply_module(
+    module: nn.Module,
+    variables: Variables,
+    query: Query,
+    *,
+    deterministic: bool = True,
+    rngs: Mapping[str, Array] | None = None,
+) -> Float[Array, "batch outputs"]:
+    """Scores of a query by any linen module, which need not know ``deterministic``.
+
+    Args:
+        module: its ``__call__`` takes a query, and perhaps ``deterministic``.
+        variables: of the module, in whatever collections; none of them is changed.
+        query: see :data:`routerjax.typing.Query`.
+        deterministic: False adds the noise of training, in a module that takes it.
+        rngs: a key for each stream of random numbers.
+
+    Raises:
+        InputError: the module needs what it is not given: a variable, a stream, a collection that it may change.
+    """
+    with needs_named(module, variables, rngs or {}):
+        return cast(Array, module.apply(variables, query, rngs=dict(rngs or {}), **mode(module, deterministic)))
+
+
+def mode(module: nn.Module, deterministic: bool) -> dict[str, Any]:
+    """Keywords of a call of the module: ``deterministic``, if it takes that."""
+    is_taken = "deterministic" in inspect.signature(type(module).__call__).parameters
+    return {"deterministic": deterministic} if is_taken else {}
+
+
+@contextlib.contextmanager
+def needs_named(module: nn.Module, variables: Variables, rngs: Mapping[str, Array]) -> Iterator[None]:
+    """Raise InputError where the body runs a module that needs what it is not given; names what it is given."""
+    try:
+        yield
+    except flax.errors.FlaxError as error:
+        given, streams = (", ".join(sorted(names)) or "none" for names in (variables, rngs))
+        reason = str(error).strip().splitlines()[0]
+        raise InputError(
+            f"{type(module).__name__} needs what it is not given: {reason}; it is run with the collections {given}, "
+            f"which it must not change, and the streams of random numbers {streams}"
+        ) from error
+
+
 def make_score_fn(module: nn.Module, *, strong: int, weak: int, likelihood: Likelihood = BRADLEY_TERRY) -> ScoreFn:
     """Make the pure scoring function of a router for one pair of models.
 
-    ``win_prob = calibrate(likelihood.win_prob(variables, module.apply(variables, query), strong, weak))``: it jits,
-    differentiates, and exports. Calibration is a collection of the variables; where there is none, nothing is
-    calibrated.
+    ``win_prob = calibrate(likelihood.win_prob(variables, scores, strong, weak))``: it jits, differentiates, and
+    exports. Calibration is a collection of the variables; where there is none, nothing is calibrated.
 
     Args:
-        module: a router family, ``(query, *, deterministic) -> scores [batch, models]``.
+        module: from a query to scores, see :func:`apply_module`.
         strong: column of the strong model.
         weak: column of the weak model.
         likelihood: what the scores were trained under.
@@ -48,7 +97,7 @@ def make_score_fn(module: nn.Module, *, strong: int, weak: int, likelihood: Like
         raise InputError(f"the strong and the weak model must differ; both are column {strong}")
 
     def score(variables: Variables, query: Query) -> Float[Array, "batch"]:
-        scores = jnp.asarray(module.apply(variables, query, deterministic=True))
+        scores = apply_module(module, variables, query)
         win_prob = likelihood.win_prob(variables, scores, strong, weak).astype(jnp.float32)
         return apply_calibration(variables["calibration"], win_prob) if "calibration" in variables else win_prob
 

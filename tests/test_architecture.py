@@ -141,6 +141,13 @@ def test_models_and_training_know_no_outside_formats() -> None:
         )
 
 
+def test_training_knows_no_parameters_name() -> None:
+    for path in (PACKAGE / "training").glob("*.py"):
+        for word in ("encoder", "layer_", "embedding", "classifier", "head"):
+            names = [node.value for node in ast.walk(ast.parse(path.read_text())) if isinstance(node, ast.Constant)]
+            assert word not in names, f"{path} knows a parameter's name: {word}"
+
+
 def test_torch_is_never_used_at_run_time() -> None:
     for path in sources():
         assert not top_level_libraries(path) & {"torch", "pandas", "transformers"}, path

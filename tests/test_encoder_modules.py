@@ -4,15 +4,17 @@ import json
 import re
 import shutil
 from pathlib import Path
+from typing import Any
 
 import jax
 import numpy as np
 import pytest
 
-from routerjax import InputError, features, load_router, pipeline
+from routerjax import InputError, features, load_router, training
 from routerjax.config import ExperimentConfig, override
 from routerjax.pipeline import load_config, train_router
 from routerjax.training import FitResult
+from routerjax.typing import Variables
 from tests.encoders import TEXTS, save_modules
 
 
@@ -31,8 +33,9 @@ def _copied_encoder(
     return override(config, [f"features.encoder={folder}"])
 
 
-def _untrained(*_: object, params: object, **__: object) -> FitResult:
-    return FitResult({"params": params}, 1, 0.5, ())
+def _untrained(*_: object, variables: Variables, **__: object) -> FitResult:
+    state: Any = None
+    return FitResult(variables, state, 1, 0.5, ())
 
 
 def test_an_encoder_whose_modules_are_not_computed_can_be_trained_without_the_control(
@@ -40,7 +43,7 @@ def test_an_encoder_whose_modules_are_not_computed_can_be_trained_without_the_co
 ) -> None:
     types = {"": "Transformer", "1_Pooling": "Pooling", "2_LSTM": "LSTM"}
     config = _copied_encoder(config, tmp_path / "encoder", types)
-    monkeypatch.setattr(pipeline.train, "learn_on_tokens", _untrained)
+    monkeypatch.setattr(training, "fit", _untrained)
     with caplog.at_level("INFO", "routerjax"):
         router = train_router(override(config, ["router.family=bert"]), tmp_path / "run")
     refusal = r"modules\.json: a module of type LSTM is not computed here"
@@ -61,7 +64,7 @@ def test_a_trained_encoder_keeps_its_pooling_and_prompt(
     settings = {"prompts": {"query": "query: "}, "default_prompt_name": "query"}
     (tmp_path / "encoder" / "config_sentence_transformers.json").write_text(json.dumps(settings))
     (tmp_path / "encoder" / "sentence_bert_config.json").write_text('{"do_lower_case": true}')
-    monkeypatch.setattr(pipeline.train, "learn_on_tokens", _untrained)
+    monkeypatch.setattr(training, "fit", _untrained)
     router = train_router(override(config, ["features.train_encoder=True"]), tmp_path / "run")
     loaded = load_router(tmp_path / "run" / "router")
     np.testing.assert_array_equal(loaded.win_prob(TEXTS), router.win_prob(TEXTS))

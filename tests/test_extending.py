@@ -5,6 +5,7 @@ import subprocess
 import sys
 from pathlib import Path
 
+import jax
 import numpy as np
 import pytest
 
@@ -19,6 +20,7 @@ from routerjax.config import (
     RouterConfig,
     TrainingConfig,
 )
+from routerjax.families import find_family
 from routerjax.pipeline import train_router
 
 PACKAGE = """
@@ -41,12 +43,17 @@ class TwoLayers(nn.Module):
     hidden: Count = 16
 
     @nn.compact
-    def __call__(self, query, *, deterministic=True):
+    def __call__(self, query):
         hidden = nn.tanh(nn.Dense(self.hidden, name="hidden")(query["embedding"]))
-        return nn.Dense(self.num_models, name="scores")(hidden)
+        shift = self.variable("fixed", "shift", jnp.full, (1, self.num_models), 0.5).value
+        return nn.Dense(self.num_models, name="scores")(hidden) + shift
 
 
-PERCEPTRON = Family(name="perceptron", module=TwoLayers)
+def depths(params):
+    return {"hidden": {"kernel": 1, "bias": 1}, "scores": {"kernel": None, "bias": None}}
+
+
+PERCEPTRON = Family(name="perceptron", module=TwoLayers, parameter_groups=depths)
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -115,12 +122,17 @@ def test_train_evaluate_calibrate_save_load_and_export(tmp_path: Path, capsys: p
         data=DataConfig(root=str(tmp_path), battles=(BattleSource(path="battles.parquet"),)),
         features=FeatureConfig(featurizer="ngrams", attributes={"width": 32}),
         router=RouterConfig(family="perceptron", attributes={"hidden": 8}, loss="scaled", strong=strong, weak=weak),
-        optimizer=OptimizerConfig(learning_rate=0.01),
+        optimizer=OptimizerConfig(learning_rate=0.01, frozen_layers=1),
         training=TrainingConfig(epochs=2),
     )
     router = train_router(config, tmp_path / "run")
     folder = str(tmp_path / "run" / "router")
     assert router.variables["likelihood"]["slope"] != 1.0
+    start = find_family("perceptron").start(router.module, router.featurizer, jax.random.key(config.training.init_seed))
+    params = router.variables["params"]
+    np.testing.assert_array_equal(params["hidden"]["kernel"], start["params"]["hidden"]["kernel"])
+    assert np.abs(params["scores"]["kernel"] - start["params"]["scores"]["kernel"]).max() > 0
+    np.testing.assert_array_equal(router.variables["fixed"]["shift"], start["fixed"]["shift"])
     loaded = load_router(folder)
     assert (loaded.module, loaded.featurizer, loaded.likelihood) == (
         router.module,

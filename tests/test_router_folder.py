@@ -161,7 +161,10 @@ def classifier_of(value: float) -> Callable[[dict], dict]:
             r"a calibration is .*'slope': \(3,\)",
         ),
         (lambda tensors: {**tensors, "calibration/knots": np.ones(3, np.float32)}, "a calibration is a slope and an"),
-        (lambda tensors: {**tensors, "batch_stats/mean": np.ones(3, np.float32)}, "got 'batch_stats/mean' of float32"),
+        (
+            lambda tensors: {**tensors, "batch_stats/mean": np.ones(3, np.float32)},
+            "mf .*, got the collection 'batch_stats'",
+        ),
         (lambda tensors: {"calibration/slope": tensors["calibration/slope"]}, "the tensors do not fit the module mf"),
     ],
 )

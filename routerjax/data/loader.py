@@ -37,7 +37,8 @@ class TokenBatches:
         token_ids: of each of ``battles.unique_prompts``.
         lengths: the static lengths, increasing; no prompt is longer than the last.
         batch_tokens: the most tokens of a batch on a device, padding included; a row that is longer is a batch alone.
-        num_devices: gives leaves a leading axis of so many devices; None leaves it out.
+        num_devices: that a batch is for: its battles and its rows are as many equal parts, and each battle's row is in
+            the battle's part.
         padding_id: token of padding.
 
     Raises:
@@ -51,7 +52,7 @@ class TokenBatches:
         *,
         lengths: Sequence[int],
         batch_tokens: int,
-        num_devices: int | None = None,
+        num_devices: int = 1,
         padding_id: int = 0,
     ) -> None:
         prompts = len(battles.unique_prompts)
@@ -72,12 +73,11 @@ class TokenBatches:
         self._start = (np.cumsum(counts) - counts)[self._prompt] + place * self._room
         self._count = np.minimum(counts[self._prompt] - place * self._room, self._room)
         self._shape_of = np.searchsorted(lengths, sizes)[self._prompt]
-        devices = num_devices or 1
         self._shapes = []
         for index, length in enumerate(lengths):
             rows = int((self._shape_of == index).sum())
-            batches = -(-rows // (max(1, batch_tokens // length) * devices))
-            self._shapes.append(_Shape(length, -(-rows // max(1, batches * devices)), batches))
+            batches = -(-rows // (max(1, batch_tokens // length) * num_devices))
+            self._shapes.append(_Shape(length, -(-rows // max(1, batches * num_devices)), batches))
 
     @property
     def num_battles(self) -> int:
@@ -102,8 +102,7 @@ class TokenBatches:
     @property
     def padding_share(self) -> float:
         """Share of padding in the tokens of a pass: in rows, in empty rows, and on devices that have none."""
-        devices = self.num_devices or 1
-        computed = sum(shape.batches * devices * shape.rows * shape.length for shape in self._shapes)
+        computed = sum(shape.batches * self.num_devices * shape.rows * shape.length for shape in self._shapes)
         return 1.0 - sum(len(self.token_ids[int(prompt)]) for prompt in self._prompt) / computed
 
     def in_order(self) -> Iterator[PreferenceBatch]:
@@ -129,41 +128,38 @@ class TokenBatches:
             if shape.batches == 0:
                 continue
             rows = order[self._shape_of[order] == index]
-            size = shape.rows * (self.num_devices or 1)
+            size = shape.rows * self.num_devices
             plan += [rows[start : start + size] for start in range(0, len(rows), size)]
         return plan
 
     def _batch(self, rows: Int[np.ndarray, "rows"]) -> PreferenceBatch:
-        shape, devices = self._shapes[int(self._shape_of[rows[0]])], self.num_devices or 1
+        shape, devices = self._shapes[int(self._shape_of[rows[0]])], self.num_devices
         token_ids = np.full((devices * shape.rows, shape.length), self.padding_id, np.int32)
         mask = np.zeros_like(token_ids)
         for row, prompt in enumerate(self._prompt[rows]):
             ids = self.token_ids[int(prompt)]
             token_ids[row, : len(ids)], mask[row, : len(ids)] = ids, 1
 
-        # Where each battle goes: its device, its row there, and its place among the device's battles.
-        counts, place = self._count[rows], np.arange(len(rows))
-        device, row = np.repeat(place // shape.rows, counts), np.repeat(place % shape.rows, counts)
+        # Where each battle goes: its row, and its place among the battles of the row's device.
+        counts, room = self._count[rows], shape.rows * self._room
+        row = np.repeat(np.arange(len(rows)), counts)
         first = np.cumsum(counts) - counts
-        within = np.arange(counts.sum()) - np.repeat(first, counts)
-        column = np.arange(counts.sum()) - first[place // shape.rows * shape.rows].repeat(counts)
-        battle = self._by_prompt[np.repeat(self._start[rows], counts) + within]
+        within = np.arange(counts.sum()) - first[row]
+        device = row // shape.rows
+        place = device * room + np.arange(counts.sum()) - first[device * shape.rows]
+        battle = self._by_prompt[self._start[rows][row] + within]
 
-        size = (devices, shape.rows * self._room)
+        size = devices * room
         # Any, since leaves are numpy's until a step takes them.
         columns: dict[str, Any] = {name: np.zeros(size, np.int32) for name in ("query_index", "model_a", "model_b")}
-        columns["query_index"][device, column] = row
+        columns["query_index"][:] = np.repeat(np.arange(devices) * shape.rows, room)
+        columns["query_index"][place] = row
         for name in ("model_a", "model_b"):
-            columns[name][device, column] = getattr(self.battles, name)[battle]
-        columns["outcome"] = np.zeros((*size, self.battles.outcome.shape[1]), np.float32)
-        columns["outcome"][..., 1] = 1.0  # of padding: outcomes sum to 1
-        columns["outcome"][device, column] = self.battles.outcome[battle]
+            columns[name][place] = getattr(self.battles, name)[battle]
+        columns["outcome"] = np.zeros((size, self.battles.outcome.shape[1]), np.float32)
+        columns["outcome"][:, 1] = 1.0  # of padding: outcomes sum to 1
+        columns["outcome"][place] = self.battles.outcome[battle]
         columns["weight"] = np.zeros(size, np.float32)
-        columns["weight"][device, column] = self.battles.weight[battle]
-        query: Any = {
-            "token_ids": token_ids.reshape(devices, shape.rows, shape.length),
-            "attention_mask": mask.reshape(devices, shape.rows, shape.length),
-        }
-        if self.num_devices is None:
-            query, columns = ({name: leaf[0] for name, leaf in tree.items()} for tree in (query, columns))
+        columns["weight"][place] = self.battles.weight[battle]
+        query: Any = {"token_ids": token_ids, "attention_mask": mask}
         return PreferenceBatch(query=query, **columns)

@@ -16,6 +16,7 @@ from routerjax.families.family import (
 )
 from routerjax.families.knn import KNN
 from routerjax.families.mf import MF
+from routerjax.families.parameter_groups import layer_depths
 from routerjax.families.pretrained_params import pretrained_params
 from routerjax.families.sw import SW
 
@@ -31,6 +32,7 @@ __all__ = [
     "find_family",
     "head_of",
     "initial_variables",
+    "layer_depths",
     "pretrained_params",
     "register_family",
 ]

@@ -13,13 +13,15 @@ import jax.numpy as jnp
 
 from routerjax.config import AttributeValue
 from routerjax.errors import InputError, choose, nearest
+from routerjax.families.parameter_groups import layer_depths
 from routerjax.families.pretrained_params import pretrained_params
 from routerjax.features import Featurizer, TokenFeaturizer
 from routerjax.likelihoods import Likelihood
 from routerjax.models import EmbedThen
 from routerjax.pretrained import locate
 from routerjax.registry import Registry
-from routerjax.typing import Array, PreferenceBatch, Variables
+from routerjax.scoring import mode, needs_named
+from routerjax.typing import Array, PreferenceBatch, PyTree, Variables
 from routerjax.validation import coerce, field_types, typed
 
 NO_ATTRIBUTES = {"parent", "name", "num_models", "encoder", "memory_axis"}
@@ -34,11 +36,18 @@ def build_on_embeddings(family: Family, attributes: Mapping[str, Any], featurize
 
 def initial_variables(module: nn.Module, featurizer: Featurizer, key: Array) -> Variables:
     """Initialise all collections; the encoder of a module that reads tokens starts as its files have it."""
-    if isinstance(featurizer, TokenFeaturizer):
-        # On the host, so that a device holds them once when training has copied them.
-        return {"params": jax.device_get(pretrained_params(module, locate(featurizer.source), key=key))}
     example = {name: jnp.zeros(leaf.shape, leaf.dtype) for name, leaf in featurizer.example().items()}
-    return nn.meta.unbox(module.init(key, example))
+
+    def initialise() -> Variables:
+        with needs_named(module, {}, {"params": key}):
+            return nn.meta.unbox(module.init(key, example, **mode(module, deterministic=True)))
+
+    if not isinstance(featurizer, TokenFeaturizer):
+        return initialise()
+    # Under jit, where the encoder is not made only to be thrown away.
+    others = jax.jit(lambda: {name: leaves for name, leaves in initialise().items() if name != "params"})()
+    # On the host, so that a device holds them once when training has copied them.
+    return jax.device_get({**others, "params": pretrained_params(module, locate(featurizer.source), key=key)})
 
 
 def refuse_to_remember(module: nn.Module, battles: PreferenceBatch, models: Sequence[str] | None) -> Variables:
@@ -61,7 +70,9 @@ class Family:
         reads_text: if the module holds an ``encoder`` of tokens. Another takes embeddings, which may come from an
             encoder that is trained with it.
         build: ``(family, attributes with num_models, featurizer) -> module``.
-        start: ``(module, featurizer, key) -> variables`` that training starts from.
+        start: ``(module, featurizer, key) -> variables`` that training starts from, in all their collections.
+        parameter_groups: ``params -> depth of each``, by which they learn at rates of their own, see
+            :class:`routerjax.training.AdamW`; by default the layers of what is called ``encoder``.
         trains: False for a family that learns no parameters, but remembers battles.
         remember: ``(module, battles, names of the models) -> memory`` of such a family.
         likelihood: the only one that the scores can be of; any by default.
@@ -73,6 +84,7 @@ class Family:
     reads_text: bool = False
     build: Callable[[Family, Mapping[str, Any], Featurizer], nn.Module] = build_on_embeddings
     start: Callable[[nn.Module, Featurizer, Array], Variables] = initial_variables
+    parameter_groups: Callable[[PyTree], PyTree] = layer_depths
     trains: bool = True
     remember: Callable[[Any, PreferenceBatch, Sequence[str] | None], Variables] = refuse_to_remember
     likelihood: type[Likelihood] = Likelihood

@@ -1,6 +1,6 @@
 """Router families, and the encoders that some of them read text with, as linen modules.
 
-A family: ``module.apply(variables, query, *, deterministic=True) -> scores [batch, models]``.
+A family: ``module.apply(variables, query) -> scores [batch, models]``; with ``deterministic`` where training has noise.
 """
 
 from routerjax.models.baselines import (

@@ -56,7 +56,7 @@ class NearestNeighbors(nn.Module):
         """
 
         def missing() -> Array:
-            raise ValueError("NearestNeighbors has no parameters to initialise; build its memory from battles")
+            raise InputError("NearestNeighbors has no parameters to initialise; build its memory from battles")
 
         embedding = self.variable("memory", "embedding", missing).value
         own_id = self.variable("memory", "prompt_id", missing).value

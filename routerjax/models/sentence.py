@@ -12,6 +12,7 @@ from jaxtyping import Array, Bool, Float
 
 from routerjax.models.bert_encoder import BertEncoder
 from routerjax.models.layers import MASKED, dense, gelu, layer_norm, mean_over_tokens, unit_length
+from routerjax.scoring import mode
 from routerjax.typing import Query
 
 Hidden = Float[Array, "batch length embed"]
@@ -138,7 +139,7 @@ class SentenceEmbedding(nn.Module):
         """Embed ``token_ids`` and ``attention_mask``, both int ``[batch, length]``; float32."""
         hidden = self.encoder(query, deterministic=deterministic).astype(jnp.float32)
         is_token = query["attention_mask"] > 0
-        embedding = jnp.concatenate([POOLINGS[mode](hidden, is_token) for mode in self.pooling], axis=-1)
+        embedding = jnp.concatenate([POOLINGS[name](hidden, is_token) for name in self.pooling], axis=-1)
         for layer in self.layers:
             embedding = layer(embedding)
         return embedding
@@ -160,4 +161,4 @@ class EmbedThen(nn.Module):
         """Score every model on ``token_ids`` and ``attention_mask``; ``prompt_id``, where present, goes to the head."""
         passed_on = {name: leaf for name, leaf in query.items() if name == "prompt_id"}
         embedding = self.encoder(query, deterministic=deterministic)
-        return self.head({"embedding": embedding, **passed_on}, deterministic=deterministic)
+        return self.head({"embedding": embedding, **passed_on}, **mode(self.head, deterministic))

@@ -68,7 +68,7 @@ class SimilarityWeighted(nn.Module):
 
         def remembered(name: str) -> Array:
             def missing() -> Array:
-                raise ValueError("SimilarityWeighted has no parameters to initialise; build its memory from battles")
+                raise InputError("SimilarityWeighted has no parameters to initialise; build its memory from battles")
 
             return self.variable("memory", name, missing).value
 

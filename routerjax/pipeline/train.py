@@ -11,25 +11,26 @@ import flax.linen as nn
 import jax
 
 from routerjax import training
-from routerjax.config import ExperimentConfig, TrainingConfig
+from routerjax.config import ExperimentConfig
 from routerjax.data import (
     EmbeddedPrompts,
     Preferences,
+    TokenBatches,
     model_index,
     require_both_outcomes,
     split_by_prompt,
 )
 from routerjax.errors import InputError
-from routerjax.families import KNN, find_family
+from routerjax.families import KNN, Family, find_family, layer_depths
 from routerjax.features import EmbeddingCache, Featurizer, TokenFeaturizer, open_featurizer
 from routerjax.likelihoods import make_likelihood
 from routerjax.models import typed_choices
 from routerjax.pipeline.battles import load_preferences
 from routerjax.pipeline.provenance import describe_run, require_run, require_same_run, write_json
 from routerjax.pipeline.run_folder import require_loadable, run_folder
-from routerjax.pipeline.tokens import learn_on_tokens
+from routerjax.pipeline.tokens import token_batches
 from routerjax.router import Router, load_router, save_router
-from routerjax.typing import Variables
+from routerjax.typing import PreferenceBatch, Variables
 
 logger = logging.getLogger(__name__)
 
@@ -80,10 +81,18 @@ def _train(config: ExperimentConfig, output: Path, *, resume: bool) -> Router:
 
     module = make_module(featurizer)
     is_text = isinstance(featurizer, TokenFeaturizer)
-    start = family.start(module, featurizer, jax.random.key(config.training.init_seed)) if is_text else {}
-    _require_fit(config, start, trains_on_embeddings=not is_text and family.trains)
+    _require_fit(config, family, is_text=is_text)
+
+    def begin() -> tuple[Variables, training.AdamW]:
+        start = family.start(module, featurizer, jax.random.key(config.training.init_seed))
+        return start, training.AdamW(config.optimizer, family.parameter_groups(start.get("params", {})))
+
+    # The width of an endpoint's embeddings is known only when there are some.
+    start, optimizer = begin() if is_text else ({}, config.optimizer)
     train, held_out = _split(preferences, config)
     frozen, embedded = _embed(preferences, config, featurizer)
+    if family.trains and not is_text:
+        start, optimizer = begin()
 
     make_router = functools.partial(
         Router,
@@ -110,29 +119,15 @@ def _train(config: ExperimentConfig, output: Path, *, resume: bool) -> Router:
         write_json(output / "config.json", provenance)
     if "router" not in routers:
         logger.info("training %s on %d battles, validating on %d", family.name, len(train), held_out_battles)
-        where = {"directory": output / "training", "resume": resume}
-        if isinstance(featurizer, TokenFeaturizer):
-            result = learn_on_tokens(
-                module,
-                train,
-                held_out,
-                featurizer.tokenizer,
-                config,
-                params=start["params"],
-                likelihood=likelihood,
-                **where,
-            )
-        else:
-            assert embedded is not None  # all that does not read text itself
-            result = training.fit(
-                module,
-                embedded.batch(train),
-                None if held_out is None else embedded.batch(held_out),
-                likelihood=likelihood,
-                optimizer=config.optimizer,
-                training=_within(config.training, len(train)),
-                **where,
-            )
+        result = training.fit(
+            module,
+            *_sources(train, held_out, featurizer, embedded, config),
+            likelihood=likelihood,
+            optimizer=optimizer,
+            variables=start,
+            training=config.training,
+            directory=training.Resume(output / "training") if resume else output / "training",
+        )
         scorer = featurizer.for_scoring()
         routers["router"] = make_router(
             module=make_module(scorer),
@@ -160,29 +155,40 @@ def _typed(config: ExperimentConfig) -> ExperimentConfig:
     )
 
 
-def _require_fit(config: ExperimentConfig, start: Variables, *, trains_on_embeddings: bool) -> None:
+def _require_fit(config: ExperimentConfig, family: Family, *, is_text: bool) -> None:
     """Refuse what the optimiser or the loop would refuse, before anything is encoded or written."""
     training.require_one_process()
-    training.require_rates(start.get("params", {}), config.optimizer)
-    if not start and config.training.micro_batches > 1:
+    if is_text:
+        return
+    if family.parameter_groups is layer_depths or not family.trains:
+        training.AdamW(config.optimizer)  # embeddings come from no encoder that learns at rates of its own
+    if config.training.micro_batches > 1:
         raise InputError(
             f"training.micro_batches must be 1 for a router of embeddings, got {config.training.micro_batches}; its "
             "steps are of training.batch_size battles"
         )
-    if trains_on_embeddings and config.training.devices == "pmap":
-        training.require_divisible(config.training.batch_size, jax.local_device_count())
+    if family.trains:
+        training.require_divisible(config.training.batch_size, training.wrapper_of(config.training).num_parts)
 
 
-def _within(config: TrainingConfig, num_battles: int) -> TrainingConfig:
-    """The configuration with a step of at most all battles: what is beyond them would be computed in vain."""
-    devices = jax.local_device_count() if config.devices == "pmap" else 1
-    most = -(-num_battles // devices) * devices
-    if config.batch_size <= most:
-        return config
-    logger.info(
-        "training.batch_size %d is beyond the %d battles: a step takes them all", config.batch_size, num_battles
-    )
-    return dataclasses.replace(config, batch_size=most)
+def _sources(
+    train: Preferences,
+    held_out: Preferences | None,
+    featurizer: Featurizer,
+    embedded: EmbeddedPrompts | None,
+    config: ExperimentConfig,
+) -> list[PreferenceBatch | TokenBatches]:
+    """Battles to train on and, where some are held out, those: as tokens in batches, or whole as embeddings."""
+    splits = [train] if held_out is None else [train, held_out]
+    if not isinstance(featurizer, TokenFeaturizer):
+        assert embedded is not None  # all that does not read text itself
+        return [embedded.batch(battles) for battles in splits]
+    # Held-out battles are scored on one device.
+    devices = (training.wrapper_of(config.training).num_parts, 1)
+    return [
+        token_batches(battles, featurizer.tokenizer, batch_tokens=config.training.batch_tokens, num_devices=count)
+        for battles, count in zip(splits, devices, strict=False)
+    ]
 
 
 def _split(preferences: Preferences, config: ExperimentConfig) -> tuple[Preferences, Preferences | None]:

@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
+import functools
 import hashlib
 import os
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import cast
 
@@ -25,12 +26,13 @@ from routerjax.pretrained import file_sha256, find_file, read_bytes, tensor_byte
 from routerjax.router.description import FILE as DESCRIPTION_FILE
 from routerjax.router.description import RouterDescription, describe_router, read_description, write_description
 from routerjax.router.router import Router
+from routerjax.scoring import mode
 from routerjax.typing import Array, Variables
 
 TENSOR_FILE = "router.safetensors"
 FEATURIZER_FOLDER = "featurizer"
-# Collections of variables: what is computed with them must be floats in all but the last.
-COLLECTIONS = ("params", COLLECTION, "calibration", "memory")
+# Collections that are learned, and so are floats; a module may have others, of any kind of numbers.
+LEARNED = ("params", COLLECTION, "calibration")
 
 
 def save_router(router: Router, path: str | os.PathLike[str]) -> None:
@@ -116,11 +118,11 @@ def _read_variables(folder: Path, sha256: str) -> Variables:
     except (safetensors.SafetensorError, KeyError, TypeError, AttributeError) as error:  # the latter for unknown types
         raise InputError(f"{path} is damaged: {error}") from error
     for name, leaf in flat.items():
-        collection, is_float = name.partition("/")[0], jnp.issubdtype(leaf.dtype, jnp.floating)
-        if collection not in COLLECTIONS or (collection != "memory" and not is_float):
+        (collection, slash, _), is_float = name.partition("/"), jnp.issubdtype(leaf.dtype, jnp.floating)
+        if not slash or (collection in LEARNED and not is_float):
             raise InputError(
-                f"{path}: expected floats below {', '.join(COLLECTIONS[:-1])}, or arrays below memory, got {name!r} of "
-                f"{leaf.dtype}"
+                f"{path}: expected floats below {', '.join(LEARNED)}, or arrays below another collection, got {name!r} "
+                f"of {leaf.dtype}"
             )
         if is_float and not np.isfinite(leaf).all():
             raise InputError(f"{path}: {name} must be finite, got NaN or infinity: the training diverged; train again")
@@ -147,13 +149,18 @@ def _read_files(description: RouterDescription, folder: Path) -> dict[str, bytes
 def _require_fit(router: Router, family: str) -> None:
     """Refuse tensors that the module cannot take, before anyone scores with them."""
     query = {**router.featurizer.example(), "prompt_id": jax.ShapeDtypeStruct((1, 2), np.uint32)}
+    apply = functools.partial(router.module.apply, **mode(router.module, deterministic=True))
     try:
-        scores = jax.eval_shape(router.module.apply, router.variables, query)
+        scores = jax.eval_shape(apply, router.variables, query)
     except InputError:
         raise
     except (ValueError, TypeError, KeyError, OverflowError, flax.errors.FlaxError) as error:
         reason = (str(error).strip().splitlines() or [type(error).__name__])[0]
         raise InputError(f"the tensors do not fit the module {family}: {reason}") from error
+    for name in sorted({*router.variables} - {*LEARNED}):
+        rest = {key: leaves for key, leaves in router.variables.items() if key != name}
+        if _runs(apply, rest, query):
+            raise InputError(f"expected no variables that {family} does not have, got the collection {name!r}")
     likelihood, outputs = router.likelihood, len(router.likelihood.output_names(router.models))
     if cast(jax.ShapeDtypeStruct, scores).shape != (1, outputs):
         raise InputError(
@@ -171,6 +178,14 @@ def _require_fit(router: Router, family: str) -> None:
         raise InputError(
             f"a calibration is a slope and an intercept, or knots and as many values, got the shapes {calibration}"
         )
+
+
+def _runs(apply: Callable[..., object], variables: Variables, query: Mapping[str, jax.ShapeDtypeStruct]) -> bool:
+    try:
+        jax.eval_shape(apply, variables, query)
+    except (ValueError, TypeError, KeyError, flax.errors.FlaxError):
+        return False
+    return True
 
 
 def _shapes(collection: Mapping[str, Array]) -> dict[str, tuple[int, ...]]:

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import functools
 from collections.abc import Sequence
-from typing import cast
 
 import flax.linen as nn
 import jax
@@ -13,7 +12,7 @@ import numpy as np
 from routerjax.errors import InputError
 from routerjax.features import Embeddings
 from routerjax.likelihoods import Likelihood
-from routerjax.scoring import make_score_fn
+from routerjax.scoring import apply_module, make_score_fn
 from routerjax.typing import Array, Query, ScoreFn, Variables
 
 # A sum of probabilities in float32 is above 1 by less than this.
@@ -43,10 +42,7 @@ def require_values(is_good: np.ndarray, values: np.ndarray, what: str, prompts: 
 def jit_scores(module: nn.Module) -> ScoreFn:
     """Jit ``(variables, query) -> scores``."""
 
-    def scores(variables: Variables, query: Query) -> Array:
-        return cast(Array, module.apply(variables, query))
-
-    return jax.jit(scores)
+    return jax.jit(functools.partial(apply_module, module))
 
 
 @functools.lru_cache(maxsize=32)
@@ -54,7 +50,7 @@ def jit_outcome_prob(module: nn.Module, strong: int, weak: int, likelihood: Like
     """Jit ``(variables, query) -> P(strong wins), P(tie), P(weak wins)``."""
 
     def outcome_prob(variables: Variables, query: Query) -> Array:
-        return likelihood.outcome_prob(variables, cast(Array, module.apply(variables, query)), strong, weak)
+        return likelihood.outcome_prob(variables, apply_module(module, variables, query), strong, weak)
 
     return jax.jit(outcome_prob)
 

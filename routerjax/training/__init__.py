@@ -1,33 +1,33 @@
 """Training: a pure step, its wrappers over devices, checkpoints, and the loop. Knows no router family."""
 
-from routerjax.training.batches import device_axis, fit_batches
 from routerjax.training.checkpoint import Checkpoints
-from routerjax.training.in_memory import fit
-from routerjax.training.loop import FitResult
+from routerjax.training.loop import FitResult, Resume, fit
+from routerjax.training.optimizer import AdamW, learning_rate_schedule, make_optimizer
 from routerjax.training.order import epoch_order
 from routerjax.training.parallel import (
-    accumulating_step,
+    Wrapper,
     jit_step,
     pmap_step,
     require_divisible,
     require_one_process,
-    split_batch,
+    wrapper_of,
 )
 from routerjax.training.sources import Batches
-from routerjax.training.state import TrainState, create_state, learning_rate_schedule, make_optimizer, require_rates
-from routerjax.training.step import loop_steps, make_train_step, take, weighted_loss_sum
+from routerjax.training.state import TrainState, create_state
+from routerjax.training.step import accumulating_step, loop_steps, make_train_step, take, weighted_loss_sum
 
 __all__ = [
+    "AdamW",
     "Batches",
     "Checkpoints",
     "FitResult",
+    "Resume",
     "TrainState",
+    "Wrapper",
     "accumulating_step",
     "create_state",
-    "device_axis",
     "epoch_order",
     "fit",
-    "fit_batches",
     "jit_step",
     "learning_rate_schedule",
     "loop_steps",
@@ -36,8 +36,7 @@ __all__ = [
     "pmap_step",
     "require_divisible",
     "require_one_process",
-    "require_rates",
-    "split_batch",
     "take",
     "weighted_loss_sum",
+    "wrapper_of",
 ]

@@ -10,7 +10,7 @@ import os
 import re
 import shutil
 import sys
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -59,7 +59,7 @@ class Checkpoints:
         Raises:
             OSError: it cannot be written; those before it are untouched.
         """
-        checked_note = {"content": note, "note_sha256": _sha256({}, note), "sha256": _sha256(tree, note)}
+        checked_note = {"content": note, "note_sha256": sha256_of({}, note), "sha256": sha256_of(tree, note)}
         args = ocp.args.Composite(tree=ocp.args.StandardSave(tree), note=ocp.args.JsonSave(checked_note))
         try:
             with _orbax_silent():
@@ -85,7 +85,7 @@ class Checkpoints:
         """
         with self._reading() as number:
             note = self._manager.restore(number, args=ocp.args.Composite(note=ocp.args.JsonRestore()))["note"]
-            _require_equal(_sha256({}, note["content"]), note["note_sha256"])
+            _require_equal(sha256_of({}, note["content"]), note["note_sha256"])
             return note["content"]
 
     def restore(self, example: PyTree) -> tuple[int, PyTree, dict[str, Any]]:
@@ -103,7 +103,7 @@ class Checkpoints:
         with self._reading() as number:
             restored = self._manager.restore(number, args=args)
             note = restored["note"]["content"]
-            _require_equal(_sha256(restored["tree"], note), restored["note"]["sha256"])
+            _require_equal(sha256_of(restored["tree"], note), restored["note"]["sha256"])
         return number, placed_like(example, restored["tree"]), note
 
     @contextlib.contextmanager
@@ -132,9 +132,9 @@ def _require_equal(sha256: str, expected: str) -> None:
         raise ValueError("its content is not what its checksum says: bits changed on the disk")
 
 
-def _sha256(tree: PyTree, note: dict[str, Any]) -> str:
-    """Hash every array's name, type, shape and bytes, and the note."""
-    digest = hashlib.sha256(json.dumps(note, sort_keys=True).encode())
+def sha256_of(tree: PyTree, note: Mapping[str, Any] | None = None) -> str:
+    """Hash every array's name, type, shape and bytes, and a note."""
+    digest = hashlib.sha256(json.dumps(note or {}, sort_keys=True).encode())
     for path, leaf in jax.tree_util.tree_flatten_with_path(tree)[0]:
         array = np.ascontiguousarray(leaf)
         digest.update(f"{jax.tree_util.keystr(path)} {array.dtype} {np.shape(leaf)}".encode())

@@ -1,136 +1,172 @@
-"""Wrappers of one pure step: plain jit, pmap over all local devices, and either over micro-batches."""
+"""Wrappers of one pure step, which say how it runs on devices: on one, on all local ones by pmap, or on a mesh."""
 
 from __future__ import annotations
 
 import functools
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
+from typing import Any, TypeVar
 
 import flax.linen as nn
 import jax
 import jax.numpy as jnp
 import numpy as np
-import optax
 
+from routerjax.config import TrainingConfig
 from routerjax.errors import InputError
-from routerjax.likelihoods import Likelihood
-from routerjax.training.state import TrainState
-from routerjax.training.step import BatchT, Metrics, Sums, TrainStep, make_sums, make_update, step_key
-from routerjax.typing import Array, PreferenceBatch, PyTree
+from routerjax.typing import Array, PreferenceBatch, PyTree, Variables
 
 BATCH_AXIS = "batch"
 
-WrappedStep = Callable[[TrainState, BatchT, Array], tuple[TrainState, Metrics]]
+Carry = TypeVar("Carry")
+StateT = TypeVar("StateT")
 
 
-def jit_step(train_step: TrainStep[BatchT]) -> WrappedStep[BatchT]:
-    """Compile the step for one device; the state is donated, so use the returned one from then on."""
+class Wrapper:
+    """How steps run on devices; this one runs them on one.
 
-    def on_one_device(state: TrainState, batch: BatchT, key: Array) -> tuple[TrainState, Metrics]:
-        return train_step(state, batch, key)
+    What it wraps is pure: ``(carry, *arguments, axis_name=None) -> (carry, metrics)``. The carry is donated, so use the
+    returned one from then on, and stays on the devices that it is on.
+    """
 
-    return jax.jit(on_one_device, donate_argnums=0)
+    @property
+    def num_parts(self) -> int:
+        """Parts that a step's battles are split into, each of which some device computes."""
+        return 1
+
+    def __call__(
+        self, step: Callable[..., tuple[Carry, PyTree]], axes: tuple[PyTree, ...] = (None, 0, None)
+    ) -> Callable[..., tuple[Carry, PyTree]]:
+        """Compile a step.
+
+        Args:
+            step: see :func:`routerjax.training.make_train_step`.
+            axes: of each argument, the axis that is split into parts, or None: as ``in_axes`` of ``jax.pmap``.
+        """
+        del axes
+        return jax.jit(step, donate_argnums=0)
+
+    def jit(self, function: Callable[..., Any]) -> Callable[..., Any]:
+        """Compile what is no step, such as the loss on held-out battles; its arguments are whole."""
+        return jax.jit(function)
+
+    def put(self, tree: PyTree, axis: int | None = None) -> PyTree:
+        """Send arrays to the devices, so that those that stay the same are sent once.
+
+        Args:
+            tree: of arrays.
+            axis: the axis that is split into parts; None for arrays that every device holds.
+        """
+        del axis
+        return jax.device_put(tree)
+
+    def split(self, battles: PreferenceBatch) -> PreferenceBatch:
+        """Send a step's battles to the devices.
+
+        Raises:
+            InputError: they cannot be split.
+        """
+        return self.put(battles, 0)
+
+    def zeros(self, tree: PyTree) -> PyTree:
+        """Zeros like ``tree`` for each part to add to."""
+        return jax.tree.map(jnp.zeros_like, tree)
+
+    def start(
+        self,
+        initialise: Callable[[], Variables],
+        variables: Variables | None,
+        begin: Callable[[Variables], StateT],
+    ) -> StateT:
+        """Place the state of a run.
+
+        Args:
+            initialise: makes the variables, in boxes that name their axes.
+            variables: are copied, and taken instead where they are given.
+            begin: from variables to the state.
+        """
+        if variables is None:
+            return begin(nn.meta.unbox(initialise()))
+        return begin(jax.tree.map(jnp.array, variables))
 
 
-def pmap_step(train_step: TrainStep[BatchT], *, batch_axes: PyTree = 0) -> WrappedStep[BatchT]:
-    """Compile the step for every local device, the batch split and the state shared; the state is donated.
+class _Pmap(Wrapper):
+    """Runs steps on every local device, the battles split and all else shared.
 
     The state goes in and comes out without a device axis, so that checkpoints and scoring see plain arrays.
-
-    Args:
-        train_step: see :func:`routerjax.training.make_train_step`.
-        batch_axes: which axis of the batch's leaves is the device axis, as ``in_axes`` of ``jax.pmap``.
     """
-    return jax.pmap(
-        functools.partial(train_step, axis_name=BATCH_AXIS),
-        axis_name=BATCH_AXIS,
-        in_axes=(None, batch_axes, None),
-        out_axes=None,
-        donate_argnums=0,
-    )
+
+    @property
+    def num_parts(self) -> int:
+        return jax.local_device_count()
+
+    def __call__(
+        self, step: Callable[..., tuple[Carry, PyTree]], axes: tuple[PyTree, ...] = (None, 0, None)
+    ) -> Callable[..., tuple[Carry, PyTree]]:
+        return jax.pmap(
+            functools.partial(step, axis_name=BATCH_AXIS),
+            axis_name=BATCH_AXIS,
+            in_axes=axes,
+            out_axes=(axes[0], None),
+            donate_argnums=0,
+        )
+
+    def put(self, tree: PyTree, axis: int | None = None) -> PyTree:
+        if axis is None:
+            return jax.device_put(tree, self._sharding())
+
+        def parts(leaf: Array) -> Array:
+            return leaf.reshape(*leaf.shape[:axis], self.num_parts, -1, *leaf.shape[axis + 1 :])
+
+        return jax.device_put(jax.tree.map(parts, tree), self._sharding(*[None] * axis, BATCH_AXIS))
+
+    def split(self, battles: PreferenceBatch) -> PreferenceBatch:
+        """Send a step's battles to the devices: the n-th part of them, and the n-th part of the queries.
+
+        Raises:
+            InputError: the number of battles or queries is not divisible, or a battle is on a query of another part.
+        """
+        (rows,) = {leaf.shape[0] for leaf in jax.tree.leaves(dict(battles.query))}
+        for count in (rows, battles.weight.shape[0]):
+            require_divisible(count, self.num_parts)
+        part, query_index = np.divmod(np.asarray(battles.query_index), rows // self.num_parts)
+        if np.any(part.reshape(self.num_parts, -1) != np.arange(self.num_parts)[:, None]):
+            raise InputError(f"pmap splits a batch into {self.num_parts} parts, each with the queries of its battles")
+        return self.put(battles._replace(query_index=query_index.astype(np.int32)), 0)
+
+    def zeros(self, tree: PyTree) -> PyTree:
+        def make() -> PyTree:
+            return jax.tree.map(lambda leaf: jnp.zeros((self.num_parts, *leaf.shape), leaf.dtype), tree)
+
+        return jax.jit(make, out_shardings=self._sharding(BATCH_AXIS))()
+
+    def start(
+        self,
+        initialise: Callable[[], Variables],
+        variables: Variables | None,
+        begin: Callable[[Variables], StateT],
+    ) -> StateT:
+        return self.put(super().start(initialise, variables, begin))
+
+    def _sharding(self, *axes: str | None) -> jax.NamedSharding:
+        return jax.NamedSharding(jax.sharding.Mesh(jax.local_devices(), (BATCH_AXIS,)), jax.P(*axes))
 
 
-def pmap_sharding(device_axis: int | None = None) -> jax.NamedSharding:
-    """Sharding of what :func:`pmap_step` takes, so that arrays that stay the same are sent to the devices once.
+jit_step = Wrapper()
+"""Compiles a pure step for one device: ``jit_step(step)(state, batch, key)``."""
 
-    pmap sends what it finds elsewhere at each call.
-
-    Args:
-        device_axis: axis that is split over the local devices; None for arrays that all of them hold.
-    """
-    mesh = jax.sharding.Mesh(jax.local_devices(), (BATCH_AXIS,))
-    return jax.NamedSharding(mesh, jax.P() if device_axis is None else jax.P(*[None] * device_axis, BATCH_AXIS))
+pmap_step = _Pmap()
+"""Compiles a pure step for every local device: ``pmap_step(step)(state, pmap_step.split(batch), key)``."""
 
 
-def accumulating_step(
-    module: nn.Module,
-    likelihood: Likelihood,
-    optimizer: optax.GradientTransformation,
-    *,
-    weight_per_step: float,
-    num_devices: int | None = None,
-) -> WrappedStep[Sequence[PreferenceBatch]]:
-    """Make a step over micro-batches, whose sums are added one after another: one is held in memory at a time.
-
-    They may differ in shape. Each shape is compiled once, and the update once, so that any mixture of shapes costs no
-    further compilation.
-
-    Args:
-        module, likelihood, optimizer, weight_per_step: see :func:`routerjax.training.make_train_step`.
-        num_devices: the local devices, where leaves have a leading axis of them; None runs on one without that axis.
-            Devices add up their own sums, and exchange them once a step.
-    """
-    axis_name = None if num_devices is None else BATCH_AXIS
-    sums, update = make_sums(module, likelihood), make_update(optimizer, weight_per_step)
-
-    def start(zero: Array, state: TrainState) -> Sums:
-        return Sums(zero, zero, jax.tree.map(jnp.zeros_like, state.variables))
-
-    def add(total: Sums, state: TrainState, batch: PreferenceBatch, key: Array, index: Array | np.int32) -> Sums:
-        key = jax.random.fold_in(step_key(key, state, axis_name=axis_name), index)
-        return jax.tree.map(jnp.add, total, sums(state, batch, key))
-
-    finish = functools.partial(update, axis_name=axis_name)
-    if num_devices is None:
-        zero, start, add = jnp.zeros(()), jax.jit(start), jax.jit(add, donate_argnums=0)
-        finish = jax.jit(finish, donate_argnums=0)
-    else:
-        zero = jax.device_put(np.zeros(num_devices, np.float32), pmap_sharding(0))
-        pmap = functools.partial(jax.pmap, axis_name=axis_name, axis_size=num_devices)
-        start = pmap(start, in_axes=(0, None), out_axes=0)
-        add = pmap(add, in_axes=(0, None, 0, None, None), out_axes=0, donate_argnums=0)
-        finish = pmap(finish, in_axes=(None, 0), out_axes=None, donate_argnums=0)
-
-    def run(state: TrainState, batch: Sequence[PreferenceBatch], key: Array) -> tuple[TrainState, Metrics]:
-        total = start(zero, state)
-        for index, part in enumerate(batch):
-            total = add(total, state, part, key, np.int32(index))
-        return finish(state, total)
-
-    return run
+def wrapper_of(training: TrainingConfig) -> Wrapper:
+    """The wrapper that ``training.devices`` names."""
+    return {"jit": jit_step, "pmap": pmap_step}[training.devices]
 
 
-def split_batch(batch: PreferenceBatch, num_devices: int) -> PreferenceBatch:
-    """Give a batch a leading device axis; each battle takes its query along to its device.
-
-    Raises:
-        InputError: the number of battles is not divisible by the number of devices.
-    """
-    num_battles = batch.query_index.shape[0]
-    require_divisible(num_battles, num_devices)
-    per_device = num_battles // num_devices
-    battles = (batch.model_a, batch.model_b, batch.outcome, batch.weight)
-    queries = jax.tree.map(lambda leaf: leaf[batch.query_index], dict(batch.query))
-    query, (model_a, model_b, outcome, weight) = jax.tree.map(
-        lambda leaf: leaf.reshape(num_devices, per_device, *leaf.shape[1:]), (queries, battles)
-    )
-    own_index = jax.lax.broadcasted_iota(batch.query_index.dtype, (num_devices, per_device), 1)
-    return PreferenceBatch(query, own_index, model_a, model_b, outcome, weight)
-
-
-def require_divisible(batch_size: int, num_devices: int) -> None:
+def require_divisible(batch_size: int, num_parts: int) -> None:
     """Raise InputError unless every device gets the same number of battles."""
-    if batch_size % num_devices:
-        raise InputError(f"batch size ({batch_size}) must be divisible by device count ({num_devices})")
+    if batch_size % num_parts:
+        raise InputError(f"batch size ({batch_size}) must be divisible by device count ({num_parts})")
 
 
 def require_one_process() -> None:

@@ -1,14 +1,35 @@
-"""Sources of battles: what the loop and the steps of training ask of them."""
+"""Sources of battles, and how an epoch's steps run on each kind: on the device, or streamed from the host."""
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+import itertools
+import logging
+import time
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import dataclass
 from typing import Protocol
 
+import flax.linen as nn
+import jax
 import numpy as np
+import optax
 
-from routerjax.typing import PreferenceBatch
+from routerjax.config import TrainingConfig
+from routerjax.likelihoods import Likelihood
+from routerjax.training.order import epoch_order
+from routerjax.training.parallel import Wrapper, require_divisible
+from routerjax.training.state import TrainState
+from routerjax.training.step import accumulating_step, loop_steps, make_train_step
+from routerjax.typing import Array, PreferenceBatch
+
+logger = logging.getLogger(__name__)
+
+# One call of the program takes about so many steps that Ctrl-C and the progress bar wait no longer than this.
+SECONDS_A_CALL = 0.5
+
+StepRunner = Callable[[TrainState, int, int], Iterator[tuple[TrainState, Mapping[str, np.ndarray]]]]
+"""``(state, epoch, start) -> (state, metrics [steps]) ...``: an epoch from its ``start``-th step on, in parts of one or
+more steps, each of which is finished when it is yielded. The state that was given may be donated."""
 
 
 class Battles(Protocol):
@@ -42,27 +63,144 @@ class Batches(Battles, Protocol):
         ...
 
 
+class Source(Battles, Protocol):
+    """Battles, and how the steps of an epoch on them run."""
+
+    @property
+    def steps_per_epoch(self) -> int:
+        """The same in every epoch."""
+        ...
+
+    def runner(
+        self, module: nn.Module, likelihood: Likelihood, optimizer: optax.GradientTransformation, key: Array
+    ) -> StepRunner:
+        """Compile the steps; ``key`` is of their noise."""
+        ...
+
+
+def open_source(battles: PreferenceBatch | Batches, training: TrainingConfig, wrapper: Wrapper) -> Source:
+    """Place battles where they are trained on: all of a :class:`PreferenceBatch` on the devices, others as they come.
+
+    Raises:
+        InputError: the batch size does not divide over the devices.
+    """
+    if isinstance(battles, PreferenceBatch):
+        return _Resident(wrapper.put(battles), training, wrapper)
+    return _Streamed(battles, training, wrapper)
+
+
 @dataclass(frozen=True)
-class Resident:
-    """Battles on the device, as a batch."""
+class _Resident:
+    """Battles on the device, of which any number of steps is one program."""
 
     batch: PreferenceBatch
+    training: TrainingConfig
+    wrapper: Wrapper
+
+    def __post_init__(self) -> None:
+        require_divisible(self.training.batch_size, self.wrapper.num_parts)
 
     @property
     def num_batches(self) -> int:
-        """One: all battles at once."""
         return 1
 
     @property
     def num_battles(self) -> int:
-        """Battles of a pass."""
         return self.batch.query_index.shape[0]
 
     @property
     def total_weight(self) -> float:
-        """Sum of their weights."""
         return float(np.asarray(self.batch.weight).sum(dtype=np.float64))
 
     def in_order(self) -> list[PreferenceBatch]:
-        """Yield all battles once, for validation."""
         return [self.batch]
+
+    @property
+    def steps_per_epoch(self) -> int:
+        return -(-self.num_battles // self.training.batch_size)
+
+    def runner(
+        self, module: nn.Module, likelihood: Likelihood, optimizer: optax.GradientTransformation, key: Array
+    ) -> StepRunner:
+        num_steps, training, wrapper = self.steps_per_epoch, self.training, self.wrapper
+        # More than all battles would be padding, which is computed in vain.
+        parts = wrapper.num_parts
+        batch_size = min(training.batch_size, -(-self.num_battles // parts) * parts)
+        if batch_size < training.batch_size:
+            logger.info(
+                "training.batch_size %d is beyond the %d battles: a step takes them all",
+                *(training.batch_size, self.num_battles),
+            )
+        weight = self.total_weight / num_steps
+        # Battles and the first and last step are all devices', the order is split.
+        step = loop_steps(make_train_step(module, likelihood, optimizer, weight_per_step=weight))
+        run = wrapper(step, (None, (None, 1, None, None), None))
+        count = 1
+
+        def run_steps(state: TrainState, epoch: int, start: int) -> Iterator[tuple[TrainState, dict[str, np.ndarray]]]:
+            nonlocal count
+            order = epoch_order(
+                seed=training.order_seed, epoch=epoch, num_battles=self.num_battles, batch_size=batch_size
+            )
+            order = wrapper.put(order, 1)
+            while start < num_steps:
+                stop, began = min(start + count, num_steps), time.perf_counter()
+                state, metrics = run(state, (self.batch, order, np.int32(start), np.int32(stop)), key)
+                yield state, {name: leaf[start:stop] for name, leaf in jax.device_get(metrics).items()}
+                seconds = time.perf_counter() - began
+                if seconds > SECONDS_A_CALL:
+                    count = max(1, count // 2)
+                elif seconds < SECONDS_A_CALL / 2:
+                    count = min(2 * count, num_steps)
+                start = stop
+
+        return run_steps
+
+
+@dataclass(frozen=True)
+class _Streamed:
+    """Battles that come from the host, ``training.micro_batches`` of their batches a step, whatever their shapes.
+
+    The last step of an epoch has what is left.
+    """
+
+    batches: Batches
+    training: TrainingConfig
+    wrapper: Wrapper
+
+    @property
+    def num_batches(self) -> int:
+        return self.batches.num_batches
+
+    @property
+    def num_battles(self) -> int:
+        return self.batches.num_battles
+
+    @property
+    def total_weight(self) -> float:
+        return self.batches.total_weight
+
+    def in_order(self) -> Iterable[PreferenceBatch]:
+        return self.batches.in_order()
+
+    @property
+    def steps_per_epoch(self) -> int:
+        return -(-self.num_batches // self.training.micro_batches)
+
+    def runner(
+        self, module: nn.Module, likelihood: Likelihood, optimizer: optax.GradientTransformation, key: Array
+    ) -> StepRunner:
+        training, weight = self.training, self.total_weight / self.steps_per_epoch
+        run = accumulating_step(module, likelihood, optimizer, weight_per_step=weight, wrapper=self.wrapper)
+
+        def run_steps(state: TrainState, epoch: int, start: int) -> Iterator[tuple[TrainState, dict[str, np.ndarray]]]:
+            first = start * training.micro_batches
+            batches = iter(self.batches.shuffled(seed=training.order_seed, epoch=epoch, start=first))
+            steps = iter(lambda: list(itertools.islice(batches, training.micro_batches)), [])
+            step = next(steps, None)
+            while step is not None:
+                state, metrics = run(state, step, key)
+                step = next(steps, None)  # made while the device computes
+                yield state, {name: np.asarray(value)[None] for name, value in jax.device_get(metrics).items()}
+
+        return run_steps

@@ -2,8 +2,7 @@
 
 from __future__ import annotations
 
-import re
-from typing import cast
+import functools
 
 import flax.linen as nn
 import flax.struct
@@ -12,9 +11,10 @@ import jax.numpy as jnp
 import numpy as np
 import optax
 
-from routerjax.config import OptimizerConfig
 from routerjax.errors import InputError
 from routerjax.likelihoods import BRADLEY_TERRY, COLLECTION, Likelihood
+from routerjax.scoring import apply_module, mode, needs_named
+from routerjax.training.parallel import Wrapper, jit_step
 from routerjax.typing import Array, PyTree, Query, Variables
 
 
@@ -23,98 +23,26 @@ class TrainState(flax.struct.PyTreeNode):
 
     Attributes:
         step: int32 scalar, steps taken.
-        variables: what is optimised: ``{"params": the module's}``, and the ``likelihood``'s own where it has any.
+        trained: collections that are optimised: the module's ``params``, and the ``likelihood``'s if it has any.
+        fixed: the module's other collections, such as a memory.
         opt_state: the optimiser's own.
     """
 
     step: Array
-    variables: Variables
+    trained: Variables
+    fixed: Variables
     opt_state: PyTree
 
-
-def learning_rate_schedule(config: OptimizerConfig, num_steps: int) -> optax.Schedule:
-    """Linear warm-up to the peak, then cosine decay to ``final_fraction`` of it at ``num_steps``."""
-    warmup_steps = round(config.warmup_fraction * num_steps)
-    return optax.warmup_cosine_decay_schedule(
-        init_value=0.0 if warmup_steps else config.learning_rate,
-        peak_value=config.learning_rate,
-        warmup_steps=warmup_steps,
-        decay_steps=max(num_steps, warmup_steps + 1),
-        end_value=config.final_fraction * config.learning_rate,
-    )
+    @property
+    def variables(self) -> Variables:
+        """All collections."""
+        return {**self.fixed, **self.trained}
 
 
-def make_optimizer(config: OptimizerConfig, num_steps: int) -> optax.GradientTransformation:
-    """AdamW on the schedule, after clipping by global norm where that is asked for.
-
-    Parameters below ``encoder`` learn at a rate of their own: ``encoder_rate * layer_decay ** (layers above it)``, and
-    not at all below ``frozen_layers``. What is frozen has no part in the norm that is clipped.
-    """
-    adamw = optax.adamw(learning_rate_schedule(config, num_steps), weight_decay=config.weight_decay)
-    clip = [] if config.gradient_clip is None else [optax.clip_by_global_norm(config.gradient_clip)]
-    if not has_own_rates(config):
-        return optax.chain(*clip, adamw)
-
-    def scaled(updates: PyTree, params: PyTree | None = None) -> PyTree:
-        del params
-        rates = learning_rates(updates, config)
-        return jax.tree.map(lambda update, rate: update * jnp.asarray(rate, update.dtype), updates, rates)
-
-    def thawed(updates: PyTree, params: PyTree | None = None) -> PyTree:
-        del params
-        rates = learning_rates(updates, config)
-        return jax.tree.map(lambda update, rate: update * jnp.asarray(rate != 0.0, update.dtype), updates, rates)
-
-    return optax.chain(optax.stateless(thawed), *clip, adamw, optax.stateless(scaled))
-
-
-def has_own_rates(config: OptimizerConfig) -> bool:
-    """Return True if the encoder's parameters learn otherwise than the head's."""
-    return (config.encoder_rate, config.layer_decay, config.frozen_layers) != (1.0, 1.0, 0)
-
-
-def require_rates(params: PyTree, config: OptimizerConfig) -> None:
-    """Raise InputError unless these parameters have the encoder, and the layers, that the configuration speaks of."""
-    if has_own_rates(config):
-        learning_rates(params, config)
-
-
-def learning_rates(params: PyTree, config: OptimizerConfig) -> PyTree:
-    """Learning-rate multiplier of each parameter: a number, or ``[layers, 1, ...]`` where layers are stacked.
-
-    The encoder is what lies below ``encoder``, at any depth; its layers are ``layer_0``, ``layer_1`` ... or a stack
-    ``layers``; what is neither is its embeddings, below all layers.
-
-    Raises:
-        InputError: no encoder among the parameters, or fewer layers than are frozen.
-    """
-    leaves, tree = jax.tree_util.tree_flatten_with_path(params)
-    names = [[str(getattr(key, "key", key)) for key in path] for path, _ in leaves]
-    numbers = [int(name.removeprefix("layer_")) for path in names for name in path if re.fullmatch(r"layer_\d+", name)]
-    stacked = [leaf.shape[0] for path, (_, leaf) in zip(names, leaves, strict=True) if "layers" in path]
-    num_layers = max([number + 1 for number in numbers] + stacked, default=0)
-    if not any("encoder" in path for path in names):
-        raise InputError("optimizer.encoder_rate, layer_decay and frozen_layers are for routers that train an encoder")
-    if config.frozen_layers > num_layers:
-        got = config.frozen_layers
-        raise InputError(f"optimizer.frozen_layers must be at most the encoder's {num_layers}, got {got}")
-
-    def rate(height: int) -> float:
-        """Multiplier of the embeddings (height 0) or of a layer (height 1 and up)."""
-        is_frozen = config.frozen_layers > 0 and height <= config.frozen_layers
-        return 0.0 if is_frozen else config.encoder_rate * config.layer_decay ** (num_layers - height)
-
-    rates = []
-    for path, (_, leaf) in zip(names, leaves, strict=True):
-        layer = [int(name.removeprefix("layer_")) for name in path if re.fullmatch(r"layer_\d+", name)]
-        if "encoder" not in path:
-            rates.append(1.0)
-        elif "layers" in path:
-            heights = [rate(height) for height in range(1, num_layers + 1)]
-            rates.append(np.asarray(heights).reshape(-1, *[1] * (leaf.ndim - 1)))
-        else:
-            rates.append(rate(layer[0] + 1 if layer else 0))
-    return jax.tree_util.tree_unflatten(tree, rates)
+def noise_streams(key: Array) -> dict[str, Array]:
+    """Keys of the streams of random numbers that a module has in training."""
+    dropout, noise = jax.random.split(key)
+    return {"dropout": dropout, "noise": noise}
 
 
 def create_state(
@@ -124,22 +52,45 @@ def create_state(
     *,
     key: Array,
     likelihood: Likelihood = BRADLEY_TERRY,
-    params: PyTree | None = None,
+    variables: Variables | None = None,
+    wrapper: Wrapper = jit_step,
 ) -> TrainState:
-    """Initialise the parameters for queries of the shape of ``example``, or start from given ones.
+    """Initialise the variables for queries of the shape of ``example``, or start from given ones.
 
     Args:
-        module: from a query to scores.
+        module: from a query to scores; may have any collections.
         example: a query of at least one row; its values do not matter.
-        optimizer: see :func:`make_optimizer`.
+        optimizer: of ``{"params": ..., "likelihood": ...}``, the latter where the likelihood has parameters.
         key: of the parameters.
         likelihood: whose own parameters, if it has any, are trained with the module's.
-        params: to start from, such as pretrained ones.
+        variables: to start from, such as pretrained ones: all of the module's; they are copied.
+        wrapper: places the state on its devices.
+
+    Raises:
+        InputError: the module has no parameters, needs what it is not given, or returns no scores.
     """
-    if params is None:
-        params = nn.meta.unbox(module.init(key, example)["params"])
-    own = likelihood.initial_params()
-    variables = {"params": params, **({COLLECTION: own} if own else {})}
-    return TrainState(
-        step=jnp.zeros((), jnp.int32), variables=variables, opt_state=optimizer.init(cast(PyTree, variables))
-    )
+    example = jax.tree.map(lambda leaf: np.zeros((1, *leaf.shape[1:]), leaf.dtype), dict(example))
+    rngs = noise_streams(key)
+
+    def initialise() -> Variables:
+        with needs_named(module, {}, rngs):
+            return module.init({"params": key, **rngs}, example, **mode(module, deterministic=True))
+
+    def begin(variables: Variables) -> TrainState:
+        trained = {"params": variables.get("params", {})}
+        if not jax.tree.leaves(trained):
+            raise InputError(f"{type(module).__name__} has no parameters: there is nothing to train")
+        own = likelihood.initial_params()
+        trained |= {COLLECTION: variables.get(COLLECTION, own)} if own else {}
+        fixed = {name: collection for name, collection in variables.items() if name not in trained}
+        return TrainState(jnp.zeros((), jnp.int32), trained, fixed, optimizer.init(trained))
+
+    state = wrapper.start(initialise, variables, begin)
+    for way in ({"rngs": rngs, "deterministic": False}, {}):
+        scores = jax.eval_shape(
+            functools.partial(apply_module, module, query=example, **way), variables=state.variables
+        )
+        if getattr(scores, "ndim", 0) != 2:
+            shape = getattr(scores, "shape", None)
+            raise InputError(f"{type(module).__name__} must return scores [batch, outputs], got shape {shape}")
+    return state

@@ -1,10 +1,10 @@
-"""Pure train step; :mod:`routerjax.training.parallel` spreads it over devices."""
+"""Pure train steps; :mod:`routerjax.training.parallel` spreads them over devices."""
 
 from __future__ import annotations
 
 import math
-from collections.abc import Callable
-from typing import NamedTuple, Protocol, TypeVar, cast
+from collections.abc import Callable, Sequence
+from typing import Any, NamedTuple, Protocol, TypeVar
 
 import flax.linen as nn
 import jax
@@ -15,7 +15,9 @@ from jaxtyping import Float, Int
 
 from routerjax.errors import InputError
 from routerjax.likelihoods import COLLECTION, Likelihood
-from routerjax.training.state import TrainState
+from routerjax.scoring import apply_module
+from routerjax.training.parallel import Wrapper
+from routerjax.training.state import TrainState, noise_streams
 from routerjax.typing import Array, PreferenceBatch, PyTree, Variables
 
 Metrics = dict[str, Array]
@@ -74,14 +76,12 @@ def make_sums(module: nn.Module, likelihood: Likelihood) -> Callable[[TrainState
     """``(state, batch, key) -> sums`` of the loss, the weights and the gradients of one batch on one device."""
 
     def sums(state: TrainState, batch: PreferenceBatch, key: Array) -> Sums:
-        dropout_key, noise_key = jax.random.split(key)
-
-        def loss_sum_of(variables: Variables) -> Float[Array, ""]:
-            rngs = {"dropout": dropout_key, "noise": noise_key}
-            scores = cast(Array, module.apply(variables, batch.query, deterministic=False, rngs=rngs))
+        def loss_sum_of(trained: Variables) -> Float[Array, ""]:
+            variables = {**state.fixed, **trained}
+            scores = apply_module(module, variables, batch.query, deterministic=False, rngs=noise_streams(key))
             return weighted_loss_sum(likelihood, variables, scores, batch)
 
-        loss_sum, gradient = jax.value_and_grad(loss_sum_of)(state.variables)
+        loss_sum, gradient = jax.value_and_grad(loss_sum_of)(state.trained)
         return Sums(loss_sum, jnp.sum(batch.weight), gradient)
 
     return sums
@@ -112,9 +112,9 @@ def make_update(
         if axis_name is not None:
             sums = jax.lax.psum(sums, axis_name)
         gradient = jax.tree.map(lambda leaf: leaf / weight_per_step, sums.gradient)
-        updates, opt_state = optimizer.update(gradient, state.opt_state, state.variables)
+        updates, opt_state = optimizer.update(gradient, state.opt_state, state.trained)
         state = state.replace(
-            step=state.step + 1, variables=optax.apply_updates(state.variables, updates), opt_state=opt_state
+            step=state.step + 1, trained=optax.apply_updates(state.trained, updates), opt_state=opt_state
         )
         norm = optax.tree.norm(gradient)
         return state, {"loss_sum": sums.loss, "weight_sum": sums.weight, "gradient_norm": norm}
@@ -138,7 +138,7 @@ def make_train_step(
     mean of the loss as their mean, however the battles are grouped.
 
     Args:
-        module: a router family.
+        module: from a query to scores.
         likelihood: its loss is minimised.
         optimizer: of the parameters.
         weight_per_step: see :func:`make_update`.
@@ -151,10 +151,56 @@ def make_train_step(
     def train_step(
         state: TrainState, batch: PreferenceBatch, key: Array, *, axis_name: str | None = None
     ) -> tuple[TrainState, Metrics]:
-        own = sums(state, batch, step_key(key, state, axis_name=axis_name))
-        return update(state, own, axis_name=axis_name)
+        part = sums(state, batch, step_key(key, state, axis_name=axis_name))
+        return update(state, part, axis_name=axis_name)
 
     return train_step
+
+
+def accumulating_step(
+    module: nn.Module,
+    likelihood: Likelihood,
+    optimizer: optax.GradientTransformation,
+    *,
+    weight_per_step: float,
+    wrapper: Wrapper,
+) -> Callable[[TrainState, Sequence[PreferenceBatch], Array], tuple[TrainState, Metrics]]:
+    """Make a step over micro-batches, whose sums are added one after another: one is held in memory at a time.
+
+    They may differ in shape. Each shape is compiled once, and the update once, so that any mixture of shapes costs no
+    further compilation. Devices add up their own sums, and exchange them once a step.
+
+    Args:
+        module, likelihood, optimizer, weight_per_step: see :func:`make_train_step`.
+        wrapper: how it runs on devices.
+    """
+    sums, update = make_sums(module, likelihood), make_update(optimizer, weight_per_step)
+    total: Sums | None = None
+
+    def add(
+        total: Sums, state: TrainState, batch: PreferenceBatch, key: Array, index: Array, axis_name: str | None = None
+    ) -> tuple[Sums, Metrics]:
+        key = jax.random.fold_in(step_key(key, state, axis_name=axis_name), index)
+        return jax.tree.map(jnp.add, total, sums(state, batch, key)), {}
+
+    def finish(carry: tuple[TrainState, Sums], axis_name: str | None = None) -> tuple[tuple[TrainState, Sums], Metrics]:
+        state, metrics = update(*carry, axis_name=axis_name)
+        return (state, jax.tree.map(jnp.zeros_like, carry[1])), metrics
+
+    add_part = wrapper(add, (0, None, 0, None, None))
+    finish_step = wrapper(finish, ((None, 0),))
+
+    def run(state: TrainState, batch: Sequence[PreferenceBatch], key: Array) -> tuple[TrainState, Metrics]:
+        nonlocal total
+        if total is None:
+            zero: Any = np.zeros((), np.float32)
+            total = wrapper.zeros(Sums(zero, zero, state.trained))
+        for index, part in enumerate(batch):
+            total, _ = add_part(total, state, wrapper.split(part), key, np.int32(index))
+        (state, total), metrics = finish_step((state, total))
+        return state, metrics
+
+    return run
 
 
 def take(battles: PreferenceBatch, indices: Int[Array, "batch"]) -> PreferenceBatch:
@@ -209,7 +255,7 @@ def make_validation_sums(
     """``(variables, battles) -> (weighted sum of the loss, sum of the weights)``."""
 
     def sums(variables: Variables, battles: PreferenceBatch) -> tuple[Array, Array]:
-        scores = cast(Array, module.apply(variables, battles.query))
+        scores = apply_module(module, variables, battles.query)
         return weighted_loss_sum(likelihood, variables, scores, battles), jnp.sum(battles.weight)
 
     return sums

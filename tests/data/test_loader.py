@@ -43,21 +43,18 @@ def rows_of(battles: data.Preferences, token_ids: list[list[int]]) -> set[tuple]
 def found_in(batches: list) -> list[tuple]:
     found = []
     for batch in batches:
-        lead = batch.weight.ndim - 1
-        for place in np.ndindex(batch.weight.shape[:lead]):
-            ids, mask = (batch.query[name][place] for name in ("token_ids", "attention_mask"))
-            for row in np.flatnonzero(batch.weight[place]):
-                prompt = batch.query_index[place][row]
-                tokens = tuple(ids[prompt][mask[prompt] == 1].tolist())
-                a, b = int(batch.model_a[place][row]), int(batch.model_b[place][row])
-                found.append((tokens, a, b, tuple(batch.outcome[place][row].tolist()), float(batch.weight[place][row])))
+        ids, mask = (batch.query[name] for name in ("token_ids", "attention_mask"))
+        for row in np.flatnonzero(batch.weight):
+            prompt = batch.query_index[row]
+            tokens = tuple(ids[prompt][mask[prompt] == 1].tolist())
+            a, b = int(batch.model_a[row]), int(batch.model_b[row])
+            found.append((tokens, a, b, tuple(batch.outcome[row].tolist()), float(batch.weight[row])))
     return found
 
 
-@pytest.mark.parametrize("num_devices", [None, 2, 8])
-def test_every_battle_is_there_once_in_one_shape_a_length(num_devices: int | None) -> None:
+@pytest.mark.parametrize("num_devices", [1, 2, 8])
+def test_every_battle_is_there_once_in_one_shape_a_length(num_devices: int) -> None:
     battles, token_ids, batches = make(num_devices=num_devices)
-    devices = () if num_devices is None else (num_devices,)
     for a_pass in (list(batches.in_order()), list(batches.shuffled(seed=0, epoch=1))):
         found = found_in(a_pass)
         assert len(found) == len(battles)
@@ -66,13 +63,17 @@ def test_every_battle_is_there_once_in_one_shape_a_length(num_devices: int | Non
         shapes = {batch.query["token_ids"].shape for batch in a_pass}
         assert len(shapes) == batches.num_shapes == len({shape[-1] for shape in shapes})
         for shape in shapes:
-            assert shape[:-2] == devices
-            assert shape[-2] * shape[-1] <= 32
+            assert shape[0] % num_devices == 0
+            assert shape[0] // num_devices * shape[1] <= 32
+        for batch in a_pass:
+            parts = np.arange(num_devices).repeat(len(batch.weight) // num_devices)
+            rows = len(batch.query["token_ids"]) // num_devices
+            np.testing.assert_array_equal(batch.query_index // rows, parts)
 
 
-@pytest.mark.parametrize("num_devices", [None, 2])
+@pytest.mark.parametrize("num_devices", [1, 2])
 @pytest.mark.parametrize("length", [3, 8, 11])
-def test_prompts_of_one_length_leave_the_others_out(num_devices: int | None, length: int) -> None:
+def test_prompts_of_one_length_leave_the_others_out(num_devices: int, length: int) -> None:
     battles, _ = token_battles()
     token_ids = [[row + 1] * length for row in range(len(battles.unique_prompts))]
     batches = data.TokenBatches(battles, token_ids, lengths=LENGTHS, batch_tokens=32, num_devices=num_devices)
@@ -82,10 +83,10 @@ def test_prompts_of_one_length_leave_the_others_out(num_devices: int | None, len
     assert batches.num_shapes == 1
 
 
-@pytest.mark.parametrize("num_devices", [None, 8])
+@pytest.mark.parametrize("num_devices", [1, 8])
 @pytest.mark.parametrize("batch_tokens", [32, 160, 10_000])
 def test_less_than_a_row_a_device_is_empty_and_the_padding_is_all_that_there_is(
-    num_devices: int | None, batch_tokens: int
+    num_devices: int, batch_tokens: int
 ) -> None:
     _, _, batches = make(num_devices=num_devices, batch_tokens=batch_tokens)
     a_pass = list(batches.shuffled(seed=0, epoch=0))
@@ -93,7 +94,7 @@ def test_less_than_a_row_a_device_is_empty_and_the_padding_is_all_that_there_is(
     computed, used = sum(mask.size for mask in masks), sum(int(mask.sum()) for mask in masks)
     assert batches.padding_share == pytest.approx(1 - used / computed)
     empty = sum(int((mask.sum(axis=-1) == 0).sum()) for mask in masks)
-    assert empty < len(a_pass) * (num_devices or 1)
+    assert empty < len(a_pass) * num_devices
 
 
 def test_a_prompt_has_one_row_but_where_its_battles_do_not_fit() -> None:

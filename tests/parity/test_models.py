@@ -97,8 +97,8 @@ def test_steps_are_those_of_torch_adamw(gradient_clip: float | None) -> None:
     optimizer = training.make_optimizer(config, NUM_STEPS)
     batches = [random_battles(seed=seed) for seed in range(NUM_STEPS)]
     state = training.create_state(module, batches[0].query, optimizer, key=jax.random.key(0))
-    variables = {"params": our_names(dict(reference.named_parameters()))}
-    state = state.replace(variables=variables, opt_state=optimizer.init(variables))
+    trained = {"params": our_names(dict(reference.named_parameters()))}
+    state = state.replace(trained=trained, opt_state=optimizer.init(trained))
     weight_per_step = float(np.mean([np.sum(batch.weight) for batch in batches]))
     step = jax.jit(training.make_train_step(module, BradleyTerry(), optimizer, weight_per_step=weight_per_step))
 

@@ -2,7 +2,7 @@
 
 import dataclasses
 import signal
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import flax.linen as nn
@@ -15,8 +15,8 @@ import pytest
 
 from routerjax import InputError, data, models, training
 from routerjax.config import OptimizerConfig, TrainingConfig
+from routerjax.families import layer_depths
 from routerjax.likelihoods import BradleyTerry
-from routerjax.training.state import learning_rates
 from routerjax.typing import PreferenceBatch
 from tests.data.test_loader import token_battles
 from tests.training.battles import difference
@@ -47,15 +47,16 @@ def deeper_params() -> dict:
     return init_params(DEEPER)
 
 
-def batches(num_devices: int | None, *, battles: data.Preferences = BATTLES, **changes: object) -> data.TokenBatches:
+def batches(num_devices: int = 1, *, battles: data.Preferences = BATTLES, **changes: object) -> data.TokenBatches:
     token_ids = TOKEN_IDS[: len(battles.unique_prompts)]
     arguments = {"lengths": LENGTHS, "batch_tokens": 32} | changes
     return data.TokenBatches(battles, token_ids, num_devices=num_devices, **arguments)
 
 
 def state_of(params: dict, transformation: object) -> training.TrainState:
-    params = jax.tree.map(jnp.copy, params)
-    return training.create_state(MODULE, {}, transformation, key=jax.random.key(0), params=params)
+    query = next(iter(batches().in_order())).query
+    variables = {"params": params}
+    return training.create_state(MODULE, query, transformation, key=jax.random.key(0), variables=variables)
 
 
 def norm(tree: object) -> float:
@@ -79,9 +80,8 @@ def test_devices_and_micro_batches_make_the_gradient_and_the_update_of_one_batch
 
     def joined(step: list[PreferenceBatch]) -> PreferenceBatch:
         """The same battles as one batch, and always of the same shape."""
-        devices = [jax.tree.map(lambda leaf, at=at: leaf[at], part) for part in step for at in range(8)]
         fields, offset = [], 0
-        for part in devices:
+        for part in step:
             query = {name: np.pad(leaf, ((0, 0), (0, 16 - leaf.shape[1]))) for name, leaf in part.query.items()}
             fields.append(part._replace(query=query, query_index=part.query_index + offset))
             offset += len(query["token_ids"])
@@ -94,7 +94,7 @@ def test_devices_and_micro_batches_make_the_gradient_and_the_update_of_one_batch
 
     transformation = training.make_optimizer(OPTIMIZER, 5)
     loss, constant = BradleyTerry(), {"weight_per_step": 2.0}
-    many = training.accumulating_step(MODULE, loss, transformation, **constant, num_devices=8)
+    many = training.accumulating_step(MODULE, loss, transformation, **constant, wrapper=training.pmap_step)
     one = training.jit_step(training.make_train_step(MODULE, loss, transformation, **constant))
     state_many, state_one = state_of(params, transformation), state_of(params, transformation)
     for step in range(5):
@@ -119,13 +119,13 @@ def fit(params: dict, directory: Path, **changes: object) -> training.FitResult:
     arguments |= changes
     shapes = {name: arguments.pop(name) for name in ("lengths", "batch_tokens") if name in arguments}
     train, validation = arguments.pop("train", None), arguments.pop("validation", None)
-    return training.fit_batches(
+    resume = arguments.pop("resume")
+    return training.fit(
         MODULE,
-        train or batches(training.device_axis(arguments["training"]), **shapes),
-        validation or batches(None, **shapes),
-        params=params,
-        directory=directory,
-        progress=False,
+        train or batches(training.wrapper_of(arguments["training"]).num_parts, **shapes),
+        validation or batches(**shapes),
+        variables={"params": params},
+        directory=training.Resume(directory) if resume else directory,
         **arguments,
     )
 
@@ -151,7 +151,7 @@ def test_it_learns_and_an_interrupted_run_goes_on_from_its_last_step_bit_for_bit
     whole = fit(params, tmp_path / "whole")
     assert whole.history[-1]["validation_loss"] < whole.history[0]["validation_loss"]
     run = tmp_path / "stopped"
-    checkpoints, count = run / "checkpoints", batches(None).num_batches
+    checkpoints, count = run / "checkpoints", batches().num_batches
     steps = -(-count // 3)
     assert count % 3  # the last step of an epoch has fewer micro-batches
     # Within the first epoch; within the second; in the validation after it.
@@ -160,18 +160,18 @@ def test_it_learns_and_an_interrupted_run_goes_on_from_its_last_step_bit_for_bit
             fit(
                 params,
                 run,
-                train=Interrupting(batches(None), "shuffled", train_at),
-                validation=Interrupting(batches(None), "in_order", validation_at),
+                train=Interrupting(batches(), "shuffled", train_at),
+                validation=Interrupting(batches(), "in_order", validation_at),
                 resume=checkpoints.exists(),
             )
     newest = max(int(path.name) for path in checkpoints.glob("[0-9]*"))
     assert newest == (steps + 1) + steps  # the second epoch's steps, but not its validation
     other = dataclasses.replace(BATTLES, weight=2 * BATTLES.weight)
     with pytest.raises(InputError, match=r"train_weight was .*, is .*; resume with the same configuration"):
-        fit(params, run, resume=True, train=batches(None, battles=other))
+        fit(params, run, resume=True, train=batches(battles=other))
     fewer = BATTLES.select(np.arange(len(BATTLES)) < len(BATTLES) // 2)
     with pytest.raises(InputError, match=r"validation_battles was .*, is .*; resume with the same configuration"):
-        fit(params, run, resume=True, validation=batches(None, battles=fewer))
+        fit(params, run, resume=True, validation=batches(battles=fewer))
     resumed = fit(params, run, resume=True)
     jax.tree.map(np.testing.assert_array_equal, resumed.variables, whole.variables)
     for one, other in zip(resumed.history, whole.history, strict=True):
@@ -201,16 +201,29 @@ def test_it_stops_when_validation_gets_no_better(params: dict, tmp_path: Path) -
     assert len(validation) < 12
 
 
+def rates_of(params: dict, **changes: float) -> dict:
+    return training.AdamW(OptimizerConfig(**changes), layer_depths(params)).rates()
+
+
 def test_learning_rates_by_layer(deeper_params: dict) -> None:
-    config = OptimizerConfig(encoder_rate=0.5, layer_decay=0.1)
-    rates = learning_rates(deeper_params, config)
+    rates = rates_of(deeper_params, encoder_rate=0.5, layer_decay=0.1)
     assert rates["classifier"]["kernel"] == 1.0
     assert rates["encoder"]["layer_1"]["mlp_in"]["kernel"] == pytest.approx(0.5)
     assert rates["encoder"]["layer_0"]["mlp_in"]["kernel"] == pytest.approx(0.05)
     assert rates["encoder"]["token_embedding"] == pytest.approx(0.005)
-    stacked = {**deeper_params, "encoder": models.stack_layers(deeper_params["encoder"])}
-    kernel = learning_rates(stacked, config)["encoder"]["layers"]["mlp_in"]["kernel"]
+    kernel = rates_of(stacked(deeper_params), encoder_rate=0.5, layer_decay=0.1)["encoder"]["layers"]["mlp_in"][
+        "kernel"
+    ]
     np.testing.assert_allclose(np.ravel(kernel), [0.05, 0.5])
+
+
+def stacked(params: dict) -> dict:
+    return {**params, "encoder": models.stack_layers(params["encoder"])}
+
+
+def transformation_of(params: dict, **changes: object) -> optax.GradientTransformation:
+    config = dataclasses.replace(OPTIMIZER, **changes)
+    return training.AdamW(config, layer_depths(params)).transformation(5)
 
 
 def update_of(transformation: optax.GradientTransformation, gradient: dict, params: dict) -> dict:
@@ -221,11 +234,10 @@ def test_the_update_is_scaled_and_what_is_frozen_stays(deeper_params: dict) -> N
     gradient = jax.tree.map(np.ones_like, deeper_params)
 
     def update(**changes: object) -> dict:
-        transformation = training.make_optimizer(dataclasses.replace(OPTIMIZER, weight_decay=0.0, **changes), 5)
-        return update_of(transformation, gradient, deeper_params)
+        return update_of(transformation_of(deeper_params, weight_decay=0.0, **changes), gradient, deeper_params)
 
     plain, scaled = update(), update(encoder_rate=0.5, layer_decay=0.1)
-    rates = learning_rates(deeper_params, OptimizerConfig(encoder_rate=0.5, layer_decay=0.1))
+    rates = rates_of(deeper_params, encoder_rate=0.5, layer_decay=0.1)
     jax.tree.map(
         lambda one, rate, other: np.testing.assert_allclose(one * rate, other, rtol=1e-5), plain, rates, scaled
     )
@@ -235,12 +247,28 @@ def test_the_update_is_scaled_and_what_is_frozen_stays(deeper_params: dict) -> N
     assert all((leaf != 0).all() for leaf in jax.tree.leaves(frozen["encoder"]["layer_1"]))
     with pytest.raises(InputError, match="frozen_layers must be at most the encoder's 2, got 3"):
         update(frozen_layers=3)
+    with pytest.raises(InputError, match="are for routers that train an encoder"):
+        training.AdamW(OptimizerConfig(layer_decay=0.9), layer_depths({"classifier": np.ones(2)}))
 
 
-def test_frozen_parameters_have_no_part_in_the_norm_that_is_clipped(deeper_params: dict) -> None:
-    optimizer = dataclasses.replace(OPTIMIZER, frozen_layers=2, gradient_clip=1.0)
-    transformation = training.make_optimizer(optimizer, 5)
-    small = jax.tree.map(lambda leaf: np.full_like(leaf, 1e-3), deeper_params)
-    huge = {**small, "encoder": jax.tree.map(lambda leaf: np.full_like(leaf, 1e6), deeper_params["encoder"])}
-    one, other = (update_of(transformation, own, deeper_params) for own in (small, huge))
+@pytest.mark.parametrize("form", [lambda params: params, stacked])
+def test_frozen_parameters_have_no_part_in_the_norm_that_is_clipped(deeper_params: dict, form: Callable) -> None:
+    params = form(deeper_params)
+    transformation = transformation_of(params, frozen_layers=1, gradient_clip=1.0)
+
+    def gradient(of_frozen: float) -> dict:
+        plain = jax.tree.map(lambda leaf: np.full_like(leaf, 1e-3), deeper_params)
+        frozen = {name: tree for name, tree in plain["encoder"].items() if name != "layer_1"}
+        frozen = jax.tree.map(lambda leaf: np.full_like(leaf, of_frozen), frozen)
+        return form({**plain, "encoder": {**plain["encoder"], **frozen}})
+
+    one, other = (update_of(transformation, gradient(of_frozen), params) for of_frozen in (1e-3, 1e6))
     jax.tree.map(np.testing.assert_array_equal, one, other)
+
+
+def test_what_is_frozen_has_no_moments(deeper_params: dict) -> None:
+    shapes = jax.eval_shape(transformation_of(deeper_params, frozen_layers=1).init, deeper_params)
+    learning = {**deeper_params, "encoder": {"layer_1": deeper_params["encoder"]["layer_1"]}}
+    expected = [leaf.shape for leaf in jax.tree.leaves(learning)]
+    moments = [leaf.shape for leaf in jax.tree.leaves(shapes) if leaf.shape != ()]
+    assert sorted(moments) == sorted(2 * expected)

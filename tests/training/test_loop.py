@@ -10,12 +10,12 @@ from pathlib import Path
 import jax
 import jax.numpy as jnp
 import numpy as np
+import optax
 import pytest
 
 from routerjax import InputError, models, training
 from routerjax.config import OptimizerConfig, TrainingConfig
-from routerjax.likelihoods import BradleyTerry
-from routerjax.training import in_memory, loop
+from routerjax.likelihoods import BradleyTerry, Davidson
 from routerjax.training.interrupt import deferred_interrupt
 from tests.training.battles import NUM_MODELS, WIDTH, random_battles
 
@@ -27,13 +27,13 @@ TRAINING = TrainingConfig(epochs=6, batch_size=16)
 
 def run(directory: Path, **changes: object) -> training.FitResult:
     arguments = {"module": MODULE, "train": TRAIN, "validation": VALIDATION, "resume": False} | changes
-    module, train, validation = (arguments.pop(name) for name in ("module", "train", "validation"))
+    module, train, validation, resume = (arguments.pop(name) for name in ("module", "train", "validation", "resume"))
     return training.fit(
         module,
         train,
         validation,
-        **{"optimizer": OPTIMIZER, "training": TRAINING, "progress": False} | arguments,
-        directory=directory,
+        **{"optimizer": OPTIMIZER, "training": TRAINING} | arguments,
+        directory=training.Resume(directory) if resume else directory,
     )
 
 
@@ -91,7 +91,7 @@ def saved_state(directory: Path) -> tuple[int, object]:
     with training.Checkpoints(directory / "checkpoints") as checkpoints:
         optimizer = training.make_optimizer(OPTIMIZER, 42)
         state = training.create_state(MODULE, TRAIN.query, optimizer, key=jax.random.key(0))
-        number, tree, _ = checkpoints.restore({"state": state, "best": jax.device_get(state.variables)})
+        number, tree, _ = checkpoints.restore({"state": state, "best": jax.device_get(state.trained)})
         return number, tree
 
 
@@ -99,50 +99,57 @@ class Killed(Exception):
     """Stands for a kill between the checkpoint and the end of the next epoch."""
 
 
+def at_epoch(epoch: int, act: Callable[[], None]) -> Callable[[Mapping[str, float]], None]:
+    """Hook that acts when an epoch is finished, before its checkpoint."""
+
+    def hook(row: Mapping[str, float]) -> None:
+        if row["epoch"] == epoch:
+            act()
+
+    return hook
+
+
+def kill() -> None:
+    raise Killed
+
+
 @pytest.mark.parametrize("epochs_before", [0, 3])
-def test_a_killed_run_resumes_bit_for_bit(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, epochs_before: int) -> None:
+def test_a_killed_run_resumes_bit_for_bit(tmp_path: Path, epochs_before: int) -> None:
     whole = run(tmp_path / "whole")
-
-    class KilledLog(loop.MetricsLog):
-        def write(self, row: Mapping[str, float]) -> None:
-            if row["epoch"] == epochs_before + 1:
-                raise Killed
-            super().write(row)
-
-    with monkeypatch.context() as patch:
-        patch.setattr(loop, "MetricsLog", KilledLog)
-        with pytest.raises(Killed):
-            run(tmp_path / "killed")
-    assert_same_run(run(tmp_path / "killed", resume=True), whole)
+    with pytest.raises(Killed):
+        run(tmp_path / "killed", hooks=[at_epoch(epochs_before + 1, kill)])
+    resumed = run(tmp_path / "killed", resume=True)
+    assert_same_run(resumed, whole)
+    rows = [json.loads(line) for line in (tmp_path / "killed" / "metrics.jsonl").read_text().splitlines()]
+    assert rows == list(resumed.history)
     assert_same(saved_state(tmp_path / "killed"), saved_state(tmp_path / "whole"))
 
 
 @pytest.mark.parametrize("devices", ["jit", "pmap"])
 def test_ctrl_c_within_an_epoch_saves_the_last_step_and_the_run_goes_on_bit_for_bit(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, devices: str
+    tmp_path: Path, devices: str
 ) -> None:
     config = dataclasses.replace(TRAINING, batch_size=8, epochs=3, devices=devices, checkpoint_every=2)
     whole = run(tmp_path / "whole", training=config)
+
+    class Interrupted(type(training.wrapper_of(config))):
+        def __init__(self, last: int) -> None:
+            self.last = last
+
+        def __call__(self, *arguments: object) -> Callable:
+            step, calls = super().__call__(*arguments), itertools.count(1)
+
+            def call(*arguments: object) -> object:
+                if next(calls) == self.last:
+                    signal.raise_signal(signal.SIGINT)
+                return step(*arguments)
+
+            return call
+
     positions = []
     for last_call in (4, 3):  # and again after the run has gone on
-        with monkeypatch.context() as patch:
-            wrap = getattr(in_memory, f"{devices}_step")
-
-            def interrupted(
-                *arguments: object, wrap: Callable = wrap, last: int = last_call, **more: object
-            ) -> Callable:
-                step, calls = wrap(*arguments, **more), itertools.count(1)
-
-                def call(*arguments: object) -> object:
-                    if next(calls) == last:
-                        signal.raise_signal(signal.SIGINT)
-                    return step(*arguments)
-
-                return call
-
-            patch.setattr(in_memory, f"{devices}_step", interrupted)
-            with pytest.raises(KeyboardInterrupt):
-                run(tmp_path / "stopped", training=config, resume=bool(positions))
+        with pytest.raises(KeyboardInterrupt):
+            run(tmp_path / "stopped", training=config, resume=bool(positions), wrapper=Interrupted(last_call))
         positions.append(max(int(path.name) for path in (tmp_path / "stopped" / "checkpoints").glob("[0-9]*")))
     assert 4 <= positions[0] < positions[1]
     assert any(position % 14 for position in positions)  # 13 steps an epoch: not at an epoch's end
@@ -155,22 +162,15 @@ def test_ctrl_c_after_the_last_check_is_not_lost() -> None:
     assert signal.getsignal(signal.SIGINT) is signal.default_int_handler
 
 
-def test_ctrl_c_twice_ends_at_once_and_the_last_checkpoint_counts(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def press_twice() -> None:
+    signal.raise_signal(signal.SIGINT)
+    signal.raise_signal(signal.SIGINT)
+
+
+def test_ctrl_c_twice_ends_at_once_and_the_last_checkpoint_counts(tmp_path: Path) -> None:
     whole = run(tmp_path / "whole")
-
-    class Impatient(loop.MetricsLog):
-        def write(self, row: Mapping[str, float]) -> None:
-            if row["epoch"] == 3:
-                signal.raise_signal(signal.SIGINT)
-                signal.raise_signal(signal.SIGINT)
-            super().write(row)
-
-    with monkeypatch.context() as patch:
-        patch.setattr(loop, "MetricsLog", Impatient)
-        with pytest.raises(KeyboardInterrupt):
-            run(tmp_path / "stopped")
+    with pytest.raises(KeyboardInterrupt):
+        run(tmp_path / "stopped", hooks=[at_epoch(3, press_twice)])
     assert saved_state(tmp_path / "stopped")[0] == 2 * (7 + 1)
     assert signal.getsignal(signal.SIGINT) is signal.default_int_handler
     assert_same_run(run(tmp_path / "stopped", resume=True), whole)
@@ -185,18 +185,16 @@ def test_an_early_stop_between_checkpoints_saves(tmp_path: Path) -> None:
     assert_same_run(run(tmp_path, validation=reverse, training=config, resume=True), stopped)
 
 
-def test_the_device_holds_the_parameters_once(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_the_device_holds_the_parameters_once(tmp_path: Path) -> None:
     module = dataclasses.replace(MODULE, model_dim=13)
     counts = []
 
-    class Counting(loop.MetricsLog):
-        def write(self, row: Mapping[str, float]) -> None:
-            kernels = [array for array in jax.live_arrays() if array.shape == (WIDTH, 13)]
-            counts.append(len({array.unsafe_buffer_pointer() for array in kernels}))
-            super().write(row)
+    def count(row: Mapping[str, float]) -> None:
+        del row
+        kernels = [array for array in jax.live_arrays() if array.shape == (WIDTH, 13)]
+        counts.append(len({array.unsafe_buffer_pointer() for array in kernels}))
 
-    monkeypatch.setattr(loop, "MetricsLog", Counting)
-    run(tmp_path, module=module, training=dataclasses.replace(TRAINING, epochs=3))
+    run(tmp_path, module=module, training=dataclasses.replace(TRAINING, epochs=3), hooks=[count])
     assert counts == [3, 3, 3]  # the parameters and Adam's two moments; the best ones are on the host
 
 
@@ -254,6 +252,32 @@ def test_a_folder_with_a_run_is_refused(tmp_path: Path) -> None:
         run(tmp_path, resume=True, optimizer=OptimizerConfig(learning_rate=0.5))
     with pytest.raises(InputError, match=r"gradient_clip was None, is 1.0; resume with the same"):
         run(tmp_path, resume=True, optimizer=dataclasses.replace(OPTIMIZER, gradient_clip=1.0))
+    with pytest.raises(InputError, match=r"likelihood was .*bradley_terry.*, is .*davidson.*; resume with the same"):
+        run(tmp_path, resume=True, likelihood=Davidson())
+    with pytest.raises(InputError, match=r"optimizer was None, is 'an optax transformation'; resume with the same"):
+        run(tmp_path, resume=True, optimizer=optax.sgd(0.1))
+
+
+def test_without_a_folder_the_run_is_the_same_and_nothing_is_written(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    whole, rows = run(tmp_path / "whole"), []
+    (tmp_path / "empty").mkdir()
+    monkeypatch.chdir(tmp_path / "empty")
+    arguments = {"optimizer": OPTIMIZER, "training": TRAINING, "hooks": [rows.append]}
+    result = training.fit(MODULE, TRAIN, VALIDATION, **arguments)
+    assert_same_run(result, whole)
+    assert tuple(rows) == result.history
+    assert int(result.state.step) == 6 * 7
+    assert not list(Path().iterdir())
+
+
+def test_an_optax_transformation_trains_and_has_no_rate_to_tell(tmp_path: Path) -> None:
+    result = run(tmp_path, optimizer=optax.sgd(0.3), training=dataclasses.replace(TRAINING, epochs=2))
+    assert result.history[1]["loss"] < result.history[0]["loss"]
+    assert "learning_rate" not in result.history[0]
+    again = run(tmp_path, optimizer=optax.sgd(0.3), training=dataclasses.replace(TRAINING, epochs=2), resume=True)
+    assert_same_run(again, result)
 
 
 def test_a_loss_that_is_not_finite_stops_the_run_and_names_the_step(tmp_path: Path) -> None:

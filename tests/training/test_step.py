@@ -84,7 +84,7 @@ def test_eight_devices_have_the_gradient_of_one() -> None:
     batch = ragged_batches(1)[0]
     initial = jax.tree.map(np.asarray, start(optimizer).variables)
     one, _ = training.jit_step(step)(start(optimizer), batch, jax.random.key(0))
-    eight, _ = training.pmap_step(step)(start(optimizer), training.split_batch(batch, 8), jax.random.key(0))
+    eight, _ = training.pmap_step(step)(start(optimizer), training.pmap_step.split(batch), jax.random.key(0))
     gradients = [difference(initial, state.variables) for state in (eight, one)]
     assert relative(*gradients) < 1e-5
 
@@ -94,13 +94,10 @@ def test_eight_devices_make_the_update_of_one_over_five_steps() -> None:
     step = training.make_train_step(MODULE, BradleyTerry(), optimizer, weight_per_step=WEIGHT)
     initial = jax.tree.map(np.asarray, start(optimizer).variables)
     updates = []
-    for wrapped, split in (
-        (training.pmap_step(step), lambda batch: training.split_batch(batch, 8)),
-        (training.jit_step(step), lambda batch: batch),
-    ):
-        state = start(optimizer)
+    for wrapper in (training.pmap_step, training.jit_step):
+        state, wrapped = start(optimizer), wrapper(step)
         for batch in ragged_batches(5):
-            state, metrics = wrapped(state, split(batch), jax.random.key(0))
+            state, metrics = wrapped(state, wrapper.split(batch), jax.random.key(0))
         assert int(state.step) == 5
         assert state.variables["params"]["classifier"].shape == (8,)  # no device axis
         assert metrics["loss_sum"].shape == ()
@@ -119,15 +116,18 @@ def test_devices_draw_different_noise() -> None:
     same = take(BATTLES, jnp.zeros(8, jnp.int32))  # one battle eight times
     alone = take(BATTLES, jnp.zeros(1, jnp.int32))
     on_eight, on_one = training.pmap_step(step_on(same)), training.jit_step(step_on(alone))
-    eight, _ = on_eight(start(optimizer, module), training.split_batch(same, 8), jax.random.key(0))
+    eight, _ = on_eight(start(optimizer, module), training.pmap_step.split(same), jax.random.key(0))
     one, _ = on_one(start(optimizer, module), alone, jax.random.key(0))
     # Were the noise the same on all devices, eight copies would move as one.
     assert relative(eight.variables, one.variables) > 1e-2
 
 
-def test_an_indivisible_batch_is_refused() -> None:
+def test_a_batch_that_does_not_fall_into_parts_is_refused() -> None:
     with pytest.raises(InputError, match=r"batch size \(30\) must be divisible by device count \(8\)"):
-        training.split_batch(take(BATTLES, jnp.arange(30)), 8)
+        training.pmap_step.split(take(BATTLES, jnp.arange(30)))
+    batch = take(BATTLES, jnp.arange(32))
+    with pytest.raises(InputError, match="into 8 parts, each with the queries of its battles"):
+        training.pmap_step.split(batch._replace(query_index=batch.query_index[::-1]))
 
 
 def test_steps_in_a_loop_are_single_steps_in_whatever_parts() -> None:

@@ -1,7 +1,5 @@
 """Every battle weighs what its weight says, whatever step, device, micro-batch or length it falls into."""
 
-from pathlib import Path
-
 import flax.linen as nn
 import jax
 import jax.numpy as jnp
@@ -10,13 +8,14 @@ import optax
 import pytest
 
 from routerjax import InputError, data, losses, training
-from routerjax.config import OptimizerConfig, TrainingConfig
+from routerjax.config import TrainingConfig
 from routerjax.likelihoods import COLLECTION, BradleyTerry, Davidson, Likelihood, RaoKupper
 from routerjax.typing import PreferenceBatch
 from tests.data.test_loader import token_battles
 from tests.training.battles import NUM_MODELS, random_battles
 
 NUM_TOKENS = 99
+SGD = optax.sgd(1.0)
 BATTLES, TOKEN_IDS = token_battles()
 
 
@@ -24,7 +23,7 @@ class Linear(nn.Module):
     """Scores that are linear in the parameters, of embeddings or of the counts of tokens."""
 
     @nn.compact
-    def __call__(self, query: dict, *, deterministic: bool = True) -> jax.Array:
+    def __call__(self, query: dict) -> jax.Array:
         if "embedding" in query:
             return nn.Dense(NUM_MODELS, use_bias=False)(query["embedding"])
         present = jax.nn.one_hot(query["token_ids"], NUM_TOKENS) * query["attention_mask"][..., None]
@@ -48,30 +47,20 @@ def mean_gradient(query: dict, battles: PreferenceBatch, params: dict) -> np.nda
     return np.asarray(jax.jit(jax.grad(mean))(params)["Dense_0"]["kernel"])
 
 
-@pytest.fixture(autouse=True)
-def _sgd(monkeypatch: pytest.MonkeyPatch) -> None:
-    for module in (training.batches, training.in_memory):
-        monkeypatch.setattr(module, "make_optimizer", lambda config, num_steps: optax.sgd(1.0))
-
-
 def assert_same_direction_and_size(update: np.ndarray, gradient: np.ndarray, num_steps: int) -> None:
     np.testing.assert_allclose(update / num_steps, gradient, rtol=1e-3, atol=1e-5 * np.abs(gradient).max())
 
 
 @pytest.mark.parametrize("devices", ["jit", "pmap"])
 @pytest.mark.parametrize(("micro_batches", "lengths"), [(1, (4, 8, 16)), (3, (4, 8, 16)), (2, (16,))])
-def test_gradients_of_an_epoch_on_tokens(
-    tmp_path: Path, devices: str, micro_batches: int, lengths: tuple[int, ...]
-) -> None:
+def test_gradients_of_an_epoch_on_tokens(devices: str, micro_batches: int, lengths: tuple[int, ...]) -> None:
     config = TrainingConfig(epochs=1, devices=devices, micro_batches=micro_batches)
-    batches = data.TokenBatches(
-        BATTLES, TOKEN_IDS, lengths=lengths, batch_tokens=32, num_devices=training.device_axis(config)
-    )
+    num_devices = training.wrapper_of(config).num_parts
+    batches = data.TokenBatches(BATTLES, TOKEN_IDS, lengths=lengths, batch_tokens=32, num_devices=num_devices)
     params = {"Dense_0": {"kernel": np.random.default_rng(0).standard_normal((NUM_TOKENS, 3)).astype(np.float32)}}
-    result = training.fit_batches(
-        Linear(), batches, None, params=params, likelihood=LinearLoss(), optimizer=OptimizerConfig(), training=config,
-        directory=tmp_path, progress=False,
-    )  # fmt: skip
+    result = training.fit(
+        Linear(), batches, variables={"params": params}, likelihood=LinearLoss(), optimizer=SGD, training=config
+    )
     update = params["Dense_0"]["kernel"] - result.variables["params"]["Dense_0"]["kernel"]
     one_batch = data.TokenBatches(BATTLES, TOKEN_IDS, lengths=(16,), batch_tokens=10_000)
     (everything,) = one_batch.in_order()
@@ -81,35 +70,33 @@ def test_gradients_of_an_epoch_on_tokens(
 
 @pytest.mark.parametrize("devices", ["jit", "pmap"])
 @pytest.mark.parametrize("batch_size", [16, 48, 104])
-def test_gradients_of_an_epoch_on_embeddings(tmp_path: Path, devices: str, batch_size: int) -> None:
+def test_gradients_of_an_epoch_on_embeddings(devices: str, batch_size: int) -> None:
     battles = random_battles()
     battles = battles._replace(weight=battles.weight.at[:7].set(40.0))
     query = {"embedding": battles.query["embedding"]}
     config = TrainingConfig(epochs=1, batch_size=batch_size, devices=devices)
     params = jax.device_get(jax.jit(Linear().init)(jax.random.key(config.init_seed), query)["params"])
     result = training.fit(
-        Linear(), battles._replace(query=query), None, likelihood=LinearLoss(), optimizer=OptimizerConfig(),
-        training=config, directory=tmp_path, progress=False,
-    )  # fmt: skip
+        Linear(), battles._replace(query=query), likelihood=LinearLoss(), optimizer=SGD, training=config
+    )
     update = params["Dense_0"]["kernel"] - result.variables["params"]["Dense_0"]["kernel"]
     assert_same_direction_and_size(update, mean_gradient(query, battles, params), -(-100 // batch_size))
 
 
-def test_battles_without_weight_are_refused(tmp_path: Path) -> None:
+def test_battles_without_weight_are_refused() -> None:
     battles = random_battles()
     with pytest.raises(InputError, match="weights of the battles must have a positive, finite sum"):
         training.fit(
-            Linear(), battles._replace(weight=0 * battles.weight), None, likelihood=LinearLoss(),
-            optimizer=OptimizerConfig(), training=TrainingConfig(epochs=1), directory=tmp_path, progress=False,
+            Linear(), battles._replace(weight=0 * battles.weight), likelihood=LinearLoss(), optimizer=SGD,
+            training=TrainingConfig(epochs=1),
         )  # fmt: skip
 
 
-def test_a_step_may_hold_nothing_but_battles_without_weight(tmp_path: Path) -> None:
+def test_a_step_may_hold_nothing_but_battles_without_weight() -> None:
     battles = random_battles()
     result = training.fit(
-        Linear(), battles._replace(weight=jnp.zeros(100).at[50].set(1.0)), None, likelihood=LinearLoss(),
-        optimizer=OptimizerConfig(), training=TrainingConfig(epochs=1, batch_size=16), directory=tmp_path,
-        progress=False,
+        Linear(), battles._replace(weight=jnp.zeros(100).at[50].set(1.0)), likelihood=LinearLoss(), optimizer=SGD,
+        training=TrainingConfig(epochs=1, batch_size=16),
     )  # fmt: skip
     assert np.isfinite(result.history[0]["loss"])
 

@@ -1,0 +1,101 @@
+"""AdamW as a configuration describes it, with a learning rate of its own for each layer of an encoder."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import optax
+
+from routerjax.config import OptimizerConfig
+from routerjax.errors import InputError
+from routerjax.typing import PyTree
+
+
+@dataclass(frozen=True)
+class AdamW:
+    """AdamW on a schedule, after clipping by global norm where that is asked for.
+
+    A parameter at depth d of n learns at ``encoder_rate * layer_decay ** (n - d)`` of the learning rate, and not at all
+    where ``d <= frozen_layers``; one of no depth learns at all of it. What is frozen has no part in the norm that is
+    clipped, and no moments unless its layers are stacked with others that learn.
+
+    Attributes:
+        config: of the optimiser.
+        depths: of each parameter: an integer, an array that broadcasts to it where layers are stacked, or None of what
+            is no layer; see :func:`routerjax.families.layer_depths`. None says that there are no layers.
+
+    Raises:
+        InputError: rates by layer, and no layers; or more layers to freeze than there are.
+    """
+
+    config: OptimizerConfig
+    depths: PyTree = None
+
+    def __post_init__(self) -> None:
+        self.rates()
+
+    def rates(self) -> PyTree:
+        """Learning-rate multiplier of each parameter; 1.0 for all where they learn alike."""
+        config = self.config
+        if (config.encoder_rate, config.layer_decay, config.frozen_layers) == (1.0, 1.0, 0):
+            return 1.0
+        largest = [int(np.max(depth)) for depth in jax.tree.leaves(self.depths)]
+        if not largest:
+            raise InputError(
+                "optimizer.encoder_rate, layer_decay and frozen_layers are for routers that train an encoder"
+            )
+        if config.frozen_layers > max(largest):
+            got = config.frozen_layers
+            raise InputError(f"optimizer.frozen_layers must be at most the encoder's {max(largest)}, got {got}")
+
+        def rate(depth: int | np.ndarray | None) -> float | np.ndarray:
+            if depth is None:
+                return 1.0
+            is_frozen = config.frozen_layers > 0 and np.less_equal(depth, config.frozen_layers)
+            return np.where(is_frozen, 0.0, config.encoder_rate * config.layer_decay ** (max(largest) - depth))
+
+        return jax.tree.map(rate, self.depths, is_leaf=lambda depth: depth is None)
+
+    def schedule(self, num_steps: int) -> optax.Schedule:
+        """Learning rate of a run of so many steps."""
+        return learning_rate_schedule(self.config, num_steps)
+
+    def transformation(self, num_steps: int) -> optax.GradientTransformation:
+        """Of trees of the form of ``depths``, for a run of so many steps."""
+        config = self.config
+        clip = [] if config.gradient_clip is None else [optax.clip_by_global_norm(config.gradient_clip)]
+        adamw = optax.adamw(self.schedule(num_steps), weight_decay=config.weight_decay)
+        rates, learner = self.rates(), optax.chain(*clip, adamw)
+        if isinstance(rates, float):
+            return learner
+        labels = jax.tree.map(lambda rate: "learns" if np.any(rate) else "frozen", rates)
+        parts = optax.partition({"learns": learner, "frozen": optax.set_to_zero()}, labels)
+        return optax.chain(_scale(jax.tree.map(lambda rate: rate != 0.0, rates)), parts, _scale(rates))
+
+
+def make_optimizer(config: OptimizerConfig, num_steps: int) -> optax.GradientTransformation:
+    """AdamW on the schedule, for parameters that learn alike; see :class:`AdamW`."""
+    return AdamW(config).transformation(num_steps)
+
+
+def learning_rate_schedule(config: OptimizerConfig, num_steps: int) -> optax.Schedule:
+    """Linear warm-up to the peak, then cosine decay to ``final_fraction`` of it at ``num_steps``."""
+    warmup_steps = round(config.warmup_fraction * num_steps)
+    return optax.warmup_cosine_decay_schedule(
+        init_value=0.0 if warmup_steps else config.learning_rate,
+        peak_value=config.learning_rate,
+        warmup_steps=warmup_steps,
+        decay_steps=max(num_steps, warmup_steps + 1),
+        end_value=config.final_fraction * config.learning_rate,
+    )
+
+
+def _scale(rates: PyTree) -> optax.GradientTransformation:
+    def update(updates: PyTree, params: PyTree | None = None) -> PyTree:
+        del params
+        return jax.tree.map(lambda update, rate: update * jnp.asarray(rate, update.dtype), updates, rates)
+
+    return optax.stateless(update)
