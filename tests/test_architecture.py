@@ -157,3 +157,44 @@ def test_files_stay_small() -> None:
     python = [*sources(), *(ROOT / "tests").rglob("*.py"), *(ROOT / "experiments").rglob("*.py")]
     lengths = {str(path.relative_to(ROOT)): len(path.read_text().splitlines()) for path in python}
     assert {path: lines for path, lines in lengths.items() if lines > 400} == {}
+
+
+# What a battle crosses from its file to the gradient, and a prompt from its text to the decision.
+WALKED = {
+    *("data", "families", "features", "formats", "likelihoods", "models"),
+    *("pipeline", "policies", "router", "scoring", "training"),
+}
+
+
+def functions(path: Path) -> list[ast.FunctionDef]:
+    return [node for node in ast.walk(ast.parse(path.read_text())) if isinstance(node, ast.FunctionDef)]
+
+
+def test_no_function_takes_more_than_ten_arguments() -> None:
+    wide = {}
+    for path in sources():
+        if part_of(module_name(path)) in WALKED:
+            for function in functions(path):
+                arguments = [*function.args.posonlyargs, *function.args.args, *function.args.kwonlyargs]
+                count = len([argument for argument in arguments if argument.arg not in ("self", "cls")])
+                wide |= {f"{module_name(path)}.{function.name}": count} if count > 10 else {}
+    assert wide == {}
+
+
+def test_what_has_a_registry_is_not_told_apart_by_its_name() -> None:
+    from routerjax.families import FAMILIES
+    from routerjax.features import FEATURIZERS
+    from routerjax.formats import FORMATS
+    from routerjax.likelihoods import LIKELIHOODS
+    from routerjax.policies import POLICIES
+
+    names = {name for registry in (FAMILIES, FEATURIZERS, FORMATS, LIKELIHOODS, POLICIES) for name in registry}
+    branches = []
+    for path in sources():
+        for node in ast.walk(ast.parse(path.read_text())):
+            compared = [node.left, *node.comparators] if isinstance(node, ast.Compare) else []
+            is_equality = compared and all(isinstance(operator, ast.Eq | ast.NotEq) for operator in node.ops)
+            values = {getattr(side, "value", None) for side in compared if isinstance(side, ast.Constant)}
+            if is_equality and values & names:
+                branches.append(f"{path.relative_to(ROOT)}:{node.lineno}: {ast.unparse(node)}")
+    assert branches == []
