@@ -198,7 +198,10 @@ class TrainingConfig(_Settings):
         init_seed, noise_seed, order_seed: of the parameters, of dropout and noise, of the data order.
         checkpoint_every: epochs between checkpoints of the training state.
         patience: stop after so many epochs without a lower validation loss; None never stops early.
-        devices: ``jit`` (one device) or ``pmap`` (data-parallel over all local devices).
+        devices: ``jit`` (one device), ``pmap`` (data-parallel over all local devices) or ``mesh`` (with parameters and
+            moments sharded over them too).
+        model_devices: of a mesh, so many devices share each battle's work, by tensor parallelism; the battles are
+            divided over the rest. A run may be resumed with another number.
     """
 
     SECTION: ClassVar[str] = "training."
@@ -212,7 +215,8 @@ class TrainingConfig(_Settings):
     order_seed: Seed = 2
     checkpoint_every: Count = field(default=1, metadata=NO_IDENTITY)
     patience: Count | None = None
-    devices: Literal["jit", "pmap"] = "jit"
+    devices: Literal["jit", "pmap", "mesh"] = "jit"
+    model_devices: Count = field(default=1, metadata=NO_IDENTITY)
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -20,6 +20,7 @@ GROUND = {
     "likelihoods",
     "losses",
     "metrics",
+    "partitioning",
     "process",
     "prompts",
     "registry",

@@ -134,7 +134,7 @@ def test_tuples_are_json_or_python_literals() -> None:
         ("training.epochs=" + "9" * 5000, "training.epochs must be an integer in .* got '9+[.]{3}9+'"),
         ("training.init_seed=-1", r"training.init_seed must be an integer in \[0, 4294967295\], got '-1'"),
         ("data.seed=18446744073709551616", "data.seed must be an integer in"),
-        ("training.devices=tpu", "training.devices must be one of jit, pmap, got .tpu."),
+        ("training.devices=tpu", "training.devices must be one of jit, pmap, mesh, got .tpu."),
         ("training.devices=jti", r"got 'jti' \(did you mean 'jit'\?\)"),
         ("data.battles.2.weight=1", "expected an index below 2"),
         ("data.battles.².weight=1", "expected an index below 2"),

@@ -7,6 +7,7 @@ from routerjax.training.order import epoch_order
 from routerjax.training.parallel import (
     Wrapper,
     jit_step,
+    mesh_step,
     pmap_step,
     require_divisible,
     require_one_process,
@@ -33,6 +34,7 @@ __all__ = [
     "loop_steps",
     "make_optimizer",
     "make_train_step",
+    "mesh_step",
     "pmap_step",
     "require_divisible",
     "require_one_process",

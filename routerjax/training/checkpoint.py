@@ -149,9 +149,7 @@ def placed_like(example: PyTree, arrays: PyTree) -> PyTree:
         if not isinstance(example, jax.Array):
             return np.asarray(array)
         # What is committed to a device is compiled for anew; these run in the programs of a whole run.
-        return (
-            jax.device_put(np.asarray(array), example.sharding) if example.committed else jnp.array(np.asarray(array))
-        )
+        return jax.device_put(array, example.sharding) if example.committed else jnp.array(np.asarray(array))
 
     return jax.tree.map(place, example, arrays)
 
@@ -186,5 +184,7 @@ def _is_of_no_thread(record: logging.LogRecord) -> bool:
 
 
 def _abstract(leaf: Any) -> Any:
-    """On the host first, where it is checked and from where it goes to the devices."""
+    """Read what is committed to devices by them, each its part; the rest by the host."""
+    if isinstance(leaf, jax.Array) and leaf.committed:
+        return jax.ShapeDtypeStruct(leaf.shape, leaf.dtype, sharding=leaf.sharding)
     return np.empty(leaf.shape, leaf.dtype)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import functools
+import math
 from collections.abc import Callable
 from typing import Any, TypeVar
 
@@ -13,6 +14,7 @@ import numpy as np
 
 from routerjax.config import TrainingConfig
 from routerjax.errors import InputError
+from routerjax.partitioning import RULES, Rules, make_mesh, mesh_axes, shardings
 from routerjax.typing import Array, PreferenceBatch, PyTree, Variables
 
 BATCH_AXIS = "batch"
@@ -151,6 +153,86 @@ class _Pmap(Wrapper):
         return jax.NamedSharding(jax.sharding.Mesh(jax.local_devices(), (BATCH_AXIS,)), jax.P(*axes))
 
 
+class _Mesh(Wrapper):
+    """Runs steps on a mesh as one program, in which XLA divides the work as the arrays lie.
+
+    Parameters and moments lie as the rules say, from their first value on; the state stays where it is.
+    """
+
+    def __init__(self, mesh: jax.sharding.Mesh, rules: Rules) -> None:
+        self.mesh, self.rules = mesh, rules
+
+    @property
+    def num_parts(self) -> int:
+        return math.prod(self.mesh.shape[axis] for axis in mesh_axes("batch", self.rules))
+
+    def __call__(
+        self, step: Callable[..., tuple[Carry, PyTree]], axes: tuple[PyTree, ...] = (None, 0, None)
+    ) -> Callable[..., tuple[Carry, PyTree]]:
+        del axes
+        compiled = None
+
+        def run(carry: Carry, *arguments: PyTree) -> tuple[Carry, PyTree]:
+            nonlocal compiled
+            if compiled is None:
+                places = jax.tree.map(lambda leaf: leaf.sharding, carry)
+                compiled = self.jit(step, donate_argnums=0, out_shardings=(places, self._sharding()))
+            return compiled(carry, *arguments)
+
+        return run
+
+    def jit(self, function: Callable[..., Any], **options: Any) -> Callable[..., Any]:
+        compiled = jax.jit(function, **options)
+
+        def run(*arguments: PyTree) -> PyTree:
+            with jax.set_mesh(self.mesh), nn.logical_axis_rules(self.rules):
+                return compiled(*arguments)
+
+        return run
+
+    def put(self, tree: PyTree, axis: int | None = None) -> PyTree:
+        if axis is None:
+            return jax.device_put(tree, self._sharding())
+        for leaf in jax.tree.leaves(tree):
+            require_divisible(leaf.shape[axis], self.num_parts)
+        return jax.device_put(tree, self._sharding(*[None] * axis, mesh_axes("batch", self.rules)))
+
+    def zeros(self, tree: PyTree) -> PyTree:
+        places = jax.tree.map(lambda leaf: getattr(leaf, "sharding", self._sharding()), tree)
+        return self.jit(lambda: jax.tree.map(jnp.zeros_like, tree), out_shardings=places)()
+
+    def start(
+        self,
+        initialise: Callable[[], Variables],
+        variables: Variables | None,
+        begin: Callable[[Variables], StateT],
+    ) -> StateT:
+        boxed = jax.eval_shape(initialise)
+        if variables is None:
+            places = shardings(boxed, self.mesh, self.rules)
+            variables = self.jit(lambda: nn.meta.unbox(initialise()), out_shardings=places)()
+        else:
+            boxed = {name: _boxed_like(boxed.get(name), collection) for name, collection in variables.items()}
+            places = shardings(boxed, self.mesh, self.rules)
+            variables = jax.tree.map(lambda leaf, place: jax.device_put(np.array(leaf), place), variables, places)
+
+        def in_boxes(variables: Variables) -> StateT:
+            return begin(nn.meta.replace_boxed(boxed, variables))
+
+        places = shardings(jax.eval_shape(in_boxes, variables), self.mesh, self.rules)
+        return self.jit(begin, out_shardings=places)(variables)
+
+    def _sharding(self, *axes: str | tuple[str, ...] | None) -> jax.NamedSharding:
+        return jax.NamedSharding(self.mesh, jax.P(*axes))
+
+
+def _boxed_like(boxed: PyTree, arrays: PyTree) -> PyTree:
+    """``arrays`` as shapes, in the boxes of what the module makes, where it makes the same ones."""
+    shapes = jax.tree.map(lambda leaf: jax.ShapeDtypeStruct(np.shape(leaf), np.result_type(leaf)), arrays)
+    is_same = jax.tree.structure(nn.meta.unbox(boxed)) == jax.tree.structure(shapes)
+    return nn.meta.replace_boxed(boxed, shapes) if is_same else shapes
+
+
 jit_step = Wrapper()
 """Compiles a pure step for one device: ``jit_step(step)(state, batch, key)``."""
 
@@ -158,8 +240,20 @@ pmap_step = _Pmap()
 """Compiles a pure step for every local device: ``pmap_step(step)(state, pmap_step.split(batch), key)``."""
 
 
+def mesh_step(mesh: jax.sharding.Mesh, rules: Rules = RULES) -> Wrapper:
+    """Make the wrapper of a mesh: ``mesh_step(mesh)(step)`` compiles a pure step.
+
+    Args:
+        mesh: see :func:`routerjax.partitioning.make_mesh`.
+        rules: along which of its axes the axes of parameters lie, and ``batch``.
+    """
+    return _Mesh(mesh, rules)
+
+
 def wrapper_of(training: TrainingConfig) -> Wrapper:
     """The wrapper that ``training.devices`` names."""
+    if training.devices == "mesh":
+        return mesh_step(make_mesh(training.model_devices))
     return {"jit": jit_step, "pmap": pmap_step}[training.devices]
 
 
