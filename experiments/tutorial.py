@@ -1,8 +1,8 @@
 """A router of one's own without the command line: battles, embeddings, a module, a likelihood, a curve, an export.
 
-    python experiments/tutorial.py FOLDER        writes FOLDER/router and FOLDER/bundle; half a minute on two CPU cores
+    python experiments/tutorial.py FOLDER      writes FOLDER/router and FOLDER/bundle; a minute on two CPU cores
 
-The module is a two-layer perceptron, the likelihood counts a near tie as a tie, and the optimiser is an optax chain.
+The module is a two-layer perceptron, ties have fixed odds, and the optimiser is an optax chain.
 """
 
 import sys
@@ -13,20 +13,9 @@ import jax
 import jax.numpy as jnp
 import optax
 
-from routerjax import (
-    data,
-    families,
-    features,
-    formats,
-    likelihoods,
-    load_router,
-    losses,
-    metrics,
-    save_router,
-    training,
-)
+from routerjax import Router, data, families, features, formats, likelihoods, losses, metrics, save_router, training
 from routerjax.config import FeatureConfig, TrainingConfig
-from routerjax.router import Router
+from routerjax.typing import Query, Sides
 
 
 class Perceptron(nn.Module):
@@ -36,7 +25,7 @@ class Perceptron(nn.Module):
     hidden: int = 64
 
     @nn.compact
-    def __call__(self, query: dict[str, jax.Array]) -> jax.Array:
+    def __call__(self, query: Query) -> jax.Array:
         """Score ``embedding [batch, embed]``."""
         return nn.Dense(self.num_models)(nn.gelu(nn.Dense(self.hidden)(query["embedding"])))
 
@@ -47,7 +36,7 @@ class FixedTie(likelihoods.Likelihood):
 
     name = "fixed_tie"
 
-    def log_prob(self, params: object, scores: jax.Array, sides: object) -> jax.Array:
+    def log_prob(self, params: object, scores: jax.Array, sides: Sides) -> jax.Array:
         """Log-probabilities of (a wins, tie, b wins)."""
         return losses.davidson_log_prob(losses.margin(scores, sides), jnp.float32(-0.5))
 
@@ -56,38 +45,29 @@ families.register_family(families.Family(name="perceptron", module=Perceptron))
 
 
 def main(folder: Path) -> None:
-    arena = data.simulate_arena(seed=0)
+    arena = data.simulate_arena(num_prompts=1000, num_test_prompts=400, seed=0)
     train, held_out = data.split_by_prompt(arena.preferences, validation_fraction=0.1, seed=0)
     encoder = features.load_encoder(FeatureConfig.encoder)
-    prompts = arena.preferences.unique_prompts
-    embedded = data.EmbeddedPrompts(prompts, encoder.encode(prompts, progress=True))
+    prompts, models = arena.preferences.unique_prompts, arena.preferences.models
+    embedded = data.EmbeddedPrompts(prompts, encoder.encode(prompts))
 
-    models, likelihood = arena.preferences.models, FixedTie()
-    module = Perceptron(num_models=len(models))
+    module, likelihood = Perceptron(num_models=len(models)), FixedTie()
     result = training.fit(
         module,
         embedded.batch(train),
         embedded.batch(held_out),
         likelihood=likelihood,
         optimizer=optax.chain(optax.clip_by_global_norm(1.0), optax.lion(3e-4, weight_decay=1e-2)),
-        training=TrainingConfig(epochs=8, batch_size=256),
+        training=TrainingConfig(epochs=20, batch_size=256),
     )
-    pair = {"strong": "sim-large", "weak": "sim-small"}
-    router = Router(
-        module=module,
-        featurizer=encoder,
-        models=models,
-        variables=result.variables,
-        likelihood=likelihood,
-        **pair,
-    )
-    quality = (arena.benchmark.quality[pair[role]] for role in ("strong", "weak"))
+    names = {"models": models, "strong": "sim-large", "weak": "sim-small"}
+    router = Router(module=module, featurizer=encoder, variables=result.variables, likelihood=likelihood, **names)
+    quality = arena.benchmark.quality
     win_prob = router.win_prob(arena.benchmark.prompts)
-    curve = metrics.cost_quality_curve(win_prob, *quality)
+    curve = metrics.cost_quality_curve(win_prob, quality["sim-large"], quality["sim-small"])
     print(f"validation loss {result.best_loss:.4f}, APGR {metrics.apgr(curve):.3f}")
-
     save_router(router, folder / "router")
-    print("exported:", formats.export(load_router(folder / "router"), folder / "bundle", "stablehlo"))
+    print("exported:", formats.export(router, folder / "bundle", "stablehlo"))
 
 
 if __name__ == "__main__":

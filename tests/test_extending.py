@@ -1,15 +1,17 @@
 """A family, a featurizer and a likelihood that one module of another package defines go all the way: train, evaluate,
 calibrate, save, load in a fresh process, export."""
 
+import dataclasses
 import subprocess
 import sys
 from pathlib import Path
 
+import flax.linen as nn
 import jax
 import numpy as np
 import pytest
 
-from routerjax import data, load_router
+from routerjax import InputError, data, families, load_router, save_router
 from routerjax.cli import main
 from routerjax.config import (
     BattleSource,
@@ -21,7 +23,9 @@ from routerjax.config import (
     TrainingConfig,
 )
 from routerjax.families import find_family
+from routerjax.formats import export
 from routerjax.pipeline import train_router
+from tests.routers import tiny_router
 
 PACKAGE = """
 import dataclasses
@@ -150,3 +154,23 @@ def test_train_evaluate_calibrate_save_load_and_export(tmp_path: Path, capsys: p
     assert main(["calibrate", folder, *shared]) == 0
     assert main(["export", str(tmp_path / "calibrated"), "--format", "stablehlo", "--output", str(tmp_path / "b")]) == 0
     assert "from_embedding: win probabilities differ" in capsys.readouterr().out
+
+
+def test_a_module_of_ones_own_scores_without_registration_and_is_saved_with_it(tmp_path: Path) -> None:
+    class Linear(nn.Module):
+        """A dense layer, which need not know `deterministic`."""
+
+        num_models: int
+
+        @nn.compact
+        def __call__(self, query: dict) -> jax.Array:
+            return nn.Dense(self.num_models)(query["embedding"])
+
+    made = tiny_router(tmp_path)
+    module = Linear(num_models=3)
+    variables = families.initial_variables(module, made.featurizer, jax.random.key(0))
+    router = dataclasses.replace(made, module=module, variables=variables)
+    assert router.win_prob(["prove it", "a poem"]).shape == (2,)
+    with pytest.raises(InputError, match="Linear is of no registered family"):
+        save_router(router, tmp_path / "saved")
+    assert export(router, tmp_path / "bundle", "stablehlo")["from_text"] <= 1e-5
