@@ -1,19 +1,35 @@
 """Arrays come back from router folders and bundles as they went in: shape, dtype and bits."""
 
-import dataclasses
 from pathlib import Path
 
+import flax.linen as nn
 import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
 
 from routerjax import Router, formats, load_router, save_router
+from routerjax.families import Family, register_family
 from routerjax.features import GivenFeaturizer
 from tests.bundles import loader
 from tests.routers import tiny_router
 
 KINDS = [(dtype, shape) for dtype in ("float32", "bfloat16", "int32", "uint32") for shape in ((), (3,), (2, 3))]
+
+
+class Hoarder(nn.Module):
+    """A dense layer that keeps arrays of all kinds."""
+
+    num_models: int
+
+    @nn.compact
+    def __call__(self, query: dict, *, deterministic: bool = True) -> jax.Array:
+        for dtype, shape in KINDS:
+            self.variable("memory", f"{dtype}_{len(shape)}", jnp.zeros, shape, dtype)
+        return nn.Dense(self.num_models)(query["embedding"])
+
+
+HOARDER = register_family(Family(name="hoarder", module=Hoarder))
 
 
 @pytest.fixture
@@ -26,8 +42,9 @@ def router(tmp_path: Path) -> Router:
         for dtype, shape in KINDS
     }
     calibration = {"slope": jnp.float32(2), "intercept": jnp.float32(0.25)}
-    plain = tiny_router(tmp_path, featurizer=spec)
-    return dataclasses.replace(plain, variables={**plain.variables, "memory": memory, "calibration": calibration})
+    params = HOARDER.start(Hoarder(num_models=3), spec, jax.random.key(0))["params"]
+    variables = {"params": params, "memory": memory, "calibration": calibration}
+    return tiny_router(tmp_path, family="hoarder", attributes={}, featurizer=spec, variables=variables)
 
 
 def assert_same(before: jax.Array, after: jax.Array | np.ndarray) -> None:
