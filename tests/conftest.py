@@ -1,11 +1,15 @@
 """Eight host devices for every test, before JAX starts; shape mistakes and warnings are errors."""
 
 import atexit
+import importlib.metadata
 import os
 import shutil
 import tempfile
 
 os.environ["XLA_FLAGS"] = f"{os.environ.get('XLA_FLAGS', '')} --xla_force_host_platform_device_count=8".strip()
+if os.environ.get("JAX_DISABLE_MOST_OPTIMIZATIONS") == "1" and importlib.metadata.version("jax").startswith("0.10."):
+    # Halves the time that XLA takes to compile. Later versions do not know it, and abort.
+    os.environ["XLA_FLAGS"] += " --xla_cpu_use_fusion_emitters=false"
 os.environ["JAX_PLATFORMS"] = "cpu"
 os.environ["HF_HUB_OFFLINE"] = "1"
 
@@ -17,6 +21,7 @@ if "PYTEST_XDIST_WORKER" not in os.environ:
 os.environ["JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS"] = "0"
 os.environ["JAX_PERSISTENT_CACHE_MIN_ENTRY_SIZE_BYTES"] = "-1"
 
+import signal
 from pathlib import Path
 
 import hypothesis
@@ -27,6 +32,8 @@ import pytest
 # of the change that is tested.
 hypothesis.settings.register_profile("suite", deadline=None, derandomize=True)
 hypothesis.settings.load_profile("suite")
+# A shell that starts the suite in the background has it ignore Ctrl-C, and the processes that tests start inherit that.
+signal.signal(signal.SIGINT, signal.default_int_handler)
 jax.config.update("jax_numpy_rank_promotion", "raise")
 
 
