@@ -29,6 +29,7 @@ from routerjax import data
 from routerjax.evaluation import Figure, evaluate
 from routerjax.families import KNN
 from routerjax.features import EmbeddingCache, open_featurizer
+from routerjax.policies import Threshold
 from routerjax.router import Router
 from routerjax.tables import read_table
 
@@ -103,8 +104,7 @@ def main(data_root: str) -> None:
             router = Router(
                 module=module,
                 models=battles.models,
-                strong=strong,
-                weak=weak,
+                policy=Threshold(strong, weak),
                 featurizer=featurizer,
                 variables={"memory": memory},
             )

@@ -68,8 +68,6 @@ def evaluate(arguments: argparse.Namespace) -> None:
 
 def calibrate(arguments: argparse.Namespace) -> None:
     """Calibrate win probabilities, the threshold, or both."""
-    import dataclasses
-
     from routerjax.atomic import refuse_existing
     from routerjax.data import read_preferences
     from routerjax.features import EmbeddingCache
@@ -112,7 +110,7 @@ def calibrate(arguments: argparse.Namespace) -> None:
                     "%s of them were wanted: the next %d share one win probability, and go to one model together",
                     *(arguments.strong_share, together),
                 )
-            router = dataclasses.replace(router, threshold=threshold)
+            router = router.with_threshold(threshold)
         _say_what_is_lost(stored, router)
     if arguments.output is not None:
         save_router(router, arguments.output)
@@ -121,8 +119,6 @@ def calibrate(arguments: argparse.Namespace) -> None:
 
 def score(arguments: argparse.Namespace) -> None:
     """Score a table of prompts."""
-    import dataclasses
-
     import pyarrow as pa
 
     from routerjax.features import EmbeddingCache
@@ -135,18 +131,25 @@ def score(arguments: argparse.Namespace) -> None:
     stored = load_router(router_folder(arguments.router), encoder=arguments.encoder)
     router = stored.with_pair(arguments.strong, arguments.weak)
     if arguments.threshold is not None:
-        router = dataclasses.replace(router, threshold=arguments.threshold)
+        router = router.with_threshold(arguments.threshold)
     _say_what_is_lost(stored, router)
     table = read_prompt_table(arguments.input, input_format=arguments.input_format, progress=True)
     taken = {"win_prob", "model"} & set(table.columns)
     if taken:
         raise InputError(f"{arguments.input} has a column {min(taken)} already, which score would write: rename it")
     output = table.prepare(arguments.output)
+    added, chosen = {}, None
     with EmbeddingCache() as cache:
-        win_prob = router.win_prob(table.prompts, cache=cache, progress=True)
-    added = {"win_prob": pa.array(win_prob)}
-    if router.threshold is not None:
-        chosen = [router.strong if is_strong else router.weak for is_strong in route(win_prob, router.threshold)]
+        if router.has_pair:
+            win_prob = router.win_prob(table.prompts, cache=cache, progress=True)
+            added["win_prob"] = pa.array(win_prob)
+            if router.threshold is not None:
+                chosen = [
+                    router.strong if is_strong else router.weak for is_strong in route(win_prob, router.threshold)
+                ]
+        else:
+            chosen = router.route(table.prompts, cache=cache, progress=True)
+    if chosen is not None:
         added["model"] = pa.array(chosen, pa.string())
     output.write(added)
 
@@ -156,9 +159,12 @@ def _say_what_is_lost(stored: Router, router: Router) -> None:
     lost = ["threshold"] if stored.threshold is not None and router.threshold is None else []
     if "calibration" in stored.variables and "calibration" not in router.variables:
         lost.append("calibration")
+    if not stored.has_pair and router.has_pair:
+        lost.append(f"policy {stored.policy.name}")
     if lost:
-        is_same = (stored.strong, stored.weak) == (router.strong, router.weak)
-        when = "before this calibration" if is_same else f"for {stored.strong} or {stored.weak}"
+        is_same = stored.has_pair and (stored.strong, stored.weak) == (router.strong, router.weak)
+        pair = f"for {stored.strong} or {stored.weak}" if stored.has_pair else f"among {len(stored.models)} models"
+        when = "before this calibration" if is_same else pair
         logger.warning("left out: the %s of the router, chosen %s", " and ".join(lost), when)
 
 

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import dataclasses
 import json
 import subprocess
 import sys
@@ -96,7 +95,7 @@ def run_demo(output: Path, *, seed: int = 0) -> None:
     with EmbeddingCache() as cache:
         win_prob = router.win_prob(battles.unique_prompts, cache=cache)
     threshold, attained = threshold_for_share(win_prob, STRONG_SHARE)
-    save_router(dataclasses.replace(router, threshold=threshold), output / "calibrated")
+    save_router(router.with_threshold(threshold), output / "calibrated")
     console.print(
         f"   threshold {threshold:.4f} sends {attained:.1%}; {shown}/calibrated: the router with its threshold"
     )

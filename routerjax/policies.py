@@ -55,12 +55,17 @@ class Policy(abc.ABC):
 
         Args:
             models: names of the router's models, in their order.
-            scores: of the models, in nats.
+            scores: of the models, in nats; in an export the batch is symbolic, ``scores.shape[0]`` but not ``len``.
             win_prob: of any pair of the models, calibrated as the router is.
 
         Returns:
             int32 index of a model in ``models``.
         """
+
+    @property
+    def chooses(self) -> bool:
+        """True if :meth:`choose` can be called: nothing is left to be found by calibration."""
+        return True
 
     def to_dict(self) -> dict[str, Any]:
         """Return the policy as JSON holds it: infinity, which JSON has not, is text."""
@@ -133,6 +138,11 @@ class Threshold(Policy):
             object.__setattr__(self, "threshold", math.inf)
         if self.threshold is not None:
             _require_threshold(self.threshold)
+
+    @property
+    def chooses(self) -> bool:
+        """True once there is a threshold."""
+        return self.threshold is not None
 
     def require_models(self, models: tuple[str, ...]) -> None:
         """Both models must be among them."""

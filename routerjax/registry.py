@@ -48,7 +48,14 @@ class Registry(Mapping[str, Entry], Generic[Entry]):
                 self._entries[name] = getattr(importlib.import_module(module), attribute)
             else:
                 for point in self._installed().select(name=name):
-                    self._entries.setdefault(name, point.load())
+                    try:
+                        self._entries.setdefault(name, point.load())
+                    except Exception as error:  # of another package's code: anything
+                        what = f"{type(error).__name__}: {error}".splitlines()[0]
+                        raise InputError(
+                            f"{self._group}: the entry point {name} = {point.value} of an installed package cannot be "
+                            f"imported: {what}"
+                        ) from error
         return self._entries[name]
 
     def __iter__(self) -> Iterator[str]:

@@ -97,8 +97,14 @@ def make_score_fn(module: nn.Module, *, strong: int, weak: int, likelihood: Like
         raise InputError(f"the strong and the weak model must differ; both are column {strong}")
 
     def score(variables: Variables, query: Query) -> Float[Array, "batch"]:
-        scores = apply_module(module, variables, query)
-        win_prob = likelihood.win_prob(variables, scores, strong, weak).astype(jnp.float32)
-        return apply_calibration(variables["calibration"], win_prob) if "calibration" in variables else win_prob
+        return pair_win_prob(variables, apply_module(module, variables, query), strong, weak, likelihood)
 
     return score
+
+
+def pair_win_prob(
+    variables: Variables, scores: Float[Array, "batch outputs"], strong: int, weak: int, likelihood: Likelihood
+) -> Float[Array, "batch"]:
+    """Calibrated win probability of a pair from what the module computed; see :func:`make_score_fn`."""
+    win_prob = likelihood.win_prob(variables, scores, strong, weak).astype(jnp.float32)
+    return apply_calibration(variables["calibration"], win_prob) if "calibration" in variables else win_prob

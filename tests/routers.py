@@ -13,6 +13,7 @@ import jax.numpy as jnp
 from routerjax import Router, features
 from routerjax.families import find_family, pretrained_params
 from routerjax.likelihoods import COLLECTION, make_likelihood
+from routerjax.policies import Threshold
 from routerjax.sealing import SEAL, seal
 from routerjax.typing import PyTree
 from tests.encoders import save_tiny_encoder
@@ -38,14 +39,18 @@ def tiny_router(
         num_outputs=len(models), attributes={"model_dim": 8} if attributes is None else attributes, featurizer=made
     )
     given = {
-        "strong": "big",
-        "weak": "small",
         "provenance": {"made by": "a test"},
         **changes,
     }
     if "variables" not in given:
         given["variables"] = {"params": _random_params(module, made.width)}
-    return Router(module=module, featurizer=made, models=models, **given)
+    return Router(module=module, featurizer=made, models=models, **_with_policy(given))
+
+
+def _with_policy(changes: dict) -> dict:
+    """The same with a policy of the strong model, the weak one and the threshold that are given."""
+    fields = {name: changes.pop(name) for name in ("strong", "weak", "threshold") if name in changes}
+    return {"policy": Threshold(**{"strong": "big", "weak": "small", **fields}), **changes}
 
 
 @functools.partial(jax.jit, static_argnums=(0, 1))
@@ -79,13 +84,12 @@ def tiny_text_router(
         module=module,
         featurizer=featurizer,
         models=models,
-        strong="big",
-        weak="small",
+        policy=Threshold("big", "small"),
         likelihood=likelihood,
         variables={"params": params, **({COLLECTION: own} if (own := likelihood.initial_params()) else {})},
         provenance={"made by": "a test"},
     )
-    return dataclasses.replace(router, **changes)
+    return dataclasses.replace(router, **_with_policy(changes))
 
 
 def forge(folder: Path, **changes: object) -> None:

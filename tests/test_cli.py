@@ -168,7 +168,7 @@ def test_export(
     assert own.startswith("exporting, and comparing with the router on 49 prompts of its own, a long")
     assert re.match(r"\d+ of 49 prompts were cut", cut)
     description = json.loads((tmp_path / "b" / "bundle.json").read_text())
-    assert description["threshold"] == load_router(arena / "calibrated").threshold
+    assert description["policy"]["threshold"] == load_router(arena / "calibrated").threshold
 
 
 def test_a_run_killed_in_the_middle_resumes_bit_for_bit(

@@ -14,6 +14,7 @@ from routerjax.cli import main
 from tests.json_changes import changes
 from tests.routers import forge, tiny_router, tiny_text_router
 
+POLICY = {"name": "threshold", "strong": "big", "weak": "small", "threshold": 0.5}
 FEATURES = {"kind": "given", "source": "e.npy", "width": 16, "fingerprint": "f"}
 
 
@@ -63,7 +64,7 @@ def test_the_message_says_which_command_changes_it_rightly(
     prompts.write_text("prompt\nprove it\na poem\n")
     path = folder / "router.json"
     content = json.loads(path.read_text())
-    path.write_text(json.dumps({**content, "strong": content["weak"], "weak": content["strong"]}))
+    path.write_text(json.dumps({**content, "policy": {**POLICY, "strong": "small", "weak": "big"}}))
     assert main(["score", str(folder), "--input", str(prompts)]) == 2
     said = capsys.readouterr().err
     assert said.count("\n") == 1
@@ -80,11 +81,11 @@ def test_the_message_says_which_command_changes_it_rightly(
 @pytest.mark.parametrize(
     ("changed", "message"),
     [
-        ({"strong": 5}, "saved: router.json.strong must be text, got 5"),
-        ({"strong": None}, "saved: router.json.strong must be text, got None"),
-        ({"weak": ["small"]}, r"saved: router.json.weak must be text, got \['small'\]"),
-        ({"weak": "big"}, "saved: strong and weak must be different models, got 'big' for both"),
-        ({"strong": "huge"}, "saved: 'huge' is not one of the router's 3 models"),
+        ({"policy": {**POLICY, "strong": 5}}, "saved: threshold.strong must be text, got 5"),
+        ({"policy": {**POLICY, "strong": None}}, "saved: threshold.strong must be text, got None"),
+        ({"policy": {**POLICY, "weak": ["small"]}}, r"saved: threshold.weak must be text, got \['small'\]"),
+        ({"policy": {**POLICY, "weak": "big"}}, "saved: strong and weak must be different models, got 'big' for both"),
+        ({"policy": {**POLICY, "strong": "huge"}}, "saved: 'huge' is not one of the router's 3 models"),
         ({"models": [1, 2, 3]}, "saved: router.json.models.0 must be text, got 1"),
         ({"models": ["big", "small", "small"]}, "saved: a router's models must be two or more different names"),
         ({"models": ["big", "small"]}, "saved: the tensors do not fit the module mf"),
@@ -102,16 +103,19 @@ def test_the_message_says_which_command_changes_it_rightly(
         ({"likelihood": {"name": "davidsson"}}, r"saved: the loss must be one of .*\(did you mean 'davidson'\?\)"),
         ({"likelihood": {"name": "davidson", "nu": 1}}, "saved: no setting 'davidson.nu'"),
         ({"likelihood": []}, "saved: router.json.likelihood must be a mapping of names"),
-        ({"threshold": True}, "saved: router.json.threshold must be .*got True"),
-        ({"threshold": "0.2"}, "saved: router.json.threshold must be .*got '0.2'"),
-        ({"threshold": 1.5}, "saved: router.json.threshold must be .*got 1.5"),
+        ({"policy": {**POLICY, "threshold": True}}, "saved: threshold.threshold must be .*got True"),
+        ({"policy": {**POLICY, "threshold": "0.2"}}, "saved: threshold.threshold must be .*got '0.2'"),
+        ({"policy": {**POLICY, "threshold": 1.5}}, r"saved: the threshold must lie in \[0, 1\].*got 1.5"),
+        ({"policy": []}, "saved: router.json.policy must be a mapping of names"),
+        ({"policy": {}}, "saved: the policy must be one of threshold, cost_aware, got ''"),
+        ({"policy": {"name": "treshold"}}, r"saved: the policy must be one of .*\(did you mean 'threshold'\?\)"),
         ({"featurizer": []}, "saved: router.json.featurizer must be"),
         ({"featurizer": {"kind": "sentence"}}, "saved: featurizer.source must be given: text"),
         ({"featurizer": {**FEATURES, "width": 0}}, "saved: featurizer.width must be an integer in .*got 0"),
         ({"featurizer": {**FEATURES, "kind": "image"}}, "saved: featurizer.kind must be one of .*got 'image'"),
         ({"provenance": 1}, "saved: router.json.provenance must be a mapping of names, each value of any kind, got 1"),
         ({"temperature": 1}, "saved: no setting 'router.json.temperature': RouterDescription has family"),
-        ({"strong": "half an emoji \ud83d"}, "saved: router.json is no JSON in UTF-8"),
+        ({"policy": {**POLICY, "strong": "half an emoji \ud83d"}}, "saved: router.json is no JSON in UTF-8"),
     ],
 )
 def test_a_forged_description_is_checked_field_by_field(folder: Path, changed: dict, message: str) -> None:
@@ -182,12 +186,12 @@ def test_forged_tensors_are_checked(folder: Path, change: Callable[[dict], dict]
         ("[" * 200_000, "is not JSON"),
         ('{"a":' * 200_000, "is not JSON"),
         ("[]", "must hold a JSON object"),
-        ("{}", "expected format 'routerjax-router-4', got None"),
+        ("{}", "expected format 'routerjax-router-5', got None"),
         ('{"format": "routerjax-router-1"}', "got 'routerjax-router-1': routerjax of another version wrote it"),
-        ('{"format": "routerjax-router-4"}', "was changed after routerjax wrote it"),
-        ('{"format": "routerjax-router-4", "attributes": {"smoothing": Infinity}}', "finite numbers"),
-        ('{"format": "routerjax-router-4", "attributes": {"smoothing": 1e999}}', "finite numbers"),
-        ('{"format": "routerjax-router-4", "content_sha256": [1]}', "was changed after routerjax wrote it"),
+        ('{"format": "routerjax-router-5"}', "was changed after routerjax wrote it"),
+        ('{"format": "routerjax-router-5", "attributes": {"smoothing": Infinity}}', "finite numbers"),
+        ('{"format": "routerjax-router-5", "attributes": {"smoothing": 1e999}}', "finite numbers"),
+        ('{"format": "routerjax-router-5", "content_sha256": [1]}', "was changed after routerjax wrote it"),
         ("\xff", "is not JSON"),
     ],
 )

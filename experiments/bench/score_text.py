@@ -31,6 +31,7 @@ from routerjax.config import FeatureConfig
 from routerjax.data import load_benchmark
 from routerjax.families import BERT
 from routerjax.features import load_tokens
+from routerjax.policies import Threshold
 
 TOLERANCE = 1e-5  # of the win probability
 ENCODER, MODELS = FeatureConfig.encoder, ("strong", "weak")
@@ -48,8 +49,7 @@ def untrained_router() -> Router:
         module=module,
         featurizer=featurizer,
         models=MODELS,
-        strong=MODELS[0],
-        weak=MODELS[1],
+        policy=Threshold(*MODELS),
         variables=BERT.start(module, featurizer, jax.random.key(0)),
     )
 

@@ -2,16 +2,21 @@
 
 from __future__ import annotations
 
+import functools
 from collections.abc import Sequence
 from contextlib import AbstractContextManager
+from dataclasses import dataclass
 
 import jax
+import jax.numpy as jnp
 import numpy as np
 
 from routerjax.data import simulate_arena
 from routerjax.errors import InputError
 from routerjax.features import Embeddings
+from routerjax.policies import Policy, WinProb
 from routerjax.router import Router
+from routerjax.typing import Array
 
 NUM_GOLDEN = 48
 
@@ -29,6 +34,47 @@ def golden_prompts() -> tuple[str, ...]:
     """Prompts of the simulated arena, and one longer than any encoder takes."""
     prompts = simulate_arena(num_prompts=NUM_GOLDEN, num_test_prompts=1, seed=0).preferences.unique_prompts
     return (*prompts, " ".join(prompts))
+
+
+def golden_outputs(router: Router, query: Sequence[str] | Embeddings, tolerance: float) -> dict[str, np.ndarray]:
+    """Compute what :meth:`Router.output_fn` gives for a query, by the router.
+
+    ``model`` is -1 where a difference that is within the tolerance, of a score or a win probability, would change it.
+    """
+    name = "win_prob" if router.has_pair else "scores"
+    outputs = {name: router.win_prob(query) if router.has_pair else router.scores(query)}
+    if router.policy.chooses:
+        is_embedded = isinstance(query, Embeddings)
+        arrays = {"embedding": query.embedding} if is_embedded else router.featurizer.query(list(query))
+        scores = jnp.asarray(router.module.apply(router.variables, arrays))
+        outputs["model"] = np.asarray(router.choose(router.variables, scores, _Settled(router.policy, tolerance)))
+    return outputs
+
+
+@dataclass(frozen=True)
+class _Settled(Policy):
+    """Choice of another policy where differences within a tolerance cannot change it; -1 elsewhere."""
+
+    name = "settled"
+
+    policy: Policy
+    tolerance: float
+
+    def require_models(self, models: tuple[str, ...]) -> None:
+        self.policy.require_models(models)
+
+    def choose(self, models: tuple[str, ...], scores: Array, win_prob: WinProb) -> Array:
+        chosen = self.policy.choose(models, scores, win_prob)
+        step = 2 * self.tolerance * jnp.maximum(1.0, jnp.abs(scores).max(axis=1, keepdims=True))
+        is_settled = chosen == self.policy.choose(models, scores - step * jax.nn.one_hot(chosen, len(models)), win_prob)
+        for moved in (-2 * self.tolerance, 2 * self.tolerance):
+            win_prob_moved = functools.partial(_moved, win_prob, moved)
+            is_settled &= chosen == self.policy.choose(models, scores, win_prob_moved)
+        return jnp.where(is_settled, chosen, -1)
+
+
+def _moved(win_prob: WinProb, by: float, strong: str, weak: str) -> Array:
+    return win_prob(strong, weak) + by
 
 
 def golden_query(router: Router, prompts: Sequence[str] | None = None) -> list[str] | Embeddings:

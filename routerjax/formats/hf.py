@@ -24,11 +24,13 @@ from routerjax.formats.hf_settings import (
     load_hf,
     read_settings,
     require_no_params,
+    require_threshold_policy,
     router_settings,
     settings_as_json,
 )
 from routerjax.likelihoods import BRADLEY_TERRY
 from routerjax.models import BertRouter, unstack_layers
+from routerjax.policies import Threshold
 from routerjax.pretrained import (
     TOKENIZER_CONFIG,
     BertConfig,
@@ -88,7 +90,7 @@ class HuggingFace(ReadableFormat, WritableFormat):
                 raise InputError(
                     f"{source}: id2label gives the name {repeated[0]!r} to {labels.count(repeated[0])} labels"
                 )
-            settings = HfSettings(labels, strong, weak, BRADLEY_TERRY, featurizer.max_length)
+            settings = HfSettings(labels, Threshold(strong, weak), BRADLEY_TERRY, featurizer.max_length)
         return load_hf(folder, featurizer, settings).with_pair(strong, weak)
 
     def require_form(self, router: Router) -> None:
@@ -100,6 +102,7 @@ class HuggingFace(ReadableFormat, WritableFormat):
         if "calibration" in router.variables:
             raise InputError("Hugging Face's format has no place for a calibration: export the router without it")
         require_no_params(router.likelihood)
+        require_threshold_policy(router.policy)
         head = router.module.head
         if head != "architecture":
             raise InputError(
@@ -135,10 +138,7 @@ class HuggingFace(ReadableFormat, WritableFormat):
     def verify(self, router: Router, folder: Path, query: Sequence[str] | Embeddings) -> dict[str, float]:
         """Read the folder and compare scores, up to :data:`TOLERANCE`, tokens and settings."""
         written = self.read(folder)
-        settings = [
-            (one.models, one.strong, one.weak, one.likelihood, one.threshold)
-            for one in (written, _as_published(router))
-        ]
+        settings = [(one.models, one.policy, one.likelihood) for one in (written, _as_published(router))]
         if settings[0] != settings[1]:
             raise VerificationError("its settings are others")
         if written.featurizer.fingerprint != router.featurizer.fingerprint:

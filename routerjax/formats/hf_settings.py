@@ -8,10 +8,11 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import NamedTuple
 
-from routerjax.errors import InputError, model_column
+from routerjax.errors import InputError
 from routerjax.families import BERT, pretrained_params
 from routerjax.features import TokenFeaturizer
 from routerjax.likelihoods import Likelihood, read_likelihood
+from routerjax.policies import Policy, Threshold, read_policy
 from routerjax.pretrained import read_bert_config, read_json, weights_sha256
 from routerjax.router.router import Router
 from routerjax.sealing import seal, unseal
@@ -30,17 +31,15 @@ CHANGES = (
 
 
 class HfSettings(NamedTuple):
-    """What a router is besides its logits; see :class:`routerjax.router.Router`. ``inf`` is text, as JSON has none.
+    """What a router is besides its logits; see :class:`routerjax.router.Router`.
 
     ``weights_sha256`` is that of the weights which the threshold was found for.
     """
 
     models: Sequence[str]
-    strong: str
-    weak: str
+    policy: Threshold
     likelihood: Likelihood
     max_length: int
-    threshold: float | str | None = None
     weights_sha256: str | None = None
 
 
@@ -52,22 +51,28 @@ def require_no_params(likelihood: Likelihood) -> None:
         )
 
 
+def require_threshold_policy(policy: Policy) -> Threshold:
+    """Raise InputError for a policy that is no threshold for one pair of models."""
+    if not isinstance(policy, Threshold):
+        raise InputError(f"Hugging Face's format holds the policy {Threshold.name}, got {policy.name!r}")
+    return policy
+
+
 def router_settings(router: Router, max_length: int, weights_sha256: str) -> HfSettings:
     """Those of a router."""
     return HfSettings(
         models=list(router.models),
-        strong=router.strong,
-        weak=router.weak,
+        policy=require_threshold_policy(router.policy),
         likelihood=router.likelihood,
         max_length=max_length,
-        threshold=router.threshold_as_json,
         weights_sha256=weights_sha256,
     )
 
 
 def settings_as_json(settings: HfSettings) -> dict[str, object]:
     """The section of ``config.json``, with the hash of its own content."""
-    return seal({**settings._asdict(), "likelihood": settings.likelihood.to_dict()})
+    records = {"policy": settings.policy.to_dict(), "likelihood": settings.likelihood.to_dict()}
+    return seal({**settings._asdict(), **records})
 
 
 def read_settings(folder: Path) -> HfSettings | None:
@@ -84,11 +89,12 @@ def read_settings(folder: Path) -> HfSettings | None:
         raise InputError(f"{where} is damaged: expected an object, got {described!r:.40}")
     fields = unseal(described, where, CHANGES)
     try:
-        if not isinstance(fields.get("likelihood"), dict):
-            raise InputError(f"likelihood must be an object, got {fields.get('likelihood')!r:.40}")
-        settings = HfSettings(**{**fields, "likelihood": read_likelihood(fields["likelihood"])})
+        for name in ("policy", "likelihood"):
+            if not isinstance(fields.get(name), dict):
+                raise InputError(f"{name} must be an object, got {fields.get(name)!r:.40}")
+        policy = require_threshold_policy(read_policy(fields["policy"]))
+        settings = HfSettings(**{**fields, "policy": policy, "likelihood": read_likelihood(fields["likelihood"])})
         _check(settings)
-        threshold = None if settings.threshold is None else float(settings.threshold)
     except (TypeError, ValueError) as error:
         raise InputError(f"{where} is damaged: {error}") from error
     expected = settings.likelihood.output_names(tuple(settings.models))
@@ -98,7 +104,7 @@ def read_settings(folder: Path) -> HfSettings | None:
             f"{folder / 'config.json'}: id2label was changed after routerjax wrote it: expected {', '.join(expected)}, "
             f"got {', '.join(labels or ['none'])}; {CHANGES}"
         )
-    return settings._replace(threshold=threshold)
+    return settings
 
 
 def _check(settings: HfSettings) -> None:
@@ -106,12 +112,7 @@ def _check(settings: HfSettings) -> None:
     is_list = isinstance(models, list) and all(isinstance(name, str) for name in models)
     if not is_list or len(models) < 2 or len(set(models)) != len(models):
         raise InputError(f"models must be a list of two or more different names, got {models!r}")
-    for name in (settings.strong, settings.weak):
-        if not isinstance(name, str):
-            raise InputError(f"strong and weak must be names, got {name!r}")
-        model_column(name, models, "its")
-    if settings.strong == settings.weak:
-        raise InputError(f"strong and weak must be different models, got {settings.strong!r} for both")
+    settings.policy.require_models(tuple(models))
     require_no_params(settings.likelihood)
     coerce(settings.max_length, int, "max_length")
     coerce(settings.weights_sha256, str | None, "weights_sha256")
@@ -138,18 +139,18 @@ def load_hf(folder: Path, featurizer: TokenFeaturizer, settings: HfSettings) -> 
     module = BERT.make_module(num_outputs=outputs, attributes=attributes, featurizer=featurizer)
     if config.labels is not None and len(config.labels) != outputs:
         raise InputError(f"{folder}: expected {outputs} labels, got {len(config.labels)}: {', '.join(config.labels)}")
-    sha256, threshold, source = weights_sha256(folder), settings.threshold, featurizer.source
-    if threshold is not None and settings.weights_sha256 != sha256:
-        logger.warning("%s: dropped the threshold %s, which was found for other weights: calibrate", source, threshold)
-        threshold = None
+    sha256, policy, source = weights_sha256(folder), settings.policy, featurizer.source
+    if policy.chooses and settings.weights_sha256 != sha256:
+        logger.warning(
+            "%s: dropped the threshold %s, which was found for other weights: calibrate", source, policy.threshold
+        )
+        policy = Threshold(policy.strong, policy.weak)
     return Router(
         module=module,
         featurizer=featurizer,
         models=models,
-        strong=settings.strong,
-        weak=settings.weak,
+        policy=policy,
         likelihood=likelihood,
-        threshold=None if threshold is None else float(threshold),
         variables={"params": pretrained_params(module, folder)},
         provenance={"imported_from": source, "sha256": sha256},
     )

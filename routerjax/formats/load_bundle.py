@@ -5,13 +5,14 @@
 """Score prompts with an exported router. Needs what is listed above, not routerjax; tokenizers for text alone.
 
     python load.py --verify             compare with the scores that the bundle was written with
-    python load.py "A prompt" ...       print win probabilities
+    python load.py "A prompt" ...       print win probabilities, and the models that the router's policy chooses
 
 From code::
 
     bundle = Bundle("path/of/bundle")
     bundle.win_prob(["A prompt"])               # text
     bundle.win_prob_from_embedding(embedding)   # float32 [batch, embed]
+    bundle.route(["A prompt"])                  # names of models
 """
 
 import argparse
@@ -26,7 +27,7 @@ import jax.export
 import numpy as np
 from safetensors.numpy import load_file
 
-FORMAT = "routerjax-stablehlo-4"
+FORMAT = "routerjax-stablehlo-5"
 FILES = (
     "from_embedding.stablehlo",
     "from_token_ids.stablehlo",
@@ -91,20 +92,54 @@ class Bundle:
 
     def win_prob_from_embedding(self, embedding):
         """P(strong is better than weak), float32 [batch], from embeddings float32 [batch, embed]."""
+        return self._output("win_prob", self._embedding_outputs, embedding)
+
+    def win_prob_from_token_ids(self, token_ids, attention_mask):
+        """The same from int32 [batch, length]; any length up to ``max_length``."""
+        return self._output("win_prob", self._token_outputs, token_ids, attention_mask)
+
+    def win_prob(self, prompts):
+        """Return the win probability of each of a list of texts."""
+        return self._output("win_prob", self._text_outputs, prompts)
+
+    def route_from_embedding(self, embedding):
+        """Names of the chosen models, from embeddings float32 [batch, embed]."""
+        return self._names(self._output("model", self._embedding_outputs, embedding))
+
+    def route_from_token_ids(self, token_ids, attention_mask):
+        """The same from int32 [batch, length]."""
+        return self._names(self._output("model", self._token_outputs, token_ids, attention_mask))
+
+    def route(self, prompts):
+        """Return the name of the model that the router's policy chooses for each of a list of texts."""
+        return self._names(self._output("model", self._text_outputs, prompts))
+
+    def _names(self, columns):
+        return [self.description["models"][column] for column in columns]
+
+    def _output(self, name, compute, *inputs):
+        if name not in self.description["outputs"]:
+            has = {
+                "model": "has no threshold: it gives win_prob",
+                "win_prob": "is of no pair of models: it gives route",
+            }
+            raise BundleError(f"the policy of this router {has[name]}")
+        return compute(*inputs)[name]
+
+    def _embedding_outputs(self, embedding):
         if not self.takes_embeddings:
             raise BundleError("this router reads text, not embeddings: use win_prob or win_prob_from_token_ids")
         embedding = _numbers("embedding", embedding, "fiu").astype(np.float32)
         if embedding.ndim != 2 or not np.isfinite(embedding).all():
             raise BundleError(f"embedding must be finite and of shape [batch, embed], got shape {embedding.shape}")
         try:
-            return _in_batches(lambda part: self._from_embedding(self.router, part), embedding)
+            return self._in_batches(lambda part: self._from_embedding(self.router, part), embedding)
         except BundleError:
             raise
         except ValueError as error:
             raise BundleError(f"embedding of shape {embedding.shape}: {str(error).splitlines()[0]}") from error
 
-    def win_prob_from_token_ids(self, token_ids, attention_mask):
-        """The same from int32 [batch, length]; any length up to ``max_length``."""
+    def _token_outputs(self, token_ids, attention_mask):
         self._require_text()
         ids, mask = _numbers("token_ids", token_ids, "iu"), _numbers("attention_mask", attention_mask, "iub")
         if ids.ndim != 2 or ids.shape != mask.shape or 0 in ids.shape[1:]:
@@ -115,14 +150,13 @@ class Bundle:
             raise BundleError(f"at most {self.max_length} tokens a prompt, got {ids.shape[1]}: truncate them")
         if ((ids < 0) | (ids > self._largest_id)).any() or ((mask != 0) & (mask != 1)).any():
             raise BundleError(f"token_ids must lie in [0, {self._largest_id}], and attention_mask be of 0 and 1")
-        return _in_batches(
+        return self._in_batches(
             lambda ids, mask: self._from_token_ids(self.router, self.encoder, ids, mask),
             ids.astype(np.int32),
             mask.astype(np.int32),
         )
 
-    def win_prob(self, prompts):
-        """Return the win probability of each of a list of texts."""
+    def _text_outputs(self, prompts):
         self._require_text()
         if isinstance(prompts, str):
             raise BundleError("prompts must be a list of texts, got one text: put it into a list")
@@ -138,7 +172,7 @@ class Bundle:
         mask = np.zeros_like(padded)
         for row, ids in enumerate(token_ids):
             padded[row, : len(ids)], mask[row, : len(ids)] = ids, 1
-        return self.win_prob_from_token_ids(padded, mask)
+        return self._token_outputs(padded, mask)
 
     def _require_text(self):
         if self.max_length is None:
@@ -179,6 +213,26 @@ class Bundle:
             token_ids[row] = token_ids[row][:first] + tail[max(0, len(tail) - last) :]
         return [before + ids + after for ids in token_ids]
 
+    def _in_batches(self, function, *columns):
+        """Outputs by name."""
+        if len(columns[0]) == 0:
+            return {
+                name: np.zeros(0, np.int32 if name == "model" else np.float32) for name in self.description["outputs"]
+            }
+        parts = []
+        for start in range(0, len(columns[0]), LARGEST_BATCH):
+            part = [column[start : start + LARGEST_BATCH] for column in columns]
+            count = len(part[0])
+            size = 1 << (count - 1).bit_length()
+            padded = [column[np.minimum(np.arange(size), count - 1)] for column in part]
+            parts.append({name: np.asarray(output)[:count] for name, output in function(*padded).items()})
+        outputs = {name: np.concatenate([part[name] for part in parts]) for name in parts[0]}
+        for name, output in outputs.items():
+            wrong = (output < 0) if name == "model" else np.isnan(output.reshape(len(output), -1)).any(axis=1)
+            if wrong.any():
+                raise BundleError(f"row {np.flatnonzero(wrong)[0]}: the router gives no probability or score, but NaN")
+        return outputs
+
     def verify(self):
         """Largest differences from the scores the bundle was written with.
 
@@ -191,20 +245,28 @@ class Bundle:
         for rows in (slice(0, 1), slice(0, 5), slice(None)):
             found = {}
             if self.takes_embeddings:
-                found["from_embedding"] = self.win_prob_from_embedding(golden["embedding"][rows])
+                found["from_embedding"] = self._embedding_outputs(golden["embedding"][rows])
             if self.max_length is not None:
                 ids, mask = golden["token_ids"][rows], golden["attention_mask"][rows]
                 length = int(mask.sum(axis=1).max())  # and lengths, without the padding of longer prompts
-                found["from_token_ids"] = self.win_prob_from_token_ids(ids[:, :length], mask[:, :length])
-                found["from_text"] = self.win_prob(self.description["golden_prompts"][rows])
-            for name, win_prob in found.items():
-                difference = float(np.abs(win_prob - golden["win_prob"][rows]).max())
+                found["from_token_ids"] = self._token_outputs(ids[:, :length], mask[:, :length])
+                found["from_text"] = self._text_outputs(self.description["golden_prompts"][rows])
+            for name, outputs in found.items():
+                kind = "win_prob" if "win_prob" in outputs else "scores"
+                scale = max(1.0, float(np.abs(golden[kind]).max()))
+                difference = float(np.abs(outputs[kind] - golden[kind][rows]).max()) / scale
                 largest[name] = max(difference, largest.get(name, 0.0))
                 if not difference <= self.description["tolerance"][name]:
                     raise BundleError(
                         f"{name} differs from the golden scores by {difference:.2e}, "
                         f"more than {self.description['tolerance'][name]:.0e}"
                     )
+                # -1: rounding decides between two models.
+                if (
+                    "model" in outputs
+                    and ((golden["model"][rows] != outputs["model"]) & (golden["model"][rows] >= 0)).any()
+                ):
+                    raise BundleError(f"{name} chooses other models than the router did")
         return largest
 
 
@@ -238,22 +300,6 @@ def _numbers(name, values, kinds):
     return array
 
 
-def _in_batches(function, *columns):
-    if len(columns[0]) == 0:
-        return np.zeros(0, np.float32)
-    parts = []
-    for start in range(0, len(columns[0]), LARGEST_BATCH):
-        part = [column[start : start + LARGEST_BATCH] for column in columns]
-        count = len(part[0])
-        size = 1 << (count - 1).bit_length()
-        padded = [column[np.minimum(np.arange(size), count - 1)] for column in part]
-        parts.append(np.asarray(function(*padded))[:count])
-    win_prob = np.concatenate(parts)
-    if np.isnan(win_prob).any():
-        raise BundleError(f"row {np.flatnonzero(np.isnan(win_prob))[0]}: the router gives no probability, but NaN")
-    return win_prob
-
-
 def main():
     """Verify the bundle in this file's folder, or score the prompts on the command line."""
     parser = argparse.ArgumentParser(description="Score prompts with an exported router.")
@@ -275,11 +321,11 @@ def _run(arguments):
     if arguments.verify or not arguments.prompts:
         print(json.dumps({"largest_difference": bundle.verify()}))
         return
-    threshold = bundle.description["threshold"]
-    for prompt, win_prob in zip(arguments.prompts, bundle.win_prob(arguments.prompts).tolist(), strict=True):
-        row = {"prompt": prompt, "win_prob": win_prob}
-        if threshold is not None:
-            row["model"] = bundle.description["strong" if win_prob >= float(threshold) else "weak"]
+    outputs = bundle._text_outputs(arguments.prompts)
+    for row, prompt in enumerate(arguments.prompts):
+        row = {"prompt": prompt, **{name: output[row].tolist() for name, output in outputs.items()}}
+        if "model" in row:
+            row["model"] = bundle.description["models"][row["model"]]
         print(json.dumps(row))  # in ASCII: no text of others reaches the terminal as a control character
 
 

@@ -24,6 +24,7 @@ from routerjax.formats.format import ReadableFormat, WritableFormat
 from routerjax.formats.hf_settings import HfSettings, load_hf, read_settings
 from routerjax.likelihoods import BradleyTerry, ThreeLabels
 from routerjax.models import MatrixFactorization
+from routerjax.policies import Threshold
 from routerjax.pretrained import file_sha256, locate, tensor_bytes
 from routerjax.pretrained.routellm import (
     CONFIG_FILE,
@@ -102,8 +103,7 @@ class Factorization(ReadableFormat, WritableFormat):
             module=MF.make_module(num_outputs=len(MODELS), attributes=attributes, featurizer=featurizer),
             featurizer=featurizer,
             models=MODELS,
-            strong=strong or defaults.strong_model,
-            weak=weak or defaults.weak_model,
+            policy=Threshold(strong or defaults.strong_model, weak or defaults.weak_model),
             variables={"params": jax.tree.map(jnp.asarray, params)},
             provenance={"sha256": file_sha256(path)},
         )
@@ -219,8 +219,7 @@ class SimilarityWeightedRanking(ReadableFormat):
             module=module,
             featurizer=featurizer,
             models=battles.models,
-            strong=strong or config.strong_model,
-            weak=weak or config.weak_model,
+            policy=Threshold(strong or config.strong_model, weak or config.weak_model),
             variables={"memory": SW.remember(module, to_batch(battles, embedding), battles.models)},
             provenance=dataclasses.asdict(config),
         )
@@ -262,7 +261,7 @@ class Classifier(ReadableFormat):
         is_released_pair = {strong, weak} == {STRONG, WEAK}
         first, last = (STRONG, WEAK) if is_released_pair else (strong, weak)
         featurizer = load_tokens(path)
-        settings = HfSettings([first, last], first, last, ThreeLabels(readout="win"), featurizer.max_length)
+        settings = HfSettings([first, last], Threshold(first, last), ThreeLabels(readout="win"), featurizer.max_length)
         return load_hf(folder, featurizer, settings).with_pair(strong, weak)
 
 

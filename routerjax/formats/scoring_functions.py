@@ -29,38 +29,40 @@ def _unflatten(weights: Mapping[str, Array]) -> PyTree:
 
 
 def export_from_embedding(router: Router) -> jax.export.Exported:
-    """``(router weights, embedding float32 [batch, embed]) -> win_prob float32 [batch]``."""
-    score = router.score_fn()
+    """``(router weights, embedding float32 [batch, embed]) -> outputs``; see :meth:`Router.output_fn`."""
+    compute = router.output_fn()
 
-    def win_prob(weights: FlatWeights, embedding: Array) -> Array:
-        return score(_unflatten(weights), {"embedding": embedding})
+    def outputs(weights: FlatWeights, embedding: Array) -> dict[str, Array]:
+        return compute(_unflatten(weights), {"embedding": embedding})
 
     (batch,) = jax.export.symbolic_shape("batch")
     embedding = jax.ShapeDtypeStruct((batch, router.featurizer.width), jnp.float32)
-    return _export(win_prob, _shapes(flatten(router.variables)), embedding)
+    return _export(outputs, _shapes(flatten(router.variables)), embedding)
 
 
 def export_from_token_ids(router: Router, text: TextFunction) -> jax.export.Exported:
-    """``(router weights, encoder weights, token_ids, attention_mask int32 [batch, length]) -> win_prob [batch]``.
+    """``(router weights, encoder weights, token_ids, attention_mask int32 [batch, length]) -> outputs``.
 
     Encoder and router are one function; a router that reads text itself has no other encoder, and no weights for it.
     The length may be any up to the tokenizer's ``max_length``.
     """
-    score = router.score_fn()
+    compute = router.output_fn()
 
-    def win_prob(weights: FlatWeights, encoder_weights: FlatWeights, token_ids: Array, attention_mask: Array) -> Array:
+    def outputs(
+        weights: FlatWeights, encoder_weights: FlatWeights, token_ids: Array, attention_mask: Array
+    ) -> dict[str, Array]:
         tokens = {"token_ids": token_ids, "attention_mask": attention_mask}
-        return score(_unflatten(weights), text.apply(_unflatten(encoder_weights), tokens))
+        return compute(_unflatten(weights), text.apply(_unflatten(encoder_weights), tokens))
 
     # The position table is sliced to the length, which export accepts only where it knows the bound.
     shape = jax.export.symbolic_shape("batch, length", constraints=(f"length <= {text.tokenizer.max_length}",))
     tokens = jax.ShapeDtypeStruct(shape, jnp.int32)
-    return _export(win_prob, _shapes(flatten(router.variables)), _shapes(flatten(text.variables)), tokens, tokens)
+    return _export(outputs, _shapes(flatten(router.variables)), _shapes(flatten(text.variables)), tokens, tokens)
 
 
 def _shapes(weights: FlatWeights) -> PyTree:
     return jax.tree.map(lambda leaf: jax.ShapeDtypeStruct(leaf.shape, leaf.dtype), weights)
 
 
-def _export(function: Callable[..., Array], *arguments: PyTree) -> jax.export.Exported:
+def _export(function: Callable[..., dict[str, Array]], *arguments: PyTree) -> jax.export.Exported:
     return jax.export.export(jax.jit(function), platforms=PLATFORMS)(*arguments)

@@ -17,14 +17,15 @@ import numpy as np
 from routerjax.errors import VerificationError
 from routerjax.features import CHARACTERS_PER_TOKEN, Embeddings, TextFunction
 from routerjax.formats.format import WritableFormat
+from routerjax.formats.golden import golden_outputs
 from routerjax.formats.scoring_functions import PLATFORMS, export_from_embedding, export_from_token_ids, flatten
 from routerjax.pretrained import tensor_bytes
 from routerjax.router import Router
 from routerjax.sealing import seal
 
-FORMAT = "routerjax-stablehlo-4"
+FORMAT = "routerjax-stablehlo-5"
 TOLERANCE = {"from_embedding": 1e-6, "from_token_ids": 1e-5, "from_text": 1e-5}
-"""Largest differences of win probability between the bundle and the router that are accepted."""
+"""Largest differences between the bundle and the router that are accepted, of what is at most 1."""
 LOADER = Path(__file__).with_name("load_bundle.py")
 
 
@@ -33,14 +34,14 @@ class StableHlo(WritableFormat):
 
     The folder holds the scoring function from embeddings and, for routers of an encoder, from token ids (encoder and
     router as one function; of a router that reads text itself this one alone), as StableHLO for cpu, cuda and tpu with
-    symbolic batch and length; the weights; the tokenizer; golden prompts with their win probabilities; ``load.py``; and
+    symbolic batch and length; the weights; the tokenizer; golden prompts with their outputs; ``load.py``; and
     ``bundle.json`` with the hashes of all of these and of its own content.
     """
 
     name = "stablehlo"
 
     def write(self, router: Router, folder: Path, query: Sequence[str] | Embeddings) -> None:
-        """Write the bundle; the win probabilities of the query are its golden ones."""
+        """Write the bundle; the outputs for the query are its golden ones."""
         files: dict[str, bytes] = {"router.safetensors": tensor_bytes(flatten(router.variables))}
         golden: dict[str, np.ndarray] = {}
         text: dict[str, object] = {"max_length": None, "golden_prompts": []}
@@ -65,16 +66,17 @@ class StableHlo(WritableFormat):
         if isinstance(query, Embeddings):
             golden["embedding"] = query.embedding
             files["from_embedding.stablehlo"] = bytes(export_from_embedding(router).serialize())
-        files["golden.safetensors"] = tensor_bytes({**golden, "win_prob": router.win_prob(query)})
+        outputs = golden_outputs(router, query, max(TOLERANCE.values()))
+        files["golden.safetensors"] = tensor_bytes({**golden, **outputs})
         files["load.py"] = LOADER.read_bytes()
         description = {
             "format": FORMAT,
             "jax_version": jax.__version__,
             "platforms": list(PLATFORMS),
             "family": router.family,
-            "strong": router.strong,
-            "weak": router.weak,
-            "threshold": router.threshold_as_json,
+            "models": list(router.models),
+            "policy": router.policy.to_dict(),
+            "outputs": sorted(outputs),
             "featurizer": router.featurizer.to_dict(),
             **text,
             "tolerance": TOLERANCE,

@@ -56,7 +56,7 @@ def calibrate_router(router: Router, battles: Preferences, *, method: str, cache
         raise InputError(f"every battle between {router.strong} and {router.weak} is a tie")
     own, label = own.select(counts), label[counts]
     variables = {name: leaf for name, leaf in router.variables.items() if name != "calibration"}
-    raw = dataclasses.replace(router, variables=variables, threshold=None)
+    raw = dataclasses.replace(router.with_threshold(None), variables=variables)
     win_prob = raw.win_prob(own.prompts, exclude_own_battles=True, cache=cache, progress=True)
     calibrated = cross_fitted(win_prob, label, own.prompt_index, method=method)
     figures = {

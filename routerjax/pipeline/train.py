@@ -29,6 +29,7 @@ from routerjax.pipeline.battles import load_preferences
 from routerjax.pipeline.provenance import describe_run, require_run, require_same_run, write_json
 from routerjax.pipeline.run_folder import require_loadable, run_folder
 from routerjax.pipeline.tokens import token_batches
+from routerjax.policies import Threshold
 from routerjax.router import Router, load_router, save_router
 from routerjax.typing import PreferenceBatch, Variables
 
@@ -97,8 +98,7 @@ def _train(config: ExperimentConfig, output: Path, *, resume: bool) -> Router:
     make_router = functools.partial(
         Router,
         models=preferences.models,
-        strong=config.router.strong,
-        weak=config.router.weak,
+        policy=Threshold(config.router.strong, config.router.weak),
         provenance=provenance,
     )
     routers: dict[str, Router] = {}

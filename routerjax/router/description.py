@@ -8,9 +8,8 @@ import json
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Annotated, ClassVar, Literal, cast
+from typing import ClassVar
 
-from annotated_types import Interval
 from pydantic import ConfigDict
 
 from routerjax.config import AttributeValue
@@ -21,7 +20,7 @@ from routerjax.router.router import Router
 from routerjax.sealing import seal, unseal
 from routerjax.validation import from_json
 
-FORMAT = "routerjax-router-4"
+FORMAT = "routerjax-router-5"
 FILE = "router.json"
 CHANGES = (
     "copy the folder again, or make the change by routerjax: another pair of models by --strong and --weak of "
@@ -36,8 +35,8 @@ class RouterDescription:
 
     Attributes:
         family: name of the module's, and ``attributes`` of the module; see :class:`routerjax.families.Family`.
-        models, strong, weak, provenance: as in :class:`routerjax.router.Router`.
-        threshold: likewise; ``inf`` as text.
+        models, provenance: as in :class:`routerjax.router.Router`.
+        policy: see :meth:`routerjax.policies.Policy.to_dict`.
         likelihood: see :meth:`routerjax.likelihoods.Likelihood.to_dict`.
         featurizer: see :meth:`routerjax.features.Featurizer.to_dict`.
         tensors_sha256: of the file of tensors.
@@ -50,9 +49,7 @@ class RouterDescription:
     attributes: Mapping[str, AttributeValue]
     likelihood: Mapping[str, object]
     models: tuple[str, ...]
-    strong: str
-    weak: str
-    threshold: Annotated[float, Interval(ge=0, le=1)] | Literal["inf"] | None
+    policy: Mapping[str, object]
     featurizer: Mapping[str, object]
     tensors_sha256: str
     files_sha256: Mapping[str, str]
@@ -84,9 +81,7 @@ def describe_router(router: Router, *, tensors_sha256: str) -> RouterDescription
         attributes=attributes,
         likelihood=router.likelihood.to_dict(),
         models=router.models,
-        strong=router.strong,
-        weak=router.weak,
-        threshold=cast("float | Literal['inf'] | None", router.threshold_as_json),
+        policy=router.policy.to_dict(),
         featurizer=router.featurizer.to_dict(),
         tensors_sha256=tensors_sha256,
         files_sha256={name: hashlib.sha256(content).hexdigest() for name, content in router.featurizer.files.items()},

@@ -22,6 +22,7 @@ from routerjax.errors import InputError
 from routerjax.families import find_family
 from routerjax.features import read_featurizer
 from routerjax.likelihoods import COLLECTION, read_likelihood
+from routerjax.policies import read_policy
 from routerjax.pretrained import file_sha256, find_file, read_bytes, tensor_bytes
 from routerjax.router.description import FILE as DESCRIPTION_FILE
 from routerjax.router.description import RouterDescription, describe_router, read_description, write_description
@@ -83,11 +84,9 @@ def load_router(path: str | os.PathLike[str], *, encoder: str | None = None) -> 
             module=module,
             featurizer=featurizer if encoder is None else featurizer.at(encoder),
             models=description.models,
-            strong=description.strong,
-            weak=description.weak,
+            policy=read_policy(description.policy),
             variables=variables,
             likelihood=likelihood,
-            threshold=None if description.threshold is None else float(description.threshold),
             provenance=description.provenance,
         )
         _require_fit(router, description.family)

@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import collections
 import dataclasses
-import math
-from collections.abc import Iterator, Mapping, Sequence
+import functools
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import cast
 
@@ -14,12 +14,13 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import tqdm
-from jaxtyping import Float32, Int
+from jaxtyping import Float, Float32, Int
 
 from routerjax.errors import InputError, model_column
 from routerjax.families import family_of
 from routerjax.features import EmbeddingCache, Embeddings, Featurizer
 from routerjax.likelihoods import BRADLEY_TERRY, Likelihood
+from routerjax.policies import Policy, Threshold
 from routerjax.prompts import prompt_ids, require_texts
 from routerjax.router.outputs import (
     checked_probability,
@@ -28,8 +29,8 @@ from routerjax.router.outputs import (
     jit_win_prob,
     require_values,
 )
-from routerjax.scoring import make_score_fn
-from routerjax.typing import Array, ScoreFn, Variables
+from routerjax.scoring import pair_win_prob
+from routerjax.typing import Array, Query, ScoreFn, Variables
 
 
 @dataclass(frozen=True, eq=False, kw_only=True)
@@ -40,25 +41,22 @@ class Router:
         module: linen, from a query to scores; of a registered family if the router is to be saved.
         featurizer: of the module's queries.
         models: names of the models that are scored.
-        strong: the default strong model.
-        weak: the default weak model.
+        policy: which of the models answers a prompt; a :class:`routerjax.policies.Threshold` also says of which pair
+            of them the win probability is.
         variables: ``{"params": ..., "likelihood": ..., "memory": ..., "calibration": ...}``; each may be absent.
         likelihood: what the scores were trained under.
-        threshold: route to the strong model from this win probability on (``inf``: never); None before calibration.
         provenance: how it came to be: configuration, versions, data hashes; any JSON.
 
     Raises:
-        InputError: names that are repeated or unknown, one model in both roles, or a threshold out of range.
+        InputError: names that are repeated, or that the policy cannot choose among.
     """
 
     module: nn.Module
     featurizer: Featurizer
     models: tuple[str, ...]
-    strong: str
-    weak: str
+    policy: Policy
     variables: Variables
     likelihood: Likelihood = BRADLEY_TERRY
-    threshold: float | None = None
     provenance: Mapping[str, object] = field(default_factory=dict)
 
     def __post_init__(self) -> None:
@@ -66,14 +64,9 @@ class Router:
         if wrong or len(self.models) < 2:
             got = f"{wrong[0]!r} among {len(self.models)}" if wrong else list(self.models)
             raise InputError(f"a router's models must be two or more different names, none of them empty, got {got}")
-        if self.strong == self.weak:
-            raise InputError(f"strong and weak must be different models, got {self.strong!r} for both")
-        for name in (self.strong, self.weak):
-            self.column(name)
-        if self.threshold is not None and not (0 <= self.threshold <= 1 or self.threshold == math.inf):
-            raise InputError(f"threshold must be in [0, 1], or inf for never, got {self.threshold!r}")
+        self.policy.require_models(self.models)
         family = family_of(self.module)
-        if family is not None:
+        if family is not None and self.has_pair:
             family.require_pair(self.variables, self.models, self.strong, self.weak)
 
     @property
@@ -83,9 +76,30 @@ class Router:
         return type(self.module).__name__ if family is None else family.name
 
     @property
-    def threshold_as_json(self) -> float | str | None:
-        """The threshold as JSON holds it, which knows no infinity; ``float`` reads the text back."""
-        return "inf" if self.threshold == math.inf else self.threshold
+    def has_pair(self) -> bool:
+        """True if the policy is that of a strong and a weak model."""
+        return isinstance(self.policy, Threshold)
+
+    @property
+    def strong(self) -> str:
+        """The strong model; InputError where the policy has none."""
+        return self._pair.strong
+
+    @property
+    def weak(self) -> str:
+        """The weak model; InputError where the policy has none."""
+        return self._pair.weak
+
+    @property
+    def threshold(self) -> float | None:
+        """Route to the strong model from this win probability on; None before calibration, or of another policy."""
+        return cast("float | None", self.policy.threshold) if isinstance(self.policy, Threshold) else None
+
+    @property
+    def _pair(self) -> Threshold:
+        if isinstance(self.policy, Threshold):
+            return self.policy
+        raise InputError(f"the router's policy {self.policy.name} has no pair of models: give both strong and weak")
 
     def column(self, model: str) -> int:
         """The column of a model in the scores.
@@ -98,25 +112,100 @@ class Router:
     def with_pair(self, strong: str | None = None, weak: str | None = None) -> Router:
         """Return the same router for another pair of its models.
 
-        A calibration and a threshold are those of a pair, so that another one has neither.
+        A calibration and a threshold are those of a pair, so that another one has neither. Of a router whose policy has
+        no pair, both models make it one of a pair.
 
         Raises:
-            InputError: a model is unknown, or both are the same.
+            InputError: a model is unknown, both are the same, or one is neither given nor the policy's.
         """
+        if strong is None and weak is None:
+            return self
         strong = self.strong if strong is None else strong
         weak = self.weak if weak is None else weak
-        if (strong, weak) == (self.strong, self.weak):
+        if self.has_pair and (strong, weak) == (self.strong, self.weak):
             return self
         variables = {name: leaf for name, leaf in self.variables.items() if name != "calibration"}
         provenance = {name: value for name, value in self.provenance.items() if name != "calibration"}
-        return dataclasses.replace(
-            self, strong=strong, weak=weak, variables=variables, provenance=provenance, threshold=None
-        )
+        return dataclasses.replace(self, policy=Threshold(strong, weak), variables=variables, provenance=provenance)
 
-    def score_fn(self) -> ScoreFn:
-        """The pure ``(variables, query) -> win_prob [batch]`` of the router's pair of models: what is exported."""
-        strong, weak = self.column(self.strong), self.column(self.weak)
-        return make_score_fn(self.module, strong=strong, weak=weak, likelihood=self.likelihood)
+    def with_threshold(self, threshold: float | None) -> Router:
+        """Return the same router with another threshold, or with none.
+
+        Raises:
+            InputError: a threshold out of range, or a policy without a pair of models.
+        """
+        return dataclasses.replace(self, policy=dataclasses.replace(self._pair, threshold=threshold))
+
+    def choose(
+        self, variables: Variables, scores: Float[Array, "batch outputs"], policy: Policy | None = None
+    ) -> Int[Array, "batch"]:
+        """Choose a column of ``models`` for each row of what the module computed; pure, jits.
+
+        A calibration is that of the router's pair: the policy is told other pairs' win probabilities as trained.
+
+        Args:
+            variables: of the router.
+            scores: of the module.
+            policy: default the router's own.
+
+        Returns:
+            int32 column, -1 where a score is not finite.
+
+        Raises:
+            InputError: the policy has no threshold yet.
+        """
+        plain = {name: leaf for name, leaf in variables.items() if name != "calibration"}
+
+        def win_prob(strong: str, weak: str) -> Array:
+            is_calibrated = self.has_pair and (strong, weak) == (self.strong, self.weak)
+            columns = self.column(strong), self.column(weak)
+            return pair_win_prob(variables if is_calibrated else plain, scores, *columns, self.likelihood)
+
+        policy = self.policy if policy is None else policy
+        column = policy.choose(self.models, self.likelihood.model_scores(scores), win_prob)
+        return jnp.where(jnp.isfinite(scores).all(axis=-1), column, -1).astype(jnp.int32)
+
+    @functools.cached_property
+    def _jit_choice(self) -> ScoreFn:
+        def choose(variables: Variables, query: Query) -> Array:
+            return self.choose(variables, cast(Array, self.module.apply(variables, query)))
+
+        return jax.jit(choose)
+
+    def route(
+        self, prompts: Sequence[str] | Embeddings, *, cache: EmbeddingCache | None = None, progress: bool = False
+    ) -> list[str]:
+        """Name the model that the policy chooses for each prompt; see :meth:`win_prob` for the arguments.
+
+        Raises:
+            InputError: as :meth:`scores`, or the policy has no threshold yet.
+        """
+        if not self.policy.chooses:
+            raise InputError("this router has no threshold yet: find one by calibrate")
+        columns = self._run(
+            self._jit_choice, self.variables, prompts, exclude_own_battles=False, cache=cache, progress=progress
+        )
+        is_model = (columns >= 0) & (columns < len(self.models))
+        require_values(is_model, columns, "choice must be a column of its models", prompts)
+        return [self.models[int(column)] for column in columns]
+
+    def output_fn(self) -> Callable[[Variables, Query], dict[str, Array]]:
+        """The pure ``(variables, query) -> outputs`` that is exported.
+
+        ``win_prob`` float32 [batch] of the policy's pair, or ``scores`` float32 [batch, models] where it has none; and
+        ``model``, int32 [batch], as :meth:`choose` gives it, once the policy can choose.
+        """
+
+        def outputs(variables: Variables, query: Query) -> dict[str, Array]:
+            scores = jnp.asarray(self.module.apply(variables, query, deterministic=True))
+            if self.has_pair:
+                columns = self.column(self.strong), self.column(self.weak)
+                computed = {"win_prob": pair_win_prob(variables, scores, *columns, self.likelihood)}
+            else:
+                computed = {"scores": self.likelihood.model_scores(scores).astype(jnp.float32)}
+            return {**computed, "model": self.choose(variables, scores)} if self.policy.chooses else computed
+
+        return outputs
 
     def scores(
         self,

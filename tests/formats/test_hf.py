@@ -31,7 +31,7 @@ def test_a_written_folder_is_read_back_bit_for_bit(router: Router, tmp_path: Pat
     assert formats.export(router, tmp_path / "out", "hf")["model.safetensors"] == 0.0
     again = formats.read(tmp_path / "out", "hf")
     assert again.module == router.module
-    for name in ("models", "strong", "weak", "likelihood", "threshold"):
+    for name in ("models", "policy", "likelihood"):
         assert getattr(again, name) == getattr(router, name)
     assert again.featurizer.fingerprint == router.featurizer.fingerprint
     jax.tree.map(np.testing.assert_array_equal, again.variables, router.variables)
@@ -156,6 +156,9 @@ def test_from_the_command_line_there_and_back(
     np.testing.assert_array_equal(load_router(again).win_prob(prompts), router.win_prob(prompts))
 
 
+POLICY = {"name": "threshold", "strong": "big", "weak": "small", "threshold": 0.4}
+
+
 @pytest.fixture(scope="module")
 def written(router: Router, tmp_path_factory: pytest.TempPathFactory) -> Path:
     folder = tmp_path_factory.mktemp("written")
@@ -166,16 +169,24 @@ def written(router: Router, tmp_path_factory: pytest.TempPathFactory) -> Path:
 @pytest.mark.parametrize(
     ("changed", "message"),
     [
-        ({"strong": 3}, "strong and weak must be names, got 3"),
-        ({"weak": "smal"}, r"'smal' is not one of its 3 models \(did you mean 'small'\?\)"),
-        ({"weak": "big"}, "strong and weak must be different models, got 'big' for both"),
+        ({"policy": {**POLICY, "strong": 3}}, "threshold.strong must be text, got 3"),
+        (
+            {"policy": {**POLICY, "weak": "smal"}},
+            r"'smal' is not one of the router's 3 .*did you mean 'small'\?\)",
+        ),
+        ({"policy": {**POLICY, "weak": "big"}}, "strong and weak must be different models, got 'big' for both"),
         ({"likelihood": {"name": "davidson", "readout": "wins"}}, r"the readout must be one of .*got 'wins'"),
         ({"likelihood": {"name": "ranking"}}, r"the loss must be one of .*got 'ranking'"),
         ({"models": 3}, "models must be a list of two or more different names, got 3"),
         ({"models": []}, r"models must be a list of two or more different names, got \[\]"),
         ({"models": ["big", "small", "big"]}, "models must be a list of two or more different names"),
         ({"max_length": "48"}, "max_length must be an integer, got '48'"),
-        ({"threshold": "half"}, "could not convert string to float"),
+        ({"policy": {**POLICY, "threshold": "half"}}, "threshold.threshold must be .*got 'half'"),
+        ({"policy": "threshold"}, "policy must be an object, got 'threshold'"),
+        (
+            {"policy": {"name": "cost_aware", "cost": {}, "cost_weight": 0}},
+            "format holds the policy threshold, got 'cost_aware'",
+        ),
         ({"head": 1}, "unexpected keyword argument 'head'"),
     ],
 )

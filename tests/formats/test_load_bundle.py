@@ -69,7 +69,7 @@ def test_any_change_of_the_description_is_refused(program: ModuleType, bundle: P
 def test_an_exchanged_pair_is_said_in_one_line(bundle: Path, arguments: list[str]) -> None:
     path = bundle / "bundle.json"
     content = json.loads(path.read_text())
-    path.write_text(json.dumps({**content, "strong": content["weak"], "weak": content["strong"]}))
+    path.write_text(json.dumps({**content, "models": content["models"][::-1]}))
     finished = run_program(bundle, *arguments)
     assert (finished.returncode, finished.stdout) == (1, "")
     assert finished.stderr.count("\n") == 1
@@ -133,7 +133,7 @@ def test_a_snapshot_in_hugging_faces_cache_is_links(exported: Path, tmp_path: Pa
 
 def test_no_control_character_reaches_the_terminal(bundle: Path) -> None:
     prompt, model = "hidden \x1b[2J\x7f\u202e\x9b", "big\u202e\x9b\x1b"
-    forge(bundle, strong=model, weak=model)
+    forge(bundle, models=[model] * 3)
     finished = run_program(bundle, prompt)
     assert finished.returncode == 0, finished.stderr
     assert all(" " <= character <= "~" for character in finished.stdout.removesuffix("\n"))

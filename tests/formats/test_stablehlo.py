@@ -130,12 +130,12 @@ def exporting_constants_of(wrong: Router):
     original = bundle_module.export_from_embedding
 
     def export_wrong(router: Router) -> jax.export.Exported:
-        def score_fn():
-            score = type(router).score_fn(wrong)
-            return lambda variables, query: score(wrong.variables, query)
+        def output_fn():
+            compute = type(router).output_fn(wrong)
+            return lambda variables, query: compute(wrong.variables, query)
 
         double = dataclasses.replace(router)
-        object.__setattr__(double, "score_fn", score_fn)
+        object.__setattr__(double, "output_fn", output_fn)
         return original(double)
 
     return export_wrong

@@ -15,6 +15,7 @@ from routerjax import formats, losses, models
 from routerjax.families import BERT, pretrained_params
 from routerjax.features import load_encoder, load_tokens
 from routerjax.models.layers import relative_buckets
+from routerjax.policies import Threshold
 from routerjax.pretrained import MINILM, bert_names, locate, publish_weights, read_bert_config
 from routerjax.router import Router
 from tests.encoders import TEXTS, make_tokenizer
@@ -297,8 +298,7 @@ def test_minilm(tmp_path: Path) -> None:
         module=BERT.make_module(num_outputs=2, attributes={}, featurizer=featurizer),
         featurizer=featurizer,
         models=("strong", "weak"),
-        strong="strong",
-        weak="weak",
+        policy=Threshold("strong", "weak"),
         variables={"params": params},
     )
     assert formats.export(router, tmp_path / "out", "hf")["model.safetensors"] < 1e-5

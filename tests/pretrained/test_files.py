@@ -88,7 +88,7 @@ def test_a_router_brings_out_nothing_but_its_own_tokenizer(tmp_path: Path, secre
     (tokenizer / "anything").symlink_to(secret)
     (tokenizer / "other.txt").write_text("not a tokenizer's")
     loaded = load_router(tmp_path / "saved")
-    save_router(dataclasses.replace(loaded, threshold=0.5), tmp_path / "published")
+    save_router(loaded.with_threshold(0.5), tmp_path / "published")
     assert {path.name for path in (tmp_path / "published" / "featurizer").iterdir()} == {"tokenizer.json"}
     (tokenizer / "vocab.txt").symlink_to(secret)
     hashes = json.loads((tmp_path / "saved" / "router.json").read_text())["files_sha256"]
