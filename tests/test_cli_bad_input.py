@@ -190,7 +190,9 @@ def test_thresholds_and_shares(arena: Path, tmp_path: Path, refused: Refused) ->
     score = ["score", arena / "run", "--input", tmp_path / "in.csv", "--output", tmp_path / "out.csv"]
     for threshold in ("1.5", "-0.1", "nan"):
         refused(
-            rf"threshold must be in \[0, 1\], or inf for never, got {threshold}", *score, f"--threshold={threshold}"
+            rf"the threshold must lie in \[0, 1\], or be inf for never; got {threshold}",
+            *score,
+            f"--threshold={threshold}",
         )
     for share in ("1.5", "-0.1", "nan"):
         calibrate = ["calibrate", arena / "run", "--prompts", tmp_path / "in.csv", f"--strong-share={share}"]

@@ -104,7 +104,7 @@ def test_names_are_checked_and_the_nearest_is_named(tmp_path: Path) -> None:
         router.win_prob("what")
     with pytest.raises(InputError, match="strong and weak must be different models, got 'big' for both"):
         tiny_router(tmp_path, weak="big")
-    with pytest.raises(InputError, match=r"threshold must be in \[0, 1\]"):
+    with pytest.raises(InputError, match=r"the threshold must lie in \[0, 1\]"):
         tiny_router(tmp_path, threshold=1.5)
     with pytest.raises(InputError, match=r"family must be one of .*mf.*, got 'fm' \(did you mean 'mf'\?\)"):
         families.find_family("fm")
