@@ -16,6 +16,7 @@ from routerjax.errors import InputError
 from routerjax.features import Embeddings
 from routerjax.policies import Policy, WinProb
 from routerjax.router import Router
+from routerjax.scoring import apply_module
 from routerjax.typing import Array
 
 NUM_GOLDEN = 48
@@ -46,7 +47,7 @@ def golden_outputs(router: Router, query: Sequence[str] | Embeddings, tolerance:
     if router.policy.chooses:
         is_embedded = isinstance(query, Embeddings)
         arrays = {"embedding": query.embedding} if is_embedded else router.featurizer.query(list(query))
-        scores = jnp.asarray(router.module.apply(router.variables, arrays))
+        scores = apply_module(router.module, router.variables, jax.tree.map(jnp.asarray, arrays))
         outputs["model"] = np.asarray(router.choose(router.variables, scores, _Settled(router.policy, tolerance)))
     return outputs
 

@@ -29,7 +29,7 @@ from routerjax.router.outputs import (
     jit_win_prob,
     require_values,
 )
-from routerjax.scoring import pair_win_prob
+from routerjax.scoring import apply_module, pair_win_prob
 from routerjax.typing import Array, Query, ScoreFn, Variables
 
 
@@ -168,7 +168,7 @@ class Router:
     @functools.cached_property
     def _jit_choice(self) -> ScoreFn:
         def choose(variables: Variables, query: Query) -> Array:
-            return self.choose(variables, cast(Array, self.module.apply(variables, query)))
+            return self.choose(variables, apply_module(self.module, variables, query))
 
         return jax.jit(choose)
 
@@ -197,7 +197,7 @@ class Router:
         """
 
         def outputs(variables: Variables, query: Query) -> dict[str, Array]:
-            scores = jnp.asarray(self.module.apply(variables, query, deterministic=True))
+            scores = apply_module(self.module, variables, query)
             if self.has_pair:
                 columns = self.column(self.strong), self.column(self.weak)
                 computed = {"win_prob": pair_win_prob(variables, scores, *columns, self.likelihood)}
