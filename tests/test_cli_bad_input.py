@@ -145,7 +145,7 @@ def test_settings(arena: Path, tmp_path: Path, refused: Refused, setting: str, m
 
 @pytest.mark.parametrize("setting", ["family=mf", "family=sw"])
 def test_fields_of_a_module_that_are_no_settings(arena: Path, tmp_path: Path, refused: Refused, setting: str) -> None:
-    for name in ("num_models", "memory_axis", "name"):
+    for name in ("num_models", "encoder", "name"):
         settings = [f"router.{setting}", "router.attributes={}", f"router.attributes.{name}=3"]
         refused(f"has no attribute '{name}'", *train(arena, tmp_path / "run", *settings))
 

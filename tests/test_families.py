@@ -121,7 +121,7 @@ GIVEN = GivenFeaturizer(source="e.npy", width=5, fingerprint="f")
         ("mf", {"noise_std": -0.1}, "mf.noise_std must be a number of at least 0, got -0.1"),
         ("knn", {"k": 2**31}, "knn.k must be an integer in .*, got 2147483648"),
         ("sw", {"num_tiers": -1}, "sw.num_tiers must be an integer in .*, got -1"),
-        ("sw", {"memory_axis": "batch"}, "sw has no attribute 'memory_axis'"),
+        ("sw", {"num_models": 3}, "sw has no attribute 'num_models'"),
         ("mf", {"bias": 1}, "mf.bias must be True or False, got 1"),
     ],
 )

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import Any, cast
 
 import jax
 import jax.numpy as jnp
@@ -25,24 +24,27 @@ def _remember(module: Clusters, battles: PreferenceBatch, models: Sequence[str] 
     prompts = battles.query["embedding"].shape[0]
     everything = np.arange(prompts)
     if module.num_clusters:
-        return _memory(module, battles, everything, min(module.num_clusters, prompts))
+        return _memory(module, _per_prompt(module, battles), everything, min(module.num_clusters, prompts))
     order = np.random.default_rng(module.seed).permutation(prompts)
     held_out, rows = np.split(order, [int(HELD_OUT * prompts)])
     is_held_out = np.isin(np.asarray(battles.query_index), held_out)
-    known = battles._replace(weight=jnp.where(is_held_out, 0.0, battles.weight))
+    known = _per_prompt(module, battles._replace(weight=jnp.where(is_held_out, 0.0, battles.weight)))
     rest = battles._replace(weight=jnp.where(is_held_out, battles.weight, 0.0))
     # At least two prompts a cluster: with one, there is nothing that the prompts of a cluster share.
     tried = [number for number in CANDIDATES if number <= len(rows) // 2] or [1]
     loss = [float(_loss(module, _memory(module, known, rows, number), rest)) for number in tried]
-    return _memory(module, battles, everything, tried[int(np.argmin(loss))])
+    return _memory(module, _per_prompt(module, battles), everything, tried[int(np.argmin(loss))])
 
 
-def _memory(module: Clusters, battles: PreferenceBatch, rows: np.ndarray, num_clusters: int) -> Variables:
-    """Memory of the battles, whose clusters are those of the prompts at ``rows``."""
-    per_prompt = nearest_neighbors_memory(battles, num_models=module.num_models)
-    embedding = np.asarray(per_prompt["embedding"])
-    found = KMeans(num_clusters, n_init=cast(Any, 4), random_state=module.seed).fit(embedding[rows])
-    centroid = jnp.asarray(found.cluster_centers_, jnp.float32)
+def _per_prompt(module: Clusters, battles: PreferenceBatch) -> Variables:
+    """Embedding, identity, and sums of the labels and the battles, of each prompt."""
+    return nearest_neighbors_memory(battles, num_models=module.num_models)
+
+
+def _memory(module: Clusters, per_prompt: Variables, rows: np.ndarray, num_clusters: int) -> Variables:
+    """Memory of battles, whose clusters are those of the prompts at ``rows``."""
+    means = KMeans(num_clusters, random_state=module.seed).fit(np.asarray(per_prompt["embedding"])[rows])
+    centroid = jnp.asarray(means.cluster_centers_, jnp.float32)
     cluster = nearest_centroid(per_prompt["embedding"], centroid)
     sums = {
         f"cluster_{name}": jax.ops.segment_sum(per_prompt[name], cluster, num_segments=num_clusters)

@@ -22,7 +22,6 @@ from routerjax.models.sentence import EMBEDDING_LAYERS, POOLINGS, EmbedThen, Nor
 from routerjax.models.similarity_weighted import (
     SimilarityWeighted,
     battle_tiers,
-    shard_memory,
     similarity_weighted_memory,
 )
 
@@ -46,7 +45,6 @@ __all__ = [
     "encoder_types",
     "nearest_centroid",
     "nearest_neighbors_memory",
-    "shard_memory",
     "similarity_weighted_memory",
     "stack_layers",
     "typed_choices",

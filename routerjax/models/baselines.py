@@ -11,7 +11,7 @@ from jaxtyping import Array, Float
 
 from routerjax.config import Count, Positive
 from routerjax.errors import InputError
-from routerjax.models.layers import unit_length
+from routerjax.models.layers import remembered, unit_length
 from routerjax.typing import PreferenceBatch, Query, Variables
 
 # Cosine similarity lies in [-1, 1]: a query's own entry, marked with this, is never among its neighbours.
@@ -54,15 +54,8 @@ class NearestNeighbors(nn.Module):
 
         Needs space for ``batch x prompts`` similarities.
         """
-
-        def missing() -> Array:
-            raise InputError("NearestNeighbors has no parameters to initialise; build its memory from battles")
-
-        embedding = self.variable("memory", "embedding", missing).value
-        own_id = self.variable("memory", "prompt_id", missing).value
-        label_sum = self.variable("memory", "label_sum", missing).value
-        battle_count = self.variable("memory", "battle_count", missing).value
-        prior = self.variable("memory", "prior", missing).value
+        embedding, own_id, prior = (remembered(self, name) for name in ("embedding", "prompt_id", "prior"))
+        label_sum, battle_count = remembered(self, "label_sum"), remembered(self, "battle_count")
         k = min(self.k, embedding.shape[0])
 
         similarity = unit_length(query["embedding"]) @ embedding.T

@@ -7,7 +7,7 @@ import jax.numpy as jnp
 from jaxtyping import Array, Float
 
 from routerjax.config import Positive, Seed, Whole
-from routerjax.models.layers import unit_length
+from routerjax.models.layers import remembered, unit_length
 from routerjax.typing import Query
 
 
@@ -36,20 +36,14 @@ class Clusters(nn.Module):
     @nn.compact
     def __call__(self, query: Query, *, deterministic: bool = True) -> Float[Array, "batch models"]:
         """Score by ``query["embedding"]``; a query that brings its ``prompt_id`` does not see its own battles."""
-
-        def remembered(name: str) -> Array:
-            def missing() -> Array:
-                raise ValueError("Clusters has no parameters to initialise; build its memory from battles")
-
-            return self.variable("memory", name, missing).value
-
-        cluster = nearest_centroid(query["embedding"], remembered("centroid"))
-        labels, battles = remembered("cluster_label_sum")[cluster], remembered("cluster_battle_count")[cluster]
+        cluster = nearest_centroid(query["embedding"], remembered(self, "centroid"))
+        labels = remembered(self, "cluster_label_sum")[cluster]
+        battles = remembered(self, "cluster_battle_count")[cluster]
         if "prompt_id" in query:
-            is_own = jnp.all(remembered("prompt_id")[None, :, :] == query["prompt_id"][:, None, :], axis=-1)
-            labels = labels - is_own.astype(labels.dtype) @ remembered("label_sum")
-            battles = battles - is_own.astype(labels.dtype) @ remembered("battle_count")
-        prior_labels = self.smoothing * remembered("prior")[None, :]
+            is_own = jnp.all(remembered(self, "prompt_id")[None, :, :] == query["prompt_id"][:, None, :], axis=-1)
+            labels = labels - is_own.astype(labels.dtype) @ remembered(self, "label_sum")
+            battles = battles - is_own.astype(labels.dtype) @ remembered(self, "battle_count")
+        prior_labels = self.smoothing * remembered(self, "prior")[None, :]
         # Sums of float32 that are taken off again leave a remainder: a label sum is never below 0.
         return jnp.log((jnp.maximum(labels, 0.0) + prior_labels) / (jnp.maximum(battles, 0.0) + self.smoothing))
 

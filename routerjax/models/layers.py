@@ -1,4 +1,4 @@
-"""Transformer layers that more than one family is made of."""
+"""Layers and look-ups that more than one family is made of."""
 
 from __future__ import annotations
 
@@ -7,11 +7,26 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Bool, Float, Int
 
+from routerjax.errors import InputError
+
 # Added to the logits of keys that are padding. Finite, so that a row of nothing but padding has no NaN.
 MASKED = -1e9
 SMALLEST_NORM = 1e-12
 # Distances, in tokens, at which MPNet's buckets begin; those further away share the last one.
 BUCKET_STARTS = (*range(1, 9), 12, 16, 23, 32, 46, 64, 91)
+
+
+def remembered(module: nn.Module, name: str) -> Array:
+    """Look up an array of a module's ``memory``, which battles are made into rather than trained on.
+
+    Raises:
+        InputError: the module has no such memory, as where it is initialised.
+    """
+
+    def missing() -> Array:
+        raise InputError(f"{type(module).__name__} has no parameters to initialise; build its memory from battles")
+
+    return module.variable("memory", name, missing).value
 
 
 def unit_length(vector: Float[Array, "*batch embed"]) -> Float[Array, "*batch embed"]:

@@ -14,7 +14,7 @@ from jaxtyping import Array, Float, Int
 from routerjax import bradley_terry
 from routerjax.config import Positive, Whole
 from routerjax.errors import InputError
-from routerjax.models.layers import unit_length
+from routerjax.models.layers import remembered, unit_length
 from routerjax.typing import PreferenceBatch, Query, Variables
 
 # Queries weighed against the whole memory at a time: 64 x 100,000 similarities are 26 MB.
@@ -44,8 +44,6 @@ class SimilarityWeighted(nn.Module):
             does; ``train`` by the largest of the REMEMBERED prompt to any remembered prompt, as the paper prints it.
             The latter is that of the prompt with itself, 1, so S is the plain cosine.
         num_tiers: tiers that the models are put into, at most as many as models; 0 rates every model by itself.
-        memory_axis: name of the mapped axis (pmap, shard_map) that the memory is sharded over, see
-            :func:`shard_memory`; the maximum and the win cells are all that crosses devices.
 
     Deviations: RouteLLM's code lets a battle within a tier pull that tier down by log 10; here it counts nothing. It
     divides by a largest similarity of any size and sign; here a query at right angles to all prompts, or beyond, is
@@ -60,21 +58,13 @@ class SimilarityWeighted(nn.Module):
     gamma: Positive = 10.0
     normalize: Literal["query", "train"] = "query"
     num_tiers: Whole = 10
-    memory_axis: str | None = None
 
     @nn.compact
     def __call__(self, query: Query, *, deterministic: bool = True) -> Float[Array, "batch models"]:
         """Score by ``query["embedding"]``; a query that brings its ``prompt_id`` does not see its own battles."""
-
-        def remembered(name: str) -> Array:
-            def missing() -> Array:
-                raise InputError("SimilarityWeighted has no parameters to initialise; build its memory from battles")
-
-            return self.variable("memory", name, missing).value
-
-        embedding, own_id, tier = remembered("embedding"), remembered("prompt_id"), remembered("tier")
-        cell_prompt, cell, cell_wins = remembered("cell_prompt"), remembered("cell"), remembered("cell_wins")
-        pairs = remembered("pairs")
+        embedding, own_id, tier = (remembered(self, name) for name in ("embedding", "prompt_id", "tier"))
+        cell_prompt, cell, cell_wins = (remembered(self, name) for name in ("cell_prompt", "cell", "cell_wins"))
+        pairs = remembered(self, "pairs")
 
         def ratings(part: Query) -> Float[Array, "part tiers"]:
             # [prompts, part]: queries last, so that a cell's sum adds whole rows.
@@ -86,21 +76,15 @@ class SimilarityWeighted(nn.Module):
                 is_own = jnp.zeros_like(similarity, bool)
             if self.normalize == "query":
                 largest = jnp.max(similarity, axis=0)
-                if self.memory_axis is not None:
-                    largest = jax.lax.pmax(largest, self.memory_axis)
                 similarity = similarity / jnp.where(largest > SMALLEST_SIMILARITY, largest, 1.0)[None, :]
             # gamma ** (1 + similarity) over its largest value: the fit does not depend on the scale of the weights, and
             # neither a large gamma nor a query unlike everything leaves float32.
             exponent = jnp.where(is_own, -jnp.inf, jnp.log(self.gamma) * similarity)
             highest = jax.lax.stop_gradient(jnp.max(exponent, axis=0))
-            if self.memory_axis is not None:
-                highest = jax.lax.pmax(highest, self.memory_axis)
             weight = jnp.exp(exponent - jnp.where(jnp.isfinite(highest), highest, 0.0)[None, :])
             # Every cell is one ordered pair of tiers, and the entries lie in the order of the cells.
             entries = cell_wins[:, None] * weight[cell_prompt]
             wins = jax.ops.segment_sum(entries, cell, num_segments=pairs.shape[0], indices_are_sorted=True)
-            if self.memory_axis is not None:
-                wins = jax.lax.psum(wins, self.memory_axis)
             num_tiers = min(self.num_tiers, self.num_models) or self.num_models
             matrix = jnp.zeros((num_tiers, num_tiers, wins.shape[1])).at[pairs[:, 0], pairs[:, 1]].add(wins)
             return jax.vmap(bradley_terry.fit, in_axes=2)(matrix)
@@ -160,30 +144,6 @@ def similarity_weighted_memory(battles: PreferenceBatch, *, tier: Int[np.ndarray
         "cell_wins": np.bincount(place.reshape(-1), weights=wins[counts]).astype(np.float32),
     }
     return jax.tree.map(jnp.asarray, memory)
-
-
-def shard_memory(memory: Variables, num_shards: int) -> tuple[Variables, Variables]:
-    """Deal a memory's prompts, each with its entries, to devices.
-
-    Returns:
-        The shards, leaves ``[num_shards, ...]``, to be mapped over ``memory_axis``; and the leaves that all share.
-        Shards are filled up to one size by repeating a prompt, and by entries without wins.
-    """
-    owner = np.arange(memory["embedding"].shape[0]) % num_shards
-    entry_owner = owner[np.asarray(memory["cell_prompt"])]
-    # A prompt's place within its shard.
-    place = np.arange(len(owner)) // num_shards
-    leaves = {name: np.asarray(memory[name]) for name in ("embedding", "prompt_id", "cell", "cell_wins")}
-    leaves["cell_prompt"] = place[np.asarray(memory["cell_prompt"])]
-    shards = {}
-    for name, leaf in leaves.items():
-        own = owner if name in ("embedding", "prompt_id") else entry_owner
-        parts = [leaf[own == shard] for shard in range(num_shards)]
-        longest = max(map(len, parts))
-        mode = "constant" if name == "cell_wins" else "edge"
-        padded = [np.pad(part, [(0, longest - len(part))] + [(0, 0)] * (part.ndim - 1), mode) for part in parts]
-        shards[name] = jnp.asarray(np.stack(padded))
-    return shards, {name: memory[name] for name in ("tier", "pairs")}
 
 
 def battle_tiers(

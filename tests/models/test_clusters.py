@@ -42,7 +42,7 @@ def remember(battles: PreferenceBatch, **attributes: object) -> tuple[models.Clu
 def test_the_win_probability_is_the_mean_label_of_the_cluster(battles: PreferenceBatch) -> None:
     module, variables = remember(battles, num_clusters=PLANTED, smoothing=1e-4)
     unit = battles.query["embedding"] / np.linalg.norm(battles.query["embedding"], axis=1, keepdims=True)
-    reference = KMeans(PLANTED, n_init=4, random_state=0).fit(unit)
+    reference = KMeans(PLANTED, random_state=0).fit(unit)
     label = np.asarray(battles.label)
     mean = np.asarray([label[reference.labels_ == cluster].mean() for cluster in range(PLANTED)])
     queries = np.random.default_rng(1).standard_normal((20, 6)).astype(np.float32)

@@ -1,6 +1,5 @@
 """Similarity-weighted ranking against a float64 reference, and what must not change it."""
 
-import dataclasses
 import functools
 
 import jax
@@ -184,23 +183,6 @@ def test_many_queries_in_chunks_score_as_each_alone() -> None:
     for start in (0, 63, 149):
         alone = apply(module, memory, {"embedding": query[start : start + 1]})
         np.testing.assert_allclose(together[start : start + 1], alone, rtol=1e-4, atol=1e-4)
-
-
-def test_a_sharded_memory_scores_as_a_whole_one() -> None:
-    battles = random_battles()
-    memory = models.similarity_weighted_memory(battles, tier=TIER)
-    module = models.SimilarityWeighted(num_models=NUM_MODELS, num_tiers=4)
-    query = {"embedding": np.random.default_rng(3).standard_normal((12, WIDTH)).astype(np.float32)}
-    whole = apply(module, memory, query)
-    shards, common = models.shard_memory(memory, 8)
-    sharded = dataclasses.replace(module, memory_axis="memory")
-    score = jax.pmap(
-        lambda shard, query: sharded.apply({"memory": {**shard, **common}}, query),
-        axis_name="memory",
-        in_axes=(0, None),
-        out_axes=None,
-    )
-    np.testing.assert_allclose(score(shards, query), whole, rtol=1e-4, atol=1e-4)
 
 
 def test_gamma_has_the_gradient_of_finite_differences() -> None:
