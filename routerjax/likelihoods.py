@@ -14,7 +14,7 @@ import abc
 import dataclasses
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
-from typing import Any, ClassVar, TypeVar
+from typing import Any, ClassVar
 
 import jax
 import jax.numpy as jnp
@@ -140,17 +140,8 @@ class Likelihood(abc.ABC):
 LIKELIHOODS: Registry[type[Likelihood]] = Registry("routerjax.likelihoods")
 """Likelihoods by name; a package adds its own by an entry point ``routerjax.likelihoods``."""
 
-LikelihoodT = TypeVar("LikelihoodT", bound=type[Likelihood])
-
-
-def register_likelihood(likelihood: LikelihoodT) -> LikelihoodT:
-    """Make a likelihood known by its name, so that a router of it can be loaded; a decorator of its class.
-
-    Raises:
-        InputError: the name is taken by another.
-    """
-    LIKELIHOODS.register(likelihood.name, likelihood)
-    return likelihood
+register_likelihood = LIKELIHOODS.register
+"""Make a likelihood known by its name, see :meth:`routerjax.registry.Registry.register`."""
 
 
 @register_likelihood

@@ -11,7 +11,7 @@ import math
 import numbers
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
-from typing import Any, ClassVar, Literal, NamedTuple, TypeVar
+from typing import Any, ClassVar, Literal, NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -76,17 +76,8 @@ class Policy(abc.ABC):
 POLICIES: Registry[type[Policy]] = Registry("routerjax.policies")
 """Policies by name; a package adds its own by an entry point ``routerjax.policies``."""
 
-PolicyT = TypeVar("PolicyT", bound=type[Policy])
-
-
-def register_policy(policy: PolicyT) -> PolicyT:
-    """Make a policy known by its name, so that a router with it can be loaded; a decorator of its class.
-
-    Raises:
-        InputError: the name is taken by another.
-    """
-    POLICIES.register(policy.name, policy)
-    return policy
+register_policy = POLICIES.register
+"""Make a policy known by its name, see :meth:`routerjax.registry.Registry.register`."""
 
 
 def make_policy(name: str, **fields: object) -> Policy:

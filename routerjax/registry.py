@@ -5,7 +5,7 @@ from __future__ import annotations
 import importlib
 from collections.abc import Iterator, Mapping
 from types import MappingProxyType
-from typing import TYPE_CHECKING, Generic, TypeVar
+from typing import TYPE_CHECKING, Generic, TypeVar, cast
 
 from routerjax.errors import InputError
 
@@ -13,6 +13,7 @@ if TYPE_CHECKING:
     from importlib.metadata import EntryPoints
 
 Entry = TypeVar("Entry")
+RegisteredT = TypeVar("RegisteredT")
 
 
 class Registry(Mapping[str, Entry], Generic[Entry]):
@@ -24,22 +25,28 @@ class Registry(Mapping[str, Entry], Generic[Entry]):
     Args:
         group: of entry points: ``routerjax.likelihoods``.
         built_in: entries of this package that are likewise imported when asked for: name -> ``module:attribute``.
+        key: attribute of an entry that holds its name.
     """
 
-    def __init__(self, group: str, built_in: Mapping[str, str] = MappingProxyType({})) -> None:
+    def __init__(self, group: str, built_in: Mapping[str, str] = MappingProxyType({}), *, key: str = "name") -> None:
         self._group = group
         self._built_in = built_in
+        self._key = key
         self._entries: dict[str, Entry] = {}
 
-    def register(self, name: str, entry: Entry) -> None:
-        """Add an entry; the same one again changes nothing.
+    def register(self, entry: RegisteredT) -> RegisteredT:
+        """Add an entry by its own name, so that a router that uses it can be loaded; a decorator of classes.
+
+        The same entry again changes nothing.
 
         Raises:
             InputError: the name is taken by another.
         """
-        known = self[name] if name in self._built_in else self._entries.setdefault(name, entry)
-        if known is not entry:
+        name, added = getattr(entry, self._key), cast(Entry, entry)
+        known = self[name] if name in self._built_in else self._entries.setdefault(name, added)
+        if known is not added:
             raise InputError(f"{self._group}: the name {name!r} is taken by {known!r}")
+        return entry
 
     def __getitem__(self, name: str) -> Entry:
         if name not in self._entries:

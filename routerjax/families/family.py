@@ -24,8 +24,8 @@ from routerjax.scoring import mode, needs_named
 from routerjax.typing import Array, PreferenceBatch, PyTree, Variables
 from routerjax.validation import coerce, field_types, typed
 
-NO_ATTRIBUTES = {"parent", "name", "num_models", "encoder", "memory_axis"}
-"""Fields of modules that no configuration decides: Flax's own, what data and files say, a caller's mapped axis."""
+NO_ATTRIBUTES = {"parent", "name", "num_models", "encoder"}
+"""Fields of modules that no configuration decides: Flax's own, and what data and files say."""
 
 
 def build_on_embeddings(family: Family, attributes: Mapping[str, Any], featurizer: Featurizer) -> nn.Module:
@@ -150,14 +150,9 @@ FAMILIES: Registry[Family] = Registry("routerjax.families")
 """Families by name; a package adds its own by an entry point ``routerjax.families``."""
 
 
-def register_family(family: Family) -> Family:
-    """Make a family known by its name, so that a router of it can be trained by a configuration, and loaded.
-
-    Raises:
-        InputError: the name is taken by another.
-    """
-    FAMILIES.register(family.name, family)
-    return family
+register_family = FAMILIES.register
+"""Make a family known by its name, so that a configuration can train it too, see
+:meth:`routerjax.registry.Registry.register`."""
 
 
 def find_family(name: str) -> Family:

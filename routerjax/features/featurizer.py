@@ -5,7 +5,7 @@ from __future__ import annotations
 import abc
 import dataclasses
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from typing import Any, ClassVar, NamedTuple, Self, TypeVar, cast
+from typing import Any, ClassVar, NamedTuple, Self, cast
 
 import jax
 import numpy as np
@@ -65,7 +65,7 @@ class Featurizer(abc.ABC):
 
     @property
     def description(self) -> str:
-        """What is read, in a few words."""
+        """Text or embeddings that are read, in a few words."""
         return f"embeddings of {self.source}, {self.width} wide"
 
     @property
@@ -117,7 +117,7 @@ class Featurizer(abc.ABC):
         return self
 
     def at(self, encoder: str) -> Featurizer:
-        """The same featurizer, whose encoder is looked for elsewhere; it must be the same encoder.
+        """Look for the encoder elsewhere: a featurizer that is the same otherwise, and must have the same encoder.
 
         Raises:
             InputError: it has no encoder of its own that could lie elsewhere.
@@ -152,20 +152,11 @@ class Featurizer(abc.ABC):
         return from_json(dict(fields), cls, "featurizer")
 
 
-FEATURIZERS: Registry[type[Featurizer]] = Registry("routerjax.featurizers")
+FEATURIZERS: Registry[type[Featurizer]] = Registry("routerjax.featurizers", key="kind")
 """Featurizers by kind; a package adds its own by an entry point ``routerjax.featurizers``."""
 
-FeaturizerT = TypeVar("FeaturizerT", bound=type[Featurizer])
-
-
-def register_featurizer(featurizer: FeaturizerT) -> FeaturizerT:
-    """Make a featurizer known by its kind, so that a router of it can be loaded; a decorator of its class.
-
-    Raises:
-        InputError: the kind is taken by another.
-    """
-    FEATURIZERS.register(featurizer.kind, featurizer)
-    return featurizer
+register_featurizer = FEATURIZERS.register
+"""Make a featurizer known by its kind, see :meth:`routerjax.registry.Registry.register`."""
 
 
 def read_featurizer(fields: Mapping[str, Any], files: Mapping[str, bytes]) -> Featurizer:

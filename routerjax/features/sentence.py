@@ -104,7 +104,7 @@ class SentenceFeaturizer(Featurizer):
         return loaded.encoder
 
     def at(self, encoder: str) -> SentenceFeaturizer:
-        """The same featurizer, whose encoder is in another folder, or has another Hugging Face name."""
+        """Look for the encoder in another folder, or under another Hugging Face name."""
         moved = copy.copy(self)
         vars(moved).pop("encoder", None)
         vars(moved)["_place"] = encoder

@@ -31,6 +31,7 @@ from routerjax.models import (
     encoder_types,
 )
 from routerjax.pretrained import (
+    LAYER_TENSORS,
     TOKENIZER_FILE,
     TOKENIZER_FILES,
     SentenceModules,
@@ -97,7 +98,7 @@ class TokenFeaturizer(Featurizer):
 
     @property
     def description(self) -> str:
-        """What is read, in a few words."""
+        """Tokens that are read, in a few words."""
         kept = {"right": "the first", "left": "the last", "middle": "the first and the last of"}[self.truncation]
         return f"text: {kept} {self.max_length} tokens of a prompt"
 
@@ -233,7 +234,7 @@ def load_tokens(
     modules = read_sentence_modules(folder) if embeds else SentenceModules(transformer=transformer_folder(folder))
     folder = modules.transformer
     for layer in modules.layers:
-        if layer.kind != "normalize":
+        if layer.kind in LAYER_TENSORS:
             raise InputError(
                 f"{layer.folder}: a {layer.kind} after the pooling is not trained with the encoder: set "
                 "features.train_encoder=False"

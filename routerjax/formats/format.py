@@ -40,7 +40,7 @@ class WritableFormat(Format):
     """A format that routers are exported to. Its methods run under full float32 precision of matrix products."""
 
     compared: ClassVar[str] = "win probabilities"
-    """What :meth:`verify` compares, in the plural."""
+    """Name of the values that :meth:`verify` compares, in the plural."""
 
     def require_form(self, router: Router) -> None:
         """Refuse a router that the format cannot hold, before any work.
@@ -72,7 +72,7 @@ class WritableFormat(Format):
 
     @abc.abstractmethod
     def usage(self, router: Router, path: Path) -> str:
-        """What to do with the folder, in a few words."""
+        """Tell how to use the folder, in a few words."""
 
 
 FORMATS: Registry[type[Format]] = Registry(
@@ -88,18 +88,11 @@ FORMATS: Registry[type[Format]] = Registry(
 )
 """Formats by name; a package adds its own by an entry point ``routerjax.formats``."""
 
-FormatT = TypeVar("FormatT", bound=type[Format])
 KindT = TypeVar("KindT", ReadableFormat, WritableFormat)
 
 
-def register_format(format: FormatT) -> FormatT:
-    """Make a format known by its name, to the command line too; a decorator of its class.
-
-    Raises:
-        InputError: the name is taken by another.
-    """
-    FORMATS.register(format.name, format)
-    return format
+register_format = FORMATS.register
+"""Make a format known by its name, to the command line too; see :meth:`routerjax.registry.Registry.register`."""
 
 
 def find_format(name: str, kind: type[KindT]) -> KindT:

@@ -64,7 +64,7 @@ class AdamW:
         return learning_rate_schedule(self.config, num_steps)
 
     def transformation(self, num_steps: int) -> optax.GradientTransformation:
-        """Of trees of the form of ``depths``, for a run of so many steps."""
+        """Optax transformation of trees of the form of ``depths``, for a run of so many steps."""
         config = self.config
         clip = [] if config.gradient_clip is None else [optax.clip_by_global_norm(config.gradient_clip)]
         adamw = optax.adamw(self.schedule(num_steps), weight_decay=config.weight_decay)

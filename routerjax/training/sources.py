@@ -68,7 +68,7 @@ class Source(Battles, Protocol):
 
     @property
     def steps_per_epoch(self) -> int:
-        """The same in every epoch."""
+        """Number of steps, the same in every epoch."""
         ...
 
     def runner(
