@@ -22,6 +22,7 @@ os.environ["JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS"] = "0"
 os.environ["JAX_PERSISTENT_CACHE_MIN_ENTRY_SIZE_BYTES"] = "-1"
 
 import signal
+from collections.abc import Callable
 from pathlib import Path
 
 import hypothesis
@@ -43,6 +44,24 @@ def _cache_folder(tmp_path_factory: pytest.TempPathFactory):
     with pytest.MonkeyPatch.context() as patch:
         patch.setenv("ROUTERJAX_CACHE", str(tmp_path_factory.mktemp("cache")))
         yield
+
+
+@pytest.fixture
+def install(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Callable[..., None]:
+    """``install(entry_points, **modules)``: another package, for this process and those that it starts."""
+
+    def install(entry_points: str, **modules: str) -> None:
+        site = tmp_path / "site"
+        information = site / "another-1.0.dist-info"
+        information.mkdir(parents=True)
+        (information / "METADATA").write_text("Metadata-Version: 2.1\nName: another\nVersion: 1.0\n")
+        (information / "entry_points.txt").write_text(entry_points)
+        for name, source in modules.items():
+            (site / f"{name}.py").write_text(source)
+        monkeypatch.syspath_prepend(str(site))
+        monkeypatch.setenv("PYTHONPATH", str(site), prepend=os.pathsep)
+
+    return install
 
 
 @pytest.fixture(scope="session")

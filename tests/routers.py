@@ -10,13 +10,14 @@ import flax.linen as nn
 import jax
 import jax.numpy as jnp
 
-from routerjax import Router, features
+from routerjax import Router, features, models
 from routerjax.families import find_family, pretrained_params
 from routerjax.likelihoods import COLLECTION, make_likelihood
 from routerjax.policies import Threshold
 from routerjax.sealing import SEAL, seal
 from routerjax.typing import PyTree
 from tests.encoders import save_tiny_encoder
+from tests.models.test_baselines import pair_battles
 
 NAMES = ("big", "medium", "small")
 
@@ -51,6 +52,19 @@ def _with_policy(changes: dict) -> dict:
     """The same with a policy of the strong model, the weak one and the threshold that are given."""
     fields = {name: changes.pop(name) for name in ("strong", "weak", "threshold") if name in changes}
     return {"policy": Threshold(**{"strong": "big", "weak": "small", **fields}), **changes}
+
+
+def tiny_memory_router(folder: Path) -> Router:
+    """Nearest neighbours of given embeddings, 5 wide."""
+    memory = models.nearest_neighbors_memory(pair_battles(), num_models=2)
+    return tiny_router(
+        folder,
+        family="knn",
+        attributes={"k": 3},
+        models=("big", "small"),
+        variables={"memory": memory},
+        featurizer=features.GivenFeaturizer(source="e.npy", width=5, fingerprint="f"),
+    )
 
 
 @functools.partial(jax.jit, static_argnums=(0, 1))

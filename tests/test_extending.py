@@ -4,6 +4,7 @@ calibrate, save, load in a fresh process, export."""
 import dataclasses
 import subprocess
 import sys
+from collections.abc import Callable
 from pathlib import Path
 
 import flax.linen as nn
@@ -104,16 +105,9 @@ SCORE = "import sys; from routerjax import load_router; print(load_router(sys.ar
 
 
 @pytest.fixture
-def site(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
-    """The folder of another package, installed."""
-    information = tmp_path / "site" / "mine-1.0.dist-info"
-    information.mkdir(parents=True)
-    (information / "METADATA").write_text("Metadata-Version: 2.1\nName: mine\nVersion: 1.0\n")
-    (information / "entry_points.txt").write_text(ENTRY_POINTS)
-    (tmp_path / "site" / "mine.py").write_text(PACKAGE)
-    monkeypatch.syspath_prepend(str(tmp_path / "site"))
-    monkeypatch.setenv("PYTHONPATH", str(tmp_path / "site"), prepend=":")
-    return tmp_path / "site"
+def site(install: Callable[..., None]) -> None:
+    """The package is installed."""
+    install(ENTRY_POINTS, mine=PACKAGE)
 
 
 @pytest.mark.usefixtures("site")

@@ -3,7 +3,7 @@
 import dataclasses
 import os
 import shutil
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
 
 import jax
@@ -59,13 +59,9 @@ class Unequal(Zipped):
 
 
 @pytest.fixture
-def entry_points(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    information = tmp_path / "site" / "zipped-1.0.dist-info"
-    information.mkdir(parents=True)
-    (information / "METADATA").write_text("Metadata-Version: 2.1\nName: zipped\nVersion: 1.0\n")
+def entry_points(install: Callable[..., None]) -> None:
     lines = [f"{entry.name} = {__name__}:{entry.__name__}" for entry in (Zipped, Unequal)]
-    (information / "entry_points.txt").write_text("\n".join(["[routerjax.formats]", *lines]) + "\n")
-    monkeypatch.syspath_prepend(str(tmp_path / "site"))
+    install("\n".join(["[routerjax.formats]", *lines]))
 
 
 @pytest.mark.usefixtures("entry_points")

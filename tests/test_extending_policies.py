@@ -3,6 +3,7 @@
 import json
 import subprocess
 import sys
+from collections.abc import Callable
 from pathlib import Path
 
 import numpy as np
@@ -48,19 +49,10 @@ print(json.dumps(load_router(sys.argv[1]).route(sys.argv[2:])))
 
 
 @pytest.fixture(autouse=True)
-def site(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
-    """The folder of another package, installed."""
-    site = tmp_path / "site"
-    information = site / "cheap-1.0.dist-info"
-    information.mkdir(parents=True)
-    (information / "METADATA").write_text("Metadata-Version: 2.1\nName: cheap\nVersion: 1.0\n")
+def site(install: Callable[..., None]) -> None:
+    """The package is installed."""
     points = "[routerjax.policies]\ncheapest = cheap_policy:Cheapest\nbroken = cheap_broken:Policy\n"
-    (information / "entry_points.txt").write_text(points)
-    (site / "cheap_policy.py").write_text(PACKAGE)
-    (site / "cheap_broken.py").write_text("raise RuntimeError('no licence\\nfor this')")
-    monkeypatch.syspath_prepend(str(site))
-    monkeypatch.setenv("PYTHONPATH", str(site), prepend=":")
-    return site
+    install(points, cheap_policy=PACKAGE, cheap_broken="raise RuntimeError('no licence\\nfor this')")
 
 
 def expected_choice(router: Router, at_least: float) -> list[str]:
@@ -69,7 +61,7 @@ def expected_choice(router: Router, at_least: float) -> list[str]:
     return ["small" if s >= at_least else "medium" if m >= at_least else "big" for s, m in by_row]
 
 
-def test_a_policy_of_another_package_goes_all_the_way(tmp_path: Path, site: Path) -> None:
+def test_a_policy_of_another_package_goes_all_the_way(tmp_path: Path) -> None:
     at_least = float(np.median(tiny_router(tmp_path).win_prob(PROMPTS, "small", "big")))
     policy = make_policy("cheapest", order=["small", "medium", "big"], at_least=at_least)
     router = tiny_router(tmp_path, policy=policy)
@@ -87,7 +79,7 @@ def test_a_policy_of_another_package_goes_all_the_way(tmp_path: Path, site: Path
     assert scored == [{"prompt": prompt, "model": model} for prompt, model in zip(PROMPTS, expected, strict=True)]
 
     formats.export(router, tmp_path / "bundle", "stablehlo", prompts=PROMPTS)
-    (site / "cheap_policy.py").unlink()  # a bundle needs no policy's code
+    (tmp_path / "site" / "cheap_policy.py").unlink()  # a bundle needs no policy's code
     command = [sys.executable, "-I", str(tmp_path / "bundle" / "load.py"), *PROMPTS]
     finished = subprocess.run(command, capture_output=True, text=True, check=True)
     assert [json.loads(line)["model"] for line in finished.stdout.splitlines()] == expected

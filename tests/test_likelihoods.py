@@ -2,6 +2,7 @@
 
 import dataclasses
 import json
+from collections.abc import Callable
 from pathlib import Path
 
 import jax
@@ -169,20 +170,15 @@ class Tempered(Likelihood):
 
 
 def test_a_likelihood_of_another_package_is_kept_found_by_its_entry_point_and_exported(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    tmp_path: Path, install: Callable[..., None]
 ) -> None:
-    information = tmp_path / "site" / "tempered-1.0.dist-info"
-    information.mkdir(parents=True)
-    (information / "METADATA").write_text("Metadata-Version: 2.1\nName: tempered\nVersion: 1.0\n")
-    (information / "entry_points.txt").write_text("[routerjax.likelihoods]\ntempered = tempered_likelihood:Tempered\n")
-    (tmp_path / "site" / "tempered_likelihood.py").write_text(OF_ANOTHER_PACKAGE)
     plain = tiny_router(tmp_path)
     save_router(plain, tmp_path / "plain")
     content = json.loads((tmp_path / "plain" / "router.json").read_text())
     assert content["likelihood"] == {"name": "bradley_terry", "readout": "half_tie"}
     with pytest.raises(InputError, match=r"the loss must be one of .*got 'tempered'"):
         make_likelihood("tempered")
-    monkeypatch.syspath_prepend(str(tmp_path / "site"))
+    install("[routerjax.likelihoods]\ntempered = tempered_likelihood:Tempered", tempered_likelihood=OF_ANOTHER_PACKAGE)
     variables = {**plain.variables, "likelihood": {"slope": jnp.asarray(2.0)}}
     router = dataclasses.replace(plain, likelihood=make_likelihood("tempered"), variables=variables)
     save_router(router, tmp_path / "saved")

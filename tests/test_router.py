@@ -10,9 +10,9 @@ import jax
 import numpy as np
 import pytest
 
-from routerjax import InputError, families, features, load_router, models, save_router
+from routerjax import InputError, families, features, load_router, save_router
 from tests.encoders import save_tiny_encoder
-from tests.routers import NAMES, tiny_router
+from tests.routers import NAMES, tiny_memory_router, tiny_router
 
 PROMPTS = ["what is the capital", "prove that primes are infinite", "", "write a poem", "x"]
 
@@ -51,18 +51,7 @@ def test_saved_and_loaded_is_the_same(tmp_path: Path, threshold: float | None) -
 
 
 def test_a_memory_is_saved_with_it(tmp_path: Path) -> None:
-    from tests.models.test_baselines import pair_battles
-
-    memory = models.nearest_neighbors_memory(pair_battles(), num_models=2)
-    spec = features.GivenFeaturizer(source="e.npy", width=5, fingerprint="f")
-    router = tiny_router(
-        tmp_path,
-        family="knn",
-        attributes={"k": 3},
-        models=("big", "small"),
-        variables={"memory": memory},
-        featurizer=spec,
-    )
+    router = tiny_memory_router(tmp_path)
     save_router(router, tmp_path / "knn")
     embedding = features.Embeddings(np.random.default_rng(0).standard_normal((4, 5)), "f")
     np.testing.assert_array_equal(load_router(tmp_path / "knn").win_prob(embedding), router.win_prob(embedding))

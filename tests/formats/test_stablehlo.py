@@ -11,12 +11,11 @@ import jax
 import numpy as np
 import pytest
 
-from routerjax import InputError, Router, features, formats, models
+from routerjax import InputError, Router, features, formats
 from routerjax.formats import stablehlo as bundle_module
 from routerjax.formats.golden import golden_prompts
 from tests.encoders import TEXTS, save_tiny_encoder
-from tests.models.test_baselines import pair_battles
-from tests.routers import tiny_router
+from tests.routers import tiny_memory_router, tiny_router
 
 PROMPTS = [*TEXTS, "", "primes " * 100, "half an emoji \ud83d"]
 
@@ -142,16 +141,7 @@ def exporting_constants_of(wrong: Router):
 
 
 def test_given_embeddings_and_a_memory_export_too(tmp_path: Path) -> None:
-    memory = models.nearest_neighbors_memory(pair_battles(), num_models=2)
-    spec = features.GivenFeaturizer(source="e.npy", width=5, fingerprint="f")
-    router = tiny_router(
-        tmp_path,
-        family="knn",
-        attributes={"k": 3},
-        models=("big", "small"),
-        variables={"memory": memory},
-        featurizer=spec,
-    )
+    router = tiny_memory_router(tmp_path)
     differences = formats.export(router, tmp_path / "bundle", "stablehlo")
     assert list(differences) == ["from_embedding"]
     finished = run_python(str(tmp_path / "bundle" / "load.py"), "some text")
