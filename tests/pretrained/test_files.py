@@ -1,6 +1,7 @@
 """Folders that others made: nothing outside of them is read, nothing that never ends, and no more than is needed."""
 
 import dataclasses
+import hashlib
 import json
 import os
 import shutil
@@ -12,7 +13,7 @@ import pytest
 
 from routerjax import InputError, load_router, save_router
 from routerjax.features import load_encoder
-from routerjax.pretrained import MINILM, find_file, locate, read_bytes, routellm
+from routerjax.pretrained import MINILM, file_sha256, files, find_file, locate, read_bytes, routellm
 from tests.encoders import save_tiny_encoder
 from tests.routers import forge, tiny_router, tiny_text_router
 
@@ -23,6 +24,28 @@ def secret(tmp_path: Path) -> Path:
     path.parent.mkdir()
     path.write_text("the user's own")
     return path
+
+
+def test_a_file_is_hashed_once_until_it_changes(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    path, reads = tmp_path / "weights", []
+    digest = hashlib.file_digest
+
+    def counted(*arguments: object) -> object:
+        reads.append(arguments)
+        return digest(*arguments)
+
+    monkeypatch.setattr(hashlib, "file_digest", counted)
+    path.write_bytes(b"one")
+    for content in (b"one", b"two"):  # of one size, within one tick of the file system's clock
+        path.write_bytes(content)
+        assert file_sha256(path) == hashlib.sha256(content).hexdigest()
+    monkeypatch.setattr(files, "SETTLED_NS", 0)
+    before = len(reads)
+    assert {file_sha256(path) for _ in range(3)} == {hashlib.sha256(b"two").hexdigest()}
+    assert len(reads) == before + 1
+    path.write_bytes(b"longer")
+    os.utime(path, (0, 0))
+    assert file_sha256(path) == hashlib.sha256(b"longer").hexdigest()
 
 
 def test_links_count_inside_the_folder_alone(tmp_path: Path, secret: Path) -> None:
