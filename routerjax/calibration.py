@@ -141,7 +141,7 @@ def cross_fitted(
     fold = (np.random.default_rng(seed).permutation(num_prompts) % num_folds)[prompt]
     calibrated = np.empty(len(win_prob))
     for held_out in range(num_folds):
-        own, others = fold == held_out, fold != held_out
-        fitted = fit_calibration(win_prob[others], label[others], method=method)
-        calibrated[own] = apply_calibration(fitted, jnp.asarray(win_prob[own], jnp.float32))
+        is_held_out, is_fitted = fold == held_out, fold != held_out
+        fitted = fit_calibration(win_prob[is_fitted], label[is_fitted], method=method)
+        calibrated[is_held_out] = apply_calibration(fitted, jnp.asarray(win_prob[is_held_out], jnp.float32))
     return calibrated

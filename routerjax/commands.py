@@ -96,9 +96,9 @@ def calibrate(arguments: argparse.Namespace) -> None:
         if wants_map:
             battles = read_preferences(arguments.battles, progress=True)
             router = calibrate_router(router, battles, method=arguments.method, cache=cache)
-            found = cast("dict[str, dict[str, float]]", router.provenance["calibration"])
+            figures = cast("dict[str, dict[str, float]]", router.provenance["calibration"])
             for name in CALIBRATION_FIGURES:
-                _say(f"{name}: {found[name]['raw']:.4f} raw, {found[name]['calibrated']:.4f} calibrated (held out)")
+                _say(f"{name}: {figures[name]['raw']:.4f} raw, {figures[name]['calibrated']:.4f} calibrated (held out)")
         if wants_share:
             # Prompts that the router remembers stand for new ones.
             win_prob = router.win_prob(prompts, exclude_own_battles=True, cache=cache, progress=True)
@@ -134,9 +134,9 @@ def score(arguments: argparse.Namespace) -> None:
         router = router.with_threshold(arguments.threshold)
     _say_what_is_lost(stored, router)
     table = read_prompt_table(arguments.input, input_format=arguments.input_format, progress=True)
-    taken = {"win_prob", "model"} & set(table.columns)
-    if taken:
-        raise InputError(f"{arguments.input} has a column {min(taken)} already, which score would write: rename it")
+    clashing = {"win_prob", "model"} & set(table.columns)
+    if clashing:
+        raise InputError(f"{arguments.input} has a column {min(clashing)} already, which score would write: rename it")
     output = table.prepare(arguments.output)
     added, chosen = {}, None
     with EmbeddingCache() as cache:

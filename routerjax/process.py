@@ -95,13 +95,13 @@ def interrupts() -> Iterator[None]:
     What Ctrl-C raises can be lost: callbacks of the garbage collector, destructors and extension modules that are being
     imported swallow any exception. It is raised again until the body ends.
     """
-    interrupted = said = False
+    interrupted = is_reported = False
     unraisable_hook = sys.unraisablehook
 
     def handle(number: int, frame: object) -> None:
         nonlocal interrupted
         if interrupted:
-            if not said:  # past Python's own buffers, which the first one may have interrupted
+            if not is_reported:  # past Python's own buffers, which the first one may have interrupted
                 os.write(2, f"\nrouterjax: error: {INTERRUPTED}\n".encode())
             os._exit(130)
         interrupted = True
@@ -128,7 +128,7 @@ def interrupts() -> Iterator[None]:
         yield
     except KeyboardInterrupt:
         fail(INTERRUPTED)
-        said = True
+        is_reported = True
         raise
     finally:
         if handles:

@@ -17,7 +17,7 @@ def loader(folder: Path) -> ModuleType:
 
 
 def forge(folder: Path, **changes: object) -> None:
-    """Other values in the bundle's description, with the hash that makes it consistent again."""
+    """Change values in the bundle's description, and its hash with them."""
     path = folder / "bundle.json"
     content = {**json.loads(path.read_text()), **changes}
     path.write_text(json.dumps(seal({name: value for name, value in content.items() if name != SEAL})))

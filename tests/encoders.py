@@ -104,7 +104,7 @@ def save_modules(folder: Path, types: dict[str, str], *, package: str = "sentenc
 
 
 def save_tiny_classifier(folder: Path, labels: tuple[str | None, ...], *, names: bool = True) -> Path:
-    """The same with a head for labels, as transformers' BertForSequenceClassification is saved."""
+    """Save a tiny encoder with a head for labels, as transformers saves BertForSequenceClassification."""
     save_tiny_encoder(folder)
     if names:
         change_json(folder / "config.json", id2label={str(index): label for index, label in enumerate(labels)})
@@ -118,6 +118,6 @@ def save_tiny_classifier(folder: Path, labels: tuple[str | None, ...], *, names:
 
 
 def change_json(path: Path, **changes: object) -> None:
-    """Other values in a file that holds an object, which is made if there is none."""
+    """Change values in a file that holds a JSON object; create the file if there is none."""
     content = json.loads(path.read_text()) if path.exists() else {}
     path.write_text(json.dumps({**content, **changes}))

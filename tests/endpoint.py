@@ -20,7 +20,7 @@ Reply = tuple[int, dict[str, str], bytes]
 
 
 def embedding_of(prompt: str, width: int = 6) -> np.ndarray:
-    """What the server answers: float32, of unit length, another one for every prompt."""
+    """Return the server's embedding of a prompt: float32, of unit length, another one for every prompt."""
     seed = int.from_bytes(hashlib.sha256(prompt.encode()).digest()[:8], "big")
     vector = np.random.default_rng(seed).standard_normal(width)
     return (vector / np.linalg.norm(vector)).astype(np.float32)

@@ -100,14 +100,14 @@ def tiny_text_router(
         models=models,
         policy=Threshold("big", "small"),
         likelihood=likelihood,
-        variables={"params": params, **({COLLECTION: own} if (own := likelihood.initial_params()) else {})},
+        variables={"params": params, **({COLLECTION: initial} if (initial := likelihood.initial_params()) else {})},
         provenance={"made by": "a test"},
     )
     return dataclasses.replace(router, **_with_policy(changes))
 
 
 def forge(folder: Path, **changes: object) -> None:
-    """Other values in a router folder's description, with the hashes that make it consistent again."""
+    """Change values in a router folder's description, and its hashes with them."""
     path = folder / "router.json"
     content = {**json.loads(path.read_text()), **changes}
     tensors = (folder / "router.safetensors").read_bytes()

@@ -101,8 +101,8 @@ def test_agrees_with_a_plain_numpy_bootstrap():
         by_numpy(rng.multinomial(200, np.full(200, 1 / 200)), win_prob["distinct"], strong, weak) for _ in range(2000)
     ]
     plain = np.array(plain)
-    found = samples.apgr, samples.apgr_binned, samples.cpt[0.5], samples.cpt[0.8]
-    for actual, expected in zip(found, plain.T, strict=True):
+    columns = samples.apgr, samples.apgr_binned, samples.cpt[0.5], samples.cpt[0.8]
+    for actual, expected in zip(columns, plain.T, strict=True):
         assert actual.mean() == pytest.approx(expected.mean(), abs=0.01)
         assert actual.std() == pytest.approx(expected.std(), rel=0.1)
         low, high = metrics.percentile_interval(actual)

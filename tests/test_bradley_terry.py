@@ -53,8 +53,8 @@ def by_scipy_newton(wins):
         return (np.diag(curvature.sum(axis=1)) - curvature)[1:, 1:]
 
     start = np.zeros(len(wins) - 1)
-    found = minimize(loss, start, jac=gradient, hess=hessian, method="trust-exact", options={"gtol": 1e-11}).x
-    ratings = np.append(0.0, found)
+    free = minimize(loss, start, jac=gradient, hess=hessian, method="trust-exact", options={"gtol": 1e-11}).x
+    ratings = np.append(0.0, free)
     return ratings - ratings.mean()
 
 
@@ -70,8 +70,8 @@ class TestFit:
 
     def test_the_prior_is_ties(self):
         wins = random_wins(8, 5)
-        own = (wins + wins.T).sum(axis=0)
-        tie = 0.3 * np.minimum.outer(own, own) / 7 / 2 * (1.0 - np.eye(8))
+        total = (wins + wins.T).sum(axis=0)
+        tie = 0.3 * np.minimum.outer(total, total) / 7 / 2 * (1.0 - np.eye(8))
         np.testing.assert_allclose(bradley_terry.fit(wins, prior=0.3), by_scipy(wins + tie), atol=1e-4)
 
     @pytest.mark.parametrize("share", [1e-2, 1e-4, 1e-6])
@@ -84,8 +84,8 @@ class TestFit:
     @pytest.mark.parametrize("battles", [2e2, 2e4, 2e6])
     def test_a_first_model_that_only_won_is_finite(self, battles):
         wins = np.array([[0, 1, 1], [0, 0, 0.7 * battles], [0, 0.3 * battles, 0]])
-        own = (wins + wins.T).sum(axis=0)
-        ties = 1e-4 * np.minimum.outer(own, own) / 2 / 2 * (1.0 - np.eye(3))
+        total = (wins + wins.T).sum(axis=0)
+        ties = 1e-4 * np.minimum.outer(total, total) / 2 / 2 * (1.0 - np.eye(3))
         np.testing.assert_allclose(bradley_terry.fit(wins), by_scipy_newton(wins + ties), atol=2e-3)
 
     def test_against_logistic_regression_on_weighted_battles_with_ties(self):

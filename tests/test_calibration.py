@@ -49,9 +49,9 @@ def test_isotonic_is_that_of_sklearn_between_its_knots_too() -> None:
     fitted = calibration.fit_calibration(win_prob, label, method="isotonic")
     reference = IsotonicRegression(out_of_bounds="clip").fit(win_prob, label)
     grid = np.linspace(0, 1, 301)
-    found = apply_calibration(fitted, grid.astype(np.float32))
+    actual = apply_calibration(fitted, grid.astype(np.float32))
     # A steep piece multiplies the rounding of its float32 knots.
-    np.testing.assert_allclose(found, reference.predict(grid), atol=1e-4)
+    np.testing.assert_allclose(actual, reference.predict(grid), atol=1e-4)
 
 
 @pytest.mark.parametrize("method", METHODS)
@@ -113,7 +113,7 @@ def pair_battles(router: object, count: int = 400) -> data.Preferences:
 
 
 def informative(router: object, battles: data.Preferences) -> data.Preferences:
-    """The same battles, the strong model winning more often where the router says so."""
+    """Let the strong model win more often where the router says so."""
     confidence = 8.0 * logit(router.win_prob(battles.prompts))
     big_wins = np.random.default_rng(1).random(len(battles)) < 1 / (1 + np.exp(confidence.mean() - confidence))
     a_wins = np.where(battles.model_a == 0, big_wins, ~big_wins)
@@ -125,15 +125,15 @@ def test_a_calibrated_router_is_saved_loaded_and_exported(tmp_path: Path, method
     router = tiny_router(tmp_path, threshold=0.4)
     battles = informative(router, pair_battles(router))
     calibrated = pipeline.calibrate_router(router, battles, method=method, cache=None)
-    said = calibrated.provenance["calibration"]
-    assert (said["method"], said["battles"]) == (method, 400)
-    assert set(said["brier"]) == {"raw", "calibrated"}
+    figures = calibrated.provenance["calibration"]
+    assert (figures["method"], figures["battles"]) == (method, 400)
+    assert set(figures["brier"]) == {"raw", "calibrated"}
     assert calibrated.threshold is None
     prompts = battles.prompts[:7]
     raw, mapped = router.win_prob(prompts), calibrated.win_prob(prompts)
-    own = battles.select(np.arange(400))
-    label = np.where(own.model_a == 0, own.label, 1 - own.label)
-    fitted = calibration.fit_calibration(router.win_prob(own.prompts), label, method=method)
+    first = battles.select(np.arange(400))
+    label = np.where(first.model_a == 0, first.label, 1 - first.label)
+    fitted = calibration.fit_calibration(router.win_prob(first.prompts), label, method=method)
     np.testing.assert_allclose(mapped, apply_calibration(fitted, raw), atol=1e-6)
     np.testing.assert_array_equal(calibrated.win_prob(prompts, "medium"), router.win_prob(prompts, "medium"))
     save_router(calibrated, tmp_path / "calibrated")

@@ -68,8 +68,8 @@ def test_calibrate_keeps_the_threshold(arena: Path, capsys: pytest.CaptureFixtur
     assert abs(share - 0.3) < 0.05
     battles = str(arena / "battles.parquet")
     assert main(["calibrate", str(arena / "run"), "--prompts", battles, "--strong-share", "0.3"]) == 0
-    said = f"threshold {calibrated.threshold!r} sends {share:.4f} of these 320 prompts to sim-large\n"
-    assert capsys.readouterr().out == said
+    printed = f"threshold {calibrated.threshold!r} sends {share:.4f} of these 320 prompts to sim-large\n"
+    assert capsys.readouterr().out == printed
 
 
 @pytest.mark.parametrize("ending", ["jsonl", "csv", "parquet"])
@@ -152,8 +152,8 @@ def test_a_reader_that_stops_is_no_error(arena: Path) -> None:
         process.stdout.close()
         process.stdin.write("hello there\n")
         process.stdin.close()
-        said = process.stderr.read()
-    assert not re.search("error|exception|traceback", said, re.IGNORECASE)
+        printed = process.stderr.read()
+    assert not re.search("error|exception|traceback", printed, re.IGNORECASE)
     assert process.returncode == 0
 
 
@@ -161,11 +161,15 @@ def test_export(
     arena: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str], caplog: pytest.LogCaptureFixture
 ) -> None:
     assert main(["export", str(arena / "calibrated"), "--format", "stablehlo", "--output", str(tmp_path / "b")]) == 0
-    said = capsys.readouterr().out
-    assert [line.split(":")[0] for line in said.splitlines()[:-1]] == ["from_embedding", "from_token_ids", "from_text"]
+    printed = capsys.readouterr().out
+    assert [line.split(":")[0] for line in printed.splitlines()[:-1]] == [
+        "from_embedding",
+        "from_token_ids",
+        "from_text",
+    ]
     # Before the warning that prompts were cut, of which the user gave none.
-    own, cut = [text for text in caplog.messages if "exporting, and" in text or "prompts were cut" in text]
-    assert own.startswith("exporting, and comparing with the router on 49 prompts of its own, a long")
+    golden, cut = [text for text in caplog.messages if "exporting, and" in text or "prompts were cut" in text]
+    assert golden.startswith("exporting, and comparing with the router on 49 prompts of its own, a long")
     assert re.match(r"\d+ of 49 prompts were cut", cut)
     description = json.loads((tmp_path / "b" / "bundle.json").read_text())
     assert description["policy"]["threshold"] == load_router(arena / "calibrated").threshold

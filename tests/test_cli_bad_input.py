@@ -1,4 +1,4 @@
-"""What cannot be used is refused in one line with exit status 2, and nothing is written or lost."""
+"""Unusable input is refused in one line with exit status 2, and nothing is written or lost."""
 
 import json
 import re
@@ -27,9 +27,9 @@ def refused(arena: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> 
     def check(message: str, *arguments: object) -> None:
         before = {**contents(arena), **contents(tmp_path)}
         assert main([str(argument) for argument in arguments]) == 2
-        said = capsys.readouterr()
-        assert said.out == ""
-        assert re.fullmatch(f"routerjax: error: .*{message}.*\n", said.err), said.err
+        printed = capsys.readouterr()
+        assert printed.out == ""
+        assert re.fullmatch(f"routerjax: error: .*{message}.*\n", printed.err), printed.err
         assert {**contents(arena), **contents(tmp_path)} == before
 
     return check

@@ -84,7 +84,7 @@ def test_any_text_stays_as_it_is(text: str) -> None:
     )
 )
 def test_a_file_and_the_command_line_mean_the_same(setting: tuple[str, object]) -> None:
-    """What a configuration takes as a Python value it takes as text, with the same result; and refuses likewise."""
+    """A configuration takes the same values as Python objects and as text, and refuses the same."""
     path, value = setting
     *sections, name = path.split(".")
     section = CONFIG

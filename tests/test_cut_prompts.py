@@ -52,9 +52,9 @@ def test_other_ends_are_read_by_choice(tmp_path: Path, caplog: pytest.LogCapture
         for side, encoder in encoders.items():
             assert encoder.truncation == side
             assert len(np.unique(encoder.encode(LONG), axis=0)) == 10
-    said = "10 of 10 prompts were cut at 48 tokens: the {} of them was not read\n"
-    assert said.format("beginning") in caplog.text
-    assert said.format("middle") in caplog.text
+    warning = "10 of 10 prompts were cut at 48 tokens: the {} of them was not read\n"
+    assert warning.format("beginning") in caplog.text
+    assert warning.format("middle") in caplog.text
     with pytest.raises(InputError, match=r"features.truncation='left' cannot be followed by openai:any"):
         features.open_featurizer(FeatureConfig(encoder="openai:any", truncation="left"))
 

@@ -25,15 +25,15 @@ def test_demo(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.Ca
     monkeypatch.setattr(demo, "simulate_arena", functools.partial(simulate_arena, num_prompts=150, num_test_prompts=50))
     demo.run_demo(output, seed=3)
     assert sorted(os.listdir(output)) == ["arena", "bundle", "calibrated", "evaluation", "mf"]
-    said = capsys.readouterr().out
-    assert [line[0] for line in said.splitlines() if line[1:3] == ". "] == list("123456")
+    printed = capsys.readouterr().out
+    assert [line[0] for line in printed.splitlines() if line[1:3] == ". "] == list("123456")
     # Every path that it names exists.
-    named = {word.rstrip(":;,") for word in said.split() if word.startswith(f"{output}/")}
+    named = {word.rstrip(":;,") for word in printed.split() if word.startswith(f"{output}/")}
     assert {path for path in named if not Path(path).exists()} == set()
     assert len(named) >= 6
 
     router = load_router(output / "calibrated")
-    scored = [line.split(maxsplit=3) for line in said.splitlines() if " -> sim-" in line]
+    scored = [line.split(maxsplit=3) for line in printed.splitlines() if " -> sim-" in line]
     expected = router.win_prob(demo.QUESTIONS)
     assert [line[3] for line in scored] == list(demo.QUESTIONS)
     for (shown, _, model, _), win_prob in zip(scored, expected, strict=True):
@@ -53,5 +53,5 @@ def test_make_demo_writes_where_it_is_told() -> None:
     # Not the settings of a make that runs this test.
     environment = {"PATH": os.environ["PATH"]}
     for setting, output in (([], "demo_output"), (["DEMO_OUTPUT=other"], "other")):
-        said = subprocess.run([*made, *setting], cwd=ROOT, env=environment, capture_output=True, check=True).stdout
-        assert said.decode() == f".venv/bin/routerjax demo --output {output}\n"
+        printed = subprocess.run([*made, *setting], cwd=ROOT, env=environment, capture_output=True, check=True).stdout
+        assert printed.decode() == f".venv/bin/routerjax demo --output {output}\n"

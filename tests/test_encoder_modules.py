@@ -26,7 +26,7 @@ def config(arena: Path) -> ExperimentConfig:
 def _copied_encoder(
     config: ExperimentConfig, folder: Path, types: dict[str, str], **pooling: object
 ) -> ExperimentConfig:
-    """The same with a copy of the encoder that has other modules or another pooling."""
+    """Copy the encoder, with other modules or another pooling."""
     shutil.copytree(config.features.encoder, folder)
     save_modules(folder, types)
     (folder / "1_Pooling" / "config.json").write_text(json.dumps(pooling))

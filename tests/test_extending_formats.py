@@ -72,9 +72,9 @@ def test_a_format_of_another_package_is_one_of_the_command_line(
     save_router(router, tmp_path / "router")
     command = ["--format", "zipped", "--output"]
     assert main(["export", str(tmp_path / "router"), *command, str(tmp_path / "out")]) == 0
-    said = capsys.readouterr().out.splitlines()
-    assert said[0] == "router.zip: win probabilities differ from the router's by at most 0.0e+00"
-    assert said[1] == f"verified and written to {tmp_path}/out; mail {tmp_path}/out/router.zip to a friend"
+    printed = capsys.readouterr().out.splitlines()
+    assert printed[0] == "router.zip: win probabilities differ from the router's by at most 0.0e+00"
+    assert printed[1] == f"verified and written to {tmp_path}/out; mail {tmp_path}/out/router.zip to a friend"
     assert main(["import", str(tmp_path / "out" / "router.zip"), *command, str(tmp_path / "again")]) == 0
     again = load_router(tmp_path / "again")
     np.testing.assert_array_equal(again.win_prob(PROMPTS), router.win_prob(PROMPTS))

@@ -137,11 +137,11 @@ def test_calibration_counts_ties_as_the_readout_does(tmp_path: Path, readout: st
     battles = data.read_preferences(tmp_path / "b.parquet")
     big, small = (battles.models.index(name) for name in ("big", "small"))
     forward = (battles.model_a == big) & (battles.model_b == small)
-    own = battles.select(forward | ((battles.model_a == small) & (battles.model_b == big)))
-    outcome = np.where((own.model_a == big)[:, None], own.outcome, own.outcome[:, ::-1])
+    of_pair = battles.select(forward | ((battles.model_a == small) & (battles.model_b == big)))
+    outcome = np.where((of_pair.model_a == big)[:, None], of_pair.outcome, of_pair.outcome[:, ::-1])
     embeddings = read_embeddings(tmp_path / "e.npy")
-    rows = np.asarray([int(prompt.split()[-1]) for prompt in own.prompts])
-    keep = outcome[:, 1] < 1 if readout == "decisive" else np.ones(len(own), bool)
+    rows = np.asarray([int(prompt.split()[-1]) for prompt in of_pair.prompts])
+    keep = outcome[:, 1] < 1 if readout == "decisive" else np.ones(len(of_pair), bool)
     label = {
         "half_tie": outcome[:, 0] + outcome[:, 1] / 2,
         "win": outcome[:, 0],
@@ -156,7 +156,7 @@ def test_calibration_counts_ties_as_the_readout_does(tmp_path: Path, readout: st
             return {"embedding": embeddings.embedding[[int(prompt.split()[-1]) for prompt in prompts]]}
 
     reading = dataclasses.replace(router, featurizer=Reading(source="e.npy", width=5, fingerprint="made up"))
-    found = calibrate_router(reading, battles, method="isotonic", cache=None).variables["calibration"]
-    assert set(found) == set(expected)
+    actual = calibrate_router(reading, battles, method="isotonic", cache=None).variables["calibration"]
+    assert set(actual) == set(expected)
     for name, leaf in expected.items():
-        np.testing.assert_allclose(found[name], leaf, atol=1e-6)
+        np.testing.assert_allclose(actual[name], leaf, atol=1e-6)

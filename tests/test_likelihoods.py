@@ -1,4 +1,4 @@
-"""How battles end under each likelihood, against the papers' definitions and scikit-learn."""
+"""Probabilities of each likelihood against the papers' definitions and scikit-learn."""
 
 import dataclasses
 import json
@@ -63,7 +63,7 @@ def test_the_loss_of_a_battle_is_the_cross_entropy_of_its_outcome(name: str) -> 
     margins, ties = [1.0, -0.5, 2.0], [0.2, -0.7, -0.7] if name == "three_outcome" else [0.4, 0.4, 0.4]
     kind = "davidson" if name == "three_outcome" else name
     prob = [reference_prob(kind, margin, tie) for margin, tie in zip(margins, ties, strict=True)]
-    expected = [-np.sum(own * np.log(p)) for own, p in zip(np.asarray(batch.outcome), prob, strict=True)]
+    expected = [-np.sum(outcome * np.log(p)) for outcome, p in zip(np.asarray(batch.outcome), prob, strict=True)]
     loss = jax.jit(make_likelihood(name).loss)({"tie": np.float32(0.4)}, scores, batch)
     np.testing.assert_allclose(loss, expected, rtol=1e-5)
 
@@ -199,9 +199,9 @@ def test_what_did_not_happen_costs_nothing_even_where_it_never_could() -> None:
     scores, batch = three_battles()
     decided = batch._replace(outcome=np.eye(3, dtype=np.float32)[[0, 2, 0]])
     expected, gradient = jax.value_and_grad(lambda scores: jnp.sum(BradleyTerry().loss({}, scores, decided)))(scores)
-    loss, found = jax.value_and_grad(lambda scores: jnp.sum(Decided().loss({}, scores, decided)))(scores)
+    loss, actual = jax.value_and_grad(lambda scores: jnp.sum(Decided().loss({}, scores, decided)))(scores)
     np.testing.assert_allclose(loss, expected, rtol=1e-6)
-    np.testing.assert_allclose(found, gradient, atol=1e-6)
+    np.testing.assert_allclose(actual, gradient, atol=1e-6)
 
 
 def test_a_likelihood_without_probabilities_is_none() -> None:

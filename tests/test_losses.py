@@ -88,10 +88,10 @@ LOG_PROB = {"rao_kupper": jax.jit(losses.rao_kupper_log_prob), "davidson": jax.j
 @pytest.mark.parametrize("loss", LOG_PROB)
 @given(margin=st.floats(-12, 12, width=32), tie=st.floats(-6, 6, width=32))
 def test_outcomes_are_those_of_the_papers(loss: str, margin: float, tie: float) -> None:
-    found = np.asarray(LOG_PROB[loss](np.float32(margin), np.float32(tie)))
-    np.testing.assert_allclose(np.exp(found), reference_prob(loss, margin, tie), rtol=2e-4, atol=1e-6)
+    log_prob = np.asarray(LOG_PROB[loss](np.float32(margin), np.float32(tie)))
+    np.testing.assert_allclose(np.exp(log_prob), reference_prob(loss, margin, tie), rtol=2e-4, atol=1e-6)
     other = np.asarray(LOG_PROB[loss](np.float32(-margin), np.float32(tie)))
-    np.testing.assert_allclose(found, other[::-1], rtol=1e-5, atol=1e-6)
+    np.testing.assert_allclose(log_prob, other[::-1], rtol=1e-5, atol=1e-6)
 
 
 @pytest.mark.parametrize("loss", LOG_PROB)

@@ -1,4 +1,4 @@
-"""What a user pays for importing routerjax, and what the names are."""
+"""Cost of importing routerjax, and its public names."""
 
 import hashlib
 import subprocess

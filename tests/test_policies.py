@@ -176,16 +176,16 @@ class TestPolicies:
         assert (column.dtype, column.tolist()) == (jnp.int32, expected)
 
     def test_the_pair_is_the_policys_own(self):
-        asked = []
+        requested = []
 
         def win_prob(strong: str, weak: str) -> jax.Array:
-            asked.append((strong, weak))
+            requested.append((strong, weak))
             return jnp.array([0.2, 0.7])
 
         policy = policies.Threshold("medium", "small", 0.5)
         decide = jax.jit(lambda scores: policy.choose(self.models, scores, win_prob))
         assert decide(self.scores).tolist() == [0, 1]
-        assert asked == [("medium", "small")]
+        assert requested == [("medium", "small")]
 
     def test_cost_against_score(self):
         policy = policies.CostAware({"big": 10.0, "medium": 0.0, "small": 1.0}, 0.5)

@@ -26,7 +26,7 @@ def stdin(monkeypatch: pytest.MonkeyPatch, content: bytes) -> None:
 
 
 def score(path: Path, output: Path) -> None:
-    """What the command does to a table: it adds a column."""
+    """Add a column to a table, as the command does."""
     table = read_prompt_table(str(path))
     table.prepare(str(output)).write({"win_prob": pa.array(np.full(len(table.prompts), 0.5, np.float32))})
 

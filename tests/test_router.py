@@ -115,10 +115,10 @@ def test_what_is_no_probability_is_refused_with_its_row(tmp_path: Path) -> None:
     router = tiny_router(tmp_path)
     params = {**router.variables["params"], "classifier": np.full(8, np.nan, np.float32)}
     broken = dataclasses.replace(router, variables={"params": params})
-    said = r"row 0 \('what is the capital'\): the router's {} must be in \[0, 1\], got nan, and so in 5 of 5 rows"
-    with pytest.raises(InputError, match=said.format("win probability")):
+    message = r"row 0 \('what is the capital'\): the router's {} must be in \[0, 1\], got nan, and so in 5 of 5 rows"
+    with pytest.raises(InputError, match=message.format("win probability")):
         broken.win_prob(PROMPTS)
-    with pytest.raises(InputError, match=said.format("probability of an outcome")):
+    with pytest.raises(InputError, match=message.format("probability of an outcome")):
         broken.outcome_prob(PROMPTS)
     with pytest.raises(InputError, match=r"row 0 \(.*the router's score must be finite, got nan, and so in 5 of 5"):
         broken.scores(PROMPTS)

@@ -66,10 +66,10 @@ def test_the_message_says_which_command_changes_it_rightly(
     content = json.loads(path.read_text())
     path.write_text(json.dumps({**content, "policy": {**POLICY, "strong": "small", "weak": "big"}}))
     assert main(["score", str(folder), "--input", str(prompts)]) == 2
-    said = capsys.readouterr().err
-    assert said.count("\n") == 1
+    printed = capsys.readouterr().err
+    assert printed.count("\n") == 1
     for option in ("--strong", "--weak", "calibrate --strong-share", "score --threshold"):
-        assert option in said
+        assert option in printed
     path.write_text(json.dumps(content))
     other = ["calibrate", str(folder), "--strong", "small", "--weak", "big", "--prompts", str(prompts)]
     assert main([*other, "--strong-share", "0.5", "--output", str(tmp_path / "other")]) == 0

@@ -143,8 +143,8 @@ def test_an_encoder_for_a_router_that_has_its_own_is_refused(
         ["evaluate", router, "--benchmark", benchmark, "--strong", "sim-large", "--weak", "sim-small", *output],
     ):
         assert main([*command, *encoder]) == 2
-        said = capsys.readouterr().err
-        assert re.fullmatch(r"routerjax: error: .* reads? text .*: leave --encoder out\n", said), said
+        printed = capsys.readouterr().err
+        assert re.fullmatch(r"routerjax: error: .* reads? text .*: leave --encoder out\n", printed), printed
     assert not (tmp_path / "output").exists()
 
 
@@ -161,9 +161,9 @@ def test_an_encoder_trained_under_matrix_factorisation(config: ExperimentConfig,
     assert router.featurizer.to_dict() == before.to_dict()
     assert router.featurizer.normalize
     started = pretrained_params(router.module, Path(config.features.encoder), key=jax.random.key(0))
-    own, old = (tree["encoder"]["encoder"] for tree in (router.variables["params"], started))
-    jax.tree.map(np.testing.assert_array_equal, own["layer_0"], old["layer_0"])  # frozen
-    assert (own["layer_1"]["mlp_in"]["kernel"] != old["layer_1"]["mlp_in"]["kernel"]).mean() > 0.9
+    trained, old = (tree["encoder"]["encoder"] for tree in (router.variables["params"], started))
+    jax.tree.map(np.testing.assert_array_equal, trained["layer_0"], old["layer_0"])  # frozen
+    assert (trained["layer_1"]["mlp_in"]["kernel"] != old["layer_1"]["mlp_in"]["kernel"]).mean() > 0.9
     loaded = load_router(tmp_path / "run" / "router")
     assert loaded.module == router.module
     np.testing.assert_array_equal(loaded.win_prob(PROMPTS), router.win_prob(PROMPTS))

@@ -17,7 +17,7 @@ SPECIAL = ("<s>", "<pad>", "</s>", "<unk>")
 
 @functools.cache
 def make_tokenizer_of(kind: str) -> tokenizers.Tokenizer:
-    """One of KINDS."""
+    """Train a tokenizer of one of KINDS."""
     tokenizer, trainer = KINDS[kind]()
     tokenizer.train_from_iterator(SENTENCES * 3, trainer)
     first, last = tokenizer.token_to_id("<s>"), tokenizer.token_to_id("</s>")
@@ -57,7 +57,7 @@ def _unigram(*, splits_at_white_space: bool):
 
 
 def _whole_text():
-    """As Llama's: no words, the model sees the text at once."""
+    """Tokenize like Llama's: no words, the model sees the text at once."""
     tokenizer = tokenizers.Tokenizer(models.BPE(unk_token="<unk>"))
     tokenizer.normalizer = normalizers.Sequence([normalizers.Prepend("▁"), normalizers.Replace(" ", "▁")])
     return tokenizer, trainers.BpeTrainer(vocab_size=250, special_tokens=list(SPECIAL), show_progress=False)

@@ -90,9 +90,9 @@ def _one_a_prompt(
 ) -> Float32[np.ndarray, "prompts embed"]:
     # Prompts are numbered in the order of first appearance, so row k of `first` is where prompt k first appears.
     first = np.unique(battles.prompt_index, return_index=True)[1]
-    own = first[battles.prompt_index]
-    again = np.flatnonzero(own != np.arange(len(battles)))
-    distance = np.abs(embedding[again] - embedding[own[again]]).max(axis=1)
+    first_row = first[battles.prompt_index]
+    repeated = np.flatnonzero(first_row != np.arange(len(battles)))
+    distance = np.abs(embedding[repeated] - embedding[first_row[repeated]]).max(axis=1)
     if (distance > 0).any():
         logger.warning(
             "%d of %d rows repeat a prompt with another embedding (by up to %.1e); the first is taken",

@@ -132,8 +132,8 @@ def read_benchmark_table(
     _, first_of_cell, own_cell = np.unique(cell, return_index=True, return_inverse=True)
     again = np.flatnonzero(first_of_cell[own_cell.reshape(-1)] != np.arange(len(cell)))
     if again.size:
-        called = model.unique[model.index[again[0]]]
-        raise InputError(f"{path}: row {again[0]}: a second score of {called!r} for the same prompt")
+        name = model.unique[model.index[again[0]]]
+        raise InputError(f"{path}: row {again[0]}: a second score of {name!r} for the same prompt")
     quality.reshape(-1)[cell] = score
     for wanted in (strong, weak):
         if wanted is not None:
@@ -224,14 +224,14 @@ def golden_preferences(
         pairs = [(a, b) for index, a in enumerate(models) for b in models[index + 1 :]]
     for model in {*(name for pair in pairs for name in pair), *(rename or {})}:
         model_index(models, model)
-    called = {model: (rename or {}).get(model, model) for model in models}
+    renamed = {model: (rename or {}).get(model, model) for model in models}
     outcomes = []
     for a, b in pairs:
         sign = np.sign(benchmark.quality[a] - benchmark.quality[b])
         outcomes.append(np.stack([sign > 0, sign == 0, sign < 0], axis=1).astype(np.float32))
     return Preferences.from_names(
         list(benchmark.prompts) * len(pairs),
-        [called[a] for a, _ in pairs for _ in benchmark.prompts],
-        [called[b] for _, b in pairs for _ in benchmark.prompts],
+        [renamed[a] for a, _ in pairs for _ in benchmark.prompts],
+        [renamed[b] for _, b in pairs for _ in benchmark.prompts],
         np.concatenate(outcomes),
     )

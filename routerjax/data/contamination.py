@@ -45,7 +45,7 @@ class DatasetSimilarity(NamedTuple):
 
 @dataclass(frozen=True, eq=False)
 class Contamination:
-    """Which evaluation prompts a training set gives away, and by which of its prompts.
+    """Evaluation prompts that a training set contains, and the training prompts that they are found by.
 
     Attributes:
         mask: bool ``[eval]``: contaminated. ``benchmark.select(~mask)`` is what may be evaluated on.

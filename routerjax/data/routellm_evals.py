@@ -21,7 +21,7 @@ MMLU_SUBJECTS = 57
 
 
 def load_benchmark(name: str, root: str | os.PathLike[str]) -> Benchmark:
-    """One of RouteLLM's three benchmarks, without its contaminated prompts.
+    """Load one of RouteLLM's three benchmarks, without its contaminated prompts.
 
     Args:
         name: ``mmlu`` (14,037 questions), ``gsm8k`` (1,307), or ``mt_bench`` (72 two-turn questions: routed on the

@@ -68,9 +68,9 @@ def merge_both_orders(battles: Preferences) -> Preferences:
     order = np.not_equal(battles.model_a, battles.model_a[first_row]).astype(np.int32)
     weight = np.zeros((len(battles), 2))
     outcome = np.zeros((len(battles), 2, 3))
-    own = battles.weight.astype(np.float64)
-    np.add.at(weight, (first_row, order), own)
-    np.add.at(outcome, (first_row, order), own[:, None] * battles.outcome)
+    battle_weight = battles.weight.astype(np.float64)
+    np.add.at(weight, (first_row, order), battle_weight)
+    np.add.at(outcome, (first_row, order), battle_weight[:, None] * battles.outcome)
     both = np.all(weight > 0, axis=1)
     mean = outcome[both] / weight[both][:, :, None]
     merged_outcome, merged_weight = battles.outcome.copy(), battles.weight.copy()

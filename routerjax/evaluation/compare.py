@@ -154,8 +154,8 @@ def _evaluate(
 def _scored_pair(router: Router, strong: str, weak: str) -> ScoredPair:
     """The benchmark's pair where the router knows both names, else the router's own."""
     knows_both = {strong, weak} <= set(router.models)
-    own = (strong, weak) if knows_both and not router.has_pair else (router.strong, router.weak)
-    return ScoredPair(*((strong, weak) if knows_both else own), *own)
+    router_pair = (strong, weak) if knows_both and not router.has_pair else (router.strong, router.weak)
+    return ScoredPair(*((strong, weak) if knows_both else router_pair), *router_pair)
 
 
 def read_scores(path: str | os.PathLike[str], benchmark: Benchmark) -> Float64[np.ndarray, "prompts"]:

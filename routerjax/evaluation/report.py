@@ -125,8 +125,8 @@ def notes(result: BenchmarkResult) -> list[str]:
             why = f"{'it does' if is_one else 'they do'} not know both models of this benchmark"
             sentences.append(f"{scored} {its} own pair, {pair.strong} or {pair.weak}: {why}.")
         elif (pair.strong, pair.weak) != (pair.own_strong, pair.own_weak):
-            own = f"{its} own pair, {pair.own_strong} or {pair.own_weak}"
-            sentences.append(f"{scored} this benchmark's pair; a calibration of {own}, is not used.")
+            calibrated_for = f"{its} own pair, {pair.own_strong} or {pair.own_weak}"
+            sentences.append(f"{scored} this benchmark's pair; a calibration of {calibrated_for}, is not used.")
     return sentences
 
 

@@ -124,10 +124,10 @@ def html_report(results: Sequence[BenchmarkResult]) -> str:
 
 def _styles(routers: Sequence[str]) -> dict[str, str]:
     """CSS classes by router: the same on every chart."""
-    own = (name for name in routers if name not in CONTROLS)
+    scored = (name for name in routers if name not in CONTROLS)
     styles = {
         name: f"router-{place % NUM_COLOURS}" + (" again" if place >= NUM_COLOURS else "")
-        for place, name in enumerate(own)
+        for place, name in enumerate(scored)
     }
     return styles | {name: f"control {name}" for name in CONTROLS}
 

@@ -192,8 +192,8 @@ def _statistics(
 
     def of_router(sent: Float[Array, "prompts"]) -> _Statistics:
         calls, gained = total(count * sent), total(count * sent * prompts.gain)
-        taken = jnp.clip(calls[prompts.slice_id] - before, 0.0, count)
-        best = total(taken * prompts.gain)
+        best_calls = jnp.clip(calls[prompts.slice_id] - before, 0.0, count)
+        best = total(best_calls * prompts.gain)
         share = calls / size
         return _Statistics(share, (weak + gained) / size, (gained - share * gain) / size, (best - gained) / size)
 

@@ -135,7 +135,7 @@ def bert_names(model_type: str, *, head: bool, classifier: bool = True) -> Tenso
         classifier: whether the last layer of that head is taken: its columns are the labels that it was trained for.
     """
     architecture = ARCHITECTURES[model_type]
-    taken = {
+    head_table = {
         published: ours
         for published, ours in architecture.head.items()
         if head and (classifier or ours != "classifier")
@@ -147,7 +147,7 @@ def bert_names(model_type: str, *, head: bool, classifier: bool = True) -> Tenso
     }
     encoder = {f"{architecture.prefix}{published}": ours for published, ours in encoder.items()}
     table: dict[str, str] = {}
-    for published, ours in {**encoder, **taken}.items():
+    for published, ours in {**encoder, **head_table}.items():
         if published.endswith(".weight"):
             table[published] = ours
         else:
@@ -159,7 +159,7 @@ def bert_names(model_type: str, *, head: bool, classifier: bool = True) -> Tenso
         (r"LayerNorm\.gamma$", "LayerNorm.weight"),
         (r"LayerNorm\.beta$", "LayerNorm.bias"),
     )
-    left_out = [rf"{re.escape(published)}\..*" for published in architecture.head if published not in taken]
+    left_out = [rf"{re.escape(published)}\..*" for published in architecture.head if published not in head_table]
     return TensorNames(table, aliases=aliases, ignored=[rf".*\.position_ids|{architecture.pretraining}", *left_out])
 
 

@@ -36,7 +36,7 @@ FLOATS = ("F64", "F32", "F16", "BF16")
 
 @dataclass(frozen=True)
 class TensorNames:
-    """How an architecture's tensors are called.
+    """Names of an architecture's tensors.
 
     Attributes:
         table: published name -> our path; ``{}`` stands for a layer's number in both. A path that ends in ``kernel`` is
@@ -68,7 +68,7 @@ def read_weights(path: Path, names: TensorNames, expected: PyTree, *, initial: P
             listed; or weights are NaN, infinite, or stored as integers or as floats of fewer than 16 bits.
     """
     shapes = {name: leaf.shape for name, leaf in _flatten(expected).items()}
-    found: dict[str, Float32[np.ndarray, "..."]] = {}
+    loaded: dict[str, Float32[np.ndarray, "..."]] = {}
     problems, quantised, not_finite = [], [], []
     for published, tensors in _tensors(path):
         name = published
@@ -76,8 +76,8 @@ def read_weights(path: Path, names: TensorNames, expected: PyTree, *, initial: P
             name = re.sub(pattern, replacement, name)
         if any(re.fullmatch(pattern, name) for pattern in names.ignored):
             continue
-        own = _rename(name, names.table)
-        if own not in shapes or own in found:
+        parameter = _rename(name, names.table)
+        if parameter not in shapes or parameter in loaded:
             problems.append(f"+ {published}")
             continue
         dtype = tensors.get_slice(published).get_dtype()
@@ -85,12 +85,12 @@ def read_weights(path: Path, names: TensorNames, expected: PyTree, *, initial: P
             quantised.append(f"{published} ({dtype})")
             continue
         tensor = tensors.get_tensor(published)
-        tensor = tensor.T if own.endswith("kernel") else tensor
-        if tensor.shape != shapes[own]:
-            problems.append(f"! {published}: expected shape {shapes[own]}, got {tensor.shape}")
+        tensor = tensor.T if parameter.endswith("kernel") else tensor
+        if tensor.shape != shapes[parameter]:
+            problems.append(f"! {published}: expected shape {shapes[parameter]}, got {tensor.shape}")
         with np.errstate(over="ignore"):  # a float64 beyond float32, which is found not finite
-            found[own] = tensor.astype(np.float32)
-        if not np.isfinite(found[own]).all():
+            loaded[parameter] = tensor.astype(np.float32)
+        if not np.isfinite(loaded[parameter]).all():
             not_finite.append(published)
     if not_finite:
         raise InputError(
@@ -102,16 +102,16 @@ def read_weights(path: Path, names: TensorNames, expected: PyTree, *, initial: P
             f"{path}: weights must be stored as floats of 16 bits or more, got {quantised[0]}, one of "
             f"{len(quantised)}; quantised weights are not read: save the model in float32 or bfloat16"
         )
-    held = {_layer(name) for name in found}
+    held = {_layer(name) for name in loaded}
     new = {name: leaf for name, leaf in _flatten(initial or {}).items() if _layer(name) not in held}
-    problems += [f"- {name}" for name in shapes if name not in found and name not in new]
+    problems += [f"- {name}" for name in shapes if name not in loaded and name not in new]
     if problems:
         listed = "; ".join(problems[:20]) + ("; ..." if len(problems) > 20 else "")
         raise InputError(f"{path} does not hold the expected tensors (- missing, + extra, ! misshaped): {listed}")
     if new:
         logger.warning("%s gives no %s: initialised at random, to be trained", path, ", ".join(sorted(new)))
-    both = {**found, **{name: np.asarray(leaf, np.float32) for name, leaf in new.items()}}
-    return jax.tree.map(_dense, flax.traverse_util.unflatten_dict(both, sep="/"))
+    complete = {**loaded, **{name: np.asarray(leaf, np.float32) for name, leaf in new.items()}}
+    return jax.tree.map(_dense, flax.traverse_util.unflatten_dict(complete, sep="/"))
 
 
 def publish_weights(params: PyTree, names: TensorNames) -> dict[str, Float32[np.ndarray, "..."]]:
@@ -120,13 +120,13 @@ def publish_weights(params: PyTree, names: TensorNames) -> dict[str, Float32[np.
     Raises:
         InputError: a parameter has no published name.
     """
-    inverse = {own: published for published, own in names.table.items()}
+    inverse = {parameter: published for published, parameter in names.table.items()}
     tensors = {}
-    for own, leaf in _flatten(params).items():
-        published = _rename(own, inverse)
+    for parameter, leaf in _flatten(params).items():
+        published = _rename(parameter, inverse)
         if published is None:
-            raise InputError(f"the parameter {own} has no name in the published format")
-        tensors[published] = np.asarray(leaf, np.float32).T if own.endswith("kernel") else leaf
+            raise InputError(f"the parameter {parameter} has no name in the published format")
+        tensors[published] = np.asarray(leaf, np.float32).T if parameter.endswith("kernel") else leaf
     return jax.tree.map(_dense, tensors)
 
 

@@ -75,8 +75,8 @@ class PreparedOutput:
     def _write_lines(self, stream: TextIO, added: Mapping[str, pa.Array], shown: Callable[[str], str]) -> None:
         columns = [[f"{json.dumps(name)}: {text}" for text in json_texts(column)] for name, column in added.items()]
         for row, text in enumerate(self.rows):
-            own = text[1:-1].strip()
-            members = ", ".join([*([own] if own else []), *(column[row] for column in columns)])
+            first_members = text[1:-1].strip()
+            members = ", ".join([*([first_members] if first_members else []), *(column[row] for column in columns)])
             stream.write(shown(f"{{{members}}}") + "\n")
 
 

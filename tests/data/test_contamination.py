@@ -18,7 +18,7 @@ def embeddings(rows: int, seed: int, width: int = 16) -> np.ndarray:
 
 
 def contaminated(count: int = 3, **changes: object) -> data.Contamination:
-    """Of evaluation and training prompts that have nothing in common, unless changed."""
+    """Compare evaluation and training prompts that have nothing in common, unless changed."""
     arguments = {
         "eval_prompts": [f"question {row}" for row in range(count)],
         "train_prompts": [f"exercise {row}" for row in range(count)],
@@ -85,33 +85,33 @@ class TestContaminated:
         angle = np.arccos([0.951, 0.949])
         near = np.zeros((2, 6))
         near[:, 3], near[:, 0] = np.cos(angle), np.sin(angle)
-        found = contaminated(
+        actual = contaminated(
             eval_prompts=["What\tis  RNA?", "near", "not near", "other"],
             train_prompts=["exercise", "what is rna?", "What is RNA?"],
             eval_embedding=np.concatenate([np.eye(6)[:1], near, np.eye(6)[1:2]]),
         )
-        assert found.mask.tolist() == [True, True, False, False]
-        assert found.same_text.tolist() == [True, False, False, False]
+        assert actual.mask.tolist() == [True, True, False, False]
+        assert actual.same_text.tolist() == [True, False, False, False]
         # The text's own prompt although its embedding is no nearer than another; the first of two.
-        assert found.train_index[:3].tolist() == [1, 0, 0]
-        np.testing.assert_allclose(found.similarity, [0, 0.951, 0.949, 0], atol=1e-6)
+        assert actual.train_index[:3].tolist() == [1, 0, 0]
+        np.testing.assert_allclose(actual.similarity, [0, 0.951, 0.949, 0], atol=1e-6)
 
     def test_nothing_in_common(self) -> None:
         assert not contaminated().mask.any()
 
     def test_everything_in_common(self) -> None:
-        found = contaminated(4, eval_embedding=embeddings(4, 0), train_embedding=embeddings(4, 0)[::-1] * 3)
-        assert found.mask.all()
-        assert not found.same_text.any()
-        assert found.train_index.tolist() == [3, 2, 1, 0]
+        actual = contaminated(4, eval_embedding=embeddings(4, 0), train_embedding=embeddings(4, 0)[::-1] * 3)
+        assert actual.mask.all()
+        assert not actual.same_text.any()
+        assert actual.train_index.tolist() == [3, 2, 1, 0]
 
     def test_the_threshold(self) -> None:
         evaluated, train = embeddings(50, 0, width=3), embeddings(20, 1, width=3)
         similarity = cosine_similarity(evaluated, train).max(axis=1)
         names = {"eval_prompts": list("a" * 50), "train_prompts": list("b" * 20)}
         for threshold in (0.5, 0.9, 0.99):
-            found = contaminated(**names, eval_embedding=evaluated, train_embedding=train, threshold=threshold)
-            np.testing.assert_array_equal(found.mask, similarity >= threshold)
+            actual = contaminated(**names, eval_embedding=evaluated, train_embedding=train, threshold=threshold)
+            np.testing.assert_array_equal(actual.mask, similarity >= threshold)
 
     @pytest.mark.parametrize("threshold", [0, -0.5, 1.01, float("nan"), 95])
     def test_thresholds_that_are_no_cosine(self, threshold: float) -> None:
@@ -157,19 +157,19 @@ class TestDatasetSimilarity:
     def test_by_hand(self) -> None:
         evaluated = np.asarray([[3.0, 4.0], [0.0, 2.0], [-1.0, 0.0]])
         train = np.asarray([[1.0, 0.0], [1.0, 1.0]])
-        found = data.dataset_similarity(evaluated, train)
+        actual = data.dataset_similarity(evaluated, train)
         best = [7 / 5 / np.sqrt(2), 1 / np.sqrt(2), -1 / np.sqrt(2)]
-        assert found.value == pytest.approx(np.mean(best), abs=1e-6)
-        assert found.interval.low >= -1 / np.sqrt(2) - 1e-6
-        assert found.interval.high <= 7 / 5 / np.sqrt(2) + 1e-6
+        assert actual.value == pytest.approx(np.mean(best), abs=1e-6)
+        assert actual.interval.low >= -1 / np.sqrt(2) - 1e-6
+        assert actual.interval.high <= 7 / 5 / np.sqrt(2) + 1e-6
 
     def test_the_interval_is_that_of_a_mean(self) -> None:
         evaluated, train = embeddings(400, 0), embeddings(30, 1)
         best = cosine_similarity(evaluated, train).max(axis=1)
-        found = data.dataset_similarity(evaluated, train, num_samples=4000)
+        actual = data.dataset_similarity(evaluated, train, num_samples=4000)
         half_width = 1.96 * best.std() / np.sqrt(400)
-        np.testing.assert_allclose(found.interval, [best.mean() - half_width, best.mean() + half_width], atol=3e-3)
-        assert found.interval.low < found.value < found.interval.high
+        np.testing.assert_allclose(actual.interval, [best.mean() - half_width, best.mean() + half_width], atol=3e-3)
+        assert actual.interval.low < actual.value < actual.interval.high
 
     def test_seeds(self) -> None:
         evaluated, train = embeddings(40, 0), embeddings(30, 1)

@@ -41,24 +41,24 @@ def rows_of(battles: data.Preferences, token_ids: list[list[int]]) -> set[tuple]
 
 
 def found_in(batches: list) -> list[tuple]:
-    found = []
+    rows = []
     for batch in batches:
         ids, mask = (batch.query[name] for name in ("token_ids", "attention_mask"))
         for row in np.flatnonzero(batch.weight):
             prompt = batch.query_index[row]
             tokens = tuple(ids[prompt][mask[prompt] == 1].tolist())
             a, b = int(batch.model_a[row]), int(batch.model_b[row])
-            found.append((tokens, a, b, tuple(batch.outcome[row].tolist()), float(batch.weight[row])))
-    return found
+            rows.append((tokens, a, b, tuple(batch.outcome[row].tolist()), float(batch.weight[row])))
+    return rows
 
 
 @pytest.mark.parametrize("num_devices", [1, 2, 8])
 def test_every_battle_is_there_once_in_one_shape_a_length(num_devices: int) -> None:
     battles, token_ids, batches = make(num_devices=num_devices)
     for a_pass in (list(batches.in_order()), list(batches.shuffled(seed=0, epoch=1))):
-        found = found_in(a_pass)
-        assert len(found) == len(battles)
-        assert set(found) == rows_of(battles, token_ids)
+        rows = found_in(a_pass)
+        assert len(rows) == len(battles)
+        assert set(rows) == rows_of(battles, token_ids)
         assert len(a_pass) == batches.num_batches
         shapes = {batch.query["token_ids"].shape for batch in a_pass}
         assert len(shapes) == batches.num_shapes == len({shape[-1] for shape in shapes})

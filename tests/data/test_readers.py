@@ -149,15 +149,15 @@ def test_files_that_are_not_there(tmp_path: Path) -> None:
 
 def test_the_hub_gives_the_same_as_a_file(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     rows = arena_rows()
-    asked = []
+    requested = []
 
     def load_dataset(name: str, *, split: str) -> datasets.Dataset:
-        asked.append((name, split))
+        requested.append((name, split))
         return datasets.Dataset.from_dict(rows)
 
     monkeypatch.setattr(datasets, "load_dataset", load_dataset)
     read = data.read_preferences("lmsys/lmsys-arena-human-preference-55k")
-    assert asked == [("lmsys/lmsys-arena-human-preference-55k", "train")]
+    assert requested == [("lmsys/lmsys-arena-human-preference-55k", "train")]
     from_file = data.read_preferences(write(tmp_path, rows))
     assert read.prompts == from_file.prompts
     np.testing.assert_array_equal(read.outcome, from_file.outcome)

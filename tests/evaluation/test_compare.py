@@ -31,8 +31,8 @@ def test_router_folders_and_score_files_side_by_side(
     router = tiny_router(tmp_path)
     save_router(router, tmp_path / "run" / "router")
     save_router(router, tmp_path / "run" / "knn")  # whatever is there is the control
-    own = router.win_prob(BENCHMARK.prompts)
-    write_table(pa.table({"prompt": BENCHMARK.prompts, "win_prob": own}), str(tmp_path / "外部.csv"))
+    win_prob = router.win_prob(BENCHMARK.prompts)
+    write_table(pa.table({"prompt": BENCHMARK.prompts, "win_prob": win_prob}), str(tmp_path / "外部.csv"))
     results = evaluation.evaluate_routers(
         [tmp_path / "run"],
         benchmarks=[benchmark_file(tmp_path)],
@@ -48,8 +48,8 @@ def test_router_folders_and_score_files_side_by_side(
     assert (tmp_path / "results" / "curves.png").read_bytes().startswith(b"\x89PNG")
     assert caplog.text.count("curves.png shows boxes for characters of names that its font lacks") == 1
     described = json.loads((tmp_path / "results" / "results.json").read_text())
-    own = {"strong": "big", "weak": "small", "own_strong": "big", "own_weak": "small"}
-    assert described["benchmarks"][0]["pairs"] == {"run": own, "knn": own}
+    pair = {"strong": "big", "weak": "small", "own_strong": "big", "own_weak": "small"}
+    assert described["benchmarks"][0]["pairs"] == {"run": pair, "knn": pair}
     assert described["benchmarks"][0]["notes"] == []
     assert re.search(r"\| run \| 0\.\d{3} \[", (tmp_path / "results" / "results.md").read_text())
     smaller = evaluation.evaluate_routers(

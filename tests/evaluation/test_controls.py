@@ -32,9 +32,9 @@ def test_random_is_uniform_and_a_function_of_seed_and_prompt() -> None:
 
 
 def test_random_draws_stay_what_they_were() -> None:
-    found = controls_of(benchmark_of([1.0, 1.0], [0.0, 0.0], prompts=("hello", "Prove that pi is irrational.")))
-    np.testing.assert_allclose(found["random"], [0.450213581, 0.103234038], rtol=1e-6)
-    np.testing.assert_array_equal(found["constant"], [0.5, 0.5])
+    win_prob = controls_of(benchmark_of([1.0, 1.0], [0.0, 0.0], prompts=("hello", "Prove that pi is irrational.")))
+    np.testing.assert_allclose(win_prob["random"], [0.450213581, 0.103234038], rtol=1e-6)
+    np.testing.assert_array_equal(win_prob["constant"], [0.5, 0.5])
 
 
 # Chances, grades, both beyond what a sigmoid tells apart and nearly the largest of a benchmark, negative ones, and so

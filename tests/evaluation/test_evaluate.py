@@ -40,13 +40,13 @@ def win_probs() -> dict[str, np.ndarray]:
 
 
 def test_figures_are_those_of_the_metrics_and_lie_in_their_intervals() -> None:
-    found = win_probs()
-    result = evaluation.evaluate(found, BENCHMARK, num_samples=200)
+    win_prob = win_probs()
+    result = evaluation.evaluate(win_prob, BENCHMARK, num_samples=200)
     strong, weak = BENCHMARK.quality["big"], BENCHMARK.quality["small"]
     for name, router in result.routers.items():
-        curve = metrics.cost_quality_curve(found[name], strong, weak)
+        curve = metrics.cost_quality_curve(win_prob[name], strong, weak)
         assert router.apgr.value == metrics.apgr(curve)
-        assert router.apgr_binned.value == metrics.apgr_binned(found[name], strong, weak)
+        assert router.apgr_binned.value == metrics.apgr_binned(win_prob[name], strong, weak)
         assert router.cpt[0.5].value == metrics.cpt(curve, 0.5)
         calibration = router.log_loss, router.brier, router.calibration_error
         capped = router.apgr, router.apgr_binned, router.of_oracle, *router.cpt.values(), *router.cost_saving.values()
@@ -59,13 +59,13 @@ def test_figures_are_those_of_the_metrics_and_lie_in_their_intervals() -> None:
     assert result.minus("random", "good") == evaluation.Figure(-difference.value, -difference.high, -difference.low)
     label = (1 + strong - weak) / 2
     hard = np.concatenate([np.ones(len(label)), np.zeros(len(label))])
-    expected = log_loss(hard, np.tile(found["good"], 2), sample_weight=np.concatenate([label, 1 - label]))
+    expected = log_loss(hard, np.tile(win_prob["good"], 2), sample_weight=np.concatenate([label, 1 - label]))
     np.testing.assert_allclose(result.routers["good"].log_loss.value, expected, rtol=1e-6)
 
 
 def test_every_interval_is_that_of_the_metric_on_the_same_resamples() -> None:
-    found, num_samples = win_probs(), 60
-    result = evaluation.evaluate(found, BENCHMARK, num_samples=num_samples, seed=3)
+    win_prob, num_samples = win_probs(), 60
+    result = evaluation.evaluate(win_prob, BENCHMARK, num_samples=num_samples, seed=3)
     columns = {name: BENCHMARK.quality[name] for name in ("big", "small")}
     columns["label"] = evaluation.preference_label(BENCHMARK, strong="big", weak="small")
     drawn = [
@@ -76,7 +76,7 @@ def test_every_interval_is_that_of_the_metric_on_the_same_resamples() -> None:
     assert result.gap_not_positive == np.mean([gain[rows].sum() <= 0 for rows in drawn])
 
     def sample(metric: Callable, *names: str, router: str = "good") -> np.ndarray:
-        return np.array([metric(found[router][rows], *(columns[name][rows] for name in names)) for rows in drawn])
+        return np.array([metric(win_prob[router][rows], *(columns[name][rows] for name in names)) for rows in drawn])
 
     def apgr(*arrays: np.ndarray) -> float:
         return metrics.apgr(metrics.cost_quality_curve(*arrays))
@@ -163,12 +163,12 @@ def test_so_few_prompts_that_intervals_say_little_are_said() -> None:
 
 
 def test_paired_intervals_are_narrower_than_unpaired_ones() -> None:
-    found = win_probs()
-    found["nearly as good"] = np.clip(found["good"] + 1e-3 * np.sin(np.arange(len(BENCHMARK))), 0, 1)
-    result = evaluation.evaluate(found, BENCHMARK, num_samples=200)
+    win_prob = win_probs()
+    win_prob["nearly as good"] = np.clip(win_prob["good"] + 1e-3 * np.sin(np.arange(len(BENCHMARK))), 0, 1)
+    result = evaluation.evaluate(win_prob, BENCHMARK, num_samples=200)
     paired = result.difference["good", "nearly as good"]
-    own = result.routers["good"].apgr
-    assert paired.high - paired.low < 0.2 * (own.high - own.low)
+    unpaired = result.routers["good"].apgr
+    assert paired.high - paired.low < 0.2 * (unpaired.high - unpaired.low)
 
 
 def test_grades_are_compared_not_read_as_chances() -> None:

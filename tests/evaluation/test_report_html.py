@@ -23,7 +23,7 @@ NAUGHTY = "<script>alert(1)</script>"
 @functools.cache
 def results() -> list[evaluation.BenchmarkResult]:
     rng = np.random.default_rng(0)
-    found = []
+    evaluated = []
     for name, num_prompts in (("tasks & <b>more</b>", 900), ("small", 60)):
         strong, weak = (rng.random(num_prompts) < chance for chance in (0.8, 0.5))
         benchmark = data.Benchmark(
@@ -37,8 +37,8 @@ def results() -> list[evaluation.BenchmarkResult]:
         good = 1 / (1 + np.exp(weak - 1.0 * strong + rng.standard_normal(num_prompts)))
         win_prob = {"good": good, NAUGHTY: rng.random(num_prompts).round(1)}
         win_prob |= evaluation.control_win_probs(benchmark, strong="big", weak="small")
-        found.append(evaluation.evaluate(win_prob, benchmark, num_samples=100))
-    return found
+        evaluated.append(evaluation.evaluate(win_prob, benchmark, num_samples=100))
+    return evaluated
 
 
 @functools.cache
@@ -90,17 +90,17 @@ class Reader(HTMLParser):
 
 @pytest.fixture(scope="module")
 def reader() -> Reader:
-    found = Reader()
-    found.feed(page())
-    found.close()
-    assert found.open == []
-    return found
+    reader = Reader()
+    reader.feed(page())
+    reader.close()
+    assert reader.open == []
+    return reader
 
 
 def charts() -> list[ElementTree.Element]:
-    found = [ElementTree.fromstring(text) for text in re.findall(r"<svg class=\"chart.*?</svg>", page(), re.DOTALL)]
-    assert len(found) == len(results()) * 3  # the curves, and the reliability of two routers
-    return found
+    charts = [ElementTree.fromstring(text) for text in re.findall(r"<svg class=\"chart.*?</svg>", page(), re.DOTALL)]
+    assert len(charts) == len(results()) * 3  # the curves, and the reliability of two routers
+    return charts
 
 
 def points(path: str) -> np.ndarray:
@@ -143,8 +143,8 @@ def test_reliability_points_are_the_bins() -> None:
     drawings = [chart for chart in charts() if "wide" not in chart.attrib["class"]]
     expected = [result.routers[name].reliability for result in results() for name in ("good", NAUGHTY)]
     for bins, chart in zip(expected, drawings, strict=True):
-        said = [dot.find("title").text for dot in chart.iter("circle")]
-        numbers = np.array([[float(n) for n in re.findall(r"\d+(?:\.\d+)?", text)] for text in said])
+        titles = [dot.find("title").text for dot in chart.iter("circle")]
+        numbers = np.array([[float(n) for n in re.findall(r"\d+(?:\.\d+)?", text)] for text in titles])
         np.testing.assert_allclose(numbers, np.stack([bins.count, bins.win_prob, bins.label], axis=1), atol=1e-4)
         across = [float(dot.attrib["cx"]) for dot in chart.iter("circle")]
         assert np.corrcoef(across, bins.win_prob)[0, 1] == pytest.approx(1, abs=1e-6)
@@ -166,8 +166,8 @@ def test_tables_are_results_json(reader: Reader) -> None:
                 ("log-loss", "log_loss"),
                 ("calibration error", "calibration_error"),
             ):
-                own = router[key]
-                assert shown[column] == f"{own['value']:.3f} [{own['low']:.3f}, {own['high']:.3f}]"
+                figure = router[key]
+                assert shown[column] == f"{figure['value']:.3f} [{figure['low']:.3f}, {figure['high']:.3f}]"
     for benchmark, (head, *rows) in zip(described, reader.tables["differences"], strict=True):
         shown = {(row[0], other): text for row in rows for other, text in zip(head[1:], row[1:], strict=True)}
         for entry in benchmark["difference"]:
@@ -187,8 +187,11 @@ def test_domains_come_worst_first_the_rest_folded(reader: Reader) -> None:
             assert regret == sorted(regret, reverse=True)
             for row in worst + rest:
                 part = domains[row[0]]
-                own = part.routers[name]
-                figures = [evaluation.report.number(figure) for figure in (own.quality, own.over_random, own.regret)]
+                slice_figures = part.routers[name]
+                figures = [
+                    evaluation.report.number(figure)
+                    for figure in (slice_figures.quality, slice_figures.over_random, slice_figures.regret)
+                ]
                 assert row[-3:] == figures
                 assert row[1] == f"{part.num_prompts} few"
             assert [row[0] for row in lengths] == [part.name for part in result.slices if part.kind == "length"]
@@ -227,13 +230,13 @@ def test_the_calculator_computes_what_python_does(reader: Reader) -> None:
     percent = np.arange(101)
     for result, entry in zip(results(), embedded, strict=True):
         assert (entry["benchmark"], entry["strong"]) == (result.benchmark, result.quality_strong)
-        assert [own["name"] for own in entry["routers"]] == list(result.routers)
-        for own, router in zip(entry["routers"], result.routers.values(), strict=True):
+        assert [shown["name"] for shown in entry["routers"]] == list(result.routers)
+        for shown, router in zip(entry["routers"], result.routers.values(), strict=True):
             curve = router.curve
             expected = np.interp(percent / 100, curve.strong_share, curve.quality)
-            np.testing.assert_allclose(own["quality"], expected, rtol=1e-5)
-            assert own["threshold"][0] is None
-            for share, threshold in zip(percent[1:] / 100, own["threshold"][1:], strict=True):
+            np.testing.assert_allclose(shown["quality"], expected, rtol=1e-5)
+            assert shown["threshold"][0] is None
+            for share, threshold in zip(percent[1:] / 100, shown["threshold"][1:], strict=True):
                 at = np.argmin(np.abs(curve.threshold - threshold))
                 assert curve.strong_share[at - 1] < share <= curve.strong_share[at]
     shares = [0, 0.13, 0.5, 1]
@@ -262,13 +265,13 @@ def calculator_fields(results: list[evaluation.BenchmarkResult]) -> dict[str, tu
 def test_prices_are_those_of_the_pair_or_blank() -> None:
     strong, weak = data.ROUTELLM_STRONG, data.ROUTELLM_WEAK
     usual = [dataclasses.replace(result, strong=strong, weak=weak) for result in results()]
-    own, known = calculator_fields(results()), calculator_fields(usual)
+    unknown, known = calculator_fields(results()), calculator_fields(usual)
     mixed = calculator_fields([results()[0], usual[1]])
-    assert own["weak_output"] == ("small (weak), output", "")
+    assert unknown["weak_output"] == ("small (weak), output", "")
     assert known["weak_output"] == (f"{weak} (weak), output", "0.24")
     assert known["strong_input"] == (f"{strong} (strong), input", "10.0")
     assert mixed["strong_input"] == (f"big / {strong} (strong), input", "")
-    for fields in (own, known, mixed):
+    for fields in (unknown, known, mixed):
         assert len(fields) == 7
         assert fields["requests"] == ("requests per day", "10000")
     assert ("fill in all four" in page(), "fill in all four" in evaluation.html_report(usual)) == (True, False)

@@ -56,9 +56,9 @@ def test_slices_are_those_of_numpy_on_the_same_resamples() -> None:
         assert part.num_prompts == mask.sum()
         assert part.quality_strong == BENCHMARK.quality["big"][mask].mean()
         for name, win_prob in WIN_PROB.items():
-            sent, own = strong_fraction(win_prob, 0.5), part.routers[name]
-            assert own.strong_share == pytest.approx(sent[mask].mean(), abs=1e-5)
-            figures = (own.quality, own.over_random, own.regret)
+            sent, slice_figures = strong_fraction(win_prob, 0.5), part.routers[name]
+            assert slice_figures.strong_share == pytest.approx(sent[mask].mean(), abs=1e-5)
+            figures = (slice_figures.quality, slice_figures.over_random, slice_figures.regret)
             expected = by_numpy(np.flatnonzero(mask), sent)
             np.testing.assert_allclose([figure.value for figure in figures], expected, atol=1e-5)
             samples = np.array([by_numpy(rows[mask[rows]], sent) for rows in drawn])

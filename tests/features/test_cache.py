@@ -44,9 +44,9 @@ def test_two_processes_lose_nothing(tmp_path: Path) -> None:
         assert writer.returncode == 0
     keys = [f"{name} {number} {row}".encode() for name in "ab" for number in range(20) for row in range(20)]
     with EmbeddingCache(path) as cache:
-        found = cache.get("f", keys)
-    assert len(found) == 800
-    np.testing.assert_array_equal(found[b"b 7 3"], np.full(8, 7))
+        cached = cache.get("f", keys)
+    assert len(cached) == 800
+    np.testing.assert_array_equal(cached[b"b 7 3"], np.full(8, 7))
 
 
 def test_a_killed_process_leaves_whole_groups(tmp_path: Path) -> None:

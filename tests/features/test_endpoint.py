@@ -157,8 +157,8 @@ def test_another_width_is_an_error_and_not_cached(server: EndpointServer, cache:
     server.width = 7  # another process finds the cache of before
     with pytest.raises(InputError, match=r"are 6 and 7 wide: another model .*; set ROUTERJAX_CACHE"):
         encoder_of(server).encode(PROMPTS, cache=cache)
-    found = cache.get(encoder.fingerprint, [prompt_sha256(prompt) for prompt in PROMPTS])
-    assert [embedding.shape for embedding in found.values()] == [(6,)]
+    cached = cache.get(encoder.fingerprint, [prompt_sha256(prompt) for prompt in PROMPTS])
+    assert [embedding.shape for embedding in cached.values()] == [(6,)]
     with pytest.raises(InputError, match="must be 3 wide, got 6"):
         encoder_of(server, width=3).encode(PROMPTS[:1], cache=cache)
 
@@ -247,8 +247,8 @@ def test_a_prompt_that_is_too_long_is_named_and_all_others_are_kept(
     prompts = [*MANY[:300], "long " * 100, *MANY[300:400], "also long " * 100, *MANY[400:]]
     with pytest.raises(InputError, match=rf"row 300: openai:tiny at .* {message}.*shorten or drop"):
         encoder_of(server, max_retries=2).encode(prompts, cache=cache)
-    found = cache.get(f"openai:tiny at {server.base_url}", [prompt_sha256(prompt) for prompt in prompts])
-    assert set(found) == {prompt_sha256(prompt) for prompt in MANY}
+    cached = cache.get(f"openai:tiny at {server.base_url}", [prompt_sha256(prompt) for prompt in prompts])
+    assert set(cached) == {prompt_sha256(prompt) for prompt in MANY}
     assert len(server.requests) < 60
     only = r"fails on|refuses|failed: 500 .* is row 0, of 500 characters"
     with pytest.raises((InputError, OSError), match=only):

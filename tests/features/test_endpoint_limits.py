@@ -1,4 +1,4 @@
-"""What servers, keys and addresses must not do: show a secret, take for ever, or fill the memory."""
+"""Servers, keys and addresses never show a secret, take for ever or fill the memory."""
 
 import json
 import socket
@@ -75,8 +75,8 @@ def test_a_key_that_the_server_echoes_is_not_shown(
     server.script = [echo(status)] * 100
     with pytest.raises((InputError, OSError), match=r"no: Bearer \[key\] is \[key\]|redirects") as error:
         encoder_of(server, api_key=SECRET, max_retries=1).encode(PROMPTS)
-    said = "".join(traceback.format_exception(error.value)) + caplog.text
-    assert "marker" not in said
+    shown = "".join(traceback.format_exception(error.value)) + caplog.text
+    assert "marker" not in shown
     assert server.requests
 
 

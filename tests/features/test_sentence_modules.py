@@ -43,8 +43,8 @@ def add_layers(folder: Path) -> dict[str, np.ndarray]:
     dense = {"linear.weight": rng.standard_normal((8, 6 * WIDTH)), "linear.bias": rng.standard_normal(8)}
     norm = {"norm.weight": rng.standard_normal(8), "norm.bias": rng.standard_normal(8)}
     for name, tensors in (("2_Dense", dense), ("3_LayerNorm", norm)):
-        own = {key: leaf.astype(np.float32) for key, leaf in tensors.items()}
-        safetensors.numpy.save_file(own, folder / name / "model.safetensors")
+        float32_tensors = {key: leaf.astype(np.float32) for key, leaf in tensors.items()}
+        safetensors.numpy.save_file(float32_tensors, folder / name / "model.safetensors")
     return dense | norm
 
 
@@ -58,10 +58,10 @@ def test_every_pooling_and_layer_equals_numpy(folder: Path) -> None:
     )
     expected = []
     for row, mask in zip(np.asarray(hidden, float), query["attention_mask"], strict=True):
-        own = row[mask > 0]
-        place = np.arange(1, len(own) + 1)
-        mean, weighted = own.mean(axis=0), place @ own / place.sum()
-        pooled = np.concatenate([own[0], own.max(axis=0), mean, mean * len(own) ** 0.5, weighted, own[-1]])
+        tokens = row[mask > 0]
+        place = np.arange(1, len(tokens) + 1)
+        mean, weighted = tokens.mean(axis=0), place @ tokens / place.sum()
+        pooled = np.concatenate([tokens[0], tokens.max(axis=0), mean, mean * len(tokens) ** 0.5, weighted, tokens[-1]])
         dense = 1 / (1 + np.exp(-(tensors["linear.weight"] @ pooled + tensors["linear.bias"])))
         norm = (dense - dense.mean()) / np.sqrt(dense.var() + 1e-5) * tensors["norm.weight"] + tensors["norm.bias"]
         expected.append(norm / np.linalg.norm(norm))
@@ -110,7 +110,7 @@ def test_whatever_changes_an_embedding_changes_the_fingerprint(folder: Path) -> 
     assert fingerprint() == fingerprints[0]
     change_json(folder / "config.json", hidden_dropout_prob=0.3, initializer_range=0.1)  # of training alone
     assert fingerprint() == fingerprints[0]
-    settings, own = folder / "config_sentence_transformers.json", folder / "sentence_bert_config.json"
+    settings, transformer_settings = folder / "config_sentence_transformers.json", folder / "sentence_bert_config.json"
     for path, changes in (
         (folder / "config.json", {"num_attention_heads": 2}),
         (folder / "config.json", {"layer_norm_eps": 1e-5}),
@@ -118,7 +118,7 @@ def test_whatever_changes_an_embedding_changes_the_fingerprint(folder: Path) -> 
         (folder / "2_Dense" / "config.json", {"activation_function": "torch.nn.modules.linear.Identity"}),
         (settings, {"prompts": {"query": "query: "}, "default_prompt_name": "query"}),
         (settings, {"prompts": {"query": "q: "}}),
-        (own, {"do_lower_case": True}),
+        (transformer_settings, {"do_lower_case": True}),
     ):
         change_json(path, **changes)
         fingerprints.append(fingerprint())

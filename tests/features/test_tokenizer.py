@@ -38,7 +38,7 @@ SEPARATORS = (
 
 
 def cut_whole(plain: tokenizers.Tokenizer, text: str, side: Truncation) -> list[int]:
-    """The same by the library on the whole text: the tokens of its beginning, its end, or both."""
+    """Cut the library's tokens of the whole text: keep its beginning, its end, or both."""
     before, *content, after = plain.encode(text).ids
     count = LENGTH - 2
     if len(content) > count:

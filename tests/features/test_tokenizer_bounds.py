@@ -35,7 +35,7 @@ def with_split(pattern: str) -> dict:
 
 
 def without_types(content: dict) -> dict:
-    """As the library wrote normalizers once, and still reads them."""
+    """Remove the types, as earlier versions of the library wrote normalizers; it still reads them."""
     content["normalizer"].pop("type")
     for step in content["normalizer"]["normalizers"]:
         step.pop("type")

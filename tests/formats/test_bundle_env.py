@@ -1,4 +1,4 @@
-"""What ``load.py`` names is all that a bundle needs."""
+"""A bundle needs no package but those that ``load.py`` names."""
 
 import json
 import re
@@ -17,7 +17,7 @@ README = Path(__file__).parents[2] / "README.md"
 
 
 def requirements(program: Path) -> list[str]:
-    """Those in the program's inline metadata (PEP 723)."""
+    """Read the requirements of a program's inline metadata (PEP 723)."""
     (block,) = re.findall(r"(?m)^# /// script$\n((?:^#(?:| .*)$\n)+?)^# ///$", program.read_text())
     return tomllib.loads(re.sub(r"(?m)^# ?", "", block))["dependencies"]
 

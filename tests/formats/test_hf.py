@@ -207,9 +207,9 @@ def test_any_change_of_the_settings_is_refused(written: Path, tmp_path: Path) ->
         path.write_text(json.dumps({**config, "routerjax": changed}))
         with pytest.raises(
             InputError, match=r"routerjax was changed after routerjax wrote it.*--strong.*export"
-        ) as said:
+        ) as raised:
             formats.read(tmp_path / "out", "hf")
-        assert "\n" not in str(said.value)
+        assert "\n" not in str(raised.value)
         count += 1
     assert count > 20
     # transformers names the logits by id2label, which lies beside the section.
@@ -239,8 +239,8 @@ def test_a_tokenizer_that_keeps_the_last_tokens(written: Path, tmp_path: Path) -
     folder = save_tiny_encoder(tmp_path / "encoder")
     change_json(folder / "tokenizer_config.json", truncation_side="left", model_max_length=48)
     formats.export(tiny_text_router(tmp_path), tmp_path / "right", "hf")
-    said = json.loads((tmp_path / "right" / "tokenizer_config.json").read_text())
-    assert said == {"truncation_side": "left", "model_max_length": 48}
+    tokenizer_config = json.loads((tmp_path / "right" / "tokenizer_config.json").read_text())
+    assert tokenizer_config == {"truncation_side": "left", "model_max_length": 48}
     assert formats.read(tmp_path / "right", "hf").featurizer.truncation == "left"
     shutil.copytree(written, tmp_path / "left")
     change_json(tmp_path / "left" / "tokenizer_config.json", truncation_side="left")

@@ -66,8 +66,10 @@ def test_the_command_line_imports_and_exports_bit_for_bit(
     router = load_router(imported)
     assert router.provenance["imported_from"] == str(checkpoint.parent)
     assert main(["export", str(imported), "--format", "routellm", "--output", str(exported)]) == 0
-    said = capsys.readouterr().out
-    assert f"mf: {{checkpoint_path: {exported}, strong_model: {STRONG}, weak_model: {WEAK}, hidden_size: 128}}" in said
+    printed = capsys.readouterr().out
+    assert (
+        f"mf: {{checkpoint_path: {exported}, strong_model: {STRONG}, weak_model: {WEAK}, hidden_size: 128}}" in printed
+    )
     assert sorted(path.name for path in exported.iterdir()) == ["config.json", "model.safetensors"]
     before, after = (
         safetensors.numpy.load_file(folder / "model.safetensors") for folder in (checkpoint.parent, exported)

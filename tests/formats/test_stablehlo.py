@@ -36,7 +36,7 @@ print(json.dumps({
 
 @pytest.fixture(scope="module")
 def router(tmp_path_factory: pytest.TempPathFactory) -> Router:
-    """Of an encoder that puts a prompt before each text and takes its first token."""
+    """Router of an encoder that puts a prompt before each text and takes its first token."""
     folder = tmp_path_factory.mktemp("router")
     encoder = save_tiny_encoder(folder / "encoder")
     (encoder / "1_Pooling" / "config.json").write_text('{"pooling_mode": "cls"}')
@@ -82,14 +82,14 @@ def test_a_process_without_routerjax_gets_the_same_at_any_batch_and_length(
     answer = json.loads(finished.stdout)
     assert answer["modules"] == []
     np.testing.assert_allclose(answer["text"], router.win_prob(PROMPTS[:5]), atol=1e-5)
-    for rows, found in zip(batches, answer["embedding"], strict=True):
+    for rows, actual in zip(batches, answer["embedding"], strict=True):
         expected = router.win_prob(features.Embeddings(rows, router.featurizer.fingerprint))
-        np.testing.assert_allclose(found, expected, atol=1e-6)
+        np.testing.assert_allclose(actual, expected, atol=1e-6)
     apply = jax.jit(router.featurizer.encoder.module.apply)
-    for (ids, mask), found in zip(tokens, answer["tokens"], strict=True):
-        own = apply(router.featurizer.encoder.variables, {"token_ids": ids, "attention_mask": mask})
-        expected = router.win_prob(features.Embeddings(np.asarray(own), router.featurizer.fingerprint))
-        np.testing.assert_allclose(found, expected, atol=1e-5)
+    for (ids, mask), actual in zip(tokens, answer["tokens"], strict=True):
+        embedding = apply(router.featurizer.encoder.variables, {"token_ids": ids, "attention_mask": mask})
+        expected = router.win_prob(features.Embeddings(np.asarray(embedding), router.featurizer.fingerprint))
+        np.testing.assert_allclose(actual, expected, atol=1e-5)
 
 
 def test_the_loader_scores_prompts_and_routes(router: Router, bundle: Path) -> None:

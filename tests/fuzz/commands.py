@@ -32,7 +32,7 @@ class Broken(AssertionError):
 
 @dataclass(frozen=True)
 class Outcome:
-    """What a command left: its exit status, what it printed, and what it cost."""
+    """Exit status, output and cost of a command."""
 
     status: int
     out: str

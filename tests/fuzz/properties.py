@@ -1,4 +1,4 @@
-"""What must hold of each command for any input. A property takes a place with good inputs, draws, and a new folder."""
+"""Properties of each command for any input. A property takes a place with good inputs, draws, and a new folder."""
 
 from __future__ import annotations
 

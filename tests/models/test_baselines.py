@@ -22,7 +22,7 @@ remember = jax.jit(models.nearest_neighbors_memory, static_argnames="num_models"
 
 
 def pair_battles(num_prompts: int = 60, width: int = 5) -> PreferenceBatch:
-    """One battle of models 0 and 1 on each prompt, half of them seen from the other side."""
+    """Make one battle of models 0 and 1 on each prompt, half of them with sides exchanged."""
     rng = np.random.default_rng(0)
     outcome = np.eye(3)[rng.integers(3, size=num_prompts)]
     swapped = rng.random(num_prompts) < 0.5
@@ -59,8 +59,8 @@ def test_a_prompt_is_not_its_own_neighbor() -> None:
     module = models.NearestNeighbors(num_models=2, k=1, smoothing=1e-4)
     score = jax.jit(scoring.make_score_fn(module, strong=0, weak=1))
     label = np.where(np.asarray(battles.model_a) == 0, battles.label, 1 - np.asarray(battles.label))
-    own = score({"memory": memory}, {"embedding": battles.query["embedding"]})
-    np.testing.assert_allclose(own, label, atol=1e-3)
+    scores = score({"memory": memory}, {"embedding": battles.query["embedding"]})
+    np.testing.assert_allclose(scores, label, atol=1e-3)
     embedding = np.asarray(battles.query["embedding"])
     second = SklearnNeighbors(n_neighbors=2, metric="cosine").fit(embedding).kneighbors(embedding)[1][:, 1]
     np.testing.assert_allclose(score({"memory": memory}, battles.query), label[second], atol=1e-3)

@@ -43,8 +43,8 @@ def reference(tensors: dict[str, np.ndarray], token_ids: np.ndarray, mask: np.nd
         prefix = f"encoder.layer.{layer}"
         parts = []
         for head in range(HEADS):
-            own = slice(head * WIDTH // HEADS, (head + 1) * WIDTH // HEADS)
-            q, k, v = (dense(hidden, f"{prefix}.attention.self.{n}")[:, own] for n in ("query", "key", "value"))
+            columns = slice(head * WIDTH // HEADS, (head + 1) * WIDTH // HEADS)
+            q, k, v = (dense(hidden, f"{prefix}.attention.self.{n}")[:, columns] for n in ("query", "key", "value"))
             logits = np.where(mask > 0, q @ k.T / np.sqrt(WIDTH / HEADS), -np.inf)
             parts.append(softmax(logits, axis=-1) @ v)
         attended = dense(np.concatenate(parts, axis=-1), f"{prefix}.attention.output.dense")
@@ -85,8 +85,12 @@ def test_equals_numpy_and_padding_changes_nothing(tmp_path: Path) -> None:
     @jax.jit
     def ours(params: dict) -> tuple[jax.Array, dict[bool, jax.Array]]:
         layers = {True: (models.Normalize(),), False: ()}
-        modules = {normalize: models.SentenceEmbedding(ENCODER, layers=own) for normalize, own in layers.items()}
-        pooled = {normalize: own.apply({"params": {"encoder": params}}, query) for normalize, own in modules.items()}
+        modules = {
+            normalize: models.SentenceEmbedding(ENCODER, layers=layer_list) for normalize, layer_list in layers.items()
+        }
+        pooled = {
+            normalize: module.apply({"params": {"encoder": params}}, query) for normalize, module in modules.items()
+        }
         return ENCODER.apply({"params": params}, query), pooled
 
     hidden, pooled = jax.device_get(ours(params))
@@ -128,14 +132,14 @@ def test_attention_whose_logits_are_far_apart_is_finite() -> None:
     hidden = np.random.default_rng(1).standard_normal((6, 8), np.float32)
     is_token = np.ones((1, 6), bool)
     variables = initial(attention, hidden, is_token, scale=30.0)
-    assert_value_and_gradient_are_finite(lambda own: attention.apply(own, hidden, is_token), variables)
+    assert_value_and_gradient_are_finite(lambda params: attention.apply(params, hidden, is_token), variables)
 
 
 def test_a_row_of_nothing_but_padding_is_finite() -> None:
     module = models.SentenceEmbedding(ENCODER)
     query = {name: np.zeros((2, 4), np.int32) for name in ("token_ids", "attention_mask")}
     variables = initial(module, query, scale=0.02)
-    assert_value_and_gradient_are_finite(lambda own: module.apply(own, query), variables)
+    assert_value_and_gradient_are_finite(lambda params: module.apply(params, query), variables)
 
 
 def test_dropout_is_in_training_alone() -> None:

@@ -13,29 +13,29 @@ from routerjax import losses, models
 
 
 def tiny(model_type: str = "bert", **attributes) -> models.BertEncoder:
-    own = {"num_token_types": 0} if model_type in ("distilbert", "mpnet") else {}
-    own |= {"padding_id": 1} if model_type not in ("bert", "distilbert") else {}
+    of_type = {"num_token_types": 0} if model_type in ("distilbert", "mpnet") else {}
+    of_type |= {"padding_id": 1} if model_type not in ("bert", "distilbert") else {}
     sizes = {"vocab_size": 50, "width": 16, "num_layers": 1, "num_heads": 4, "mlp_dim": 32, "max_positions": 20}
-    return models.BertEncoder(**{**sizes, **own, "model_type": model_type, **attributes})
+    return models.BertEncoder(**{**sizes, **of_type, "model_type": model_type, **attributes})
 
 
 def query(*, length: int = 12, padding_id: int = 1) -> dict[str, np.ndarray]:
     rng = np.random.default_rng(0)
     token_ids, mask = np.full((3, length), padding_id, np.int32), np.zeros((3, length), np.int32)
-    for row, own in enumerate((2, 7, 12)):
-        token_ids[row, :own], mask[row, :own] = rng.integers(4, 50, 12)[:own], 1
+    for row, count in enumerate((2, 7, 12)):
+        token_ids[row, :count], mask[row, :count] = rng.integers(4, 50, 12)[:count], 1
     return {"token_ids": token_ids, "attention_mask": mask}
 
 
-def initial(module: nn.Module, own: dict | None = None) -> dict:
+def initial(module: nn.Module, inputs: dict | None = None) -> dict:
     """Random parameters, biases too, in the module's form; drawn by numpy, which compiles nothing."""
     rng = np.random.default_rng(0)
-    shapes = nn.meta.unbox(jax.eval_shape(module.init, jax.random.key(0), own or query()))["params"]
+    shapes = nn.meta.unbox(jax.eval_shape(module.init, jax.random.key(0), inputs or query()))["params"]
     return jax.tree.map(lambda leaf: (0.3 * rng.standard_normal(leaf.shape)).astype(leaf.dtype), shapes)
 
 
-def scores_of(module: nn.Module, params: dict, own: dict) -> jax.Array:
-    return jax.jit(module.apply)({"params": params}, own)
+def scores_of(module: nn.Module, params: dict, inputs: dict) -> jax.Array:
+    return jax.jit(module.apply)({"params": params}, inputs)
 
 
 def loss_of(scores: jax.Array) -> jax.Array:
@@ -101,9 +101,9 @@ def test_one_step_of_training_changes_every_parameter(model_type: str, head: str
     rngs = {"dropout": jax.random.key(1)}
 
     @jax.jit
-    def step(own: dict) -> dict:
-        gradient = jax.grad(functools.partial(loss, router, deterministic=False, rngs=rngs))(own)
-        return jax.tree.map(jnp.subtract, own, gradient)
+    def step(params: dict) -> dict:
+        gradient = jax.grad(functools.partial(loss, router, deterministic=False, rngs=rngs))(params)
+        return jax.tree.map(jnp.subtract, params, gradient)
 
     stepped = jax.device_get(step(params))
     params = jax.device_get(params)
@@ -201,17 +201,17 @@ def test_embed_then_is_its_two_parts() -> None:
     both = models.EmbedThen(embedding, head)
     params = initial(both)
 
-    def in_two_parts(own: dict) -> jax.Array:
-        vectors = embedding.apply({"params": own["encoder"]}, query())
-        return head.apply({"params": own["head"]}, {"embedding": vectors})
+    def in_two_parts(tree: dict) -> jax.Array:
+        vectors = embedding.apply({"params": tree["encoder"]}, query())
+        return head.apply({"params": tree["head"]}, {"embedding": vectors})
 
     @functools.partial(jax.grad, has_aux=True)
-    def whole(own: dict) -> tuple[jax.Array, jax.Array]:
-        scores = both.apply({"params": own}, query())
+    def whole(tree: dict) -> tuple[jax.Array, jax.Array]:
+        scores = both.apply({"params": tree}, query())
         return loss_of(scores), scores
 
     # In one program, which takes half as long to compile as one for each.
-    expected, (gradient, scores) = jax.jit(lambda own: (in_two_parts(own), whole(own)))(params)
+    expected, (gradient, scores) = jax.jit(lambda tree: (in_two_parts(tree), whole(tree)))(params)
     np.testing.assert_allclose(scores, expected, atol=1e-6)
     assert np.abs(gradient["encoder"]["encoder"]["token_embedding"]).max() > 0
     assert np.abs(gradient["head"]["model_embedding"]).max() > 0
@@ -234,5 +234,5 @@ class PromptIdentity(nn.Module):
 def test_embed_then_passes_the_prompts_identity_on() -> None:
     prompt_id = np.arange(6, dtype=np.uint32).reshape(3, 2)
     both = models.EmbedThen(models.SentenceEmbedding(tiny()), PromptIdentity())
-    own = {**query(), "prompt_id": prompt_id}
-    np.testing.assert_array_equal(scores_of(both, initial(both, own), own), prompt_id)
+    inputs = {**query(), "prompt_id": prompt_id}
+    np.testing.assert_array_equal(scores_of(both, initial(both, inputs), inputs), prompt_id)

@@ -89,8 +89,8 @@ def test_equals_a_float64_reference(normalize: str, gamma: float) -> None:
     for row in range(len(query)):
         ratings = reference_ratings(battles, query[row], gamma=gamma, normalize=normalize)
         expected = 1 / (1 + np.exp(-(ratings[TIER][:, None] - ratings[TIER][None, :])))
-        found = 1 / (1 + np.exp(-(scores[row][:, None] - scores[row][None, :])))
-        np.testing.assert_allclose(found, expected, atol=1e-3)
+        win_prob = 1 / (1 + np.exp(-(scores[row][:, None] - scores[row][None, :])))
+        np.testing.assert_allclose(win_prob, expected, atol=1e-3)
 
 
 def test_battles_within_a_tier_change_nothing() -> None:
@@ -100,8 +100,8 @@ def test_battles_within_a_tier_change_nothing() -> None:
     queries = {"embedding": battles.query["embedding"][:12] * 2}
     module = models.SimilarityWeighted(num_models=NUM_MODELS, num_tiers=4)
     with_all, without = (
-        np.asarray(apply(module, models.similarity_weighted_memory(own, tier=TIER), queries))
-        for own in (battles, select(battles, between))
+        np.asarray(apply(module, models.similarity_weighted_memory(stored, tier=TIER), queries))
+        for stored in (battles, select(battles, between))
     )
     np.testing.assert_array_equal(with_all, without)
     np.testing.assert_array_equal(with_all[:, 0], with_all[:, 2])  # models of one tier
@@ -144,10 +144,10 @@ def test_tiers_need_battles_that_connect_all_models() -> None:
 def test_a_query_does_not_see_its_own_battles() -> None:
     battles = random_battles()
     module = models.SimilarityWeighted(num_models=NUM_MODELS, num_tiers=4)
-    own = {name: leaf[5:6] for name, leaf in battles.query.items()}
-    seen = apply(module, models.similarity_weighted_memory(battles, tier=TIER), own)
+    query = {name: leaf[5:6] for name, leaf in battles.query.items()}
+    seen = apply(module, models.similarity_weighted_memory(battles, tier=TIER), query)
     others = select(battles, np.asarray(battles.query_index) != 5)
-    without = apply(module, models.similarity_weighted_memory(others, tier=TIER), {"embedding": own["embedding"]})
+    without = apply(module, models.similarity_weighted_memory(others, tier=TIER), {"embedding": query["embedding"]})
     np.testing.assert_allclose(seen, without, rtol=1e-5, atol=1e-5)
 
 
@@ -195,9 +195,9 @@ def test_gamma_has_the_gradient_of_finite_differences() -> None:
         scores = module.apply({"memory": memory}, query)
         return jnp.sum(scores[:, 0] - scores[:, 5])
 
-    (_, found), (low, _), (high, _) = map(jax.jit(jax.value_and_grad(margin)), (5.0, 4.5, 5.5))
+    (_, derivative), (low, _), (high, _) = map(jax.jit(jax.value_and_grad(margin)), (5.0, 4.5, 5.5))
     expected = (np.asarray(high) - low) / 1.0
-    np.testing.assert_allclose(found, expected, rtol=2e-2)
+    np.testing.assert_allclose(derivative, expected, rtol=2e-2)
 
 
 def test_no_battle_between_tiers_is_refused() -> None:

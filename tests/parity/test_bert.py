@@ -113,9 +113,9 @@ def test_hidden_states_and_logits(model_type: str, tmp_path: Path) -> None:
     with torch.no_grad():
         hidden = model.base_model(**torch_inputs(query)).last_hidden_state.numpy()
         logits = model(**torch_inputs(query)).logits.numpy()
-    own = encoder.clone(parent=None).apply({"params": loaded.variables["params"]["encoder"]}, query)
+    actual = encoder.clone(parent=None).apply({"params": loaded.variables["params"]["encoder"]}, query)
     is_token = query["attention_mask"] > 0
-    np.testing.assert_allclose(own[is_token], hidden[is_token], rtol=0, atol=1e-4)
+    np.testing.assert_allclose(actual[is_token], hidden[is_token], rtol=0, atol=1e-4)
     np.testing.assert_allclose(loaded.module.apply(loaded.variables, query), logits, rtol=0, atol=1e-4)
     full = {name: np.ones((1, encoder.max_length), np.int64) * 5 for name in query}
     with torch.no_grad():
@@ -145,11 +145,11 @@ def test_the_gradient_of_every_parameter(model_type: str, tmp_path: Path) -> Non
         scores = loaded.module.apply({"params": params}, query)
         return losses.bradley_terry(scores[:, 0] - scores[:, 2], label).mean()
 
-    own, gradient = jax.value_and_grad(loss)(loaded.variables["params"])
+    ours, gradient = jax.value_and_grad(loss)(loaded.variables["params"])
     logits = model(**torch_inputs(query)).logits
     theirs = torch.nn.functional.binary_cross_entropy_with_logits(logits[:, 0] - logits[:, 2], torch.tensor(label))
     theirs.backward()
-    np.testing.assert_allclose(own, theirs.item(), rtol=1e-5)
+    np.testing.assert_allclose(ours, theirs.item(), rtol=1e-5)
     published = publish_weights(gradient, bert_names(model_type, head=True))
     expected = {name: parameter.grad.numpy() for name, parameter in model.named_parameters()}
     assert published.keys() == expected.keys()
@@ -188,13 +188,13 @@ def test_a_folder_read_and_written_again_is_the_same_bits_and_loads_in_torch(mod
     differing = {name for name in old if config.get(name) != old[name]}
     assert differing <= {"_name_or_path", "dtype", "problem_type", "transformers_version", "classifier_dropout"}
     tokenizer = transformers.AutoTokenizer.from_pretrained(tmp_path / "out")
-    own = tokenizers.Tokenizer.from_file(str(tmp_path / "tiny" / "tokenizer.json"))
-    own.no_padding()
-    own.no_truncation()
+    fast = tokenizers.Tokenizer.from_file(str(tmp_path / "tiny" / "tokenizer.json"))
+    fast.no_padding()
+    fast.no_truncation()
     inputs = tokenizer([*TEXTS, "poem"], padding=True, return_tensors="pt")
     for row, text in enumerate([*TEXTS, "poem"]):
         ids = inputs["input_ids"][row][inputs["attention_mask"][row] > 0]
-        assert ids.tolist() == own.encode(text).ids
+        assert ids.tolist() == fast.encode(text).ids
     with torch.no_grad():
         logits = written.eval()(**inputs).logits.numpy()
     query = {"token_ids": inputs["input_ids"].numpy(), "attention_mask": inputs["attention_mask"].numpy()}
@@ -286,9 +286,9 @@ def test_minilm(tmp_path: Path) -> None:
         hidden = model(**torch_inputs(query)).last_hidden_state.numpy()
     module, variables, _ = encoder.encoder
     params = variables["params"]["encoder"]
-    own = module.encoder.clone(parent=None).apply({"params": params}, query)
+    actual = module.encoder.clone(parent=None).apply({"params": params}, query)
     is_token = query["attention_mask"] > 0
-    np.testing.assert_allclose(own[is_token], hidden[is_token], rtol=0, atol=1e-4)
+    np.testing.assert_allclose(actual[is_token], hidden[is_token], rtol=0, atol=1e-4)
 
     # The pre-trained encoder with a new head, as a classifier of transformers with its own tokenizer files.
     folder = locate(MINILM)

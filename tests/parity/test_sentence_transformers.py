@@ -67,7 +67,7 @@ def everything(width: int) -> list:
 
 
 def spell_as_before(folder: Path, max_length: int) -> None:
-    """What versions before 5.4 wrote."""
+    """Write the configuration as versions before 5.4 did."""
     modules = json.loads((folder / "modules.json").read_text())
     for module in modules:
         module["type"] = f"sentence_transformers.models.{module['type'].rpartition('.')[2]}"
@@ -77,8 +77,8 @@ def spell_as_before(folder: Path, max_length: int) -> None:
     modes = config["pooling_mode"] if isinstance(config["pooling_mode"], list) else [config["pooling_mode"]]
     switches = {key: mode in modes for mode, key in OLD_KEYS.items()}
     pooling.write_text(json.dumps({"word_embedding_dimension": config["embedding_dimension"], **switches}))
-    own = {"max_seq_length": max_length, "do_lower_case": False}
-    (folder / "sentence_bert_config.json").write_text(json.dumps(own))
+    settings = {"max_seq_length": max_length, "do_lower_case": False}
+    (folder / "sentence_bert_config.json").write_text(json.dumps(settings))
     for path in folder.glob("*_Normalize/config.json"):
         path.unlink()
 

@@ -205,9 +205,9 @@ def test_shards_are_one_file(folder: Path) -> None:
         load_bert(folder, key=KEY)
     names = sorted(tensors)
     parts = {f"model-0000{i + 1}-of-00003.safetensors": names[i::3] for i in range(3)}
-    for file, own in parts.items():
-        safetensors.numpy.save_file({name: tensors[name] for name in own}, folder / file)
-    index = {"weight_map": {name: file for file, own in parts.items() for name in own}}
+    for file, members in parts.items():
+        safetensors.numpy.save_file({name: tensors[name] for name in members}, folder / file)
+    index = {"weight_map": {name: file for file, members in parts.items() for name in members}}
     (folder / "model.safetensors.index.json").write_text(json.dumps(index))
     jax.tree.map(np.testing.assert_array_equal, load_bert(folder, key=KEY), single)
     (folder / "model-00002-of-00003.safetensors").unlink()

@@ -180,11 +180,11 @@ def test_a_folder_here_is_not_the_pinned_encoder(
 
 
 def test_what_only_a_router_names_is_not_downloaded(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    asked = []
+    requested = []
 
     def snapshot_download(name: str, **arguments: object) -> str:
         if not arguments.get("local_files_only"):
-            asked.append(name)
+            requested.append(name)
         raise huggingface_hub.errors.LocalEntryNotFoundError("no connection")
 
     monkeypatch.setattr(huggingface_hub, "snapshot_download", snapshot_download)
@@ -192,7 +192,7 @@ def test_what_only_a_router_names_is_not_downloaded(tmp_path: Path, monkeypatch:
     router = dataclasses.replace(router, featurizer=dataclasses.replace(router.featurizer, source="a-stranger/model"))
     with pytest.raises(InputError, match=r"not downloaded: get it first \(hf download a-stranger/model\), or .*--enc"):
         router.win_prob(["a prompt"])
-    assert asked == []
+    assert requested == []
     with pytest.raises(InputError, match="cannot find a-stranger/model"):
         router.featurizer.at("a-stranger/model").query(["a prompt"])
-    assert asked == ["a-stranger/model"]
+    assert requested == ["a-stranger/model"]

@@ -1,4 +1,4 @@
-"""Where pretrained models are looked for."""
+"""Places in which pretrained models are looked for."""
 
 import importlib
 import logging
@@ -46,9 +46,9 @@ def test_a_path_into_a_local_folder_is_not_asked_of_the_hub(tmp_path: Path, monk
 
 
 def test_the_library_of_the_hub_says_nothing_of_its_retries(monkeypatch: pytest.MonkeyPatch) -> None:
-    said: list[str] = []
+    messages: list[str] = []
     handler = logging.Handler()
-    monkeypatch.setattr(handler, "emit", lambda record: said.append(record.getMessage()))
+    monkeypatch.setattr(handler, "emit", lambda record: messages.append(record.getMessage()))
     retry = logging.getLogger("huggingface_hub.utils._http")
 
     def snapshot_download(*_: object, **arguments: object) -> str:
@@ -61,9 +61,9 @@ def test_the_library_of_the_hub_says_nothing_of_its_retries(monkeypatch: pytest.
     try:
         with pytest.raises(InputError, match=r"cannot find nobody/nothing: .*the hub says: no connection"):
             locate("nobody/nothing")
-        assert said == []
+        assert messages == []
         retry.warning("outside")
-        assert said == ["outside"]
+        assert messages == ["outside"]
     finally:
         logging.getLogger("huggingface_hub").removeHandler(handler)
 

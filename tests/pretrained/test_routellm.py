@@ -31,8 +31,8 @@ def test_every_tensor_has_its_place_bit_for_bit(
     np.testing.assert_array_equal(params["model_embedding"], models)
     np.testing.assert_array_equal(params["prompt_projection"]["kernel"], projection.T)
     np.testing.assert_array_equal(params["classifier"], classifier[0])
-    said = [message for message in caplog.messages if "left out Q.weight, the embeddings of 3 training" in message]
-    assert len(said) == (naming == "training")
+    warned = [message for message in caplog.messages if "left out Q.weight, the embeddings of 3 training" in message]
+    assert len(warned) == (naming == "training")
 
 
 def test_other_widths_are_read_off_the_file(tmp_path: Path) -> None:

@@ -34,5 +34,5 @@ def random_battles(*, num_prompts: int = 30, num_battles: int = 100, seed: int =
 
 
 def difference(one: object, other: object) -> dict:
-    """Of two trees, by numpy: nothing to compile."""
+    """Subtract two trees by numpy, which compiles nothing."""
     return jax.tree.map(lambda a, b: np.asarray(a) - np.asarray(b), one, other)

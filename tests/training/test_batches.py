@@ -79,7 +79,7 @@ def test_devices_and_micro_batches_make_the_gradient_and_the_update_of_one_batch
     assert len({part.query["token_ids"].shape for part in steps[0]}) == 2
 
     def joined(step: list[PreferenceBatch]) -> PreferenceBatch:
-        """The same battles as one batch, and always of the same shape."""
+        """Join the battles of batches into one, always of the same shape."""
         fields, offset = [], 0
         for part in step:
             query = {name: np.pad(leaf, ((0, 0), (0, 16 - leaf.shape[1]))) for name, leaf in part.query.items()}

@@ -117,9 +117,12 @@ def test_what_has_no_weight_poisons_neither_sum_nor_gradient(poison: float) -> N
         variables = {COLLECTION: likelihood.initial_params()}
 
         def loss_sum(
-            scores: jax.Array, battles: PreferenceBatch, likelihood: Likelihood = likelihood, own: dict = variables
+            scores: jax.Array,
+            battles: PreferenceBatch,
+            likelihood: Likelihood = likelihood,
+            variables: dict = variables,
         ) -> jax.Array:
-            return training.weighted_loss_sum(likelihood, own, scores, battles)
+            return training.weighted_loss_sum(likelihood, variables, scores, battles)
 
         both = jax.jit(jax.value_and_grad(loss_sum))
         value, gradient = both(scores.at[3].set(poison), poisoned)
