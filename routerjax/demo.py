@@ -102,8 +102,8 @@ def run_demo(output: Path, *, seed: int = 0) -> None:
 
     step(5, "Export to StableHLO, reload in a fresh process without routerjax, and compare")
     differences = export(load_router(output / "calibrated"), output / "bundle", "stablehlo")
-    said = ", ".join(f"{name} {difference:.0e}" for name, difference in differences.items())
-    console.print(f"   {shown}/bundle: verified; largest differences of win probability: {said}")
+    listed = ", ".join(f"{name} {difference:.0e}" for name, difference in differences.items())
+    console.print(f"   {shown}/bundle: verified; largest differences of win probability: {listed}")
 
     step(6, f"Score three prompts with the bundle: python {shown}/bundle/load.py PROMPT ...")
     command = [sys.executable, "-I", str(output / "bundle" / "load.py"), *QUESTIONS]

@@ -43,7 +43,7 @@ READOUTS: Mapping[str, Callable[[Array], Array]] = {
 
 @dataclass(frozen=True)
 class Likelihood(abc.ABC):
-    """How a battle ends, given the scores of a router.
+    """Likelihood: how a battle ends, given the scores of a router.
 
     A subclass has a ``name``, says :meth:`log_prob`, and overrides what else differs; its fields, if it adds any, are
     plain values, which a router keeps. All functions are pure and jit.
@@ -126,7 +126,7 @@ class Likelihood(abc.ABC):
         return scores
 
     def to_dict(self) -> dict[str, Any]:
-        """As JSON holds it."""
+        """Return the fields as JSON holds them."""
         return {"name": self.name, **dataclasses.asdict(self)}
 
     def _pair_log_prob(

@@ -49,7 +49,7 @@ def tiny_router(
 
 
 def _with_policy(changes: dict) -> dict:
-    """The same with a policy of the strong model, the weak one and the threshold that are given."""
+    """Put a policy in the place of the strong model, the weak one and the threshold that are given."""
     fields = {name: changes.pop(name) for name in ("strong", "weak", "threshold") if name in changes}
     return {"policy": Threshold(**{"strong": "big", "weak": "small", **fields}), **changes}
 

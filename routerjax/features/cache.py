@@ -91,7 +91,7 @@ class EmbeddingCache:
         self._put(EMBEDDINGS, fingerprint, rows)
 
     def get_readings(self, fingerprint: str, prompts: Sequence[bytes]) -> dict[bytes, bytes]:
-        """How a tokenizer of that fingerprint read prompts; see :meth:`get`, and :class:`.cut_report.Reading`."""
+        """Readings of prompts by a tokenizer of that fingerprint; see :meth:`get`, and :class:`.cut_report.Reading`."""
         return self._get(READINGS, fingerprint, prompts)
 
     def put_readings(self, fingerprint: str, readings: Mapping[bytes, bytes]) -> None:
@@ -107,11 +107,11 @@ class EmbeddingCache:
             for start in range(0, len(prompts), KEYS_PER_QUERY):
                 keys = prompts[start : start + KEYS_PER_QUERY]
                 marks = ",".join("?" * len(keys))
-                found = connection.execute(
+                rows_there = connection.execute(
                     f"SELECT prompt, {column}, checksum FROM {name} WHERE fingerprint = ? AND prompt IN ({marks})",
                     (fingerprint, *keys),
                 )
-                for prompt, content, checksum in found:
+                for prompt, content, checksum in rows_there:
                     if isinstance(content, bytes) and checksum == _checksum(fingerprint, prompt, content):
                         rows[prompt] = content
                     else:

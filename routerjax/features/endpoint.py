@@ -258,7 +258,7 @@ def _default_time_limit() -> float:
 
 
 def is_endpoint(source: str | os.PathLike[str]) -> bool:
-    """Whether ``source`` names an endpoint's model (``openai:MODEL``), not an encoder's files."""
+    """Tell if ``source`` names an endpoint's model (``openai:MODEL``), not an encoder's files."""
     return os.fspath(source).startswith(PREFIX)
 
 
@@ -298,7 +298,7 @@ class EndpointFeaturizer(Featurizer):
         return encoder
 
     def to_dict(self) -> dict[str, object]:
-        """As JSON holds it."""
+        """Return the fields as JSON holds them."""
         return {**super().to_dict(), "known_width": self.width}
 
     def require_text(self) -> None:

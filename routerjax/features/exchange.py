@@ -1,4 +1,4 @@
-"""One request to a server, bounded in time and in size; what comes back as words is fit to be shown."""
+"""Exchange of a request with a server, bounded in time and in size; what comes back as words is fit to be shown."""
 
 from __future__ import annotations
 

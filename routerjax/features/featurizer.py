@@ -137,7 +137,7 @@ class Featurizer(abc.ABC):
         )
 
     def to_dict(self) -> dict[str, Any]:
-        """As JSON holds it, without the files."""
+        """Return the fields as JSON holds them, without the files."""
         fields = [setting.name for setting in dataclasses.fields(cast(Any, self)) if setting.init]
         return {"kind": self.kind, **{name: getattr(self, name) for name in fields}}
 

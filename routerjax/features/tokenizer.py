@@ -121,8 +121,8 @@ class TextTokenizer:
                     splits_at_spaces=self._splits_at_spaces,
                 )
                 bar.update(len(cuts) - bar.n)
-        token_ids = [np.concatenate([before, own.token_ids, after]) for own in cuts]
-        return TokenIds(token_ids, np.asarray([own.is_cut for own in cuts], bool))
+        token_ids = [np.concatenate([before, part.token_ids, after]) for part in cuts]
+        return TokenIds(token_ids, np.asarray([part.is_cut for part in cuts], bool))
 
     def token_ids(self, texts: Sequence[str]) -> list[list[int]]:
         """Token ids of each text, without padding; see :meth:`read`."""
@@ -198,9 +198,9 @@ class TextTokenizer:
             rows = np.flatnonzero(bucket_of == bucket)
             largest = padded_rows(max(1, tokens // self.lengths[bucket]) + 1) // 2  # the power of two below or there
             for start in range(0, len(rows), largest):
-                own = rows[start : start + largest]
-                batch = padded_rows(len(own))
-                yield own, self.pad([token_ids[row] for row in own], self.lengths[bucket], batch=batch)
+                part = rows[start : start + largest]
+                batch = padded_rows(len(part))
+                yield part, self.pad([token_ids[row] for row in part], self.lengths[bucket], batch=batch)
 
 
 def padded_rows(rows: int) -> int:

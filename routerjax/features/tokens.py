@@ -165,7 +165,7 @@ class TokenFeaturizer(Featurizer):
         return dataclasses.replace(self, encoder=self.encoder.clone(dtype=DTYPES["float32"], remat=False, parent=None))
 
     def to_dict(self) -> dict[str, Any]:
-        """As JSON holds it, with the fingerprint, without the files."""
+        """Return the fields as JSON holds them, with the fingerprint, without the files."""
         fields = super().to_dict()
         del fields["tokenizer_files"]
         encoder = {name: getattr(self.encoder, name) for name in encoder_types()}

@@ -159,8 +159,9 @@ def export(
     with artefact_precision():
         query = golden_query(router, prompts)
         is_text = isinstance(query, Sequence)
-        own = f"{len(query)} prompts of its own, a long one to be cut among them" if is_text else "embeddings"
-        logger.info("exporting, and comparing with the router on %s", own if prompts is None else "the given prompts")
+        default = f"{len(query)} prompts of its own, a long one to be cut among them" if is_text else "embeddings"
+        compared = default if prompts is None else "the given prompts"
+        logger.info("exporting, and comparing with the router on %s", compared)
         with new_directory(path) as folder:
             chosen.write(router, folder, query)
             try:

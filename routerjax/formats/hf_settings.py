@@ -31,7 +31,7 @@ CHANGES = (
 
 
 class HfSettings(NamedTuple):
-    """What a router is besides its logits; see :class:`routerjax.router.Router`.
+    """Settings of a router besides its logits; see :class:`routerjax.router.Router`.
 
     ``weights_sha256`` is that of the weights which the threshold was found for.
     """
@@ -59,7 +59,7 @@ def require_threshold_policy(policy: Policy) -> Threshold:
 
 
 def router_settings(router: Router, max_length: int, weights_sha256: str) -> HfSettings:
-    """Those of a router."""
+    """Settings of a router."""
     return HfSettings(
         models=list(router.models),
         policy=require_threshold_policy(router.policy),
@@ -76,7 +76,7 @@ def settings_as_json(settings: HfSettings) -> dict[str, object]:
 
 
 def read_settings(folder: Path) -> HfSettings | None:
-    """Those in a folder's ``config.json``; None where another program wrote it.
+    """Settings in a folder's ``config.json``; None where another program wrote it.
 
     Raises:
         InputError: they are damaged, or they, or the labels that go by them, were changed after they were written.

@@ -95,7 +95,7 @@ class Bundle:
         return self._output("win_prob", self._embedding_outputs, embedding)
 
     def win_prob_from_token_ids(self, token_ids, attention_mask):
-        """The same from int32 [batch, length]; any length up to ``max_length``."""
+        """Win probabilities from int32 [batch, length]; any length up to ``max_length``."""
         return self._output("win_prob", self._token_outputs, token_ids, attention_mask)
 
     def win_prob(self, prompts):
@@ -107,7 +107,7 @@ class Bundle:
         return self._names(self._output("model", self._embedding_outputs, embedding))
 
     def route_from_token_ids(self, token_ids, attention_mask):
-        """The same from int32 [batch, length]."""
+        """Models that are chosen, from int32 [batch, length]."""
         return self._names(self._output("model", self._token_outputs, token_ids, attention_mask))
 
     def route(self, prompts):
@@ -243,15 +243,15 @@ class Bundle:
         largest = {}
         # One prompt alone, a few, and all: batch sizes that the functions were not traced with.
         for rows in (slice(0, 1), slice(0, 5), slice(None)):
-            found = {}
+            computed = {}
             if self.takes_embeddings:
-                found["from_embedding"] = self._embedding_outputs(golden["embedding"][rows])
+                computed["from_embedding"] = self._embedding_outputs(golden["embedding"][rows])
             if self.max_length is not None:
                 ids, mask = golden["token_ids"][rows], golden["attention_mask"][rows]
                 length = int(mask.sum(axis=1).max())  # and lengths, without the padding of longer prompts
-                found["from_token_ids"] = self._token_outputs(ids[:, :length], mask[:, :length])
-                found["from_text"] = self._text_outputs(self.description["golden_prompts"][rows])
-            for name, outputs in found.items():
+                computed["from_token_ids"] = self._token_outputs(ids[:, :length], mask[:, :length])
+                computed["from_text"] = self._text_outputs(self.description["golden_prompts"][rows])
+            for name, outputs in computed.items():
                 kind = "win_prob" if "win_prob" in outputs else "scores"
                 scale = max(1.0, float(np.abs(golden[kind]).max()))
                 difference = float(np.abs(outputs[kind] - golden[kind][rows]).max()) / scale

@@ -48,17 +48,17 @@ def calibrate_router(router: Router, battles: Preferences, *, method: str, cache
     of_pair = forward | ((battles.model_a == weak) & (battles.model_b == strong))
     if not of_pair.any():
         raise InputError(f"no battle between {router.strong} and {router.weak} to calibrate on")
-    own = battles.select(of_pair)
-    outcome = np.where((own.model_a == strong)[:, None], own.outcome, own.outcome[:, ::-1])
+    pair_battles = battles.select(of_pair)
+    outcome = np.where((pair_battles.model_a == strong)[:, None], pair_battles.outcome, pair_battles.outcome[:, ::-1])
     label = np.asarray(router.likelihood.label(jnp.asarray(outcome)))  # as the router's win probability counts ties
     counts = ~np.isnan(label)
     if not counts.any():
         raise InputError(f"every battle between {router.strong} and {router.weak} is a tie")
-    own, label = own.select(counts), label[counts]
+    pair_battles, label = pair_battles.select(counts), label[counts]
     variables = {name: leaf for name, leaf in router.variables.items() if name != "calibration"}
     raw = dataclasses.replace(router.with_threshold(None), variables=variables)
-    win_prob = raw.win_prob(own.prompts, exclude_own_battles=True, cache=cache, progress=True)
-    calibrated = cross_fitted(win_prob, label, own.prompt_index, method=method)
+    win_prob = raw.win_prob(pair_battles.prompts, exclude_own_battles=True, cache=cache, progress=True)
+    calibrated = cross_fitted(win_prob, label, pair_battles.prompt_index, method=method)
     figures = {
         name: {"raw": figure(win_prob, label), "calibrated": figure(calibrated, label)}
         for name, figure in CALIBRATION_FIGURES.items()
@@ -69,9 +69,9 @@ def calibrate_router(router: Router, battles: Preferences, *, method: str, cache
         logger.warning(
             "calibration (%s) on %d battles makes win probabilities worse: log loss %.4f, raw %.4f, on battles that it "
             "was not fitted to; leave it out, or take more battles",
-            *(method, len(own), loss["calibrated"], loss["raw"]),
+            *(method, len(pair_battles), loss["calibrated"], loss["raw"]),
         )
-    said = {"method": method, "battles": len(own), **figures}
+    described = {"method": method, "battles": len(pair_battles), **figures}
     return dataclasses.replace(
-        raw, variables={**variables, "calibration": fitted}, provenance={**router.provenance, "calibration": said}
+        raw, variables={**variables, "calibration": fitted}, provenance={**router.provenance, "calibration": described}
     )

@@ -6,12 +6,10 @@ import contextlib
 import dataclasses
 import json
 import logging
-import math
 import time
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
 import flax.linen as nn
 import jax
@@ -20,18 +18,18 @@ import optax
 import tqdm
 
 from routerjax.config import OptimizerConfig, TrainingConfig, identity_of
-from routerjax.errors import InputError
 from routerjax.likelihoods import BRADLEY_TERRY, COLLECTION, Likelihood
 from routerjax.training.checkpoint import Checkpoints, placed_like, sha256_of
 from routerjax.training.compilation import compile_clock
-from routerjax.training.interrupt import Interrupt, deferred_interrupt
+from routerjax.training.interrupt import deferred_interrupt
 from routerjax.training.metrics_log import MetricsLog
 from routerjax.training.optimizer import AdamW
 from routerjax.training.parallel import Wrapper, require_one_process, wrapper_of
-from routerjax.training.sources import Batches, Battles, Source, StepRunner, open_source
+from routerjax.training.run import Position, Run, not_finite, on_host
+from routerjax.training.sources import Batches, open_source
 from routerjax.training.state import TrainState, create_state
 from routerjax.training.step import make_validation_sums
-from routerjax.typing import Array, PreferenceBatch, Variables
+from routerjax.typing import PreferenceBatch, Variables
 
 logger = logging.getLogger(__name__)
 
@@ -64,56 +62,6 @@ class FitResult:
     best_epoch: int
     best_loss: float | None
     history: tuple[dict[str, float], ...]
-
-
-@dataclass
-class _Position:
-    """Position of a run, kept in a checkpoint's note.
-
-    Attributes:
-        epoch: finished ones, validation included.
-        steps: finished ones of the epoch after those.
-        loss_sum, weight_sum, gradient_norm_sum: over these steps.
-        seconds, compile_seconds: what they took; compilation is not part of ``seconds``.
-        best_epoch: counted from 1; 0 is none yet.
-        best_loss: None is none yet.
-        history: see :class:`FitResult`.
-    """
-
-    epoch: int = 0
-    steps: int = 0
-    loss_sum: float = 0.0
-    weight_sum: float = 0.0
-    gradient_norm_sum: float = 0.0
-    seconds: float = 0.0
-    compile_seconds: float = 0.0
-    best_epoch: int = 0
-    best_loss: float | None = None
-    history: list[dict[str, float]] = field(default_factory=list)
-
-    @property
-    def loss(self) -> float:
-        """Mean over the battles so far; NaN while none of them has a weight."""
-        return self.loss_sum / self.weight_sum if self.weight_sum else math.nan
-
-    def add(self, metrics: Mapping[str, np.ndarray]) -> int:
-        """Count finished steps; return how many they are."""
-        # One by one: the sums are the same bit for bit in whatever parts the steps come.
-        for loss, weight, norm in zip(
-            *(metrics[name].tolist() for name in ("loss_sum", "weight_sum", "gradient_norm")), strict=True
-        ):
-            self.loss_sum, self.weight_sum = self.loss_sum + loss, self.weight_sum + weight
-            self.gradient_norm_sum += norm
-        self.steps += len(metrics["loss_sum"])
-        return len(metrics["loss_sum"])
-
-    def finish_epoch(self, row: dict[str, float]) -> None:
-        """Go to the next epoch's first step."""
-        start = _Position()
-        for name in ("steps", "loss_sum", "weight_sum", "gradient_norm_sum", "seconds", "compile_seconds"):
-            setattr(self, name, getattr(start, name))
-        self.epoch += 1
-        self.history = [*self.history, row]
 
 
 def fit(
@@ -168,8 +116,9 @@ def fit(
     num_steps = train.steps_per_epoch * training.epochs
     recipe = AdamW(optimizer) if isinstance(optimizer, OptimizerConfig) else optimizer
     if isinstance(recipe, AdamW):
-        own = jax.tree.map(lambda _: None, likelihood.initial_params())
-        recipe = dataclasses.replace(recipe, depths={"params": recipe.depths, **({COLLECTION: own} if own else {})})
+        no_depths = jax.tree.map(lambda _: None, likelihood.initial_params())
+        learned = {COLLECTION: no_depths} if no_depths else {}
+        recipe = dataclasses.replace(recipe, depths={"params": recipe.depths, **learned})
     transformation = recipe.transformation(num_steps) if isinstance(recipe, AdamW) else recipe
     state = create_state(
         module,
@@ -197,11 +146,11 @@ def fit(
         num_steps,
         len(state.step.devices()),
     )
-    run = _Run(
+    run = Run(
         state=state,
         # On the host: a device holds the parameters once. Without validation the state's own are the best.
-        best={} if held_out is None else _on_host(state.trained),
-        position=_Position(),
+        best={} if held_out is None else on_host(state.trained),
+        position=Position(),
         train=train,
         validation=held_out,
         training=training,
@@ -223,95 +172,7 @@ def fit(
     )
 
 
-@dataclass(kw_only=True)
-class _Run:
-    """A run: its state, the best variables so far, where it is, and what does not change."""
-
-    state: TrainState
-    best: Variables
-    position: _Position
-    train: Source
-    validation: Battles | None
-    training: TrainingConfig
-    run_steps: StepRunner
-    validation_sums: Callable[[Variables, PreferenceBatch], tuple[Array, Array]]
-    learning_rate: optax.Schedule | None
-    checkpoints: Checkpoints | None = None
-    identity: dict[str, Any] = field(default_factory=dict)
-
-    @property
-    def is_over(self) -> bool:
-        """If all epochs are finished, or the last ones brought no lower validation loss."""
-        # Without validation the best epoch is always the last one.
-        since_best = self.position.epoch - self.position.best_epoch
-        is_out_of_patience = self.training.patience is not None and since_best >= self.training.patience
-        return self.position.epoch >= self.training.epochs or is_out_of_patience
-
-    @property
-    def steps(self) -> int:
-        """Finished steps."""
-        return self.position.epoch * self.train.steps_per_epoch + self.position.steps
-
-    def restore(self, identity: dict[str, Any], *, is_resumed: bool) -> None:
-        """Go to where the newest checkpoint is, if there is one."""
-        assert self.checkpoints is not None
-        self.identity, folder = identity, self.checkpoints.directory
-        if self.checkpoints.latest is None:
-            return
-        if not is_resumed:
-            raise InputError(
-                f"{folder.parent} holds a training run already; choose another folder or resume it (--resume)"
-            )
-        # First: the state of another run may have another form.
-        _require_same_run(self.checkpoints.read_note()["identity"], identity, folder)
-        _, restored, note = self.checkpoints.restore(self._saved())
-        self.state, self.best = restored["state"].replace(fixed=self.state.fixed), restored["best"]
-        self.position = _Position(**note["position"])
-        logger.info(
-            "resumed after %d epochs of %d and %d steps",
-            *(self.position.epoch, self.training.epochs, self.position.steps),
-        )
-
-    def save(self) -> None:
-        """Write a checkpoint, unless there is no folder or it is there already."""
-        # Steps, and epochs with their validation: each of them makes another checkpoint.
-        number = self.steps + self.position.epoch
-        if self.checkpoints is not None and number and number != self.checkpoints.latest:
-            note = {"identity": self.identity, "position": dataclasses.asdict(self.position)}
-            self.checkpoints.save(number, self._saved(), note)
-
-    def _saved(self) -> dict[str, Any]:
-        # What is fixed is what the run began with, whose checksum is in the identity.
-        return {"state": self.state.replace(fixed={}), "best": self.best}
-
-    def validate(self, interrupt: Interrupt) -> dict[str, float]:
-        """Measure the loss on the held-out battles, and keep the variables if none were better."""
-        position = self.position
-        if self.validation is None:
-            position.best_epoch = position.epoch + 1
-            return {}
-        sums = np.zeros(2)
-        for batch in tqdm.tqdm(
-            self.validation.in_order(),
-            "validation",
-            self.validation.num_batches,
-            leave=False,
-            unit="batch",
-            disable=None,
-            delay=2,
-        ):
-            sums += np.asarray(jax.device_get(self.validation_sums(self.state.variables, batch)), np.float64)
-            interrupt.check()
-        loss = float(sums[0] / sums[1])
-        if not math.isfinite(loss):
-            raise _not_finite(f"the validation loss is not finite after epoch {position.epoch + 1}")
-        if position.best_loss is None or loss < position.best_loss:
-            position.best_epoch, position.best_loss = position.epoch + 1, loss
-            self.best = _on_host(self.state.trained)
-        return {"validation_loss": loss}
-
-
-def _run_epochs(run: _Run, hooks: Sequence[Hook]) -> None:
+def _run_epochs(run: Run, hooks: Sequence[Hook]) -> None:
     """Train until the run is over; Ctrl-C ends it after the step that runs."""
     training, steps_per_epoch = run.training, run.train.steps_per_epoch
     with contextlib.ExitStack() as stack:
@@ -368,32 +229,8 @@ def _run_epochs(run: _Run, hooks: Sequence[Hook]) -> None:
             logger.info("stopped early: no lower validation loss in %d epochs", training.patience)
 
 
-def _on_host(variables: Variables) -> Variables:
-    """A copy: a view of what the next step donates would change under it."""
-    return jax.tree.map(lambda leaf: np.array(leaf, copy=True), jax.device_get(variables))
-
-
 def _require_finite(metrics: Mapping[str, np.ndarray], epoch: int, first_step: int) -> None:
     bad = np.flatnonzero(~np.isfinite(metrics["loss_sum"]) | ~np.isfinite(metrics["gradient_norm"]))
     if bad.size:
         steps = ", ".join(map(str, bad[:3] + first_step))
-        raise _not_finite(f"the loss is not finite in epoch {epoch + 1}, first at step {steps}")
-
-
-def _not_finite(what: str) -> InputError:
-    return InputError(
-        f"{what}: lower the learning rate or set optimizer.gradient_clip; the last checkpoint is untouched"
-    )
-
-
-def _require_same_run(old: dict[str, Any], new: dict[str, Any], directory: Path) -> None:
-    def is_same(one: object, other: object) -> bool:
-        return one == other or (isinstance(one, float) and isinstance(other, float) and math.isclose(one, other))
-
-    different = [
-        f"{name} was {old.get(name)!r}, is {value!r}"
-        for name, value in new.items()
-        if not is_same(old.get(name), value)
-    ]
-    if different:
-        raise InputError(f"cannot resume {directory}: {'; '.join(different)}; resume with the same configuration")
+        raise not_finite(f"the loss is not finite in epoch {epoch + 1}, first at step {steps}")

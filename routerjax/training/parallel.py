@@ -24,7 +24,7 @@ StateT = TypeVar("StateT")
 
 
 class Wrapper:
-    """How steps run on devices; this one runs them on one.
+    """Wrapper of steps: how they run on devices; this one runs them on one.
 
     What it wraps is pure: ``(carry, *arguments, axis_name=None) -> (carry, metrics)``. The carry is donated, so use the
     returned one from then on, and stays on the devices that it is on.

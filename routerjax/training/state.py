@@ -80,8 +80,8 @@ def create_state(
         trained = {"params": variables.get("params", {})}
         if not jax.tree.leaves(trained):
             raise InputError(f"{type(module).__name__} has no parameters: there is nothing to train")
-        own = likelihood.initial_params()
-        trained |= {COLLECTION: variables.get(COLLECTION, own)} if own else {}
+        initial = likelihood.initial_params()
+        trained |= {COLLECTION: variables.get(COLLECTION, initial)} if initial else {}
         fixed = {name: collection for name, collection in variables.items() if name not in trained}
         return TrainState(jnp.zeros((), jnp.int32), trained, fixed, optimizer.init(trained))
 
