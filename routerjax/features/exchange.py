@@ -62,7 +62,7 @@ def post_json(
     Raises:
         UnansweredError: what happened to it instead of an answer; may hold words of the server.
     """
-    end = time.monotonic() + seconds
+    end, late = time.monotonic() + seconds, UnansweredError(f"no whole answer within {seconds:g} s")
     outcome: queue.SimpleQueue[Answer | Exception] = queue.SimpleQueue()
     content = json.dumps(dict(body), ensure_ascii=False).encode()
     # A compressed answer could be a thousand times as large as what is counted here.
@@ -76,8 +76,10 @@ def post_json(
                 for part in response.iter_raw():
                     parts.append(part)
                     size += len(part)
-                    if size > most or time.monotonic() > end:
+                    if size > most:
                         break
+                    if time.monotonic() > end:  # what is there is a part, and no answer
+                        raise late
                 answer = b"".join(parts)[:most]
                 outcome.put(Answer(response.status_code, response.headers, answer, is_whole=size <= most))
         except Exception as error:  # whatever ends the thread is said by the caller's
@@ -87,7 +89,9 @@ def post_json(
     try:
         answer = outcome.get(timeout=seconds)
     except queue.Empty:
-        raise UnansweredError(f"no whole answer within {seconds:g} s") from None
+        raise late from None
+    if isinstance(answer, UnansweredError):
+        raise answer
     if isinstance(answer, Exception):
         # Without the chain, whose frames and texts hold the request.
         raise UnansweredError(f"{type(answer).__name__} {answer}".strip()) from None

@@ -1,6 +1,7 @@
 """Servers, keys and addresses never show a secret, take for ever or fill the memory."""
 
 import json
+import queue
 import socket
 import time
 import traceback
@@ -142,6 +143,20 @@ def test_no_server_takes_longer_than_the_time_limit_and_each_retry_is_said(
             encoder.encode(["x"])
         assert time.monotonic() - began < 3
     assert "asking again in 0.5 s (retry 1 of 8)" in caplog.text
+
+
+def test_a_part_of_an_answer_is_none_however_late_its_end_is_noticed(monkeypatch: pytest.MonkeyPatch) -> None:
+    class Patient(queue.SimpleQueue):
+        """Queue of a caller that the machine wakes too late."""
+
+        def get(self, block: bool = True, timeout: float | None = None) -> object:
+            return super().get(block, timeout=None)
+
+    monkeypatch.setattr(queue, "SimpleQueue", Patient)
+    with raw_server(SILENT["drip of the body"]) as base_url:
+        encoder = features.EndpointEncoder("openai:tiny", base_url=base_url, api_key=KEY, timeout=0.2, max_retries=0)
+        with pytest.raises(OSError, match=r"does not answer: no whole answer within 0.2 s"):
+            encoder.encode(["x"])
 
 
 @pytest.mark.parametrize("limit", ["0", "-1", "nan", "inf", "soon"])
