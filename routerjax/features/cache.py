@@ -9,6 +9,7 @@ import logging
 import os
 import sqlite3
 import threading
+import time
 import urllib.parse
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
@@ -142,7 +143,7 @@ class EmbeddingCache:
             self._path = self._path or cache_folder() / "embeddings.sqlite"
             self._path.parent.mkdir(parents=True, exist_ok=True)
             self._connection = _connect(self._path)
-            self._connection.execute("PRAGMA journal_mode=WAL")
+            _wait_for_lock(self._connection, "PRAGMA journal_mode=WAL")
             for name, column in (EMBEDDINGS, READINGS):
                 self._connection.execute(
                     f"CREATE TABLE IF NOT EXISTS {name} (fingerprint TEXT, prompt BLOB, {column} BLOB, checksum BLOB, "
@@ -194,6 +195,20 @@ def _connect(path: Path, options: str = "") -> sqlite3.Connection:
     """A connection for every thread: the cache's lock lets one at a time use it."""
     address = f"file:{urllib.parse.quote(os.fspath(path.absolute()))}{options}"
     return sqlite3.connect(address, timeout=LOCK_SECONDS, check_same_thread=False, uri=True)
+
+
+def _wait_for_lock(connection: sqlite3.Connection, statement: str) -> None:
+    """Execute a statement that SQLite itself does not wait with while another process opens the file, too."""
+    end = time.monotonic() + LOCK_SECONDS
+    while True:
+        try:
+            connection.execute(statement)
+            return
+        except sqlite3.OperationalError as error:
+            is_busy = error.sqlite_errorcode & 0xFF == sqlite3.SQLITE_BUSY  # the other bits say why
+            if not is_busy or time.monotonic() > end:
+                raise
+        time.sleep(0.02)
 
 
 def _checksum(fingerprint: str, prompt: bytes, content: bytes) -> bytes:

@@ -5,6 +5,7 @@ import signal
 import sqlite3
 import subprocess
 import sys
+import threading
 import time
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
@@ -47,6 +48,26 @@ def test_two_processes_lose_nothing(tmp_path: Path) -> None:
         cached = cache.get("f", keys)
     assert len(cached) == 800
     np.testing.assert_array_equal(cached[b"b 7 3"], np.full(8, 7))
+
+
+def test_a_new_cache_that_several_open_at_once_keeps_what_each_adds(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    for round_number in range(60):
+        path, barrier = tmp_path / f"{round_number}.sqlite", threading.Barrier(6)
+
+        def add(number: int, path: Path = path, barrier: threading.Barrier = barrier) -> None:
+            barrier.wait()
+            with EmbeddingCache(path) as cache:
+                cache.put("f", {str(number).encode(): np.full(3, number, np.float32)})
+
+        threads = [threading.Thread(target=add, args=(number,)) for number in range(6)]
+        for thread in threads:
+            thread.start()
+        for thread in threads:
+            thread.join()
+        with EmbeddingCache(path) as cache:
+            assert len(cache.get("f", [str(number).encode() for number in range(6)])) == 6, caplog.text
 
 
 def test_a_killed_process_leaves_whole_groups(tmp_path: Path) -> None:
