@@ -137,7 +137,8 @@ def interrupts() -> Iterator[None]:
             signal.signal(signal.SIGALRM, alarm)
         if handles and not interrupted:  # otherwise a second one may still come, while the interpreter ends
             signal.signal(signal.SIGINT, signal.default_int_handler)
-            sys.unraisablehook = unraisable_hook
+            if sys.unraisablehook is hook:  # another one, which the body left, passes on to this one
+                sys.unraisablehook = unraisable_hook
 
 
 def _is_handled(kind: type[BaseException]) -> bool:

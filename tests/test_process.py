@@ -11,6 +11,7 @@ import pytest
 
 from routerjax import load_router
 from routerjax.cli import main
+from routerjax.process import interrupts
 
 SHIPPED = Path(__file__).resolve().parents[1] / "checkpoints" / "mf-minilm"
 INTERRUPTED_TWICE = """\
@@ -109,6 +110,23 @@ def test_an_interruption_that_others_swallow_comes_again(where: str) -> None:
     )
     assert re.fullmatch(r"routerjax: error: interrupted; what was written before stays valid.*\n", finished.stderr)
     assert (finished.returncode, finished.stdout) == (130, "tidied\n")
+
+
+def test_a_hook_that_the_body_leaves_for_threads_that_go_on_stays() -> None:
+    before = sys.unraisablehook
+
+    def silent(unraisable: object) -> None:
+        del unraisable
+
+    try:
+        with interrupts():
+            sys.unraisablehook = silent
+        assert sys.unraisablehook is silent
+        with interrupts():
+            assert sys.unraisablehook is not silent
+        assert sys.unraisablehook is silent
+    finally:
+        sys.unraisablehook = before
 
 
 def test_an_interrupted_command_is_one_line(capsys: pytest.CaptureFixture[str], tmp_path: Path) -> None:
