@@ -89,11 +89,25 @@ def _with_older_files(config: dict[str, Any], files: Mapping[str, bytes]) -> dic
         return config
     special, added = (parse_json(files.get(name, b"{}"), dict, name) for name in (SPECIAL_TOKENS, ADDED_TOKENS))
     before, after = (settings.get("extra_special_tokens") for settings in (config, special))
+    # Tokens of added_tokens.json are special if they are named, but not if special_tokens_map.json alone lists them as
+    # additional ones.
+    listed = [before or config.get("additional_special_tokens"), after]
     if isinstance(before, list) and isinstance(after, list):
         special = {**special, "extra_special_tokens": before + after}
     config = {**config, **special}
-    decoder = {index: {"content": token, "normalized": True, "special": False} for token, index in added.items()}
+    tokens = [config.get(name) for name in SPECIAL] + [
+        token for part in listed if isinstance(part, list) for token in part
+    ]
+    named = [_content(token) for token in tokens]
+    decoder = {
+        index: {"content": token, "normalized": token not in named, "special": token in named}
+        for token, index in added.items()
+    }
     return {**config, "added_tokens_decoder": decoder} if decoder else config
+
+
+def _content(token: object) -> object:
+    return token.get("content") if isinstance(token, dict) else token
 
 
 def _refusal(setting: str, got: object, expected: str) -> InputError:
@@ -162,8 +176,9 @@ def _follow_added_tokens(tokenizer: dict[str, Any], config: Mapping[str, object]
     added = tokenizer.setdefault("added_tokens", [])
     known = {token.get("content") for token in added if isinstance(token, dict)}
     vocabulary = _vocabulary(tokenizer)
-    for index, token in [*((None, token) for token in named), *decoder.items()]:
-        content = token.get("content") if isinstance(token, dict) else token
+    # Those of the decoder come first: it says how each is found in a text.
+    for index, token in [*decoder.items(), *((None, token) for token in named)]:
+        content = _content(token)
         if content is None or content in known:
             continue
         if not isinstance(content, str) or content not in vocabulary:

@@ -81,6 +81,26 @@ def test_tokens_of_the_older_files_are_found_in_a_text(name: str) -> None:
         configured_tokenizer(files, "bert")
 
 
+@pytest.mark.parametrize(
+    ("special", "is_normalized"),
+    [
+        ({}, True),
+        ({"additional_special_tokens": ["P"]}, True),  # of this file, transformers does not count them
+        ({"extra_special_tokens": ["P"]}, False),
+        ({"mask_token": "P"}, False),
+    ],
+)
+def test_an_added_token_is_found_in_any_case_unless_it_is_special(special: dict, is_normalized: bool) -> None:
+    number = make_tokenizer_of("WordPiece, cased").get_vocab(with_added_tokens=False)["P"]
+    files = {
+        **files_of("WordPiece, cased"),  # whose text is lowered, which is the default of BERT's tokenizers
+        "special_tokens_map.json": json.dumps(special).encode(),
+        "added_tokens.json": json.dumps({"P": number}).encode(),
+    }
+    assert number in tokens(files, "bert", "zzPzz")
+    assert (number in tokens(files, "bert", "zzpzz")) == is_normalized
+
+
 def test_the_side_is_that_of_the_configuration_or_the_tokenizer() -> None:
     assert truncation_side(files_of("Unigram")) == "right"
     assert truncation_side(files_of("Unigram", truncation_side="left")) == "left"
