@@ -15,6 +15,7 @@ import optax
 
 from routerjax import Router, data, families, features, formats, likelihoods, losses, metrics, save_router, training
 from routerjax.config import FeatureConfig, TrainingConfig
+from routerjax.policies import Threshold
 from routerjax.typing import Query, Sides
 
 
@@ -60,8 +61,8 @@ def main(folder: Path) -> None:
         optimizer=optax.chain(optax.clip_by_global_norm(1.0), optax.lion(3e-4, weight_decay=1e-2)),
         training=TrainingConfig(epochs=20, batch_size=256),
     )
-    names = {"models": models, "strong": "sim-large", "weak": "sim-small"}
-    router = Router(module=module, featurizer=encoder, variables=result.variables, likelihood=likelihood, **names)
+    kept = {"models": models, "policy": Threshold("sim-large", "sim-small"), "variables": result.variables}
+    router = Router(module=module, featurizer=encoder, likelihood=likelihood, **kept)
     quality = arena.benchmark.quality
     win_prob = router.win_prob(arena.benchmark.prompts)
     curve = metrics.cost_quality_curve(win_prob, quality["sim-large"], quality["sim-small"])
