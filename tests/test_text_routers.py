@@ -15,7 +15,6 @@ from routerjax import InputError, features, load_router, save_router
 from routerjax.cli import main
 from routerjax.config import ExperimentConfig, override
 from routerjax.families import pretrained_params
-from routerjax.features.tokenizer import TokenIds
 from routerjax.pipeline import load_config, train_router
 from routerjax.router.outputs import jit_win_prob
 from tests.encoders import TEXTS, save_tiny_encoder
@@ -170,28 +169,19 @@ def test_an_encoder_trained_under_matrix_factorisation(config: ExperimentConfig,
 
 
 @TRAINED_ONCE
-def test_an_interrupted_run_goes_on_and_tokenises_once(
+def test_an_interrupted_run_goes_on(
     config: ExperimentConfig, trained: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setenv("ROUTERJAX_CACHE", str(trained / "cache"))
-    files = sorted((trained / "cache" / "tokens").iterdir())
-    assert len(files) == 2  # training and validation
     # What a run that is killed in its second epoch leaves.
     run = tmp_path / "run"
     shutil.copytree(trained / "run", run)
     newest = max((run / "training" / "checkpoints").glob("[0-9]*"), key=lambda path: int(path.name))
     for folder in (run / "router", run / "knn", newest):
         shutil.rmtree(folder)
-    monkeypatch.setattr(features.TextTokenizer, "read", _must_not_run)
     resumed = train_router(override(config, BERT), run, resume=True)
     whole = load_router(trained / "run" / "router")
     jax.tree.map(np.testing.assert_array_equal, resumed.variables, whole.variables)
-    assert sorted((trained / "cache" / "tokens").iterdir()) == files
-
-
-def _must_not_run(tokenizer: object, texts: list[str], *, progress: bool = False) -> TokenIds:
-    assert not texts, "tokenised twice"
-    return TokenIds([], np.zeros(0, bool))
 
 
 def test_prompts_that_are_not_text(tmp_path: Path) -> None:
@@ -200,7 +190,7 @@ def test_prompts_that_are_not_text(tmp_path: Path) -> None:
         with pytest.raises(InputError, match=r"row 2: a prompt must be text, got None"):
             refused(["a", "a", None])
     tokenizer = router.featurizer.tokenizer
-    for refused in (tokenizer.token_ids, lambda prompts: features.tokenize_once(tokenizer, prompts)):
+    for refused in (tokenizer.token_ids, lambda prompts: features.read_prompts(tokenizer, prompts)):
         with pytest.raises(InputError, match=r"row 1: a prompt must be text, got 3"):
             refused(["a", 3])
         with pytest.raises(InputError, match=r"got one text; write \[prompt\]"):

@@ -15,7 +15,6 @@ from routerjax.features.featurizer import (
 from routerjax.features.given import Embeddings, GivenFeaturizer, read_embeddings
 from routerjax.features.open import open_featurizer
 from routerjax.features.sentence import SentenceFeaturizer, load_encoder
-from routerjax.features.token_cache import tokenize_once
 from routerjax.features.tokenizer import TextTokenizer, padded_rows, tokenizer_for
 from routerjax.features.tokens import TokenFeaturizer, load_tokens
 
@@ -43,6 +42,5 @@ __all__ = [
     "read_prompts",
     "register_featurizer",
     "routellm_features",
-    "tokenize_once",
     "tokenizer_for",
 ]

@@ -7,7 +7,7 @@ import logging
 import numpy as np
 
 from routerjax.data import Preferences, TokenBatches
-from routerjax.features import TextTokenizer, tokenize_once
+from routerjax.features import TextTokenizer, read_prompts
 
 logger = logging.getLogger(__name__)
 
@@ -15,7 +15,7 @@ logger = logging.getLogger(__name__)
 def token_batches(
     battles: Preferences, tokenizer: TextTokenizer, *, batch_tokens: int, num_devices: int = 1
 ) -> TokenBatches:
-    """Battles as batches of the tokens of their prompts, which are read once and kept.
+    """Battles as batches of the tokens of their prompts, which are read once.
 
     Args:
         battles: any battles.
@@ -23,9 +23,9 @@ def token_batches(
         batch_tokens, num_devices: see :class:`routerjax.data.TokenBatches`.
 
     Raises:
-        InputError: as :func:`routerjax.features.tokenize_once`.
+        InputError: as :class:`routerjax.data.TokenBatches`.
     """
-    token_ids = tokenize_once(tokenizer, battles.unique_prompts, progress=True)
+    token_ids = read_prompts(tokenizer, battles.unique_prompts, progress=True)
     batches = TokenBatches(
         battles,
         token_ids,
