@@ -31,14 +31,15 @@ COLLECTION = "likelihood"
 """The collection of a router's variables that holds the likelihood's own parameters, where it has any."""
 
 READOUTS: Mapping[str, Callable[[Array], Array]] = {
-    # Half of the ties to each side: (1 + expected gain) / 2.
-    "half_tie": lambda log_prob: jnp.exp(log_prob[..., 0]) + jnp.exp(log_prob[..., 1]) / 2.0,
+    # Half of the ties, of either kind, to each side: (1 + expected gain) / 2.
+    "half_tie": lambda log_prob: jnp.exp(log_prob[..., 0]) + jnp.sum(jnp.exp(log_prob[..., 1::2]), axis=-1) / 2.0,
     # A tie is no win: RouteLLM's released classifiers.
     "win": lambda log_prob: jnp.exp(log_prob[..., 0]),
     # Ties left out: P(win | not a tie), which does not depend on how small P(not a tie) is.
     "decisive": lambda log_prob: jax.nn.sigmoid(log_prob[..., 0] - log_prob[..., 2]),
 }
-"""From log P(a wins), log P(tie), log P(b wins) to a win probability. ``half_tie`` orders prompts by expected gain."""
+"""From log P(a wins), log P(tie), log P(b wins), and log P(both bad) where there is one, to a win probability.
+``half_tie`` orders prompts by expected gain."""
 
 
 @dataclass(frozen=True)
@@ -58,6 +59,8 @@ class Likelihood(abc.ABC):
     __pydantic_config__: ClassVar[ConfigDict] = ConfigDict(extra="forbid")
 
     name: ClassVar[str]
+    num_outcomes: ClassVar[int] = 3
+    """3: a wins, tie, b wins; or 4, the last being that both answers are bad."""
     is_of_one_pair: ClassVar[bool] = False
     """If the outputs are the outcomes of one pair of models, so that no other pair can be scored."""
 
@@ -81,8 +84,8 @@ class Likelihood(abc.ABC):
     @abc.abstractmethod
     def log_prob(
         self, params: PyTree, scores: Float[Array, "prompts outputs"], sides: Sides
-    ) -> Float[Array, "battles 3"]:
-        """Log-probabilities of (a wins, tie, b wins) of each battle, float32.
+    ) -> Float[Array, "battles outcomes"]:
+        """Log-probabilities of (a wins, tie, b wins) of each battle, and of both bad if it has four outcomes, float32.
 
         Args:
             params: its own, see :meth:`initial_params`.
@@ -93,16 +96,27 @@ class Likelihood(abc.ABC):
     def loss(
         self, params: PyTree, scores: Float[Array, "prompts outputs"], batch: PreferenceBatch
     ) -> Float[Array, "battles"]:
-        """Cross-entropy of each battle's outcome in nats, before its weight; finite for a tie between scores of 0."""
+        """Cross-entropy of each battle's outcome in nats, before its weight; finite for a tie between scores of 0.
+
+        Where only the likelihood or only the battles have four outcomes, both bad is a tie like others.
+        """
         log_prob = self.log_prob(params, scores, Sides(batch.query_index, batch.model_a, batch.model_b))
+        known = batch.outcome.shape[-1]
+        if self.num_outcomes < known:
+            log_prob = jnp.concatenate([log_prob, log_prob[:, 1:2]], axis=-1)
+        elif self.num_outcomes > known:
+            log_prob = log_prob[:, :3].at[:, 1].set(jnp.logaddexp(log_prob[:, 1], log_prob[:, 3]))
         # What did not happen costs nothing, even where it never could: 0 x infinity would be NaN.
         happened = jnp.where(batch.outcome > 0, log_prob, 0.0)
         return -jnp.sum(batch.outcome.astype(jnp.float32) * happened, axis=-1)
 
     def outcome_prob(
         self, variables: Variables, scores: Float[Array, "batch outputs"], strong: int, weak: int
-    ) -> Float[Array, "batch 3"]:
-        """P(strong wins), P(tie), P(weak wins), float32; the expected gain of the strong model is first minus last."""
+    ) -> Float[Array, "batch outcomes"]:
+        """P(strong wins), P(tie), P(weak wins), and P(both bad) if it has four outcomes, float32.
+
+        The expected gain of calling the strong model is P(strong wins) - P(weak wins).
+        """
         return jnp.exp(self._pair_log_prob(variables, scores, strong, weak))
 
     def win_prob(
@@ -117,7 +131,7 @@ class Likelihood(abc.ABC):
         """
         return READOUTS[self.readout](self._pair_log_prob(variables, scores, strong, weak))
 
-    def label(self, outcome: Float[Array, "battles 3"]) -> Float[Array, "battles"]:
+    def label(self, outcome: Float[Array, "battles outcomes"]) -> Float[Array, "battles"]:
         """The value that the win probability of a battle should have: NaN where the readout leaves the battle out."""
         return READOUTS[self.readout](jnp.log(outcome))
 
@@ -167,8 +181,8 @@ class BradleyTerry(Likelihood):
         del variables
         return jax.nn.sigmoid((scores[:, strong] - scores[:, weak]).astype(jnp.float32))
 
-    def label(self, outcome: Float[Array, "battles 3"]) -> Array:
-        """P(a) + P(tie) / 2."""
+    def label(self, outcome: Float[Array, "battles outcomes"]) -> Array:
+        """P(a), and half of the ties."""
         return READOUTS["half_tie"](jnp.log(outcome))
 
 

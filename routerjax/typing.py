@@ -27,7 +27,8 @@ class PreferenceBatch(NamedTuple):
         query_index: int32 ``[battles]``, which query a battle was fought on.
         model_a: int32 ``[battles]``, column of the first model.
         model_b: int32 ``[battles]``, column of the second model.
-        outcome: float32 ``[battles, 3]``, P(a wins), P(tie), P(b wins); rows sum to 1.
+        outcome: float32 ``[battles, 3 or 4]``, P(a wins), P(tie), P(b wins) and, where the data tells such ties from
+            others, P(both answers are bad); rows sum to 1.
         weight: float32 ``[battles]``, non-negative; 0 marks padding.
     """
 
@@ -40,8 +41,8 @@ class PreferenceBatch(NamedTuple):
 
     @property
     def label(self) -> Array:
-        """P(a is better), a tie counting half: float32 ``[battles]``."""
-        return self.outcome[:, 0] + 0.5 * self.outcome[:, 1]
+        """P(a is better), ties of both kinds counting half: float32 ``[battles]``."""
+        return self.outcome[:, 0] + 0.5 * self.outcome[:, 1::2].sum(axis=1)
 
 
 class Sides(NamedTuple):

@@ -94,6 +94,22 @@ def test_what_trains_nothing_takes_no_loss_with_ties(tmp_path: Path) -> None:
         train_router(config(tmp_path, family="sw", loss="davidson"), tmp_path / "run")
 
 
+@pytest.mark.parametrize("family", ["sw", "knn"])
+def test_ties_of_two_bad_answers_that_a_loss_takes_for_ties_are_said(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture, family: str
+) -> None:
+    caplog.set_level("INFO")
+    made = config(tmp_path, family=family, attributes={"num_tiers": 2} if family == "sw" else {})
+    battles = data.read_preferences(tmp_path / "b.parquet")
+    outcome = np.pad(battles.outcome, ((0, 0), (0, 1)))
+    outcome[:9] = np.eye(4)[3]
+    (tmp_path / "b.parquet").unlink()
+    data.write_preferences(dataclasses.replace(battles, outcome=outcome), tmp_path / "b.parquet")
+    train_router(made, tmp_path / "run")
+    messages = [text for text in caplog.messages if "both bad" in text]
+    assert messages == ["bradley_terry counts 9 battles whose answers are both bad as ties like others"]
+
+
 def test_three_labels_are_of_two_models(tmp_path: Path) -> None:
     wrong = config(tmp_path, family="mf", loss="davidson")
     wrong = ExperimentConfig(

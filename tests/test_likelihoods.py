@@ -23,7 +23,7 @@ from routerjax.likelihoods import (
     register_likelihood,
 )
 from routerjax.router import load_router, save_router
-from routerjax.typing import PreferenceBatch
+from routerjax.typing import PreferenceBatch, Sides
 from tests.routers import tiny_router
 from tests.test_losses import reference_prob
 
@@ -127,6 +127,40 @@ def test_labels_count_ties_as_the_win_probability_does() -> None:
 def test_without_ties_the_expected_gain_is_twice_the_win_probability_minus_one() -> None:
     prob = jax.jit(BradleyTerry().outcome_prob)({}, np.asarray([[np.log(3.0), 0.0]], np.float32), 0, 1)
     np.testing.assert_allclose(prob, [[0.75, 0.0, 0.25]], rtol=1e-6)
+
+
+class FourLabels(Likelihood):
+    """A softmax over a wins, tie, b wins, both bad."""
+
+    name = "four_labels"
+    num_outcomes = 4
+
+    def log_prob(self, params: object, scores: jax.Array, sides: Sides) -> jax.Array:
+        return jax.nn.log_softmax(scores[sides.query_index], axis=-1)
+
+
+def test_bad_ties_that_only_the_battles_or_only_the_likelihood_tell_apart_are_ties() -> None:
+    scores, batch = three_battles()
+    apart = batch._replace(outcome=np.asarray([[0, 0, 0, 1], [0.1, 0.2, 0.3, 0.4], [0, 1, 0, 0]], np.float32))
+    merged = batch._replace(outcome=np.asarray([[0, 1, 0], [0.1, 0.6, 0.3], [0, 1, 0]], np.float32))
+    np.testing.assert_allclose(apart.label, merged.label, rtol=1e-6)
+    for likelihood in (BradleyTerry(), make_likelihood("three_outcome")):
+        loss = jax.jit(likelihood.loss)
+        np.testing.assert_allclose(loss({}, scores, apart), loss({}, scores, merged), rtol=1e-6)
+    loss = jax.jit(FourLabels().loss)
+    prob = np.exp(jax.nn.log_softmax(scores[batch.query_index].astype(float)))
+    np.testing.assert_allclose(loss({}, scores, apart), -np.sum(apart.outcome * np.log(prob), axis=1), rtol=1e-5)
+    tie = np.stack([prob[:, 0], prob[:, 1] + prob[:, 3], prob[:, 2]], axis=1)
+    np.testing.assert_allclose(loss({}, scores, merged), -np.sum(merged.outcome * np.log(tie), axis=1), rtol=1e-5)
+
+
+@pytest.mark.parametrize(
+    ("readout", "expected", "label"), [("half_tie", 0.6, 0.5), ("win", 0.4, 0), ("decisive", 2 / 3, np.nan)]
+)
+def test_readouts_count_bad_ties_as_ties(readout: str, expected: float, label: float) -> None:
+    prob = np.asarray([[0.4, 0.1, 0.2, 0.3]], np.float32)
+    np.testing.assert_allclose(jax.jit(FourLabels(readout).win_prob)({}, jnp.log(prob), 0, 1), [expected], rtol=1e-5)
+    np.testing.assert_allclose(FourLabels(readout).label(jnp.asarray([[0, 0, 0, 1.0]])), [label])
 
 
 @pytest.mark.parametrize("name", LIKELIHOODS)

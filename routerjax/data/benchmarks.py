@@ -211,6 +211,8 @@ def golden_preferences(
 ) -> Preferences:
     """Battles from golden answers: of a pair, the model with the better answer wins; equal answers tie.
 
+    Where every answer is right or wrong (1 or 0), a tie of two wrong ones has the outcome "both bad".
+
     Args:
         benchmark: with the quality of every model of ``pairs``.
         pairs: (model_a, model_b); default every pair of the benchmark's models.
@@ -225,10 +227,13 @@ def golden_preferences(
     for model in {*(name for pair in pairs for name in pair), *(rename or {})}:
         model_index(models, model)
     renamed = {model: (rename or {}).get(model, model) for model in models}
+    knows_bad = all(np.isin(benchmark.quality[model], (0, 1)).all() for model in models)
     outcomes = []
     for a, b in pairs:
         sign = np.sign(benchmark.quality[a] - benchmark.quality[b])
-        outcomes.append(np.stack([sign > 0, sign == 0, sign < 0], axis=1).astype(np.float32))
+        both_bad = knows_bad & (sign == 0) & (benchmark.quality[a] == 0)
+        outcome = np.stack([sign > 0, (sign == 0) & ~both_bad, sign < 0, both_bad], axis=1).astype(np.float32)
+        outcomes.append(outcome if knows_bad else outcome[:, :3])
     return Preferences.from_names(
         list(benchmark.prompts) * len(pairs),
         [renamed[a] for a, _ in pairs for _ in benchmark.prompts],

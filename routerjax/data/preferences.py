@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import functools
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -14,12 +14,8 @@ from routerjax.errors import InputError, model_column, nearest
 from routerjax.prompts import require_texts
 from routerjax.tables import first_appearance
 
-OUTCOMES: Mapping[str, tuple[float, float, float]] = {
-    "model_a": (1.0, 0.0, 0.0),
-    "tie": (0.0, 1.0, 0.0),
-    "model_b": (0.0, 0.0, 1.0),
-}
-"""The hard outcomes: P(a wins), P(tie), P(b wins)."""
+OUTCOMES = ("model_a", "tie", "model_b", "both_bad")
+"""Names of the outcomes: a wins, a tie, b wins; and a tie of two bad answers, where the data tells it from others."""
 
 # Probabilities read from text files are rounded; a row that misses 1 by more than this is a mistake.
 ROW_SUM_TOLERANCE = 1e-3
@@ -37,8 +33,9 @@ class Preferences:
         prompt_index: int32 ``[battles]``, the place of each battle's prompt in ``unique_prompts``.
         model_a: column of the first model, int32 ``[battles]``, an index into ``models``.
         model_b: likewise the second.
-        outcome: float32 ``[battles, 3]``: P(a wins), P(tie), P(b wins), hard or soft. A tie and a coin-flip judgement
-            are different things: ``(0, 1, 0)`` and ``(0.5, 0, 0.5)``.
+        outcome: float32 ``[battles, 3]``: P(a wins), P(tie), P(b wins), hard or soft; or ``[battles, 4]``, with P(both
+            answers are bad) in a column of its own, where the data tells such ties from others. A tie and a coin-flip
+            judgement are different things: ``(0, 1, 0)`` and ``(0.5, 0, 0.5)``.
         weight: float32 ``[battles]``, non-negative.
         models: the vocabulary: names of the models, without white space around them.
 
@@ -53,7 +50,7 @@ class Preferences:
     prompt_index: Int32[np.ndarray, "battles"]
     model_a: Int32[np.ndarray, "battles"]
     model_b: Int32[np.ndarray, "battles"]
-    outcome: Float32[np.ndarray, "battles 3"]
+    outcome: Float32[np.ndarray, "battles outcomes"]
     weight: Float32[np.ndarray, "battles"]
     models: tuple[str, ...]
 
@@ -64,7 +61,7 @@ class Preferences:
         shapes: dict[str, tuple[int, ...]] = {
             name: (num_battles,) for name in ("prompt_index", "model_a", "model_b", "weight")
         }
-        shapes["outcome"] = (num_battles, 3)
+        shapes["outcome"] = (num_battles, 4 if np.shape(self.outcome)[1:] == (4,) else 3)
         for name, shape in shapes.items():
             dtype = np.float64 if name in ("weight", "outcome") else np.int32
             column = np.asarray(getattr(self, name), dtype)
@@ -116,7 +113,7 @@ class Preferences:
         prompts: Sequence[str],
         model_a: Sequence[str],
         model_b: Sequence[str],
-        outcome: Float32[np.ndarray, "battles 3"],
+        outcome: Float32[np.ndarray, "battles outcomes"],
         weight: Float32[np.ndarray, "battles"] | None = None,
         models: Sequence[str] | None = None,
     ) -> Preferences:
@@ -164,8 +161,8 @@ class Preferences:
 
     @property
     def label(self) -> Float32[np.ndarray, "battles"]:
-        """P(a is better), a tie counting half."""
-        return self.outcome[:, 0] + np.float32(0.5) * self.outcome[:, 1]
+        """P(a is better), ties of both kinds counting half."""
+        return self.outcome[:, 0] + np.float32(0.5) * self.outcome[:, 1::2].sum(axis=1)
 
     @functools.cached_property
     def prompts(self) -> tuple[str, ...]:
@@ -176,6 +173,16 @@ class Preferences:
         """The battles at ``rows``, indices or a mask; the vocabulary stays."""
         columns = ("prompt_index", "model_a", "model_b", "outcome", "weight")
         return dataclasses.replace(self, **{name: getattr(self, name)[rows] for name in columns})
+
+    def exchange_sides(self, where: Bool[np.ndarray, "battles"]) -> Preferences:
+        """Return the same battles, some with model_a and model_b, and with them the outcome, the other way round."""
+        turned = self.outcome[:, [2, 1, 0, 3][: self.outcome.shape[1]]]
+        return dataclasses.replace(
+            self,
+            model_a=np.where(where, self.model_b, self.model_a),
+            model_b=np.where(where, self.model_a, self.model_b),
+            outcome=np.where(where[:, None], turned, self.outcome),
+        )
 
     def without_unused_models(self) -> Preferences:
         """Return the same battles over the models that occur in them."""

@@ -6,14 +6,14 @@ import contextlib
 import json
 import os
 import reprlib
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 
 import numpy as np
 import pyarrow as pa
-from jaxtyping import Float64
+from jaxtyping import Bool, Float64
 
-from routerjax.data.preferences import OUTCOMES, Preferences
+from routerjax.data.preferences import OUTCOMES, ROW_SUM_TOLERANCE, Preferences
 from routerjax.errors import InputError, nearest
 from routerjax.prompts import valid_text
 from routerjax.tables import (
@@ -35,11 +35,10 @@ ARENA_MIN_CHARACTERS = 16
 """RouteLLM drops Arena prompts shorter than this, spaces around them not counted: greetings, which say nothing about
 the models. Its published embeddings are aligned with the rows that this leaves."""
 
-BOTH_BAD = ("tie (bothbad)", "both_bad")
-"""Chatbot Arena's other tie, in its older and newer spelling: the voter liked neither answer."""
+WINNERS = {**{name: place for place, name in enumerate(OUTCOMES)}, "tie (bothbad)": OUTCOMES.index("both_bad")}
+"""Place among the outcomes of each value of a column ``winner``; the last is Chatbot Arena's older spelling."""
 
-WINNERS = {**OUTCOMES, **dict.fromkeys(BOTH_BAD, OUTCOMES["tie"])}
-"""The outcome of each value of a column ``winner``."""
+SOFT_TIES = ("preference_tie", "preference_both_bad")
 
 DROPPED = "(dropped)"
 
@@ -53,9 +52,12 @@ def read_preferences(
 
     - Chatbot Arena 55k: ``prompt`` is a JSON list of turns, of which the first is kept; exactly one of
       ``winner_model_a``, ``winner_model_b``, ``winner_tie`` is 1. Prompts under 16 characters are dropped.
-    - ``prompt``, ``model_a``, ``model_b``, and ``winner`` (model_a, model_b, tie, or Arena's "tie (bothbad)"
-      and both_bad) or ``preference_b`` (0 to 1, that b is better) or both, and optionally ``weight``. Where both are
-      given, ``preference_b`` is the outcome, except that a tie at 0.5 is a tie and not a coin flip.
+    - ``prompt``, ``model_a``, ``model_b``, and ``winner`` (model_a, model_b, tie, both_bad, or "tie (bothbad)") or
+      ``preference_b`` (0 to 1, that b is better, ties counting half) or both, and optionally ``weight``. Where both are
+      given, ``preference_b`` is the outcome, except that a tie at 0.5 is a tie and not a coin flip. How much of it is
+      ties may be said by ``preference_tie`` and ``preference_both_bad`` (0 to 1).
+
+    A table that says of any battle that both answers were bad has four outcomes, others have three.
 
     Args:
         source: a .parquet, .csv or .jsonl file; or the name of a Hugging Face data set, whose ``train`` split is read.
@@ -78,7 +80,10 @@ def read_preferences(
             raise InputError(
                 f"{source} has neither column winner nor preference_b{close}; it has {', '.join(table.columns)}"
             )
-        optional = [name for name in ("winner", "preference_b", "weight") if name in table.columns]
+        soft = [name for name in SOFT_TIES if name in table.columns]
+        if soft:
+            require_columns(table.columns, ["preference_b", SOFT_TIES[0]], source)
+        optional = [name for name in ("winner", "preference_b", *soft, "weight") if name in table.columns]
         wanted = ["prompt", "model_a", "model_b", *optional]
     rows = table.read([*wanted, *(name for name in drop_where if name not in wanted)], progress=progress)
     # Row numbers in errors are those of the file, so rows are checked before any is dropped.
@@ -185,63 +190,74 @@ def _first_turns(prompt: Texts, source: object) -> Texts:
 def _arena_outcome(table: pa.Table, source: object) -> Float64[np.ndarray, "rows 3"]:
     names = ("winner_model_a", "winner_tie", "winner_model_b")
     outcome = np.stack([number_column(table, name, source) for name in names], axis=1)
-    bad = np.flatnonzero(~(np.isin(outcome, (0, 1)).all(axis=1) & (outcome.sum(axis=1) == 1)))
-    if bad.size:
-        got = dict(zip(names, outcome[bad[0]].tolist(), strict=True))
-        raise InputError(f"{source}: row {bad[0]}: exactly one of {', '.join(names)} must be 1, got {got}")
+    bad = ~(np.isin(outcome, (0, 1)).all(axis=1) & (outcome.sum(axis=1) == 1))
+    _refuse(bad, source, lambda row: f"exactly one of {', '.join(names)} must be 1, got {outcome[row].tolist()}")
     return outcome
 
 
-def _table_outcome(table: pa.Table, source: object) -> Float64[np.ndarray, "rows 3"]:
-    outcome = np.full((table.num_rows, 3), np.nan)
-    has_winner = "winner" in table.column_names
+def _table_outcome(table: pa.Table, source: object) -> Float64[np.ndarray, "rows outcomes"]:
+    outcome = np.full((table.num_rows, 4), np.nan)
+    has_winner, has_ties, has_both_bad = (name in table.column_names for name in ("winner", *SOFT_TIES))
     if has_winner:
         winner = text_column(table, "winner", source)
-        for number, text in enumerate(winner.unique):
-            if text not in WINNERS:
-                row = np.flatnonzero(winner.index == number)[0]
-                raise InputError(
-                    f"{source}: row {row}: column winner must be {', '.join(WINNERS)}, got {text!r}"
-                    f"{nearest(text, WINNERS)}"
-                )
-        outcome = np.asarray([WINNERS[text] for text in winner.unique])[winner.index]
+        place = np.asarray([WINNERS.get(text, -1) for text in winner.unique])[winner.index]
+        texts = [winner.unique[number] for number in winner.index[place < 0][:1]]
+        near = "".join(nearest(text, WINNERS) for text in texts)
+        _refuse(place < 0, source, lambda _: f"column winner must be {', '.join(WINNERS)}, got {texts[0]!r}{near}")
+        outcome = np.eye(4)[place]
+        has_both_bad |= (place == 3).any()
     if "preference_b" in table.column_names:
-        preference_b = number_column(table, "preference_b", source, required=not has_winner)
+        preference_b = _share_column(table, "preference_b", source, required=not has_winner)
         given = ~np.isnan(preference_b)
-        bad = np.flatnonzero(given & ~((preference_b >= 0) & (preference_b <= 1)))
-        if bad.size:
-            got = preference_b[bad[0]]
-            raise InputError(f"{source}: row {bad[0]}: column preference_b must be in [0, 1], got {got}")
-        contradicts = given & ((outcome[:, 0] - outcome[:, 2]) * (preference_b - 0.5) > 0)
-        if contradicts.any():
-            row = np.flatnonzero(contradicts)[0]
-            raise InputError(
-                f"{source}: row {row}: column preference_b is {preference_b[row]}, against column winner "
-                f"({contradicts.sum()} such rows)"
-            )
-        soft = given & ~((outcome[:, 1] == 1) & (preference_b == 0.5))
-        outcome[soft] = np.stack([1 - preference_b, np.zeros_like(preference_b), preference_b], axis=1)[soft]
-    return outcome
+        contradicts = (outcome[:, 0] - outcome[:, 2]) * (preference_b - 0.5) > 0
+        _refuse(contradicts, source, lambda row: f"column preference_b is {preference_b[row]}, against column winner")
+        ties = np.zeros((table.num_rows, 2))
+        for column, name in enumerate(SOFT_TIES):
+            if name in table.column_names:
+                ties[:, column] = _share_column(table, name, source, required=not has_winner)
+                alone = np.isnan(ties[:, column]) == given
+                _refuse(alone, source, lambda _, name=name: f"columns {name} and preference_b must be given together")
+        wins = np.stack([1 - preference_b, preference_b], axis=1) - ties.sum(axis=1, keepdims=True) / 2
+        _refuse(
+            (wins < -ROW_SUM_TOLERANCE).any(axis=1),
+            source,
+            lambda row: f"column preference_b counts ties half, got {preference_b[row]} and ties {ties[row].tolist()}",
+        )
+        soft = given if has_ties else given & ~((outcome[:, 1::2].sum(axis=1) == 1) & (preference_b == 0.5))
+        wins = np.maximum(wins, 0.0)
+        outcome[soft] = np.stack([wins[:, 0], ties[:, 0], wins[:, 1], ties[:, 1]], axis=1)[soft]
+    return outcome if has_both_bad else outcome[:, :3]
+
+
+def _share_column(table: pa.Table, name: str, source: object, *, required: bool) -> Float64[np.ndarray, "rows"]:
+    """A column of numbers in [0, 1], NaN where there is none."""
+    share = number_column(table, name, source, required=required)
+    _refuse((share < 0) | (share > 1), source, lambda row: f"column {name} must be in [0, 1], got {share[row]}")
+    return share
+
+
+def _refuse(bad: Bool[np.ndarray, "rows"], source: object, message: Callable[[int], str]) -> None:
+    """Raise InputError with the message of the first bad row."""
+    rows = np.flatnonzero(bad)
+    if rows.size:
+        more = f" ({rows.size} such rows)" if rows.size > 1 else ""
+        raise InputError(f"{source}: row {rows[0]}: {message(int(rows[0]))}{more}")
 
 
 def write_preferences(battles: Preferences, path: str | os.PathLike[str]) -> None:
     """Write battles as a table that :func:`read_preferences` gives back.
 
-    Columns ``prompt``, ``model_a``, ``model_b``, ``winner`` (the likeliest outcome), ``preference_b``, ``weight``.
-    Outcomes that mix a tie with a win have no place in this format.
+    Columns ``prompt``, ``model_a``, ``model_b``, ``winner`` (the likeliest outcome; ``tie`` of a coin flip),
+    ``preference_b`` and ``weight``; and, where these do not say all, ``preference_tie`` and ``preference_both_bad``.
 
     Raises:
-        InputError: such an outcome (row named), the file exists, or its ending is none of .parquet, .csv, .jsonl.
+        InputError: the file exists, or its ending is none of .parquet, .csv, .jsonl.
     """
-    tie = battles.outcome[:, 1]
-    mixed = np.flatnonzero((tie > 0) & (tie < 1))
-    if mixed.size:
-        raise InputError(f"row {mixed[0]}: column outcome mixes a tie with a win, which the format cannot hold")
-    preference_b = 1.0 - battles.label
-    winner = np.select([tie == 1, preference_b < 0.5, preference_b > 0.5], ["tie", "model_a", "model_b"], "tie")
-    coin_flip = np.flatnonzero((winner == "tie") & (tie == 0))
-    if coin_flip.size:
-        raise InputError(f"row {coin_flip[0]}: column outcome is a coin flip, which the format would read as a tie")
+    outcome, preference_b = battles.outcome, 1.0 - battles.label
+    is_flip = (outcome[:, 0] == outcome[:, 2]) & (outcome[:, 0] == outcome.max(axis=1))
+    winner = np.asarray(OUTCOMES)[np.where(is_flip, 1, outcome.argmax(axis=1))]
+    says_all = outcome.shape[1] == 3 and not (is_flip | ((outcome[:, 1] > 0) & (outcome[:, 1] < 1))).any()
+    ties = {} if says_all else dict(zip(SOFT_TIES, outcome[:, 1::2].T, strict=False))
     prompts, names = pa.array(battles.unique_prompts, pa.large_string()), pa.array(battles.models, pa.string())
     table = pa.table(
         {
@@ -250,6 +266,7 @@ def write_preferences(battles: Preferences, path: str | os.PathLike[str]) -> Non
             "model_b": names.take(pa.array(battles.model_b)),
             "winner": winner.tolist(),
             "preference_b": preference_b,
+            **ties,
             "weight": battles.weight,
         }
     )

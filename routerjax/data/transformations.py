@@ -4,17 +4,25 @@ from __future__ import annotations
 
 import dataclasses
 import hashlib
+import logging
 from collections.abc import Sequence
 
 import numpy as np
+from jaxtyping import Float32
 
 from routerjax.data.preferences import Preferences
 from routerjax.errors import InputError
 from routerjax.prompts import prompt_sha256
 
+logger = logging.getLogger(__name__)
+
 
 def concatenate(parts: Sequence[Preferences]) -> Preferences:
-    """Battles of several sources over the union of their vocabularies, in ASCII order."""
+    """Battles of several sources over the union of their vocabularies, in ASCII order.
+
+    Ties of two bad answers keep their column if every source tells them from others, or has no ties. Else they become
+    ties like those of the source that does not, which is logged.
+    """
     models = tuple(sorted({name for part in parts for name in part.models}))
     place = {name: column for column, name in enumerate(models)}
     maps = [np.asarray([place[name] for name in part.models], np.int32) for part in parts]
@@ -28,10 +36,26 @@ def concatenate(parts: Sequence[Preferences]) -> Preferences:
         prompt_index=np.concatenate([new[part.prompt_index] for new, part in zip(prompt_maps, parts, strict=True)]),
         model_a=np.concatenate([new[part.model_a] for new, part in zip(maps, parts, strict=True)]),
         model_b=np.concatenate([new[part.model_b] for new, part in zip(maps, parts, strict=True)]),
-        outcome=np.concatenate([part.outcome for part in parts]),
+        outcome=_joined_outcomes(parts),
         weight=np.concatenate([part.weight for part in parts]),
         models=models,
     )
+
+
+def _joined_outcomes(parts: Sequence[Preferences]) -> Float32[np.ndarray, "battles outcomes"]:
+    outcome = np.concatenate([np.pad(part.outcome, ((0, 0), (0, 4 - part.outcome.shape[1]))) for part in parts])
+    untold = [part for part in parts if part.outcome.shape[1] == 3]
+    ties = sum(int(np.count_nonzero(part.outcome[:, 1])) for part in untold)
+    if ties == 0 and len(untold) < len(parts):
+        return outcome
+    both_bad = np.count_nonzero(outcome[:, 3])
+    if both_bad:
+        logger.warning(
+            "%d battles whose answers are both bad become ties like others, since %d ties of other sources may be "
+            "either",
+            *(both_bad, ties),
+        )
+    return outcome[:, :3] + outcome[:, 3:] * np.asarray([0, 1, 0], np.float32)
 
 
 def swap_sides(battles: Preferences, *, seed: int) -> Preferences:
@@ -39,13 +63,7 @@ def swap_sides(battles: Preferences, *, seed: int) -> Preferences:
 
     Where one side is always the reference model, a learner could otherwise learn the side.
     """
-    swap = np.random.default_rng(seed).random(len(battles)) < 0.5
-    return dataclasses.replace(
-        battles,
-        model_a=np.where(swap, battles.model_b, battles.model_a),
-        model_b=np.where(swap, battles.model_a, battles.model_b),
-        outcome=np.where(swap[:, None], battles.outcome[:, ::-1], battles.outcome),
-    )
+    return battles.exchange_sides(np.random.default_rng(seed).random(len(battles)) < 0.5)
 
 
 def merge_both_orders(battles: Preferences) -> Preferences:
@@ -65,16 +83,16 @@ def merge_both_orders(battles: Preferences) -> Preferences:
     key = np.concatenate([battles.prompt_index[:, None], pair], axis=1)
     _, first, group = np.unique(key, axis=0, return_index=True, return_inverse=True)
     first_row = first[group.reshape(-1)]  # of each battle's comparison
-    order = np.not_equal(battles.model_a, battles.model_a[first_row]).astype(np.int32)
+    is_other = battles.model_a != battles.model_a[first_row]
+    one_way, order = battles.exchange_sides(is_other).outcome, is_other.astype(np.int32)
     weight = np.zeros((len(battles), 2))
-    outcome = np.zeros((len(battles), 2, 3))
+    outcome = np.zeros((len(battles), 2, one_way.shape[1]))
     battle_weight = battles.weight.astype(np.float64)
     np.add.at(weight, (first_row, order), battle_weight)
-    np.add.at(outcome, (first_row, order), battle_weight[:, None] * battles.outcome)
+    np.add.at(outcome, (first_row, order), battle_weight[:, None] * one_way)
     both = np.all(weight > 0, axis=1)
-    mean = outcome[both] / weight[both][:, :, None]
     merged_outcome, merged_weight = battles.outcome.copy(), battles.weight.copy()
-    merged_outcome[both] = (mean[:, 0] + mean[:, 1, ::-1]) / 2
+    merged_outcome[both] = (outcome[both] / weight[both][:, :, None]).mean(axis=1)
     merged_weight[both] = weight[both].mean(axis=1)
     merged = dataclasses.replace(battles, outcome=merged_outcome, weight=merged_weight)
     return merged.select(~both[first_row] | np.equal(first_row, np.arange(len(battles))))

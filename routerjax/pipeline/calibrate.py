@@ -48,9 +48,9 @@ def calibrate_router(router: Router, battles: Preferences, *, method: str, cache
     of_pair = forward | ((battles.model_a == weak) & (battles.model_b == strong))
     if not of_pair.any():
         raise InputError(f"no battle between {router.strong} and {router.weak} to calibrate on")
-    pair_battles = battles.select(of_pair)
-    outcome = np.where((pair_battles.model_a == strong)[:, None], pair_battles.outcome, pair_battles.outcome[:, ::-1])
-    label = np.asarray(router.likelihood.label(jnp.asarray(outcome)))  # as the router's win probability counts ties
+    pair_battles = battles.exchange_sides(battles.model_a == weak).select(of_pair)
+    # As the router's win probability counts ties.
+    label = np.asarray(router.likelihood.label(jnp.asarray(pair_battles.outcome)))
     counts = ~np.isnan(label)
     if not counts.any():
         raise InputError(f"every battle between {router.strong} and {router.weak} is a tie")

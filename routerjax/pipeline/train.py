@@ -9,6 +9,7 @@ from pathlib import Path
 
 import flax.linen as nn
 import jax
+import numpy as np
 
 from routerjax import training
 from routerjax.config import ExperimentConfig
@@ -23,7 +24,7 @@ from routerjax.data import (
 from routerjax.errors import InputError
 from routerjax.families import KNN, Family, find_family, layer_depths
 from routerjax.features import EmbeddingCache, Featurizer, TokenFeaturizer, open_featurizer
-from routerjax.likelihoods import make_likelihood
+from routerjax.likelihoods import Likelihood, make_likelihood
 from routerjax.models import typed_choices
 from routerjax.pipeline.battles import load_preferences
 from routerjax.pipeline.provenance import describe_run, require_run, require_same_run, write_json
@@ -74,6 +75,7 @@ def _train(config: ExperimentConfig, output: Path, *, resume: bool) -> Router:
     likelihood = make_likelihood(config.router.loss, readout=config.router.readout)
     family = find_family(config.router.family)
     family.require_likelihood(likelihood)
+    _log_both_bad(preferences, likelihood)
     featurizer = open_featurizer(config.features, root=Path(config.data.root), embeds=not family.reads_text)
     num_outputs = len(likelihood.output_names(preferences.models))
 
@@ -142,6 +144,16 @@ def _train(config: ExperimentConfig, output: Path, *, resume: bool) -> Router:
             save_router(router, folder)
         load_router(folder)  # what is said to be written can be loaded
     return routers["router"]
+
+
+def _log_both_bad(preferences: Preferences, likelihood: Likelihood) -> None:
+    """Log what becomes of ties of two bad answers, where only the battles or only the likelihood tell them apart."""
+    known = preferences.outcome.shape[1]
+    if known > likelihood.num_outcomes:
+        both_bad = np.count_nonzero(preferences.outcome[:, 3])
+        logger.info("%s counts %d battles whose answers are both bad as ties like others", likelihood.name, both_bad)
+    elif known < likelihood.num_outcomes:
+        logger.warning("the battles do not tell ties of two bad answers from others, as %s does", likelihood.name)
 
 
 def _typed(config: ExperimentConfig) -> ExperimentConfig:

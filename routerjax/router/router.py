@@ -276,11 +276,12 @@ class Router:
         exclude_own_battles: bool = False,
         cache: EmbeddingCache | None = None,
         progress: bool = False,
-    ) -> Float32[np.ndarray, "prompts 3"]:
+    ) -> Float32[np.ndarray, "prompts outcomes"]:
         """P(the strong model wins), P(tie), P(the weak model wins) for each prompt, as trained: not calibrated.
 
-        The expected gain of calling the strong model is the first minus the last. See :meth:`win_prob` for the
-        arguments; under a likelihood without ties P(tie) is 0.
+        A likelihood of four outcomes adds P(both answers are bad). The expected gain of calling the strong model is
+        P(it wins) - P(the weak one wins). See :meth:`win_prob` for the arguments; under a likelihood without ties
+        P(tie) is 0.
         """
         strong = self.strong if strong is None else strong
         weak = self.weak if weak is None else weak

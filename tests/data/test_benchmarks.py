@@ -135,6 +135,8 @@ def test_golden_answers_are_battles() -> None:
     assert battles.models == ("why", "x")
     assert battles.outcome.tolist() == [[1, 0, 0], [0, 1, 0], [0, 0, 1]]
     assert len(data.golden_preferences(benchmark)) == 9
+    right_or_wrong = data.Benchmark(name="b", prompts=("p", "q", "r"), quality={"x": [1, 0, 1], "y": [0, 0, 1]})
+    assert data.golden_preferences(right_or_wrong).outcome.tolist() == [[1, 0, 0, 0], [0, 0, 0, 1], [0, 1, 0, 0]]
     with pytest.raises(InputError, match="'w' is not one of the 3 models"):
         data.golden_preferences(benchmark, pairs=[("x", "w")])
 

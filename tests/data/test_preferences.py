@@ -40,6 +40,32 @@ def test_columns() -> None:
     assert made.select(np.asarray([0])).without_unused_models().models == ("x", "y")
 
 
+def test_both_answers_bad_is_an_outcome_of_its_own() -> None:
+    outcome = np.asarray([[0.5, 0.2, 0.1, 0.2], [0, 0, 0, 1], [0, 1, 0, 0]])
+    made = data.Preferences.from_names(["p", "p", "q"], ["x", "y", "x"], ["y", "x", "z"], outcome)
+    np.testing.assert_allclose(made.label, [0.7, 0.5, 0.5], rtol=1e-6)
+    np.testing.assert_allclose(data.to_batch(made, np.zeros((2, 4))).label, made.label)
+    turned = made.exchange_sides(np.asarray([True, True, False]))
+    np.testing.assert_allclose(turned.outcome, outcome[:, [2, 1, 0, 3]], rtol=1e-6)
+    assert [made.models[column] for column in turned.model_a] == ["y", "x", "x"]
+    # Each order counts half: (.5, .2, .1, .2), and all on both bad.
+    merged = data.merge_both_orders(made)
+    np.testing.assert_allclose(merged.outcome, [[0.25, 0.1, 0.05, 0.6], [0, 1, 0, 0]], rtol=1e-6)
+
+
+def test_sources_that_tell_bad_ties_and_others(caplog: pytest.LogCaptureFixture) -> None:
+    tells = battles(outcome=np.eye(4)[[0, 1, 2, 3, 3, 1]])
+    decided, tied = battles(outcome=HARD[[0, 0, 2, 0, 2, 2]]), battles(outcome=HARD[[0, 1, 2, 0, 1, 1]])
+    both = data.concatenate([tells, decided])
+    np.testing.assert_array_equal(both.outcome[:6], tells.outcome)
+    np.testing.assert_array_equal(both.outcome[6:], np.pad(decided.outcome, ((0, 0), (0, 1))))
+    assert not caplog.messages
+    mixed = data.concatenate([tells, tied])
+    np.testing.assert_array_equal(mixed.outcome, np.concatenate([HARD[[0, 1, 2, 1, 1, 1]], tied.outcome]))
+    np.testing.assert_array_equal(mixed.label, np.concatenate([tells.label, tied.label]))
+    assert caplog.messages[0].startswith("2 battles whose answers are both bad become ties like others, since 3 ties")
+
+
 def test_rounded_probabilities_are_normalised() -> None:
     made = battles(3, outcome=np.full((3, 3), 0.3334))
     np.testing.assert_allclose(made.outcome.sum(axis=1), 1, rtol=1e-6)

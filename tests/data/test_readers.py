@@ -185,17 +185,57 @@ def test_what_is_written_is_read_back(tmp_path: Path, ending: str) -> None:
         np.testing.assert_array_equal(getattr(read, name), getattr(made, name))
 
 
-@pytest.mark.parametrize(("outcome", "message"), [([0.2, 0.6, 0.2], "mixes a tie"), ([0.5, 0, 0.5], "is a coin flip")])
-def test_what_the_format_cannot_hold_is_refused(tmp_path: Path, outcome: list, message: str) -> None:
-    made = data.Preferences.from_names(["p"], ["x"], ["y"], np.asarray([outcome]))
-    with pytest.raises(InputError, match=f"row 0: column outcome {message}"):
-        data.write_preferences(made, tmp_path / "battles.csv")
+@pytest.mark.parametrize("ending", ["parquet", "csv", "jsonl"])
+@pytest.mark.parametrize("num_outcomes", [3, 4])
+def test_any_outcomes_are_read_back(tmp_path: Path, num_outcomes: int, ending: str) -> None:
+    rng = np.random.default_rng(0)
+    soft = rng.dirichlet(np.ones(num_outcomes), size=60) * (rng.random((60, num_outcomes)) < 0.7)
+    soft = soft[soft.sum(axis=1) > 0]
+    coin_flip = np.asarray([[0.5, 0, 0.5, 0]])[:, :num_outcomes]
+    outcome = np.concatenate([np.eye(num_outcomes), soft / soft.sum(axis=1, keepdims=True), coin_flip])
+    prompts = [f"prompt {row}" for row in range(len(outcome))]
+    made = data.Preferences.from_names(prompts, ["x"] * len(outcome), ["y"] * len(outcome), outcome)
+    # A table of some of them has the outcomes of all: ties that are known not to be bad stay known.
+    for name, battles in (("all", made), ("first", made.select(np.arange(2)))):
+        data.write_preferences(battles, tmp_path / f"{name}.{ending}")
+        read = data.read_preferences(tmp_path / f"{name}.{ending}")
+        np.testing.assert_allclose(read.outcome, battles.outcome, atol=2e-7)
 
 
 @pytest.mark.parametrize("spelling", ["tie (bothbad)", "both_bad"])
-def test_neither_answer_liked_is_a_tie(tmp_path: Path, spelling: str) -> None:
-    read = data.read_preferences(write(tmp_path, table_rows(winner=["model_a", spelling, "tie", "model_b"])))
-    assert read.label.tolist() == [1, 0.5, 0.5, 0]
+def test_a_tie_of_two_bad_answers_is_told_from_others(tmp_path: Path, spelling: str) -> None:
+    winner = ["model_a", spelling, "tie", "model_b"]
+    for rows in (table_rows(winner=winner), table_rows(winner=winner, preference_b=[0, 0.5, 0.5, 1])):
+        read = data.read_preferences(write(tmp_path, rows))
+        assert read.outcome.tolist() == [[1, 0, 0, 0], [0, 0, 0, 1], [0, 1, 0, 0], [0, 0, 1, 0]]
+        assert read.label.tolist() == [1, 0.5, 0.5, 0]
+        (tmp_path / "battles.parquet").unlink()
+
+
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [
+        ({"preference_tie": [0.1] * 4}, "lacks the column 'preference_b'"),
+        ({"preference_b": [0.5] * 4, "preference_both_bad": [0.1] * 4}, "lacks the column 'preference_tie'"),
+        (
+            {"preference_b": [0.4, 0.5, 0.5, 0.5], "preference_tie": [0.1, 1.1, 0, 0]},
+            "row 1: column preference_tie",
+        ),
+        (
+            {"preference_b": [0.2, 0.5, 0.6, 0.5], "preference_tie": [0.2, 1, 0.9, 0]},
+            "row 2: .* ties half, got 0.6",
+        ),
+        ({"preference_b": [0.2, None, 0.6, 0.5], "preference_tie": [0.2, 1, 0, 0]}, "row 1: .* given together"),
+        (
+            {"preference_b": [0.2, 0.5, 0.6, 0.5], "preference_tie": [0.2, 1, 0, None]},
+            "row 3: .* given together",
+        ),
+    ],
+)
+def test_soft_ties_that_are_none(tmp_path: Path, changes: dict, message: str) -> None:
+    rows = table_rows(winner=["model_a", "tie", "model_b", "tie"], **changes)
+    with pytest.raises(InputError, match=message):
+        data.read_preferences(write(tmp_path, rows))
 
 
 def test_text_and_numbers_are_read_in_every_type_of_arrows(tmp_path: Path) -> None:
