@@ -14,8 +14,6 @@ from routerjax.display import one_line
 
 INTERRUPTED = "interrupted; what was written before stays valid (train: go on with --resume)"
 
-# While code that handles an interruption runs, nothing is raised; see interrupts.
-SECONDS_UNTIL_AGAIN = 0.1
 # A prompt given for a column's name is a name of any length; the beginning and the end of a message say what is wrong.
 BEGINNING, END = 750, 750
 
@@ -92,38 +90,24 @@ def interrupts() -> Iterator[None]:
     """Ctrl-C ends the body in order, as KeyboardInterrupt; a second one ends the process at once, in one line.
 
     Files that count are renamed into place when they are complete, so that an end at any moment leaves none half-made.
-    What Ctrl-C raises can be lost: callbacks of the garbage collector, destructors and extension modules that are being
-    imported swallow any exception. It is raised again until the body ends.
+    The first may be lost, since destructors and extension modules that are being imported swallow any exception.
     """
-    interrupted = is_reported = False
-    unraisable_hook = sys.unraisablehook
+    is_interrupted = is_reported = False
 
     def handle(number: int, frame: object) -> None:
-        nonlocal interrupted
-        if interrupted:
+        nonlocal is_interrupted
+        if is_interrupted:
             if not is_reported:  # past Python's own buffers, which the first one may have interrupted
                 os.write(2, f"\nrouterjax: error: {INTERRUPTED}\n".encode())
             os._exit(130)
-        interrupted = True
-        signal.setitimer(signal.ITIMER_REAL, SECONDS_UNTIL_AGAIN, SECONDS_UNTIL_AGAIN)
+        is_interrupted = True
         raise KeyboardInterrupt
-
-    def raise_again(number: int, frame: object) -> None:
-        if not _is_handled(KeyboardInterrupt):
-            raise KeyboardInterrupt
-
-    def hook(unraisable: sys.UnraisableHookArgs) -> None:
-        if not isinstance(unraisable.exc_value, KeyboardInterrupt):
-            unraisable_hook(unraisable)
 
     # Elsewhere (another thread, nohup, a notebook) Ctrl-C is not a command's to handle.
     is_main = threading.current_thread() is threading.main_thread()
     handles = is_main and signal.getsignal(signal.SIGINT) is signal.default_int_handler
-    alarm = signal.getsignal(signal.SIGALRM)
     if handles:
-        signal.signal(signal.SIGALRM, raise_again)
         signal.signal(signal.SIGINT, handle)
-        sys.unraisablehook = hook
     try:
         yield
     except KeyboardInterrupt:
@@ -131,19 +115,5 @@ def interrupts() -> Iterator[None]:
         is_reported = True
         raise
     finally:
-        if handles:
-            if interrupted:
-                signal.setitimer(signal.ITIMER_REAL, 0)
-            signal.signal(signal.SIGALRM, alarm)
-        if handles and not interrupted:  # otherwise a second one may still come, while the interpreter ends
+        if handles and not is_interrupted:  # otherwise a second one may still come, while the interpreter ends
             signal.signal(signal.SIGINT, signal.default_int_handler)
-            if sys.unraisablehook is hook:  # another one, which the body left, passes on to this one
-                sys.unraisablehook = unraisable_hook
-
-
-def _is_handled(kind: type[BaseException]) -> bool:
-    """Return True while this thread handles such an exception, or another that came of it: in except and finally."""
-    exception = sys.exception()
-    while exception is not None and not isinstance(exception, kind):
-        exception = exception.__context__
-    return exception is not None

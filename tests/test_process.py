@@ -11,7 +11,6 @@ import pytest
 
 from routerjax import load_router
 from routerjax.cli import main
-from routerjax.process import interrupts
 
 SHIPPED = Path(__file__).resolve().parents[1] / "checkpoints" / "mf-minilm"
 INTERRUPTED_TWICE = """\
@@ -71,62 +70,6 @@ def test_a_second_interruption_ends_the_process_in_one_line() -> None:
         error = process.stderr.read()
     assert process.returncode == 130
     assert re.fullmatch(r"\nrouterjax: error: interrupted; what was written before stays valid.*\n", error)
-
-
-# Extension modules clear what is raised while they are imported, as "in a library" does here.
-SWALLOWED = """\
-import contextlib, gc, signal, sys, time
-from routerjax.process import interrupts, standard_streams
-def callback(phase, info):
-    gc.callbacks.clear()
-    signal.raise_signal(signal.SIGINT)
-    time.sleep(0)
-with standard_streams():
-    try:
-        with interrupts():
-            if sys.argv[1] == "in a callback":
-                gc.callbacks.append(callback)
-                gc.collect()
-            else:
-                with contextlib.suppress(BaseException):
-                    signal.raise_signal(signal.SIGINT)
-            for _ in range(3):
-                with contextlib.suppress(BaseException):
-                    time.sleep(60)
-            try:
-                time.sleep(60)
-            finally:
-                time.sleep(1)
-                print("tidied", flush=True)
-    except KeyboardInterrupt:
-        sys.exit(130)
-"""
-
-
-@pytest.mark.parametrize("where", ["in a callback", "in a library"])
-def test_an_interruption_that_others_swallow_comes_again(where: str) -> None:
-    finished = subprocess.run(
-        [sys.executable, "-c", SWALLOWED, where], capture_output=True, text=True, check=False, timeout=50
-    )
-    assert re.fullmatch(r"routerjax: error: interrupted; what was written before stays valid.*\n", finished.stderr)
-    assert (finished.returncode, finished.stdout) == (130, "tidied\n")
-
-
-def test_a_hook_that_the_body_leaves_for_threads_that_go_on_stays() -> None:
-    before = sys.unraisablehook
-
-    def silent(unraisable: object) -> None:
-        del unraisable
-
-    try:
-        with interrupts():
-            sys.unraisablehook = silent
-        assert sys.unraisablehook is silent
-        with interrupts():
-            assert sys.unraisablehook is not silent
-        assert sys.unraisablehook is silent
-    finally:
-        sys.unraisablehook = before
 
 
 def test_an_interrupted_command_is_one_line(capsys: pytest.CaptureFixture[str], tmp_path: Path) -> None:

@@ -17,7 +17,7 @@ from jaxtyping import Bool, Int, Int32
 
 from routerjax.config import Truncation
 from routerjax.errors import InputError, choose
-from routerjax.features.cutting import CHARACTERS_PER_TOKEN, Cut, cut, splits_at_spaces
+from routerjax.features.cutting import CHARACTERS_PER_TOKEN, Cut, cut
 from routerjax.features.tokenizer_bounds import require_bounded
 from routerjax.models import BertEncoder
 from routerjax.prompts import require_texts, valid_text
@@ -118,7 +118,6 @@ class TextTokenizer:
                     count=self.max_length - len(before) - len(after),
                     characters=CHARACTERS_PER_TOKEN * self.max_length,
                     side=self.truncation,
-                    splits_at_spaces=self._splits_at_spaces,
                 )
                 bar.update(len(cuts) - bar.n)
         token_ids = [np.concatenate([before, part.token_ids, after]) for part in cuts]
@@ -145,10 +144,6 @@ class TextTokenizer:
         """The largest token id, of the vocabulary, added and special tokens."""
         vocabulary = self.tokenizer.get_vocab(with_added_tokens=True)
         return int(max(0, *vocabulary.values(), *(ids.max(initial=0) for ids in self.special_tokens)))
-
-    @functools.cached_property
-    def _splits_at_spaces(self) -> bool:
-        return splits_at_spaces(json.loads(self.tokenizer_json))
 
     @functools.cached_property
     def special_tokens(self) -> tuple[Int32[np.ndarray, "before"], Int32[np.ndarray, "after"]]:

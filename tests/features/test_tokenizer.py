@@ -1,6 +1,5 @@
 """Tokens of long texts: those of the whole text, wherever it is cut, for about the work of a short one."""
 
-import json
 from collections.abc import Sequence
 
 import hypothesis
@@ -12,7 +11,7 @@ from hypothesis import strategies as st
 from routerjax import InputError
 from routerjax.config import Truncation
 from routerjax.features import TextTokenizer
-from routerjax.features.cutting import Cut, cut, splits_at_spaces
+from routerjax.features.cutting import Cut, cut
 from tests.tokenizers_of_kinds import KINDS, SENTENCES, make_tokenizer_of
 
 SIDES: tuple[Truncation, ...] = ("left", "right", "middle")
@@ -75,13 +74,9 @@ def test_tokens_are_those_of_the_whole_text(kind: str, text: str) -> None:
             assert read.is_cut.tolist() == [is_long]
 
 
-def test_what_is_known_to_split_at_spaces() -> None:
-    known = {kind: splits_at_spaces(json.loads(make_tokenizer_of(kind).to_str())) for kind in KINDS}
-    assert known == {kind: kind != "BPE of the whole text" for kind in KINDS}
-    added = make_tokenizer_of("WordPiece").to_str()
-    crossing = tokenizers.Tokenizer.from_str(added)
+def test_a_token_that_holds_a_space_is_found_at_the_end_of_a_window() -> None:
+    crossing = make_tokenizer_of("WordPiece")
     crossing.add_tokens(["new york"])
-    assert not splits_at_spaces(json.loads(crossing.to_str()))
     text = "a new york " * 300
     read = TextTokenizer(crossing.to_str().encode(), LENGTH).read([text])
     assert read.token_ids[0].tolist() == cut_whole(crossing, text, "right")
@@ -95,8 +90,7 @@ def read_and_count(kind: str, text: str, side: Truncation) -> tuple[Cut, int]:
         handed.extend(map(len, texts))
         return [encoding.ids for encoding in plain.encode_batch(list(texts), add_special_tokens=False)]
 
-    known = splits_at_spaces(json.loads(plain.to_str()))
-    (cut_text,) = cut([text], encode, count=62, characters=64_000, side=side, splits_at_spaces=known)
+    (cut_text,) = cut([text], encode, count=62, characters=64_000, side=side)
     return cut_text, sum(handed)
 
 
