@@ -2,17 +2,15 @@
 
 from __future__ import annotations
 
-import contextlib
 import hashlib
 import itertools
 import logging
 import os
 import sqlite3
 import threading
-import time
-import urllib.parse
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from pathlib import Path
+from typing import TypeVar
 
 import numpy as np
 import tqdm
@@ -25,9 +23,9 @@ logger = logging.getLogger(__name__)
 
 # Another process may hold the file while it commits a few hundred embeddings; nobody needs it for longer.
 LOCK_SECONDS = 60.0
-# Tables, each with the column of its content; "embeddings", without checksums, was that of earlier versions.
-EMBEDDINGS, READINGS = ("checked_embeddings", "embedding"), ("readings", "reading")
 KEYS_PER_QUERY = 500
+
+ResultT = TypeVar("ResultT")
 
 
 def cache_folder() -> Path:
@@ -51,8 +49,8 @@ class EmbeddingCache:
 
     Safe with several processes and threads at a time, and when one is killed: what was committed stays, nothing is
     half-written. Each row carries a checksum of its key and its content; one that does not fit is taken as missing,
-    which a warning says. The file is opened when it is first needed. Where it cannot be, or not written to, a warning
-    says so and work goes on without; a file that can only be read is read.
+    which a warning says. The file is opened when it is first needed. Where it cannot be read or written to, a warning
+    says so and work goes on without.
 
     Args:
         path: the file, made with its folder if need be. Default ``embeddings.sqlite`` in :func:`cache_folder`.
@@ -61,8 +59,8 @@ class EmbeddingCache:
     def __init__(self, path: str | os.PathLike[str] | None = None) -> None:
         self._path = None if path is None else Path(path)
         self._lock = threading.RLock()
-        self._is_open = self._can_write = False
         self._connection: sqlite3.Connection | None = None
+        self._given_up: set[str] = set()
 
     def __enter__(self) -> EmbeddingCache:
         return self
@@ -71,144 +69,94 @@ class EmbeddingCache:
         with self._lock:
             if self._connection is not None:
                 self._connection.close()
-            self._connection, self._is_open = None, False
+            self._connection = None
 
     def get(self, fingerprint: str, prompts: Sequence[bytes]) -> dict[bytes, Float32[np.ndarray, "embed"]]:
         """Embeddings of those of ``prompts`` (sha256 digests) that are there, and as they were written.
 
         Raises:
-            InputError: the file holds no such tables.
+            InputError: the file is no such cache.
         """
-        rows = self._get(EMBEDDINGS, fingerprint, prompts)
+        rows = self.read(fingerprint, prompts)
         return {prompt: np.frombuffer(content, np.float32) for prompt, content in rows.items()}
 
     def put(self, fingerprint: str, embeddings: Mapping[bytes, Float32[np.ndarray, "embed"]]) -> None:
         """Add embeddings by digest, all or none of them.
 
         Raises:
-            InputError: the file holds no such tables.
+            InputError: the file is no such cache.
         """
-        rows = {prompt: embedding.astype(np.float32).tobytes() for prompt, embedding in embeddings.items()}
-        self._put(EMBEDDINGS, fingerprint, rows)
+        self.write(fingerprint, {prompt: row.astype(np.float32).tobytes() for prompt, row in embeddings.items()})
 
-    def get_readings(self, fingerprint: str, prompts: Sequence[bytes]) -> dict[bytes, bytes]:
-        """Readings of prompts by a tokenizer of that fingerprint; see :meth:`get`, and :class:`.cut_report.Reading`."""
-        return self._get(READINGS, fingerprint, prompts)
+    def read(self, fingerprint: str, prompts: Sequence[bytes]) -> dict[bytes, bytes]:
+        """Content of the rows of those of ``prompts`` that are there, and as they were written; see :meth:`get`."""
 
-    def put_readings(self, fingerprint: str, readings: Mapping[bytes, bytes]) -> None:
-        """Add readings by digest; see :meth:`put`."""
-        self._put(READINGS, fingerprint, readings)
-
-    def _get(self, table: tuple[str, str], fingerprint: str, prompts: Sequence[bytes]) -> dict[bytes, bytes]:
-        (name, column), rows, damaged = table, {}, 0
-        with self._lock, self._errors("read"):
-            connection = self._open()
-            if connection is None:
-                return {}
+        def select(connection: sqlite3.Connection) -> list[tuple[bytes, bytes, bytes]]:
+            rows = []
             for start in range(0, len(prompts), KEYS_PER_QUERY):
                 keys = prompts[start : start + KEYS_PER_QUERY]
                 marks = ",".join("?" * len(keys))
-                rows_there = connection.execute(
-                    f"SELECT prompt, {column}, checksum FROM {name} WHERE fingerprint = ? AND prompt IN ({marks})",
-                    (fingerprint, *keys),
-                )
-                for prompt, content, checksum in rows_there:
-                    if isinstance(content, bytes) and checksum == _checksum(fingerprint, prompt, content):
-                        rows[prompt] = content
-                    else:
-                        damaged += 1
-        if damaged:
-            logger.warning(
-                "%d %ss in the cache %s are not as they were written (their checksums differ); made anew",
-                damaged,
-                column,
-                self._path,
-            )
-        return rows
+                query = f"SELECT prompt, content, checksum FROM rows WHERE fingerprint = ? AND prompt IN ({marks})"
+                rows += connection.execute(query, (fingerprint, *keys)).fetchall()
+            return rows
 
-    def _put(self, table: tuple[str, str], fingerprint: str, rows: Mapping[bytes, bytes]) -> None:
+        rows = self._run("read", select) or []
+        known = {
+            prompt: content
+            for prompt, content, checksum in rows
+            if isinstance(content, bytes) and checksum == _checksum(fingerprint, prompt, content)
+        }
+        if len(known) < len(rows):
+            logger.warning(
+                "%d rows of the cache %s are not as they were written (their checksums differ); made anew",
+                *(len(rows) - len(known), self._path),
+            )
+        return known
+
+    def write(self, fingerprint: str, rows: Mapping[bytes, bytes]) -> None:
+        """Add rows by digest; see :meth:`put`."""
         checked = [(fingerprint, prompt, row, _checksum(fingerprint, prompt, row)) for prompt, row in rows.items()]
-        with self._lock, self._errors("written to"):
-            connection = self._open()
-            if connection is not None and self._can_write:
-                with connection:
-                    connection.executemany(f"INSERT OR REPLACE INTO {table[0]} VALUES (?, ?, ?, ?)", checked)
 
-    def _open(self) -> sqlite3.Connection | None:
-        """The connection; None where there is no cache, which is said once."""
-        if self._is_open:
-            return self._connection
-        self._is_open = True
-        try:
-            self._path = self._path or cache_folder() / "embeddings.sqlite"
-            self._path.parent.mkdir(parents=True, exist_ok=True)
-            self._connection = _connect(self._path)
-            _wait_for_lock(self._connection, "PRAGMA journal_mode=WAL")
-            for name, column in (EMBEDDINGS, READINGS):
-                self._connection.execute(
-                    f"CREATE TABLE IF NOT EXISTS {name} (fingerprint TEXT, prompt BLOB, {column} BLOB, checksum BLOB, "
-                    "PRIMARY KEY (fingerprint, prompt)) WITHOUT ROWID"
-                )
-            self._can_write = True
-        except (OSError, sqlite3.OperationalError) as error:
-            self._open_to_read(error)
-        return self._connection
+        def insert(connection: sqlite3.Connection) -> None:
+            with connection:
+                connection.executemany("INSERT OR REPLACE INTO rows VALUES (?, ?, ?, ?)", checked)
 
-    def _open_to_read(self, error: Exception) -> None:
-        if self._connection is not None:
-            self._connection.close()
-            self._connection = None
-        try:
-            if self._path is not None and self._path.is_file():
-                self._connection = _connect(self._path, "?mode=ro&immutable=1")
-                self._connection.execute(f"SELECT 1 FROM {EMBEDDINGS[0]} LIMIT 1")
+        self._run("written to", insert)
+
+    def _run(self, what: str, use: Callable[[sqlite3.Connection], ResultT]) -> ResultT | None:
+        """Use the connection; None where the file cannot be opened, or used so, which is said once."""
+        with self._lock:
+            if what in self._given_up:
+                return None
+            try:
+                if self._connection is None:
+                    self._connection = self._open()
+                return use(self._connection)
+            except (OSError, sqlite3.OperationalError) as error:  # no home, no folder, a full disk, a lock
+                self._given_up |= {"read", "written to"} if self._connection is None else {what}
                 logger.warning(
-                    "the embedding cache %s can only be read (%s): what is new is not kept", self._path, error
+                    "the embedding cache %s cannot be %s (%s): embeddings are not kept; set ROUTERJAX_CACHE to a "
+                    "folder that can be written",
+                    *(self._path or "of this user", what, error),
                 )
-                return
-        except (OSError, sqlite3.OperationalError):
-            if self._connection is not None:
-                self._connection.close()
-                self._connection = None
-        where = "no embedding cache" if self._path is None else f"no embedding cache at {self._path}"
-        logger.warning(
-            "%s (%s): embeddings are not kept; set ROUTERJAX_CACHE to a folder that can be written", where, error
-        )
+            except sqlite3.DatabaseError as error:
+                raise InputError(f"the embedding cache {self._path} is damaged ({error}); remove that file") from error
+        return None
 
-    @contextlib.contextmanager
-    def _errors(self, what: str) -> Iterator[None]:
+    def _open(self) -> sqlite3.Connection:
+        self._path = self._path or cache_folder() / "embeddings.sqlite"
+        self._path.parent.mkdir(parents=True, exist_ok=True)
+        # For every thread: the cache's lock lets one at a time use it.
+        connection = sqlite3.connect(self._path, timeout=LOCK_SECONDS, check_same_thread=False)
         try:
-            yield
-        except sqlite3.OperationalError as error:  # disk full, locked
-            self._can_write = False
-            logger.warning(
-                "the embedding cache %s cannot be %s (%s): what is new is not kept; ROUTERJAX_CACHE names another",
-                self._path,
-                what,
-                error,
+            connection.execute(
+                "CREATE TABLE IF NOT EXISTS rows (fingerprint TEXT, prompt BLOB, content BLOB, checksum BLOB, "
+                "PRIMARY KEY (fingerprint, prompt)) WITHOUT ROWID"
             )
-        except sqlite3.DatabaseError as error:
-            raise InputError(f"the embedding cache {self._path} is damaged ({error}); remove that file") from error
-
-
-def _connect(path: Path, options: str = "") -> sqlite3.Connection:
-    """A connection for every thread: the cache's lock lets one at a time use it."""
-    address = f"file:{urllib.parse.quote(os.fspath(path.absolute()))}{options}"
-    return sqlite3.connect(address, timeout=LOCK_SECONDS, check_same_thread=False, uri=True)
-
-
-def _wait_for_lock(connection: sqlite3.Connection, statement: str) -> None:
-    """Execute a statement that SQLite itself does not wait with while another process opens the file, too."""
-    end = time.monotonic() + LOCK_SECONDS
-    while True:
-        try:
-            connection.execute(statement)
-            return
-        except sqlite3.OperationalError as error:
-            is_busy = error.sqlite_errorcode & 0xFF == sqlite3.SQLITE_BUSY  # the other bits say why
-            if not is_busy or time.monotonic() > end:
-                raise
-        time.sleep(0.02)
+        except sqlite3.Error:
+            connection.close()
+            raise
+        return connection
 
 
 def _checksum(fingerprint: str, prompt: bytes, content: bytes) -> bytes:

@@ -6,7 +6,6 @@ import collections
 import hashlib
 import logging
 from collections.abc import Collection, Mapping, Sequence
-from typing import NamedTuple
 
 import numpy as np
 from jaxtyping import Int32
@@ -19,30 +18,9 @@ logger = logging.getLogger(__name__)
 LEFT_OUT = {"left": "the beginning", "right": "the end", "middle": "the middle"}
 
 
-class Reading(NamedTuple):
-    """Summary of a prompt's tokens.
-
-    Attributes:
-        is_cut: if tokens were left out.
-        tokens_hash: equal where the tokens are.
-    """
-
-    is_cut: bool
-    tokens_hash: bytes
-
-    @classmethod
-    def of(cls, token_ids: Int32[np.ndarray, "length"], is_cut: bool) -> Reading:
-        """The reading of a prompt with these tokens."""
-        return cls(bool(is_cut), hashlib.blake2b(np.asarray(token_ids, "<i4").tobytes(), digest_size=16).digest())
-
-    def to_bytes(self) -> bytes:
-        """Return the reading as a cache keeps it."""
-        return bytes([self.is_cut]) + self.tokens_hash
-
-    @classmethod
-    def from_bytes(cls, content: bytes) -> Reading:
-        """The inverse of :meth:`to_bytes`."""
-        return cls(content[:1] != b"\0", content[1:])
+def _reading(token_ids: Int32[np.ndarray, "length"], is_cut: bool) -> bytes:
+    """Summary of a prompt's tokens: if some were left out, and a hash that is equal where the others are."""
+    return bytes([bool(is_cut)]) + hashlib.blake2b(np.asarray(token_ids, "<i4").tobytes(), digest_size=16).digest()
 
 
 def read_prompts(
@@ -50,7 +28,7 @@ def read_prompts(
 ) -> list[Int32[np.ndarray, "length"]]:
     """Tokens of prompts; how many of the different ones were cut is logged."""
     token_ids, is_cut = tokenizer.read(prompts, progress=progress)
-    readings = dict(zip(prompts, map(Reading.of, token_ids, is_cut), strict=True))
+    readings = dict(zip(prompts, map(_reading, token_ids, is_cut), strict=True))
     report_cut(readings.values(), tokenizer)
     return token_ids
 
@@ -66,27 +44,26 @@ def read_once(
         cache: looked up first and added to.
         progress: show a progress bar, if it takes more than two seconds.
     """
-    known = {} if cache is None else cache.get_readings(tokenizer.fingerprint, list(prompts))
+    known = {} if cache is None else cache.read(tokenizer.fingerprint, list(prompts))
     missing = {digest: prompt for digest, prompt in prompts.items() if digest not in known}
     token_ids, is_cut = tokenizer.read(list(missing.values()), progress=progress)
-    readings = dict(zip(missing, map(Reading.of, token_ids, is_cut), strict=True))
+    readings = dict(zip(missing, map(_reading, token_ids, is_cut), strict=True))
     if cache is not None and readings:
-        rows = {digest: reading.to_bytes() for digest, reading in readings.items()}
-        cache.put_readings(tokenizer.fingerprint, rows)
-    report_cut([*map(Reading.from_bytes, known.values()), *readings.values()], tokenizer)
+        cache.write(tokenizer.fingerprint, readings)
+    report_cut([*known.values(), *readings.values()], tokenizer)
     return dict(zip(missing, token_ids, strict=True))
 
 
-def report_cut(readings: Collection[Reading], tokenizer: TextTokenizer) -> None:
+def report_cut(readings: Collection[bytes], tokenizer: TextTokenizer) -> None:
     """Log how many prompts were cut, and how many different ones became one and the same input.
 
     Args:
-        readings: of different prompts, each once.
+        readings: see :func:`_reading`; of different prompts, each once.
         tokenizer: what read them.
     """
     count = len(readings)
-    cut = sum(reading.is_cut for reading in readings)
-    hashes = collections.Counter(reading.tokens_hash for reading in readings)
+    cut = sum(reading[0] for reading in readings)
+    hashes = collections.Counter(reading[1:] for reading in readings)
     alike = [number for number in hashes.values() if number > 1]
     inputs = "one and the same input" if len(alike) == 1 else f"only {len(alike)} different inputs"
     merged = f"{sum(alike)} different prompts became {inputs}" if alike else ""

@@ -111,13 +111,13 @@ def test_a_file_that_is_no_cache_is_an_error(tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     "damage",
     [
-        "UPDATE checked_embeddings SET embedding = zeroblob(32) WHERE prompt = ?",
-        "UPDATE checked_embeddings SET embedding = substr(embedding, 1, 31) WHERE prompt = ?",
-        "UPDATE checked_embeddings SET embedding = 5 WHERE prompt = ?",
-        "UPDATE checked_embeddings SET checksum = NULL WHERE prompt = ?",
+        "UPDATE rows SET content = zeroblob(32) WHERE prompt = ?",
+        "UPDATE rows SET content = substr(content, 1, 31) WHERE prompt = ?",
+        "UPDATE rows SET content = 5 WHERE prompt = ?",
+        "UPDATE rows SET checksum = NULL WHERE prompt = ?",
         # That of another prompt, checksum and all.
-        "REPLACE INTO checked_embeddings SELECT o.fingerprint, ?, o.embedding, o.checksum FROM checked_embeddings o "
-        "WHERE o.embedding = (SELECT max(embedding) FROM checked_embeddings) LIMIT 1",
+        "REPLACE INTO rows SELECT o.fingerprint, ?, o.content, o.checksum FROM rows o "
+        "WHERE o.content = (SELECT max(content) FROM rows) LIMIT 1",
     ],
 )
 def test_a_row_that_changed_is_made_anew_and_said(
@@ -128,7 +128,7 @@ def test_a_row_that_changed_is_made_anew_and_said(
         assert connection.execute(damage, (keys(30)[0],)).rowcount == 1
     with EmbeddingCache(path) as cache:
         assert set(cache.get("f", keys(30))) == set(keys(30)[1:])
-        assert "1 embeddings in the cache" in caplog.text
+        assert "1 rows of the cache" in caplog.text
         cache.put("f", rows(1))
         caplog.clear()
         assert len(cache.get("f", keys(30))) == 30
@@ -139,15 +139,15 @@ def test_readings_are_kept_beside_embeddings_and_checked(tmp_path: Path, caplog:
     path = filled(tmp_path / "cache.sqlite")
     readings = {key: bytes([row]) for row, key in enumerate(keys(30))}
     with EmbeddingCache(path) as cache:
-        assert cache.get_readings("f", keys(30)) == {}
-        cache.put_readings("f", readings)
-        assert cache.get_readings("f", keys(30)) == readings
+        assert cache.read("g", keys(30)) == {}
+        cache.write("g", readings)
+        assert cache.read("g", keys(30)) == readings
         assert len(cache.get("f", keys(30))) == 30
     with contextlib.closing(sqlite3.connect(path)) as connection, connection:
-        connection.execute("UPDATE readings SET reading = x'01' WHERE prompt = ?", (keys(1)[0],))
+        connection.execute("UPDATE rows SET content = x'01' WHERE fingerprint = 'g' AND prompt = ?", (keys(1)[0],))
     with EmbeddingCache(path) as cache:
-        assert set(cache.get_readings("f", keys(30))) == set(keys(30)[1:])
-    assert "1 readings in the cache" in caplog.text
+        assert set(cache.read("g", keys(30))) == set(keys(30)[1:])
+    assert "1 rows of the cache" in caplog.text
 
 
 def test_flipped_bits_never_change_an_embedding(tmp_path: Path) -> None:
@@ -191,17 +191,21 @@ def test_a_cache_that_cannot_be_made_is_a_warning(tmp_path: Path, caplog: pytest
     assert caplog.text.count("embeddings are not kept; set ROUTERJAX_CACHE to a folder that can be written") == 1
 
 
-def test_a_cache_that_can_only_be_read_is_read(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
-    path = filled(tmp_path / "cache.sqlite")
-    for ending in ("-wal", "-journal"):  # where SQLite would write
-        (tmp_path / f"cache.sqlite{ending}").mkdir()
+def test_a_cache_that_can_only_be_read_is_read(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    path, connect = filled(tmp_path / "cache.sqlite"), sqlite3.connect
+    # As SQLite opens a file whose permissions allow no more, which are nothing to root.
+    monkeypatch.setattr(
+        sqlite3, "connect", lambda path, **options: connect(f"file:{path}?mode=ro", uri=True, **options)
+    )
     before = path.read_bytes()
     with EmbeddingCache(path) as cache:
         assert len(cache.get("f", keys(40))) == 30
         cache.put("f", rows(40))
         assert len(cache.get("f", keys(40))) == 30
     assert path.read_bytes() == before
-    assert caplog.text.count("can only be read") == 1
+    assert caplog.text.count("cannot be written to") == 1
 
 
 @pytest.mark.parametrize(
@@ -234,4 +238,6 @@ def test_a_user_without_a_home_has_no_cache(monkeypatch: pytest.MonkeyPatch, cap
     with EmbeddingCache() as cache:
         cache.put("f", rows(1))
         assert cache.get("f", keys(1)) == {}
-    assert "no embedding cache (no folder for caches: Could not determine home directory.)" in caplog.text
+    assert (
+        "of this user cannot be written to (no folder for caches: Could not determine home directory.)" in caplog.text
+    )
