@@ -18,8 +18,7 @@ from jaxtyping import Float32
 from routerjax.config import Count
 from routerjax.errors import InputError
 from routerjax.features.cache import EmbeddingCache, encode_once, prompt_digests
-from routerjax.features.endpoint_connection import EndpointConnection, Refusal
-from routerjax.features.exchange import require_address, require_key
+from routerjax.features.endpoint_connection import EndpointConnection, Refusal, require_address, require_key
 from routerjax.features.featurizer import Featurizer, HostQuery, register_featurizer
 from routerjax.prompts import valid_text
 
@@ -28,8 +27,8 @@ logger = logging.getLogger(__name__)
 PREFIX = "openai:"
 OPENAI_URL = "https://api.openai.com/v1"
 PROMPTS_PER_REQUEST = 256
-# So many single prompts in a row without an answer may be no fault of theirs.
-FAILURES_IN_A_ROW = 4
+# So many single prompts in a row that the server fails on, each for all retries, are no fault of theirs.
+FAILURES_IN_A_ROW = 2
 DEFAULT_TIME_LIMIT = 300.0
 
 
@@ -151,48 +150,43 @@ class EndpointEncoder:
         """Yield the embeddings of ``missing``, those of one answer at a time; ``prompts`` only number the rows."""
         if not missing:
             return
-        pending, size = deque(missing), PROMPTS_PER_REQUEST
-        # Prompts that were not embedded by themselves, and how many of them since the last answer.
+        digests = list(missing)
+        batches = deque(
+            digests[start : start + PROMPTS_PER_REQUEST] for start in range(0, len(digests), PROMPTS_PER_REQUEST)
+        )
         failed: list[tuple[bytes, Refusal]] = []
-        in_a_row, answers = 0, 0
-        # Prompts that are left once a request that the server failed on is dealt with, in whatever parts.
-        left_after_failure = 0
+        in_a_row = answers = 0
         with self._connect() as connection:
-            while pending or failed:
-                is_patient = not pending or in_a_row == FAILURES_IN_A_ROW
-                if is_patient and not failed[0][1].is_servers:
-                    raise self._blame(prompts, missing[failed[0][0]], failed)
-                batch = [failed[0][0]] if is_patient else [pending[row] for row in range(min(size, len(pending)))]
+            while batches and in_a_row < FAILURES_IN_A_ROW:
+                batch = batches.popleft()
                 try:
-                    embedding = self._embed(connection, [missing[digest] for digest in batch], is_patient=is_patient)
+                    embedding = self._embed(connection, [missing[digest] for digest in batch])
                 except Refusal as refusal:
-                    if is_patient and (pending or answers == 0):
-                        row = list(prompts).index(missing[batch[0]])
-                        raise OSError(
-                            f"{self._base_url} {refusal}; the first prompt without an answer is row {row}, of "
-                            f"{len(missing[batch[0]])} characters"
-                        ) from None
-                    if is_patient:
-                        raise self._blame(prompts, missing[batch[0]], failed) from None
-                    if len(batch) > 1:
-                        if refusal.is_servers and size == PROMPTS_PER_REQUEST:
-                            left_after_failure = len(pending) - len(batch)
-                        size = len(batch) // 2
-                        continue
-                    failed.append((pending.popleft(), refusal))
-                    in_a_row += 1
-                    size = PROMPTS_PER_REQUEST  # the one to blame is found: the rest may go in large requests again
+                    half = len(batch) // 2
+                    if half:
+                        batches.extendleft([batch[half:], batch[:half]])
+                    else:
+                        failed.append((batch[0], refusal))
+                        in_a_row += refusal.is_servers
                     continue
                 yield dict(zip(batch, embedding, strict=True))
                 in_a_row, answers = 0, answers + 1
-                for _ in batch:
-                    failed.pop(0) if is_patient else pending.popleft()
-                if len(pending) <= left_after_failure:
-                    size, left_after_failure = PROMPTS_PER_REQUEST, 0
+        if failed:
+            is_down = failed[-1][1].is_servers and (in_a_row == FAILURES_IN_A_ROW or not answers)
+            digest, refusal = failed[-in_a_row if is_down else 0]
+            row, length = list(prompts).index(missing[digest]), len(missing[digest])
+            if is_down:
+                raise OSError(
+                    f"{self._base_url} {refusal}; the first prompt without an answer is row {row}, of {length} "
+                    "characters"
+                )
+            others = "" if len(failed) == 1 else f"; and so with {len(failed) - 1} others"
+            raise InputError(
+                f"row {row}: {self.fingerprint} {'fails on' if refusal.is_servers else 'refuses'} this prompt of "
+                f"{length} characters ({refusal}){others}; if it is too long, shorten or drop it"
+            )
 
-    def _embed(
-        self, connection: EndpointConnection, prompts: Sequence[str], *, is_patient: bool
-    ) -> Float32[np.ndarray, "prompts embed"]:
+    def _embed(self, connection: EndpointConnection, prompts: Sequence[str]) -> Float32[np.ndarray, "prompts embed"]:
         body: dict[str, object] = {
             "model": self._model,
             "input": [valid_text(prompt) for prompt in prompts],
@@ -202,19 +196,11 @@ class EndpointEncoder:
             body["dimensions"] = self._dimensions
         used_before = connection.tokens_used
         try:
-            embedding = connection.ask(body, len(prompts), is_patient=is_patient)
+            embedding = connection.ask(body, len(prompts))
         finally:
             self.tokens_used += connection.tokens_used - used_before
         self._take_width(embedding.shape[1])
         return embedding
-
-    def _blame(self, prompts: Sequence[str], prompt: str, failed: Sequence[tuple[bytes, Refusal]]) -> InputError:
-        refusal = failed[0][1]
-        others = "" if len(failed) == 1 else f"; and so with {len(failed) - 1} others"
-        return InputError(
-            f"row {list(prompts).index(prompt)}: {self.fingerprint} {'fails on' if refusal.is_servers else 'refuses'} "
-            f"this prompt of {len(prompt)} characters ({refusal}){others}; if it is too long, shorten or drop it"
-        )
 
     def _connect(self) -> EndpointConnection:
         key = self._api_key or os.environ.get("OPENAI_API_KEY")

@@ -3,25 +3,21 @@
 from __future__ import annotations
 
 import base64
+import concurrent.futures
 import json
 import logging
+import threading
 import time
+import urllib.parse
 from collections.abc import Mapping
+from typing import NamedTuple
 
 import httpx2
 import numpy as np
 from jaxtyping import Float32
 
+from routerjax.display import one_line
 from routerjax.errors import InputError
-from routerjax.features.exchange import (
-    Answer,
-    UnansweredError,
-    error_message,
-    post_json,
-    redirect_host,
-    retry_after,
-    shown,
-)
 
 logger = logging.getLogger(__name__)
 
@@ -31,14 +27,15 @@ REFUSED = (400, 413, 422)
 BUSY = (408, 409, 425, 429)
 # Between two requests for the same prompts, doubling, unless the server names a time.
 FIRST_WAIT_SECONDS, LONGEST_WAIT_SECONDS = 0.5, 8.0
+# Of a request with several prompts that the server fails on, which is mostly the fault of one: asked for apart, it is
+# found.
 IMPATIENT_RETRIES = 1
-# An answer may hold so many bytes and so many lists and objects for each prompt: 4,096 numbers of 32 characters, in two
-# brackets, are one. A larger one is asked for in smaller parts.
-BYTES, BRACKETS = 2**17, 16
-
-
-def _largest_answer(count: int) -> int:
-    return 2**20 + BYTES * count
+# An answer may hold so many bytes for each prompt: 4,096 numbers of 32 characters. A larger one is asked for in smaller
+# parts. Of an error, no more than so much is read, and so many characters of it are shown: of a beginning alone, since
+# a key may be cut in two where reading ends.
+BYTES_PER_PROMPT, LARGEST_ERROR, BEGINNING = 2**17, 2**16, 300
+# A key shorter than this is no secret ("x", where a server asks for none), and stands in many words.
+SHORTEST_SECRET = 4
 
 
 class Refusal(Exception):
@@ -51,6 +48,19 @@ class Refusal(Exception):
 
 class WrongAnswer(Exception):
     """The answer is none to the request."""
+
+
+class UnansweredError(Exception):
+    """No answer arrived: refused, reset, cut off, or not within the time."""
+
+
+class Answer(NamedTuple):
+    """Status, headers and body of an answer; ``is_whole`` is False where the body was longer than it may be."""
+
+    status: int
+    headers: Mapping[str, str]
+    content: bytes
+    is_whole: bool
 
 
 class EndpointConnection:
@@ -88,14 +98,12 @@ class EndpointConnection:
     def __exit__(self, *exception: object) -> None:
         self._client.close()
 
-    def ask(self, body: Mapping[str, object], count: int, *, is_patient: bool) -> Float32[np.ndarray, "prompts embed"]:
+    def ask(self, body: Mapping[str, object], count: int) -> Float32[np.ndarray, "prompts embed"]:
         """The embeddings of one answer to one request, retried.
 
         Args:
             body: of the request.
             count: prompts in it.
-            is_patient: give a server that fails (5xx) all the retries; otherwise few, since its failure on several
-                prompts is mostly that of one, which is found by asking for them apart.
 
         Raises:
             Refusal: the server does not want the request, or fails on it; a part of it may be answered.
@@ -104,50 +112,76 @@ class EndpointConnection:
         """
         end, attempt = time.monotonic() + self._time_limit, 0
         while True:
-            wait = None
+            wait, status = None, 0
             try:
-                answer = post_json(
-                    self._client,
-                    f"{self._base_url}/embeddings",
-                    body,
-                    largest=_largest_answer(count),
-                    headers={"Authorization": f"Bearer {self._key}"},
-                    seconds=max(min(self._timeout, end - time.monotonic()), 0.01),
-                )
-            except UnansweredError as error:
-                reason, status = f"does not answer: {shown(str(error), self._key)}", 0
-            else:
-                status = answer.status
+                answer = self._post(body, count, seconds=max(min(self._timeout, end - time.monotonic()), 0.01))
+                status, wait = answer.status, _retry_after(answer)
                 if status == 200:
-                    try:
-                        return self._read(answer, count)
-                    except WrongAnswer as error:
-                        reason = f"does not answer with one embedding for each prompt ({error})"
-                else:
-                    self._require_worth_asking(answer, body)
-                    reason, wait = f"failed: {error_message(answer, self._key)}", retry_after(answer)
-            if status >= 500 and not is_patient and attempt >= IMPATIENT_RETRIES:
-                raise Refusal(reason, is_servers=True)
+                    return self._read(answer, count)
+                self._require_worth_asking(answer, body)
+                reason = f"failed: {self._message(answer)}"
+            except UnansweredError as error:
+                reason = f"does not answer: {self._shown(str(error))}"
+            except WrongAnswer as error:
+                reason = f"does not answer with one embedding for each prompt ({error})"
+            is_servers = status >= 500
             if wait is None:
                 wait = min(FIRST_WAIT_SECONDS * 2**attempt, LONGEST_WAIT_SECONDS)
-            if attempt >= self._max_retries:
+            if attempt >= (IMPATIENT_RETRIES if is_servers and count > 1 else self._max_retries):
                 break
             if time.monotonic() + wait >= end:
                 reason += f", within the time limit of {self._time_limit:g} s (ROUTERJAX_ENDPOINT_SECONDS sets another)"
                 break
+            attempt += 1
             logger.warning(
                 "%s %s; asking again in %.1f s (retry %d of %d)",
-                self._base_url,
-                reason,
-                wait,
-                attempt + 1,
-                self._max_retries,
+                *(self._base_url, reason, wait, attempt, self._max_retries),
             )
             time.sleep(wait)
-            attempt += 1
-        if status >= 500:
-            raise Refusal(f"{reason}, after {attempt} retries", is_servers=True)
-        raise OSError(f"{self._base_url} {reason}, after {attempt} retries")
+        reason += f", after {attempt} retries"
+        raise Refusal(reason, is_servers=True) if is_servers else OSError(f"{self._base_url} {reason}")
+
+    def _post(self, body: Mapping[str, object], count: int, *, seconds: float) -> Answer:
+        """Send a request and read the answer; redirects are not followed, and nothing is decompressed.
+
+        A thread of its own talks to the server, so that the time is that of the whole exchange, name look-up and
+        headers that trickle in among it; one that is late is left to end by itself.
+
+        Raises:
+            UnansweredError: what happened to it instead of an answer; may hold words of the server.
+        """
+        end, late = time.monotonic() + seconds, f"no whole answer within {seconds:g} s"
+        result: concurrent.futures.Future[Answer] = concurrent.futures.Future()
+        content = json.dumps(dict(body), ensure_ascii=False).encode()
+        # A compressed answer could be a thousand times as large as what is counted here.
+        headers = {"Content-Type": "application/json", "Accept-Encoding": "identity"}
+        headers["Authorization"] = f"Bearer {self._key}"
+
+        def exchange() -> None:
+            url = f"{self._base_url}/embeddings"
+            try:
+                with self._client.stream("POST", url, content=content, headers=headers, timeout=seconds) as response:
+                    most = _largest_answer(count) if response.status_code == 200 else LARGEST_ERROR
+                    parts, size = [], 0
+                    for part in response.iter_raw():
+                        parts.append(part)
+                        size += len(part)
+                        if size > most:
+                            break
+                        if time.monotonic() > end:  # what is there is a part, and no answer
+                            raise TimeoutError(late)
+                    answer = b"".join(parts)[:most]
+                    result.set_result(Answer(response.status_code, response.headers, answer, is_whole=size <= most))
+            except Exception as error:  # whatever ends the thread is said by the caller's
+                result.set_exception(error)
+
+        threading.Thread(target=exchange, daemon=True, name="routerjax-endpoint").start()
+        try:
+            return result.result(timeout=seconds)
+        except TimeoutError:
+            raise UnansweredError(late) from None
+        except Exception as error:  # without the chain, whose frames and texts hold the request
+            raise UnansweredError(f"{type(error).__name__} {error}".strip()) from None
 
     def _read(self, answer: Answer, count: int) -> Float32[np.ndarray, "prompts embed"]:
         """The embeddings of an answer of status 200.
@@ -159,25 +193,23 @@ class EndpointConnection:
         encoding = answer.headers.get("Content-Encoding", "identity")
         if encoding.strip().lower() != "identity":
             raise OSError(
-                f"{self._base_url} answers in the encoding {shown(encoding, self._key)!r}, which it was not asked for"
+                f"{self._base_url} answers in the encoding {self._shown(encoding)!r}, which it was not asked for"
             )
         if not answer.is_whole:
             raise Refusal(f"answers with more than {_largest_answer(count):,} bytes", is_servers=True)
         try:
-            if answer.content.count(b"[") + answer.content.count(b"{") > BRACKETS * (count + 1):
-                raise ValueError("more lists and objects, or deeper ones, than embeddings are made of")
             described = json.loads(answer.content)
             if not isinstance(described, dict):
                 raise ValueError("no JSON object")
             embedding = _read_embeddings(described, count)
         except (ValueError, KeyError, TypeError, OverflowError, RecursionError) as error:
-            raise WrongAnswer(shown(f"{type(error).__name__}: {error}", self._key)) from None
+            raise WrongAnswer(self._shown(f"{type(error).__name__}: {error}")) from None
         self.tokens_used += _tokens(described)
         return embedding
 
     def _require_worth_asking(self, answer: Answer, body: Mapping[str, object]) -> None:
         """Refuse what another request would be answered with too."""
-        status, message = answer.status, error_message(answer, self._key)
+        status, message = answer.status, self._message(answer)
         if status in REFUSED:
             raise Refusal(message, is_servers=False)
         if status in (401, 403):
@@ -189,11 +221,56 @@ class EndpointConnection:
             )
         if 300 <= status < 400:
             raise InputError(
-                f"{self._base_url} redirects to {redirect_host(answer, self._key)}, to which neither the key nor the "
+                f"{self._base_url} redirects to {self._redirect_host(answer)}, to which neither the key nor the "
                 "prompts are sent; if it is right, set OPENAI_BASE_URL to it"
             )
         if status < 500 and status not in BUSY:
             raise OSError(f"{self._base_url} failed: {message}")
+
+    def _shown(self, text: str) -> str:
+        """Words of a server on one line, as far as they can be shown: bounded, printable, and without the key."""
+        key = self._key
+        if len(key) >= SHORTEST_SECRET:
+            forms = {key, urllib.parse.quote(key), urllib.parse.quote(key, safe=""), json.dumps(key)[1:-1]}
+            for form in sorted(forms, key=len, reverse=True):
+                text = text.replace(form, "[key]")
+        return one_line(text, beginning=BEGINNING)
+
+    def _message(self, answer: Answer) -> str:
+        """Status and message of an answer other than 200, fit to be shown."""
+        text = answer.content.decode("utf-8", "replace")
+        try:
+            error = json.loads(text)
+            for name in ("error", "message"):
+                error = error.get(name, error) if isinstance(error, dict) else error
+            text = error if isinstance(error, str) else ""
+        except (ValueError, RecursionError):
+            pass
+        return f"{answer.status} {self._shown(text)}".strip()
+
+    def _redirect_host(self, answer: Answer) -> str:
+        """Scheme and host of a redirect's target."""
+        try:
+            parts = urllib.parse.urlsplit(answer.headers.get("Location", ""))
+            return self._shown(f"{parts.scheme}://{parts.hostname}" if parts.hostname else "another path")
+        except ValueError:
+            return "an address that is none"
+
+
+def _largest_answer(count: int) -> int:
+    return 2**20 + BYTES_PER_PROMPT * count
+
+
+def _retry_after(answer: Answer) -> float | None:
+    """Seconds that the server asks to wait for, where it does so in a number."""
+    for name, scale in (("retry-after-ms", 1e-3), ("Retry-After", 1.0)):
+        try:
+            seconds = float(answer.headers[name]) * scale
+        except (KeyError, ValueError):
+            continue
+        if 0 <= seconds <= 3600:
+            return seconds
+    return None
 
 
 def _tokens(answer: dict) -> int:
@@ -223,3 +300,37 @@ def _read_embeddings(answer: dict, count: int) -> Float32[np.ndarray, "prompts e
     if embedding.ndim != 2 or embedding.shape[1] == 0 or not np.isfinite(embedding).all():
         raise ValueError(f"embeddings of shape {embedding.shape}, or not finite")
     return embedding
+
+
+def require_key(key: str, name: str) -> str:
+    """The key, if a header can hold it.
+
+    Raises:
+        InputError: white space around it, or characters other than printable ASCII; the key itself is not shown.
+    """
+    if key != key.strip():
+        raise InputError(f"{name} begins or ends with white space (a line break of a file, mostly): remove it")
+    if not (key.isascii() and key.isprintable()):
+        raise InputError(f"{name} must be of printable ASCII characters; this one of {len(key)} characters has others")
+    return key
+
+
+def require_address(address: str, name: str) -> str:
+    """The base URL without a slash at its end, if it is one, and none that holds a secret: it is written into routers.
+
+    Raises:
+        InputError: not ``http(s)://HOST...``, or with a user, a password, a query or a fragment; those are not shown.
+    """
+    try:
+        parts = urllib.parse.urlsplit(address)
+        host, port = parts.hostname, parts.port
+        is_plain = not ("@" in parts.netloc or "?" in address or "#" in address or "\\" in address)
+        is_address = parts.scheme in ("http", "https") and bool(host) and (port is None or port > 0)
+    except ValueError:  # a bracket that is not closed, or a port that is none
+        is_plain = is_address = False
+    if not (is_address and is_plain and address.isascii() and address.isprintable() and " " not in address):
+        raise InputError(
+            f"{name} must look like http://HOST:PORT/v1: printable ASCII, without user, password, query or fragment; "
+            "what it is set to is not shown, since it may hold a key"
+        )
+    return address.rstrip("/")

@@ -1,7 +1,7 @@
 """Servers, keys and addresses never show a secret, take for ever or fill the memory."""
 
+import concurrent.futures
 import json
-import queue
 import socket
 import time
 import traceback
@@ -146,13 +146,9 @@ def test_no_server_takes_longer_than_the_time_limit_and_each_retry_is_said(
 
 
 def test_a_part_of_an_answer_is_none_however_late_its_end_is_noticed(monkeypatch: pytest.MonkeyPatch) -> None:
-    class Patient(queue.SimpleQueue):
-        """Queue of a caller that the machine wakes too late."""
-
-        def get(self, block: bool = True, timeout: float | None = None) -> object:
-            return super().get(block, timeout=None)
-
-    monkeypatch.setattr(queue, "SimpleQueue", Patient)
+    wait = concurrent.futures.Future.result
+    # A caller that the machine wakes too late.
+    monkeypatch.setattr(concurrent.futures.Future, "result", lambda future, timeout=None: wait(future))
     with raw_server(SILENT["drip of the body"]) as base_url:
         encoder = features.EndpointEncoder("openai:tiny", base_url=base_url, api_key=KEY, timeout=0.2, max_retries=0)
         with pytest.raises(OSError, match=r"does not answer: no whole answer within 0.2 s"):
