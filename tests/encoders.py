@@ -29,7 +29,11 @@ def make_tokenizer(model_type: str = "bert") -> tokenizers.Tokenizer:
     tokenizer.normalizer = normalizers.BertNormalizer()
     tokenizer.pre_tokenizer = pre_tokenizers.BertPreTokenizer()
     tokenizer.add_special_tokens(special)
-    tokenizer.post_processor = processors.BertProcessing((last, special.index(last)), (first, special.index(first)))
+    tokenizer.post_processor = processors.TemplateProcessing(
+        single=f"{first} $A {last}",
+        pair=f"{first} $A {last} $B:1 {last}:1",
+        special_tokens=[(token, special.index(token)) for token in (first, last)],
+    )
     tokenizer.enable_padding(length=128)  # as published files have it: settings that must be overridden
     tokenizer.enable_truncation(8)
     return tokenizer
@@ -78,6 +82,7 @@ def save_tiny_encoder(folder: Path, *, normalize: bool = True, seed: int = 0) ->
         "intermediate_size": MLP,
         "max_position_embeddings": POSITIONS,
         "type_vocab_size": 2,
+        "pad_token_id": 0,
         "layer_norm_eps": 1e-12,
         "hidden_dropout_prob": 0.1,
         "attention_probs_dropout_prob": 0.1,

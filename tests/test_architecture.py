@@ -151,7 +151,9 @@ def test_training_knows_no_parameters_name() -> None:
 
 def test_torch_is_never_used_at_run_time() -> None:
     for path in sources():
-        assert not top_level_libraries(path) & {"torch", "pandas", "transformers"}, path
+        assert not top_level_libraries(path) & {"torch", "pandas"}, path
+        is_asked = path == PACKAGE / "pretrained" / "library.py"  # where a pretrained folder is read
+        assert is_asked or "transformers" not in top_level_libraries(path), path
 
 
 def test_files_stay_small() -> None:

@@ -3,15 +3,16 @@
 from __future__ import annotations
 
 import copy
+import dataclasses
 import functools
 import hashlib
 import json
 import logging
 import os
-from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass, field
 from pathlib import Path
-from typing import NamedTuple, cast
+from typing import Any, NamedTuple, Self, cast
 
 import flax.linen as nn
 import jax
@@ -28,18 +29,19 @@ from routerjax.features.tokenizer import TextTokenizer, tokenizer_for
 from routerjax.models import EMBEDDING_LAYERS, BertEncoder, Pooling, SentenceEmbedding, encoder_attributes
 from routerjax.pretrained import (
     LAYER_TENSORS,
+    RESOLVED_FILE,
+    TOKENIZER_FILE,
     SentenceModules,
     bert_names,
-    configured_tokenizer,
     count_numbers,
     locate,
-    lowercased,
     read_bert_encoder,
     read_sentence_modules,
-    read_tokenizer_files,
+    read_text_file,
+    read_tokenizer,
     read_weights,
     require_sizes,
-    truncation_side,
+    resolved_tokenizer,
     weights_sha256,
 )
 from routerjax.typing import Array, PyTree, Query, Variables
@@ -76,6 +78,7 @@ class SentenceFeaturizer(Featurizer):
         fingerprint: hash of all that changes an embedding: weights, sizes, modules, tokenizer, length, truncation.
         max_length: tokens of a prompt that are read.
         truncation: what is left out of a longer prompt, see :class:`TextTokenizer`.
+        resolved_tokenizer: the tokenizer, where it is not the encoder's ``tokenizer.json`` as it stands.
     """
 
     kind = "sentence"
@@ -86,6 +89,12 @@ class SentenceFeaturizer(Featurizer):
     fingerprint: str
     max_length: Count
     truncation: Truncation
+    resolved_tokenizer: bytes | None = field(default=None, repr=False)
+
+    @property
+    def files(self) -> Mapping[str, bytes]:
+        """The tokenizer that transformers made of the encoder's files, so that scoring need not ask it again."""
+        return {} if self.resolved_tokenizer is None else {RESOLVED_FILE: self.resolved_tokenizer}
 
     @functools.cached_property
     def encoder(self) -> SentenceEncoder:
@@ -96,8 +105,8 @@ class SentenceFeaturizer(Featurizer):
         """
         place = vars(self).get("_place")
         source = self.source if place is None else place
-        loaded = load_encoder(
-            source, max_length=self.max_length, truncation=self.truncation, download=place is not None
+        loaded = _load(
+            locate(source, download=place is not None), source, self.max_length, self.truncation, kept=self.files
         )
         if loaded.fingerprint != self.fingerprint:
             raise self.refusal(f"the encoder {source} has", loaded.fingerprint)
@@ -113,6 +122,17 @@ class SentenceFeaturizer(Featurizer):
     def require_text(self) -> None:
         """Load the encoder."""
         _ = self.encoder
+
+    def to_dict(self) -> dict[str, Any]:
+        """Return the fields as JSON holds them, without the tokenizer."""
+        return {name: value for name, value in super().to_dict().items() if name != "resolved_tokenizer"}
+
+    @classmethod
+    def from_dict(cls, fields: Mapping[str, Any], files: Mapping[str, bytes]) -> Self:
+        """The inverse of :meth:`to_dict`; see :meth:`Featurizer.from_dict`."""
+        if "resolved_tokenizer" in fields or not set(files) <= {RESOLVED_FILE}:
+            raise InputError(f"a sentence encoder's router keeps no file but {RESOLVED_FILE}, got {', '.join(files)}")
+        return dataclasses.replace(super().from_dict(fields, {}), resolved_tokenizer=files.get(RESOLVED_FILE))
 
     def text_function(self) -> TextFunction:
         """The tokenizer and the encoder."""
@@ -192,7 +212,6 @@ def load_encoder(
     *,
     max_length: int = 256,
     truncation: Truncation | None = None,
-    download: bool = True,
 ) -> SentenceFeaturizer:
     """Load a sentence encoder of the BERT family, as sentence-transformers saves it.
 
@@ -207,7 +226,6 @@ def load_encoder(
         max_length: tokens of a prompt that are read, whatever the files say; another length than theirs is logged.
         truncation: what is left out of a longer prompt (see :class:`TextTokenizer`); None for what the files of the
             tokenizer say.
-        download: see :func:`routerjax.pretrained.locate`.
 
     Returns:
         A featurizer whose encoder is loaded, and whose fingerprint covers all that changes an embedding: weights,
@@ -216,7 +234,18 @@ def load_encoder(
     Raises:
         InputError: not found, damaged, or of another architecture or with modules that are not computed here.
     """
-    folder = locate(source, download=download)
+    return _load(locate(source), source, max_length, truncation)
+
+
+def _load(
+    folder: Path,
+    source: str | os.PathLike[str],
+    max_length: int,
+    truncation: Truncation | None,
+    *,
+    kept: Mapping[str, bytes] | None = None,
+) -> SentenceFeaturizer:
+    """Load the encoder in ``folder``; transformers is not asked if a router says which files it keeps."""
     modules = read_sentence_modules(folder)
     path = modules.transformer / "config.json"
     described = encoder_attributes(read_bert_encoder(modules.transformer), f"{path}: encoder")
@@ -226,14 +255,21 @@ def load_encoder(
         cast("tuple[Pooling, ...]", modules.pooling),
         tuple(EMBEDDING_LAYERS[layer.kind](**layer.attributes) for layer in modules.layers),
     )
+    if kept is None:
+        files, configured_truncation = read_tokenizer(
+            modules.transformer, vocab_size=module.encoder.vocab_size, lowercase=modules.lowercase
+        )
+    else:
+        files, configured_truncation = (
+            kept or {TOKENIZER_FILE: read_text_file(modules.transformer / TOKENIZER_FILE)},
+            "right",
+        )
     try:
-        files = read_tokenizer_files(modules.transformer)
-        tokenizer_json = configured_tokenizer(files, module.encoder.model_type)
         tokenizer = tokenizer_for(
             module.encoder,
-            lowercased(tokenizer_json) if modules.lowercase else tokenizer_json,
+            resolved_tokenizer(files),
             max_length,
-            truncation or truncation_side(files),
+            truncation or configured_truncation,
             prefix=modules.prefix,
         )
     except InputError as error:
@@ -254,6 +290,7 @@ def load_encoder(
         fingerprint=hashlib.sha256(json.dumps(identity, sort_keys=True).encode()).hexdigest(),
         max_length=max_length,
         truncation=tokenizer.truncation,
+        resolved_tokenizer=files.get(RESOLVED_FILE),
     )
     variables = {"params": jax.tree.map(jnp.asarray, _read_params(modules, module))}
     vars(featurizer)["encoder"] = SentenceEncoder(module, variables, tokenizer)

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import functools
 import hashlib
-import json
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from typing import NamedTuple, get_args
@@ -18,8 +17,8 @@ from jaxtyping import Bool, Int, Int32
 from routerjax.config import Truncation
 from routerjax.errors import InputError, choose
 from routerjax.features.cutting import CHARACTERS_PER_TOKEN, Cut, cut
-from routerjax.features.tokenizer_bounds import require_bounded
 from routerjax.models import BertEncoder
+from routerjax.pretrained import parse_tokenizer
 from routerjax.prompts import require_texts, valid_text
 
 # Prompts are padded to one of these lengths, and batches to a power of two of rows: each pair is one compilation.
@@ -74,7 +73,6 @@ class TextTokenizer:
     def __post_init__(self) -> None:
         choose(self.truncation, dict.fromkeys(get_args(Truncation)), "truncation")
         _ = self.tokenizer  # not a tokenizer's file is said first
-        require_bounded(json.loads(self.tokenizer_json))
         before, after = self.special_tokens
         if len(before) + len(after) > self.max_length:
             raise InputError(f"max_length must be at least the {len(before) + len(after)} special tokens of a text")
@@ -82,13 +80,7 @@ class TextTokenizer:
     @functools.cached_property
     def tokenizer(self) -> tokenizers.Tokenizer:
         """The tokenizer itself, which neither pads nor cuts."""
-        try:
-            tokenizer = tokenizers.Tokenizer.from_str(self.tokenizer_json.decode("utf-8"))
-        except Exception as error:  # the tokenizers library raises bare Exception for a damaged file
-            raise InputError(f"tokenizer.json is not a tokenizer: {error}") from error
-        tokenizer.no_truncation()
-        tokenizer.no_padding()
-        return tokenizer
+        return parse_tokenizer(self.tokenizer_json)
 
     @functools.cached_property
     def fingerprint(self) -> str:

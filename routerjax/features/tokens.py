@@ -32,19 +32,18 @@ from routerjax.models import (
 )
 from routerjax.pretrained import (
     LAYER_TENSORS,
+    RESOLVED_FILE,
     TOKENIZER_FILE,
     TOKENIZER_FILES,
     SentenceModules,
-    configured_tokenizer,
     locate,
-    lowercased,
     read_bert_encoder,
     read_sentence_modules,
-    read_tokenizer_files,
+    read_tokenizer,
     require_sizes,
+    resolved_tokenizer,
     tokenizer_config,
     transformer_folder,
-    truncation_side,
 )
 from routerjax.validation import coerce
 
@@ -59,11 +58,11 @@ class TokenFeaturizer(Featurizer):
         max_length: tokens of a prompt that are read, special ones included.
         truncation: what is left out of a longer prompt, see :class:`TextTokenizer`.
         encoder: linen, from tokens to hidden states; its parameters are the router's.
-        tokenizer_files: of the tokenizer, name -> content, byte for byte.
+        tokenizer_files: of the tokenizer, name -> content, byte for byte, and what transformers makes of them all if
+            it is not their ``tokenizer.json``; see :func:`routerjax.pretrained.read_tokenizer`.
         normalize: scale the embedding, which routers of embeddings take, to unit length.
         pooling: how hidden states become that embedding; see :class:`routerjax.models.SentenceEmbedding`.
         prefix: put before each text.
-        lowercase: lower a text's case before all that the tokenizer's files say.
         fingerprint: of the tokenizer, its length and its truncation.
         width: of the hidden states.
 
@@ -82,14 +81,13 @@ class TokenFeaturizer(Featurizer):
     normalize: bool = False
     pooling: tuple[Pooling, ...] = ("mean",)
     prefix: str = ""
-    lowercase: bool = False
     fingerprint: str = field(init=False, repr=False)
     width: int = field(init=False, repr=False)
 
     def __post_init__(self) -> None:
         if TOKENIZER_FILE not in self.tokenizer_files:
             raise InputError(f"no {TOKENIZER_FILE}")
-        unknown = sorted(set(self.tokenizer_files) - set(TOKENIZER_FILES))
+        unknown = sorted(set(self.tokenizer_files) - {*TOKENIZER_FILES, RESOLVED_FILE})
         if unknown:
             raise InputError(f"{unknown[0]!r} is no file of a tokenizer: {', '.join(TOKENIZER_FILES)}")
         _ = self.tokenizer_config  # damage is said now, not by an export after the training
@@ -120,8 +118,7 @@ class TokenFeaturizer(Featurizer):
     @functools.cached_property
     def tokenizer(self) -> TextTokenizer:
         """The real tokenizer, which keeps ``max_length`` tokens of a text."""
-        configured = configured_tokenizer(self.tokenizer_files, self.encoder.model_type)
-        tokenizer_json = lowercased(configured) if self.lowercase else configured
+        tokenizer_json = resolved_tokenizer(self.tokenizer_files)
         return tokenizer_for(self.encoder, tokenizer_json, self.max_length, self.truncation, prefix=self.prefix)
 
     def query(
@@ -190,10 +187,7 @@ class TokenFeaturizer(Featurizer):
         if not pooling:
             raise InputError(f"featurizer.pooling must list one or more of {', '.join(POOLINGS)}, got none")
         kinds = {"source": str, "max_length": Count, "truncation": Truncation, "normalize": bool, "prefix": str}
-        plain = {
-            name: coerce(fields[name], kind, f"featurizer.{name}")
-            for name, kind in {**kinds, "lowercase": bool}.items()
-        }
+        plain = {name: coerce(fields[name], kind, f"featurizer.{name}") for name, kind in kinds.items()}
         encoder = BertEncoder(**encoder_attributes(described, "featurizer.encoder"))
         featurizer = cls(encoder=encoder, pooling=pooling, tokenizer_files=files, **plain)
         if featurizer.fingerprint != fields["fingerprint"]:
@@ -239,20 +233,19 @@ def load_tokens(
                 f"{layer.folder}: a {layer.kind} after the pooling is not trained with the encoder: set "
                 "features.train_encoder=False"
             )
-    files = read_tokenizer_files(folder)
     described = encoder_attributes(read_bert_encoder(folder), f"{folder / 'config.json'}: encoder")
     encoder = BertEncoder(**{**described, **choices})
+    tokenizer = read_tokenizer(folder, vocab_size=encoder.vocab_size, lowercase=modules.lowercase)
     try:
         return TokenFeaturizer(
             source=os.fspath(source),
-            max_length=_configured_length(files, encoder) if max_length is None else max_length,
-            truncation=truncation or truncation_side(files),
+            max_length=_configured_length(tokenizer.files, encoder) if max_length is None else max_length,
+            truncation=truncation or tokenizer.truncation,
             encoder=encoder,
-            tokenizer_files=files,
+            tokenizer_files=tokenizer.files,
             normalize=bool(modules.layers),
             pooling=cast("tuple[Pooling, ...]", modules.pooling),
             prefix=modules.prefix,
-            lowercase=modules.lowercase,
         )
     except InputError as error:
         raise InputError(f"{folder}: {error}") from error

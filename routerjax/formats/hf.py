@@ -12,7 +12,6 @@ from typing import cast
 
 import jax
 import numpy as np
-import tokenizers
 
 from routerjax.errors import InputError, VerificationError
 from routerjax.families import BERT
@@ -32,7 +31,9 @@ from routerjax.likelihoods import BRADLEY_TERRY
 from routerjax.models import BertRouter, unstack_layers
 from routerjax.policies import Threshold
 from routerjax.pretrained import (
+    RESOLVED_FILE,
     TOKENIZER_CONFIG,
+    TOKENIZER_FILE,
     BertConfig,
     bert_names,
     locate,
@@ -79,7 +80,7 @@ class HuggingFace(ReadableFormat, WritableFormat):
         folder = locate(source)
         settings, featurizer = read_settings(folder), load_tokens(source)
         if settings is None:
-            labels = list(read_bert_config(folder).labels or TRANSFORMERS_LABELS)
+            labels = read_bert_config(folder).labels or TRANSFORMERS_LABELS
             if strong is None or weak is None:
                 raise InputError(
                     f"{source} does not say which models it routes between: give --strong and --weak, two of "
@@ -90,7 +91,7 @@ class HuggingFace(ReadableFormat, WritableFormat):
                 raise InputError(
                     f"{source}: id2label gives the name {repeated[0]!r} to {labels.count(repeated[0])} labels"
                 )
-            settings = HfSettings(labels, Threshold(strong, weak), BRADLEY_TERRY, featurizer.max_length)
+            settings = HfSettings(list(labels), Threshold(strong, weak), BRADLEY_TERRY, featurizer.max_length)
         return load_hf(folder, featurizer, settings).with_pair(strong, weak)
 
     def require_form(self, router: Router) -> None:
@@ -127,8 +128,7 @@ class HuggingFace(ReadableFormat, WritableFormat):
         weights = tensor_bytes(publish_weights(plain.variables["params"], names), {"format": "pt"})
         settings = router_settings(plain, featurizer.max_length, hashlib.sha256(weights).hexdigest())
         files = {
-            **featurizer.files,
-            TOKENIZER_CONFIG: _tokenizer_config(featurizer),
+            **_tokenizer_files(featurizer),
             "config.json": _json_bytes({**config.to_json(), SECTION: settings_as_json(settings)}),
             "model.safetensors": weights,
         }
@@ -177,22 +177,22 @@ def _are_labels_reversed(router: Router) -> bool:
     return router.likelihood.is_of_one_pair and router.strong == router.models[1]
 
 
-def _tokenizer_config(featurizer: TokenFeaturizer) -> bytes:
-    """The tokenizer's own, reading the tokens that the router does; made where only tokenizer.json is known."""
+def _tokenizer_files(featurizer: TokenFeaturizer) -> dict[str, bytes]:
+    """The tokenizer's own files, told which tokens the router reads; the resolved one where nothing configures it."""
     reads = {"model_max_length": featurizer.max_length, "truncation_side": featurizer.truncation}
+    files = {name: content for name, content in featurizer.files.items() if name != RESOLVED_FILE}
     described = featurizer.tokenizer_config
     if described:
         is_told = all(described.get(name) == value for name, value in reads.items())
-        return featurizer.files[TOKENIZER_CONFIG] if is_told else _json_bytes({**described, **reads})
-    tokenizer = tokenizers.Tokenizer.from_str(featurizer.files["tokenizer.json"].decode("utf-8"))
-    return _json_bytes(
-        {
-            "tokenizer_class": "PreTrainedTokenizerFast",
-            "pad_token": tokenizer.id_to_token(featurizer.encoder.padding_id),
-            **reads,
-            "model_input_names": ["input_ids", "attention_mask"],
-        }
-    )
+        return files if is_told else {**files, TOKENIZER_CONFIG: _json_bytes({**described, **reads})}
+    tokenizer = featurizer.tokenizer
+    config = {
+        "tokenizer_class": "PreTrainedTokenizerFast",
+        "pad_token": tokenizer.tokenizer.id_to_token(featurizer.encoder.padding_id),
+        **reads,
+        "model_input_names": ["input_ids", "attention_mask"],
+    }
+    return {**files, TOKENIZER_FILE: tokenizer.tokenizer_json, TOKENIZER_CONFIG: _json_bytes(config)}
 
 
 def _scores(router: Router, query: Sequence[str]) -> np.ndarray:

@@ -1,4 +1,4 @@
-"""Architectures of the BERT family in transformers: names of tensors, keys of config.json and their defaults."""
+"""Architectures of the BERT family in transformers: names of tensors and keys of config.json."""
 
 from __future__ import annotations
 
@@ -34,43 +34,6 @@ _DISTILBERT_KEYS = {
     "initializer_range": "initializer_range",
 }
 _MPNET_KEYS = {ours: key for ours, key in _BERT_KEYS.items() if ours != "num_token_types"}
-# What transformers takes where config.json says nothing; tests compare it with transformers itself.
-_BERT_DEFAULTS: Mapping[str, object] = {
-    "vocab_size": 30522,
-    "hidden_size": 768,
-    "num_hidden_layers": 12,
-    "num_attention_heads": 12,
-    "intermediate_size": 3072,
-    "max_position_embeddings": 512,
-    "type_vocab_size": 2,
-    "pad_token_id": 0,
-    "hidden_dropout_prob": 0.1,
-    "attention_probs_dropout_prob": 0.1,
-    "layer_norm_eps": 1e-12,
-    "initializer_range": 0.02,
-    "hidden_act": "gelu",
-    "classifier_dropout": None,  # the hidden dropout
-}
-_MPNET_DEFAULTS: Mapping[str, object] = {
-    **{key: _BERT_DEFAULTS[key] for key in _BERT_DEFAULTS if key not in ("type_vocab_size", "classifier_dropout")},
-    "vocab_size": 30527,
-    "pad_token_id": 1,
-    "relative_attention_num_buckets": 32,
-}
-_DISTILBERT_DEFAULTS: Mapping[str, object] = {
-    "vocab_size": 30522,
-    "dim": 768,
-    "n_layers": 6,
-    "n_heads": 12,
-    "hidden_dim": 3072,
-    "max_position_embeddings": 512,
-    "pad_token_id": 0,
-    "dropout": 0.1,
-    "attention_dropout": 0.1,
-    "initializer_range": 0.02,
-    "activation": "gelu",
-    "seq_classif_dropout": 0.2,
-}
 
 EMBEDDINGS: Mapping[str, str] = {
     "embeddings.word_embeddings.weight": "token_embedding",
@@ -123,8 +86,6 @@ class Architecture:
         others: parts of the encoder that BERT has not, published -> ours.
         layer: a layer's parts, published -> ours.
         keys: our attribute -> the key in config.json.
-        defaults: what transformers takes for the keys that config.json leaves out.
-        synonyms: keys that transformers reads as others.
         fixed: attributes that config.json does not say.
         required: keys in config.json, and the only value of each that transformers computes with or we do.
         activation: key in config.json.
@@ -139,8 +100,6 @@ class Architecture:
     others: Mapping[str, str] = field(default_factory=dict)
     layer: Mapping[str, str] = field(default_factory=lambda: _BERT_LAYER)
     keys: Mapping[str, str] = field(default_factory=lambda: _BERT_KEYS)
-    defaults: Mapping[str, object] = field(default_factory=lambda: _BERT_DEFAULTS)
-    synonyms: Mapping[str, str] = field(default_factory=dict)
     fixed: Mapping[str, int | float] = field(default_factory=dict)
     required: Mapping[str, object] = field(default_factory=dict)
     activation: str = "hidden_act"
@@ -152,7 +111,6 @@ _ROBERTA = Architecture(
     prefix="roberta.",
     head={"classifier.dense": "dense", "classifier.out_proj": "classifier"},
     pretraining=r"roberta\.pooler\..*|lm_head\..*",
-    defaults={**_BERT_DEFAULTS, "vocab_size": 50265, "pad_token_id": 1},
 )
 ARCHITECTURES: Mapping[str, Architecture] = {
     "bert": Architecture(
@@ -165,12 +123,10 @@ ARCHITECTURES: Mapping[str, Architecture] = {
     "xlm-roberta": dataclasses.replace(
         _ROBERTA,
         class_name="XLMRobertaForSequenceClassification",
-        defaults={**_BERT_DEFAULTS, "pad_token_id": 1},
     ),
     "camembert": dataclasses.replace(
         _ROBERTA,
         class_name="CamembertForSequenceClassification",
-        defaults={**_BERT_DEFAULTS, "pad_token_id": 1},
     ),
     "mpnet": Architecture(
         class_name="MPNetForSequenceClassification",
@@ -180,7 +136,6 @@ ARCHITECTURES: Mapping[str, Architecture] = {
         others={"encoder.relative_attention_bias.weight": "distance_bias"},
         layer=_MPNET_LAYER,
         keys=_MPNET_KEYS,
-        defaults=_MPNET_DEFAULTS,
         fixed={"num_token_types": 0},
         required={"pad_token_id": 1, "relative_attention_num_buckets": 32},
         classifier_dropout=None,
@@ -193,8 +148,6 @@ ARCHITECTURES: Mapping[str, Architecture] = {
         layers="transformer.layer.{}.",
         layer=_DISTILBERT_LAYER,
         keys=_DISTILBERT_KEYS,
-        defaults=_DISTILBERT_DEFAULTS,
-        synonyms={"hidden_size": "dim", "num_hidden_layers": "n_layers", "num_attention_heads": "n_heads"},
         fixed={"num_token_types": 0, "layer_norm_epsilon": 1e-12},
         activation="activation",
         classifier_dropout="seq_classif_dropout",

@@ -6,7 +6,7 @@ import json
 import logging
 import math
 import re
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -14,12 +14,14 @@ from typing import Any
 from routerjax.errors import InputError
 from routerjax.pretrained.architectures import ARCHITECTURES, EMBEDDINGS, Architecture
 from routerjax.pretrained.files import read_json
+from routerjax.pretrained.library import from_pretrained
 from routerjax.pretrained.weights import TensorNames
 
 logger = logging.getLogger(__name__)
 
 CONFIG_FILE = "config.json"
 
+OF_CLASSIFIERS = ("id2label", "label2id", "num_labels", "classifier_dropout", "seq_classif_dropout")
 _DROPOUT_RATES = {"dropout_rate", "attention_dropout_rate"}
 _RATES = {*_DROPOUT_RATES, "layer_norm_epsilon", "initializer_range"}
 
@@ -64,12 +66,11 @@ def read_bert_config(folder: Path) -> BertConfig:
     """
     path, architecture, config = _read(folder)
     encoder, key = _encoder(path, architecture, config), architecture.classifier_dropout
-    dropout = None if key is None else config.get(key, architecture.defaults[key])
-    if key is None or (dropout is None and architecture.defaults[key] is None):
-        rate = encoder["dropout_rate"]
-    else:
-        rate = _number(dropout, f"{path}: {key}", whole=False, below=1)
-    return BertConfig(encoder=encoder, classifier_dropout_rate=rate, labels=_labels(config, path))
+    read = _as_transformers_reads(path, config, ("id2label",) if key is None else ("id2label", key))
+    dropout = read.get(str(key))
+    rate = encoder["dropout_rate"] if dropout is None else _number(dropout, f"{path}: {key}", whole=False, below=1)
+    labels = _labels(read["id2label"], path) if {"id2label", "num_labels"} & set(config) else None
+    return BertConfig(encoder=encoder, classifier_dropout_rate=rate, labels=labels)
 
 
 def read_bert_encoder(folder: Path) -> dict[str, Any]:
@@ -82,48 +83,58 @@ def read_bert_encoder(folder: Path) -> dict[str, Any]:
         InputError: no such file, damaged, or an architecture that :class:`routerjax.models.BertEncoder` is not.
     """
     path, architecture, config = _read(folder)
-    left_out = {key: architecture.defaults[key] for key in architecture.keys.values() if key not in config}
-    if left_out:
-        logger.info("%s leaves out %s: taken as in transformers", path, json.dumps(left_out))
-    return _encoder(path, architecture, config)
+    of_encoder = {key: value for key, value in config.items() if key not in OF_CLASSIFIERS}
+    return _encoder(path, architecture, of_encoder, level=logging.INFO)
 
 
 def _read(folder: Path) -> tuple[Path, Architecture, dict[str, Any]]:
-    """The file, the architecture that it names, and its content by the architecture's own keys."""
+    """The file, the architecture that it names, and its content."""
     path = folder / CONFIG_FILE
     config = read_json(path, dict)
     model_type = config.get("model_type")
     # No suggestion: nobody mistypes what a program wrote, and another architecture's name would be a wrong mend.
     if not isinstance(model_type, str) or model_type not in ARCHITECTURES:
         raise InputError(f"{path}: model_type must be one of {', '.join(ARCHITECTURES)}, got {model_type!r}")
-    architecture = ARCHITECTURES[model_type]
-    return path, architecture, {architecture.synonyms.get(key, key): value for key, value in config.items()}
+    return path, ARCHITECTURES[model_type], config
 
 
-def _encoder(path: Path, architecture: Architecture, config: Mapping[str, Any]) -> dict[str, Any]:
-    config = {**architecture.defaults, **config}  # as transformers takes it
+def _as_transformers_reads(path: Path, config: Mapping[str, Any], keys: Sequence[str]) -> dict[str, Any]:
+    """Values of keys, by AutoConfig of transformers, which knows defaults and synonyms."""
+    content = json.dumps(config).encode()
+    return from_pretrained(
+        "AutoConfig", {CONFIG_FILE: content}, path, lambda read: {key: getattr(read, key) for key in keys}
+    )
+
+
+def _encoder(
+    path: Path, architecture: Architecture, config: Mapping[str, Any], *, level: int = logging.DEBUG
+) -> dict[str, Any]:
+    """Attributes of the encoder; transformers is asked for those alone that the file leaves out, which is logged."""
     required = {architecture.activation: "gelu", "position_embedding_type": "absolute", "is_decoder": False}
     for key, expected in {**required, **architecture.required}.items():
         if config.get(key, expected) != expected:
             raise InputError(f"{path}: {key} must be {expected!r}, got {config[key]!r}")
+    values = {key: config[key] for key in architecture.keys.values() if key in config}
+    left_out = [key for key in architecture.keys.values() if key not in config]
+    if left_out:
+        defaults = _as_transformers_reads(path, config, left_out)
+        logger.log(level, "%s leaves out %s: taken as in transformers", path, json.dumps(defaults))
+        values |= defaults
     encoder: dict[str, Any] = {"model_type": config["model_type"], **architecture.fixed}
     for ours, theirs in architecture.keys.items():
         encoder[ours] = _number(
-            config[theirs], f"{path}: {theirs}", whole=ours not in _RATES, below=1 if ours in _DROPOUT_RATES else None
+            values[theirs], f"{path}: {theirs}", whole=ours not in _RATES, below=1 if ours in _DROPOUT_RATES else None
         )
     if encoder["num_heads"] < 1 or encoder["width"] % encoder["num_heads"] != 0:
         raise InputError(f"{path}: {encoder['num_heads']} heads do not divide a width of {encoder['width']}")
     return encoder
 
 
-def _labels(config: Mapping[str, Any], path: Path) -> tuple[str, ...] | None:
-    labels = config.get("id2label")
-    if labels is None:
-        return None
-    places = {str(index) for index in range(len(labels))} if isinstance(labels, dict) else set()
-    if not places or set(labels) != places or not all(isinstance(name, str) and name for name in labels.values()):
-        raise InputError(f"{path}: id2label must map '0', '1', ... to names, got {str(labels)[:200]}")
-    return tuple(labels[str(index)] for index in range(len(labels)))
+def _labels(labels: Mapping[int, object], path: Path) -> tuple[str, ...]:
+    names = tuple(name for _, name in sorted(labels.items()) if isinstance(name, str) and name)
+    if not names or len(names) < len(labels) or set(labels) != set(range(len(labels))):
+        raise InputError(f"{path}: id2label must map '0', '1', ... to names, got {str(dict(labels))[:200]}")
+    return names
 
 
 def bert_names(model_type: str, *, head: bool, classifier: bool = True) -> TensorNames:

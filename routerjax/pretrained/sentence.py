@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import Any, Literal
 
 from routerjax.errors import InputError
-from routerjax.pretrained.files import find_file, parse_json, read_json
+from routerjax.pretrained.files import find_file, read_json
 from routerjax.pretrained.weights import TensorNames
 
 logger = logging.getLogger(__name__)
@@ -147,21 +147,6 @@ def read_sentence_modules(folder: Path) -> SentenceModules:
         prefix=prefix,
         max_length=_typed(settings, "max_seq_length", int, modules[0][1]),
     )
-
-
-def lowercased(tokenizer_json: bytes) -> bytes:
-    """A ``tokenizer.json`` that lowers a text's case before all else, as the library's ``do_lower_case`` makes it.
-
-    Raises:
-        InputError: not a tokenizer's file.
-    """
-    tokenizer = parse_json(tokenizer_json, dict, "tokenizer.json")
-    old = tokenizer.get("normalizer")
-    steps = old.get("normalizers") if isinstance(old, dict) and old.get("type") == "Sequence" else [old]
-    steps = [step for step in steps if step is not None] if isinstance(steps, list) else []
-    if not any(isinstance(step, dict) and step.get("type") == "Lowercase" for step in steps):
-        tokenizer["normalizer"] = {"type": "Sequence", "normalizers": [{"type": "Lowercase"}, *steps]}
-    return json.dumps(tokenizer, ensure_ascii=False).encode("utf-8", "surrogatepass")
 
 
 def list_modules(folder: Path) -> list[tuple[str, Path]]:

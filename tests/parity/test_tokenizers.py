@@ -1,14 +1,15 @@
-"""Tokens against those of transformers' AutoTokenizer: settings of tokenizer_config.json are followed or refused."""
+"""Texts are cut and padded as transformers' AutoTokenizer does, whatever the settings of its files."""
 
 import json
 from pathlib import Path
 
 import hypothesis
+import numpy as np
 import pytest
 from hypothesis import strategies as st
 
 from routerjax.features import TextTokenizer
-from routerjax.pretrained import configured_tokenizer, read_tokenizer_files, truncation_side
+from routerjax.pretrained import read_tokenizer
 from tests.tokenizers_of_kinds import SENTENCES, make_tokenizer_of
 
 pytest.importorskip("transformers")
@@ -46,12 +47,11 @@ def test_tokens_are_those_of_transformers(
     (folder / "added_tokens.json").write_text(json.dumps(added))
     (folder / "tokenizer_config.json").write_text(json.dumps(config))
     (folder / "config.json").write_text(json.dumps({"model_type": model_type}))
-    files = read_tokenizer_files(folder)
-    ours = TextTokenizer(configured_tokenizer(files, model_type), 12, truncation=truncation_side(files))
+    read = read_tokenizer(folder, vocab_size=1000)
+    ours = TextTokenizer(read.tokenizer_json, 12, numbers["<pad>"], read.truncation)
     reference = AutoTokenizer.from_pretrained(str(folder))
     texts = [*SENTENCES, "MiXeD CaSe TEXT", "naïve 你好", "", *data.draw(st.lists(st.text(max_size=40), max_size=3))]
-    assert ours.token_ids(texts) == reference(texts, truncation=True, max_length=12)["input_ids"], (
-        config,
-        special,
-        added,
-    )
+    expected = reference(texts, truncation=True, max_length=12, padding=True, return_tensors="np")
+    padded = ours.pad(ours.token_ids(texts))
+    for name, key in {"token_ids": "input_ids", "attention_mask": "attention_mask"}.items():
+        np.testing.assert_array_equal(padded[name], expected[key], err_msg=str((config, special, added)))

@@ -7,10 +7,9 @@ import math
 import re
 from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, Literal
 
 from routerjax.errors import InputError
-from routerjax.pretrained import tokenizer_steps
 
 MOST_GROWTH = 1000
 """A text may become so many times longer by normalisation, at most."""
@@ -58,6 +57,20 @@ def require_bounded(tokenizer: Mapping[str, Any]) -> None:
         for entry in vocabulary:
             if isinstance(entry, list) and entry and len(str(entry[0])) > LONGEST_WORD:
                 raise InputError(f"tokenizer.json: a token must be at most {LONGEST_WORD} characters long")
+
+
+def tokenizer_steps(tokenizer: Mapping[str, Any], part: Literal["normalizer", "pre_tokenizer"]) -> list[dict[str, Any]]:
+    """List the steps of a part of ``tokenizer.json``: of a sequence those in it, even if no ``type`` calls it one."""
+    several = {"normalizer": "normalizers", "pre_tokenizer": "pretokenizers"}[part]
+
+    def steps(component: object) -> list[dict[str, Any]]:
+        if not isinstance(component, dict):
+            return []
+        if component.get("type", "Sequence") != "Sequence" or several not in component:
+            return [component]
+        return [step for inner in component[several] or () for step in steps(inner)]
+
+    return steps(tokenizer.get(part))
 
 
 def _growth(normalizer: Mapping[str, Any]) -> int:
