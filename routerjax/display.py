@@ -7,8 +7,10 @@ cell, a link or an element of its own.
 from __future__ import annotations
 
 import html
+import json
 import re
 
+NO_ASCII = re.compile(r"[^ -~]")
 # What starts something in Markdown; an underscore within a word does not.
 MARKDOWN = re.compile(r"[\\`*\[\]|~#!]|(?<![0-9A-Za-z])_|_(?![0-9A-Za-z])")
 
@@ -67,15 +69,12 @@ def printable_json(text: str, *, ascii_only: bool = False) -> str:
         >>> print(printable_json('{"prompt": "naïve \\u202e"}'))
         {"prompt": "naïve \\u202e"}
     """
-    if text.isascii() or (text.isprintable() and not ascii_only):
-        return text.replace("\x7f", r"\u007f")
+    if text.isprintable() and not ascii_only:
+        return text
 
-    def is_kept(character: str) -> bool:
-        return character < "\x7f" or (character.isprintable() and not ascii_only)
+    def escape(character: re.Match[str]) -> str:
+        shown = character[0]
+        is_kept = shown.isprintable() and (shown.isascii() or not ascii_only)
+        return shown if is_kept else "\\u007f" if shown == "\x7f" else json.dumps(shown)[1:-1]
 
-    return "".join(character if is_kept(character) else _json_escape(character) for character in text)
-
-
-def _json_escape(character: str) -> str:
-    units = character.encode("utf-16-be", "surrogatepass")
-    return "".join(f"\\u{units[place : place + 2].hex()}" for place in range(0, len(units), 2))
+    return NO_ASCII.sub(escape, text)

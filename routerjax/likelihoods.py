@@ -3,8 +3,10 @@
 - ``bradley_terry``: a tie is half a win to each side; nothing is said of how likely ties are.
 - ``rao_kupper``: a battle is a tie where the margin, plus logistic noise, is small: one threshold, learned.
 - ``davidson``: a tie has odds of its own against the geometric mean of the two wins: one number, learned.
-- ``three_outcome``: Davidson's, with a tie score of each query, an output more beside the models'. For a fixed pair
+- ``three_outcome``: Davidson's, with a tie score of each prompt, an output more beside the models'. For a fixed pair
   this is a softmax over win, tie and loss with three free logits.
+- ``rao_kupper_by_prompt``: Rao and Kupper's, with a threshold of each prompt, from such an output.
+- ``grounded_rao_kupper``: likewise, and with a fourth outcome, that both answers are bad: scores have a zero.
 - ``three_labels``: the outputs are not models but win, tie and loss of ONE pair: RouteLLM's released classifiers.
 """
 
@@ -219,24 +221,65 @@ class Davidson(_LearnedTie):
         return losses.davidson_log_prob(losses.margin(scores, sides), params["tie"])
 
 
-@register_likelihood
-class ThreeOutcome(Likelihood):
-    """Davidson's model with a tie score of each query, the last output."""
-
-    name = "three_outcome"
+class _TieOfEachPrompt(Likelihood):
+    """A model of ties with a tie score of each prompt, the last output."""
 
     def output_names(self, models: tuple[str, ...]) -> tuple[str, ...]:
         """The models, and ``tie``."""
         return (*models, "tie")
 
-    def log_prob(self, params: PyTree, scores: Float[Array, "prompts outputs"], sides: Sides) -> Array:
-        """Under the log-odds that is the query's last score."""
-        del params
-        return losses.davidson_log_prob(losses.margin(scores, sides), scores[sides.query_index, -1])
-
     def model_scores(self, scores: Float[Array, "batch outputs"]) -> Array:
         """All but the tie's."""
         return scores[:, :-1]
+
+
+@register_likelihood
+class ThreeOutcome(_TieOfEachPrompt):
+    """Davidson's model with a tie score of each prompt."""
+
+    name = "three_outcome"
+
+    def log_prob(self, params: PyTree, scores: Float[Array, "prompts outputs"], sides: Sides) -> Array:
+        """Under the log-odds that is the prompt's last score."""
+        del params
+        return losses.davidson_log_prob(losses.margin(scores, sides), scores[sides.query_index, -1])
+
+
+@register_likelihood
+class RaoKupperByPrompt(_TieOfEachPrompt):
+    """Rao and Kupper's model with a threshold of each prompt, as P2L's ``rk`` routers have it.
+
+    ``t = max(10 softplus((score - 22.5) / 10), 0.02)`` in nats, which is 1.0 at a score of 0 and moves by 0.1 a unit.
+
+    Reference:
+        Frick et al., "Prompt-to-Leaderboard", arXiv 2502.14855, and the loss ``rk`` of its code.
+    """
+
+    name = "rao_kupper_by_prompt"
+
+    def log_prob(self, params: PyTree, scores: Float[Array, "prompts outputs"], sides: Sides) -> Array:
+        """Under the threshold of the prompt's last score."""
+        del params
+        threshold = 10.0 * jax.nn.softplus((scores[sides.query_index, -1].astype(jnp.float32) - 22.5) / 10.0)
+        threshold = jnp.maximum(threshold, 0.02)
+        tie = threshold + jnp.log(-jnp.expm1(-threshold))  # whose softplus it is
+        return losses.rao_kupper_log_prob(losses.margin(scores, sides), tie)
+
+
+@register_likelihood
+class GroundedRaoKupper(_TieOfEachPrompt):
+    """See :func:`routerjax.losses.grounded_rao_kupper_log_prob`: a score of 0 is that of an answer just good enough."""
+
+    name = "grounded_rao_kupper"
+    num_outcomes = 4
+
+    def log_prob(self, params: PyTree, scores: Float[Array, "prompts outputs"], sides: Sides) -> Array:
+        """Under the tie score that is the prompt's last."""
+        del params
+        row = sides.query_index
+        return losses.grounded_rao_kupper_log_prob(
+            scores[row, sides.model_a], scores[row, sides.model_b], scores[row, -1]
+        )
 
 
 @register_likelihood

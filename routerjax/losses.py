@@ -8,8 +8,8 @@ from jaxtyping import Array, Float
 
 from routerjax.typing import PreferenceBatch, Sides
 
-# Below this, softplus(tie) and 1 - exp(-2 softplus(tie)) / 2 are exp(tie) in float32.
-SMALL_TIE = -17.0
+# The grounded form's theta is 1 + exp(tie) + LEAST_TIE: P(tie) stays above 0 however low the tie score is.
+LEAST_TIE = 1e-6
 
 
 def bradley_terry(margin: Float[Array, "*battles"], label: Float[Array, "*battles"]) -> Float[Array, "*battles"]:
@@ -61,12 +61,42 @@ def rao_kupper_log_prob(
     margin, tie = jnp.broadcast_arrays(margin.astype(jnp.float32), tie.astype(jnp.float32))
     threshold = jax.nn.softplus(tie)
     win, loss = jax.nn.log_sigmoid(margin - threshold), jax.nn.log_sigmoid(-margin - threshold)
-    # 1 - P(a) - P(b) = (exp(2 t) - 1) P(a) P(b), without the cancellation. A threshold too small for float32 is
-    # exp(tie), whose logarithm is finite.
-    is_small = tie < SMALL_TIE
-    usual = jnp.log(-jnp.expm1(-2.0 * jnp.where(is_small, 1.0, threshold)))
-    drawn = win + loss + 2.0 * threshold + jnp.where(is_small, jnp.log(2.0) + tie, usual)
+    # 1 - P(a) - P(b) = sigmoid(t - margin) sigmoid(t + margin) (1 - exp(-2 t)), without the cancellation, and
+    # exp(-t) = sigmoid(-tie), also where t is too small for float32.
+    sure = jax.nn.log_sigmoid(tie) + jnp.log1p(jax.nn.sigmoid(-tie))
+    drawn = jax.nn.log_sigmoid(threshold - margin) + jax.nn.log_sigmoid(threshold + margin) + sure
     return jnp.stack([win, drawn, loss], axis=-1)
+
+
+def grounded_rao_kupper_log_prob(
+    score_a: Float[Array, "*battles"], score_b: Float[Array, "*battles"], tie: Float[Array, "*battles"]
+) -> Float[Array, "*battles outcomes"]:
+    """Log-probabilities of (a wins, tie, b wins, both bad) under P2L's grounded form of Rao and Kupper's model.
+
+    An answer that is just usable has the score 0. With ``pi = exp(score)`` and ``theta = 1 + exp(tie) + 1e-6``,
+    ``P(a wins) = pi_a / (pi_a + theta pi_b + 1)``, ``P(b wins)`` likewise, ``P(both bad) = 1 / (1 + pi_a + pi_b)``,
+    and a tie otherwise.
+
+    Args:
+        score_a, score_b: of the two models, in nats.
+        tie: any real; the higher, the likelier are ties of good answers.
+
+    Example:
+        >>> jnp.exp(grounded_rao_kupper_log_prob(jnp.zeros(()), jnp.zeros(()), jnp.zeros(()))).round(4).tolist()
+        [0.25, 0.16670000553131104, 0.25, 0.33329999446868896]
+
+    Reference:
+        Frick et al., "Prompt-to-Leaderboard", arXiv 2502.14855; the loss ``bag`` of its code, without its clipping of
+        probabilities at 1e-6.
+    """
+    a, b, tie = jnp.broadcast_arrays(*(term.astype(jnp.float32) for term in (score_a, score_b, tie)))
+    # A softmax of a, b and neither gives shares pi / (pi_a + pi_b + 1), of which ties take a part of a's and of b's:
+    # P(a wins) = share_a / (1 + (theta - 1) share_b), so the part is sigmoid(log(theta - 1) + log share_b).
+    share_a, share_b, both_bad = jnp.moveaxis(jax.nn.log_softmax(jnp.stack([a, b, jnp.zeros_like(a)], axis=-1)), -1, 0)
+    excess = jnp.logaddexp(tie, jnp.log(LEAST_TIE))
+    win, drawn_a = (share_a + jax.nn.log_sigmoid(sign * (excess + share_b)) for sign in (-1.0, 1.0))
+    loss, drawn_b = (share_b + jax.nn.log_sigmoid(sign * (excess + share_a)) for sign in (-1.0, 1.0))
+    return jnp.stack([win, jnp.logaddexp(drawn_a, drawn_b), loss, both_bad], axis=-1)
 
 
 def davidson_log_prob(

@@ -116,25 +116,24 @@ def test_parquet_comes_out_as_it_came_in(tmp_path: Path) -> None:
 
 
 def test_parquet_as_json_and_as_csv(tmp_path: Path) -> None:
-    pyarrow.parquet.write_table(arrow_table(), tmp_path / "in.parquet")
+    table = arrow_table().drop_columns(["duration", "binary"])
+    pyarrow.parquet.write_table(table, tmp_path / "in.parquet")
     score(tmp_path / "in.parquet", tmp_path / "out.jsonl")
     first, second = (
         json.loads(line, parse_constant=pytest.fail) for line in (tmp_path / "out.jsonl").read_text().splitlines()
     )
     assert first == {
         "prompt": "p",
-        "timestamp": "2024-05-01T10:00:00",
-        "nanoseconds": "1970-01-01T00:00:00.000000001",
-        "zoned": "2024-05-01T12:00:00+02:00",
+        "timestamp": "2024-05-01 10:00:00.000000",
+        "nanoseconds": "1970-01-01 00:00:00.000000001",
+        "zoned": "2024-05-01 12:00:00.000+0200",
         "date": "2024-05-01",
-        "time": "01:02:03",
-        "duration": "PT1.500S",
-        "decimal": 1.1,
-        "binary": "/w==",
+        "time": "01:02:03.000000",
+        "decimal": "1.10",
         "list": ["x", "y\n"],
         "fixed": [1, 2],
         "struct": {"a": [1, None], "b": None},
-        "map": [{"key": "k", "value": 1}],
+        "map": [["k", 1]],
         "nan": None,
         "unsigned": 2**64 - 1,
         "boolean": True,
@@ -148,29 +147,44 @@ def test_parquet_as_json_and_as_csv(tmp_path: Path) -> None:
     with (tmp_path / "out.csv").open(newline="") as stream:
         cells = next(csv.DictReader(stream))
     assert cells["list"] == '["x", "y\\n"]'
-    assert {name: cells[name] for name in ("timestamp", "large", "decimal", "binary")} == {
-        "timestamp": "2024-05-01T10:00:00",
+    assert {name: cells[name] for name in ("timestamp", "large", "decimal", "nan")} == {
+        "timestamp": "2024-05-01 10:00:00.000000",
         "large": "007",
         "decimal": "1.10",
-        "binary": "/w==",
+        "nan": "nan",
     }
 
 
 def test_json_lines_as_csv_and_as_parquet(tmp_path: Path) -> None:
-    (tmp_path / "in.jsonl").write_text(
-        '{"prompt": "a", "tags": ["x", 1], "n": 12345678901234567890}\n{"prompt": "b", "nan": NaN, "n": true}'
-    )
+    rows = '{"prompt": "a", "tags": ["x", "y"], "n": 9007199254740993}\n{"prompt": "b", "nan": NaN, "f": 0.1}'
+    (tmp_path / "in.jsonl").write_text(rows)
     score(tmp_path / "in.jsonl", tmp_path / "out.csv")
     with (tmp_path / "out.csv").open(newline="") as stream:
         assert list(csv.reader(stream)) == [
-            ["prompt", "tags", "n", "nan", "win_prob"],
-            ["a", '["x", 1]', "12345678901234567890", "", "0.5"],
-            ["b", "", "true", "", "0.5"],
+            ["prompt", "tags", "n", "nan", "f", "win_prob"],
+            ["a", '["x", "y"]', "9007199254740993", "", "", "0.5"],
+            ["b", "", "", "", "0.1", "0.5"],
         ]
     score(tmp_path / "in.jsonl", tmp_path / "out.jsonl")
     assert json.loads((tmp_path / "out.jsonl").read_text().splitlines()[1], parse_constant=pytest.fail)["nan"] is None
-    with pytest.raises(InputError, match=r"in\.jsonl: column tags mixes kinds of values"):
-        read_prompt_table(str(tmp_path / "in.jsonl")).prepare(str(tmp_path / "out.parquet"))
+    (tmp_path / "in.jsonl").write_text(rows.replace('"y"', "1"))
+    for ending in ("csv", "parquet"):
+        with pytest.raises(InputError, match=r"in\.jsonl: column tags mixes kinds of values"):
+            read_prompt_table(str(tmp_path / "in.jsonl")).prepare(str(tmp_path / f"mixed.{ending}"))
+
+
+@pytest.mark.parametrize(
+    ("column", "message"),
+    [
+        (pa.array([b"\xff"]), r"column c \(binary\) cannot be written as text: Invalid UTF8"),
+        (pa.array([1500], pa.duration("ms")), r"column c \(duration\[ms\]\) cannot be .*its unit would be lost"),
+        (pa.array([[math.nan]]), r"column c \(list.* cannot be written as text: Out of range float"),
+    ],
+)
+def test_what_has_no_text_is_refused_by_its_name(column: pa.Array, message: str) -> None:
+    table = PromptTable(["a"], ["prompt", "c"], pa.table({"prompt": ["a"], "c": column}))
+    with pytest.raises(InputError, match=message):
+        table.prepare("-")
 
 
 def test_what_a_format_cannot_hold_is_refused_by_its_name(tmp_path: Path) -> None:
@@ -181,7 +195,7 @@ def test_what_a_format_cannot_hold_is_refused_by_its_name(tmp_path: Path) -> Non
     kind = pa.struct([("x", pa.int64()), ("x", pa.int64())])
     twice = pa.StructArray.from_arrays([pa.array([1]), pa.array([2])], fields=list(kind))
     pair = PromptTable(["a"], ["prompt", "pair"], pa.table({"prompt": ["a"], "pair": twice}))
-    with pytest.raises(InputError, match=r"column pair \(struct.*two fields of one name"):
+    with pytest.raises(InputError, match=r"column pair \(struct.*duplicate field names"):
         pair.prepare("-")
     pyarrow.parquet.write_table(pa.table([["a"], ["b"], ["c"]], ["prompt", "id", "id"]), tmp_path / "in.parquet")
     with pytest.raises(InputError, match=r"in\.parquet has two columns 'id'"):
@@ -222,7 +236,7 @@ def test_text_that_looks_like_json_is_said(monkeypatch: pytest.MonkeyPatch, capl
     [
         (b"", None, "standard input is empty"),
         (b"", "jsonl", "standard input has no rows"),
-        (b"h\xe9\xffi", None, "standard input: line 1 is not UTF-8 text: convert it first"),
+        (b"h\xe9\xffi", None, "standard input: line 1 is not UTF-8 text: unpack or convert it first"),
         (b'{"prompt": "a"}\n\n\n{"prompt: "b"}\n', "jsonl", "standard input: line 4 is not JSON"),
         (b'{"prompt": 3}', "jsonl", r"standard input: row 0: column prompt must be text, got 3 \(int64\)"),
         (b'{"p": "x"}', "jsonl", "standard input lacks the column 'prompt'"),
@@ -250,7 +264,7 @@ def test_a_byte_order_mark_is_no_part_of_a_table(tmp_path: Path, ending: str) ->
     (tmp_path / f"a.{ending}").write_text(content, encoding="utf-8-sig")
     assert read_table(tmp_path / f"a.{ending}").column_names == ["prompt", "id"]
     (tmp_path / f"a.{ending}").write_text(content, encoding="utf-16")
-    with pytest.raises(InputError, match="is not UTF-8 text: convert it first"):
+    with pytest.raises(InputError, match="is not UTF-8 text: unpack or convert it first"):
         read_table(tmp_path / f"a.{ending}")
 
 

@@ -217,8 +217,8 @@ class Router:
     ) -> Float32[np.ndarray, "prompts models"]:
         """Score every model on every prompt; see :meth:`win_prob` for the arguments.
 
-        A tie's score (``three_outcome``) is left out here; the columns of ``three_labels`` are win, tie and loss of
-        ``models[0]`` against ``models[1]``.
+        A tie's score, as of ``three_outcome``, is left out here; the columns of ``three_labels`` are win, tie and loss
+        of ``models[0]`` against ``models[1]``.
         """
         scores = self._run(
             jit_scores(self.module),

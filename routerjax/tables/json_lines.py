@@ -119,4 +119,4 @@ def _misfit(values: list[object], name: str) -> str | None:
 
 def not_utf8(where: object, error: Exception) -> str:
     """Say that something is not UTF-8, and what to do."""
-    return f"{where} is not UTF-8 text: convert it first ({error})"
+    return f"{where} is not UTF-8 text: unpack or convert it first ({error})"

@@ -20,23 +20,8 @@ from routerjax.tables.json_lines import JsonObject, json_column, json_objects, n
 
 ENDINGS = (".parquet", ".csv", ".jsonl")
 
-SIGNATURES = {
-    b"PAR1\x15": "a parquet file: give it that ending",
-    b"\x1f\x8b": "compressed by gzip: unpack it first",
-    b"\x28\xb5\x2f\xfd": "compressed by zstd: unpack it first",
-    b"BZh9": "compressed by bzip2: unpack it first",
-    b"\xfd7zXZ": "compressed by xz: unpack it first",
-    b"PK\x03\x04": "a zip archive or a spreadsheet (.xlsx): unpack it, or save it as csv",
-    b"ARROW1": "an Arrow (feather) file: write it as parquet",
-    b"SQLite format 3": "an SQLite data base: write its table as csv",
-    b"version https://git-lfs": "a pointer of Git LFS in the place of the file: git lfs pull",
-}
-"""First bytes of what is given under a table's ending and is none, and what to do."""
-
 CSV_BLOCK_BYTES = 2**28
 """A CSV is read in blocks of this size, and no row of it may be longer."""
-
-OTHER_SEPARATORS = {"\t": "tabs", ";": "semicolons", "|": "vertical bars"}
 
 Rows = TypeVar("Rows", pa.Table, pa.RecordBatch)
 
@@ -94,7 +79,6 @@ def open_table(path: str | os.PathLike[str], *, progress: bool = False) -> OpenT
         raise InputError(f"{path} is a folder, not a file" if path.is_dir() else f"no file {path}")
     if path.suffix not in ENDINGS:
         raise InputError(f"{path}: the name must end in {', '.join(ENDINGS)}, got {path.suffix or 'no ending'!r}")
-    _refuse_other_formats(path)
     opened = {".parquet": _open_parquet, ".csv": _open_csv, ".jsonl": open_json_lines}[path.suffix](path, progress)
     _require_different(opened.columns, path)
     return opened
@@ -112,14 +96,6 @@ def read_table(
         routerjax.errors.InputError: no file no/such.parquet
     """
     return open_table(path, progress=progress).read(columns, progress=progress)
-
-
-def _refuse_other_formats(path: Path) -> None:
-    with path.open("rb") as stream:
-        head = stream.read(max(map(len, SIGNATURES)))
-    for signature, kind in SIGNATURES.items():
-        if head.startswith(signature) and (signature, path.suffix) != (b"PAR1\x15", ".parquet"):
-            raise InputError(f"{path} is {kind}")
 
 
 def _require_different(names: Sequence[str], where: object) -> None:
@@ -165,9 +141,6 @@ def _open_csv(path: Path, progress: bool) -> OpenTable:
         raise InputError(f"{path} is not a readable csv file: {error}") from error
     if header is None:
         raise InputError(f"{path} is empty")
-    separator = next((name for mark, name in OTHER_SEPARATORS.items() if mark in header[0]), None)
-    if len(header) == 1 and separator is not None:
-        raise InputError(f"{path}: columns must be separated by commas, got {separator} in its first line")
     every_text = dict.fromkeys(header, pa.large_string())
 
     def read(columns: Sequence[str] | None, progress: bool) -> pa.Table:
