@@ -2,6 +2,7 @@
 
 from routerjax.pretrained import routellm
 from routerjax.pretrained.bert import BertConfig, bert_names, read_bert_config, read_bert_encoder
+from routerjax.pretrained.chat_template import ChatTemplate, read_chat_template
 from routerjax.pretrained.files import file_sha256, find_file, parse_json, read_bytes, read_json, read_text_file
 from routerjax.pretrained.identity import encoder_sha256
 from routerjax.pretrained.locate import MINILM, locate
@@ -39,6 +40,7 @@ __all__ = [
     "TOKENIZER_FILE",
     "TOKENIZER_FILES",
     "BertConfig",
+    "ChatTemplate",
     "SentenceModules",
     "TensorNames",
     "bert_names",
@@ -53,6 +55,7 @@ __all__ = [
     "read_bert_config",
     "read_bert_encoder",
     "read_bytes",
+    "read_chat_template",
     "read_json",
     "read_sentence_modules",
     "read_text_file",

@@ -19,6 +19,7 @@ from routerjax.pretrained.tokenizer_bounds import require_bounded, tokenizer_ste
 
 logger = logging.getLogger(__name__)
 
+CONFIG_FILE = "config.json"
 TOKENIZER_FILE = "tokenizer.json"
 TOKENIZER_CONFIG = "tokenizer_config.json"
 VOCABULARIES = (TOKENIZER_FILE, "vocab.txt", "vocab.json", "sentencepiece.bpe.model")
@@ -75,16 +76,25 @@ def read_tokenizer(folder: Path, *, vocab_size: int, lowercase: bool = False) ->
     Raises:
         InputError: no tokenizer in it, damaged, or none that ``tokenizer.json`` can hold.
     """
-    present = [name for name in TOKENIZER_FILES if find_file(folder / name) is not None]
-    files = {name: read_text_file(folder / name) for name in present}
-    if not any(name in files for name in VOCABULARIES):
-        raise InputError(f"{folder} holds no tokenizer: expected {', '.join(VOCABULARIES)}")
-    truncation: Truncation = "right"
+    files, truncation = read_tokenizer_files(folder), "right"
+    config = files.pop(CONFIG_FILE)
     if {name: hashlib.sha256(content).hexdigest() for name, content in files.items()} != AS_THEY_STAND:
-        files, truncation = _as_transformers_reads(folder, files, vocab_size)
+        files, truncation = _as_transformers_reads(folder, files, config, vocab_size)
     if lowercase:
         files = {**files, RESOLVED_FILE: _lowercased(resolved_tokenizer(files))}
     return PretrainedTokenizer(files, truncation)
+
+
+def read_tokenizer_files(folder: Path) -> dict[str, bytes]:
+    """Read what transformers reads for a tokenizer: those of :data:`TOKENIZER_FILES` that are there, and its config.
+
+    Raises:
+        InputError: no tokenizer among them, no ``config.json``, or a file that cannot be read.
+    """
+    present = [name for name in TOKENIZER_FILES if find_file(folder / name) is not None]
+    if not set(present) & set(VOCABULARIES):
+        raise InputError(f"{folder} holds no tokenizer: expected {', '.join(VOCABULARIES)}")
+    return {name: read_text_file(folder / name) for name in (*present, CONFIG_FILE)}
 
 
 def parse_tokenizer(tokenizer_json: bytes) -> tokenizers.Tokenizer:
@@ -114,7 +124,7 @@ def tokenizer_config(files: Mapping[str, bytes]) -> dict[str, object]:
 
 
 def _as_transformers_reads(
-    folder: Path, files: Mapping[str, bytes], vocab_size: int
+    folder: Path, files: Mapping[str, bytes], config: bytes, vocab_size: int
 ) -> tuple[dict[str, bytes], Truncation]:
     """The files with the tokenizer that transformers makes of them, and the side from which it cuts."""
     try:
@@ -147,8 +157,7 @@ def _as_transformers_reads(
             )
         return tokenizer, loaded.truncation_side
 
-    seen = {**files, "config.json": read_text_file(folder / "config.json")}
-    tokenizer, truncation = from_pretrained("AutoTokenizer", seen, folder, read)
+    tokenizer, truncation = from_pretrained("AutoTokenizer", {**files, CONFIG_FILE: config}, folder, read)
     content = json.dumps(tokenizer, ensure_ascii=False).encode()
     if plain is None:
         return {**files, TOKENIZER_FILE: content}, truncation
