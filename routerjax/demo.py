@@ -16,7 +16,7 @@ from routerjax.config import BattleSource, DataConfig, ExperimentConfig, Feature
 from routerjax.data import simulate_arena, write_benchmark_table, write_preferences
 from routerjax.display import printable
 from routerjax.errors import InputError
-from routerjax.evaluation import evaluate_routers, print_table
+from routerjax.evaluation import evaluate_routers, print_table, require_plots
 from routerjax.features import EmbeddingCache, load_encoder
 from routerjax.formats import export
 from routerjax.pipeline import train_router
@@ -39,7 +39,7 @@ def run_demo(output: Path, *, seed: int = 0) -> None:
         seed: of the simulated arena.
 
     Raises:
-        InputError: ``output`` exists already, or the encoder is not installed.
+        InputError: ``output`` exists already, or the encoder or matplotlib is not installed.
     """
     console = Console(highlight=False, soft_wrap=True)
     started = time.monotonic()
@@ -51,7 +51,8 @@ def run_demo(output: Path, *, seed: int = 0) -> None:
         ) from error
     shown = escape(printable(str(output)))  # rich reads brackets as markup
     features = FeatureConfig()
-    # Fail now rather than after the first steps, if it is not there.
+    # Fail now rather than after the first steps, if something is not there.
+    require_plots()
     load_encoder(features.encoder, max_length=features.max_length)
 
     def step(number: int, what: str) -> None:

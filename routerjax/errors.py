@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import difflib
+import importlib.util
 from collections.abc import Iterable, Mapping, Sequence
 from typing import TypeVar
 
@@ -36,6 +37,26 @@ def nearest(name: str, known: Iterable[str]) -> str:
     lowered = {candidate.lower(): candidate for candidate in known}
     close = difflib.get_close_matches(name.lower(), list(lowered), n=1, cutoff=0.5)
     return f" (did you mean '{lowered[close[0]]}'?)" if close else ""
+
+
+def require_extra(extra: str, package: str, what: str) -> None:
+    """Refuse what needs a package that only an extra of routerjax installs.
+
+    Args:
+        extra: as ``pyproject.toml`` names it.
+        package: that it installs, as it is imported.
+        what: needs it, as the subject of a sentence.
+
+    Raises:
+        InputError: the package is not installed.
+
+    Example:
+        >>> require_extra("report", "no_such_package", "a picture")
+        Traceback (most recent call last):
+        routerjax.errors.InputError: a picture needs no_such_package, which is missing: pip install 'routerjax[report]'
+    """
+    if importlib.util.find_spec(package) is None:
+        raise InputError(f"{what} needs {package}, which is missing: pip install 'routerjax[{extra}]'")
 
 
 def choose(name: object, known: Mapping[str, Entry], what: str) -> Entry:

@@ -14,7 +14,7 @@ import pyarrow as pa
 from jaxtyping import Bool, Float64
 
 from routerjax.data.preferences import OUTCOMES, ROW_SUM_TOLERANCE, Preferences
-from routerjax.errors import InputError, nearest
+from routerjax.errors import InputError, nearest, require_extra
 from routerjax.prompts import valid_text
 from routerjax.tables import (
     ENDINGS,
@@ -141,6 +141,7 @@ def source_revision(source: str | os.PathLike[str]) -> str | None:
     """
     if Path(source).suffix in ENDINGS or Path(source).exists() or len(Path(source).parts) != 2:
         return None
+    _require_hub(os.fspath(source))
     import datasets  # a second of imports that only the hub needs
 
     with _hub_errors(os.fspath(source)):
@@ -156,7 +157,12 @@ def _hub_errors(name: str) -> Iterator[None]:
         raise InputError(f"cannot read {name!r}, which is no file here, from the Hugging Face hub: {reason}") from error
 
 
+def _require_hub(name: str) -> None:
+    require_extra("hub", "datasets", f"{name!r}, which is no file here but a data set of the Hugging Face hub,")
+
+
 def _open_hub(name: str) -> OpenTable:
+    _require_hub(name)
     import datasets  # a second of imports that only the hub needs
 
     with _hub_errors(name):

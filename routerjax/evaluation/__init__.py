@@ -10,7 +10,7 @@ from routerjax.evaluation.evaluate import (
     evaluate,
     preference_label,
 )
-from routerjax.evaluation.plots import plot_curves
+from routerjax.evaluation.plots import plot_curves, require_plots
 from routerjax.evaluation.report import markdown_table, print_table, results_json
 from routerjax.evaluation.report_html import html_report
 from routerjax.evaluation.slices import Slice, SliceFigures
@@ -33,5 +33,6 @@ __all__ = [
     "preference_label",
     "print_table",
     "read_scores",
+    "require_plots",
     "results_json",
 ]

@@ -18,7 +18,7 @@ from routerjax.data import Benchmark, load_benchmark, read_benchmark_table, smal
 from routerjax.errors import InputError
 from routerjax.evaluation.controls import CONTROLS, control_win_probs
 from routerjax.evaluation.evaluate import BenchmarkResult, ScoredPair, evaluate, find_pair
-from routerjax.evaluation.plots import plot_curves
+from routerjax.evaluation.plots import plot_curves, require_plots
 from routerjax.evaluation.report import markdown_table, results_json
 from routerjax.evaluation.report_html import html_report
 from routerjax.features import EmbeddingCache
@@ -75,6 +75,7 @@ def evaluate_routers(
         InputError: whatever cannot be used; nothing is written then.
     """
     refuse_existing(Path(output))
+    require_plots()
     check_resamples(num_samples, seed)
     if not routers and not score_files:
         raise InputError("nothing to evaluate: name at least one router folder, or a file of scores (--scores)")

@@ -8,11 +8,10 @@ from collections.abc import Sequence
 from pathlib import Path
 
 import numpy as np
-from matplotlib.backends.backend_agg import FigureCanvasAgg
-from matplotlib.figure import Figure
 
 from routerjax.atomic import atomic_file
 from routerjax.display import printable
+from routerjax.errors import require_extra
 from routerjax.evaluation.evaluate import BenchmarkResult
 
 logger = logging.getLogger(__name__)
@@ -25,8 +24,25 @@ MISSING = "Glyph"
 CONTROL_STYLES = {"random": ":", "constant": "-.", "oracle": "--"}
 
 
+def require_plots() -> None:
+    """Refuse to draw without matplotlib, before the work.
+
+    Raises:
+        InputError: it is not installed.
+    """
+    require_extra("report", "matplotlib", "the report of an evaluation")
+
+
 def plot_curves(results: Sequence[BenchmarkResult], path: Path) -> None:
-    """Quality over the share of strong calls, a panel for each benchmark, to a .png file."""
+    """Quality over the share of strong calls, a panel for each benchmark, to a .png file.
+
+    Raises:
+        InputError: matplotlib is not installed.
+    """
+    require_plots()
+    from matplotlib.backends.backend_agg import FigureCanvasAgg
+    from matplotlib.figure import Figure
+
     figure = Figure(figsize=(PANEL_INCHES[0] * len(results), PANEL_INCHES[1]), layout="constrained")
     FigureCanvasAgg(figure)
     for axes, result in zip(figure.subplots(1, len(results), squeeze=False)[0], results, strict=True):

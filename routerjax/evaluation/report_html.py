@@ -11,11 +11,11 @@ from dataclasses import dataclass
 import jinja2
 import numpy as np
 from jaxtyping import Float64
-from matplotlib.ticker import MaxNLocator
 
 from routerjax.data import ROUTELLM_STRONG, ROUTELLM_WEAK
 from routerjax.evaluation.controls import CONTROLS
 from routerjax.evaluation.evaluate import BenchmarkResult, RouterResult
+from routerjax.evaluation.plots import require_plots
 from routerjax.evaluation.report import COLUMNS, figure_rows, notes, number
 from routerjax.evaluation.slices import Slice
 from routerjax.metrics import Figure
@@ -92,7 +92,11 @@ def html_report(results: Sequence[BenchmarkResult]) -> str:
 
     Args:
         results: of :func:`routerjax.evaluation.evaluate`, at least one.
+
+    Raises:
+        InputError: matplotlib is not installed.
     """
+    require_plots()
     routers = list(dict.fromkeys(name for result in results for name in result.routers))
     environment = jinja2.Environment(
         autoescape=True, trim_blocks=True, lstrip_blocks=True, undefined=jinja2.StrictUndefined
@@ -133,6 +137,8 @@ def _styles(routers: Sequence[str]) -> dict[str, str]:
 
 
 def _curve_axes(result: BenchmarkResult) -> Axes:
+    from matplotlib.ticker import MaxNLocator
+
     quality = [_band_quality(result, edge) for router in result.routers.values() for edge in _edges(router)]
     quality += [router.curve.quality for router in result.routers.values()]
     low, high = (float(end(np.concatenate(quality))) for end in (np.min, np.max))

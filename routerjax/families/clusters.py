@@ -7,7 +7,6 @@ from collections.abc import Sequence
 import jax
 import jax.numpy as jnp
 import numpy as np
-from sklearn.cluster import KMeans
 
 from routerjax.families.family import Family, register_family
 from routerjax.likelihoods import BRADLEY_TERRY, BradleyTerry
@@ -43,6 +42,8 @@ def _per_prompt(module: Clusters, battles: PreferenceBatch) -> Variables:
 
 def _memory(module: Clusters, per_prompt: Variables, rows: np.ndarray, num_clusters: int) -> Variables:
     """Memory of battles, whose clusters are those of the prompts at ``rows``."""
+    from sklearn.cluster import KMeans  # a second of imports that only making clusters needs
+
     means = KMeans(num_clusters, random_state=module.seed).fit(np.asarray(per_prompt["embedding"])[rows])
     centroid = jnp.asarray(means.cluster_centers_, jnp.float32)
     cluster = nearest_centroid(per_prompt["embedding"], centroid)

@@ -3,20 +3,20 @@
 from __future__ import annotations
 
 import contextlib
+import importlib.util
 import json
+import logging
 import time
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 
-from tensorboardX.event_file_writer import EventsWriter
-from tensorboardX.proto.event_pb2 import Event, SessionLog  # pyright: ignore[reportAttributeAccessIssue] (generated)
-from tensorboardX.summary import scalar
-
 from routerjax.atomic import atomic_file
+
+logger = logging.getLogger(__name__)
 
 
 class MetricsLog:
-    """Rows of an epoch each, in ``metrics.jsonl`` and TensorBoard event files.
+    """Rows of an epoch each, in ``metrics.jsonl`` and, where tensorboardX is installed, TensorBoard event files.
 
     Both are written by the caller's own thread, so that what the disk refuses is raised where it happens.
 
@@ -30,19 +30,17 @@ class MetricsLog:
     """
 
     def __init__(self, directory: Path, history: Sequence[Mapping[str, float]]) -> None:
-        board = directory / "tensorboard"
-        board.mkdir(parents=True, exist_ok=True)
+        directory.mkdir(parents=True, exist_ok=True)
         path = directory / "metrics.jsonl"
         with atomic_file(path) as temporary:
             temporary.write_text("".join(json.dumps(row) + "\n" for row in history))
         with contextlib.ExitStack() as stack:
             self._lines = stack.enter_context(path.open("a", encoding="utf-8"))
-            # Their names have a second's resolution: a run that is resumed within one must not replace the first file.
-            suffix = f".{len(list(board.iterdir()))}"
-            self._events = EventsWriter(str(board / "events"), suffix)
-            stack.callback(self._events.close)
-            # Of what an interrupted run wrote, TensorBoard hides this epoch and those after it.
-            self._add(len(history) + 1, session_log=SessionLog(status=SessionLog.START))
+            self._board = None
+            if importlib.util.find_spec("tensorboardX") is None:
+                logger.info("no TensorBoard files: they need tensorboardX: pip install 'routerjax[tensorboard]'")
+            else:
+                self._board = stack.enter_context(_TensorBoard(directory / "tensorboard", len(history)))
             self._files = stack.pop_all()
 
     def __enter__(self) -> MetricsLog:
@@ -59,10 +57,38 @@ class MetricsLog:
         """
         self._lines.write(json.dumps(dict(row)) + "\n")
         self._lines.flush()
+        if self._board is not None:
+            self._board.write(row)
+
+
+class _TensorBoard:
+    """Event file in ``directory``; of what an interrupted run wrote, TensorBoard hides all after ``epochs``."""
+
+    def __init__(self, directory: Path, epochs: int) -> None:
+        from tensorboardX.event_file_writer import EventsWriter
+        from tensorboardX.proto.event_pb2 import SessionLog  # pyright: ignore[reportAttributeAccessIssue] (generated)
+
+        directory.mkdir(exist_ok=True)
+        # Their names have a second's resolution: a run that is resumed within one must not replace the first file.
+        self._events = EventsWriter(str(directory / "events"), f".{len(list(directory.iterdir()))}")
+        self._add(epochs + 1, session_log=SessionLog(status=SessionLog.START))
+
+    def __enter__(self) -> _TensorBoard:
+        return self
+
+    def __exit__(self, *exception: object) -> None:
+        self._events.close()
+
+    def write(self, row: Mapping[str, float]) -> None:
+        """Append a row."""
+        from tensorboardX.summary import scalar
+
         for name, value in row.items():
             if name != "epoch":
                 self._add(int(row["epoch"]), summary=scalar(name, value))
         self._events.flush()
 
     def _add(self, step: int, **content: object) -> None:
+        from tensorboardX.proto.event_pb2 import Event  # pyright: ignore[reportAttributeAccessIssue] (generated)
+
         self._events.write_event(Event(step=step, wall_time=time.time(), **content))
