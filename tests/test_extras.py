@@ -41,10 +41,8 @@ def test_no_evaluation_begins_without_its_report(
 ) -> None:
     monkeypatch.setitem(sys.modules, "matplotlib", None)
     assert main([*command, "--output", str(tmp_path / "out")]) == 2
-    message = (
-        rf"routerjax: error: the report of an evaluation needs matplotlib, which is missing: {install('report')}\n"
-    )
-    assert re.fullmatch(rf"routerjax: error: {message}\n", capsys.readouterr().err)
+    message = f"the report of an evaluation needs matplotlib, which is missing: {install('report')}"
+    assert re.fullmatch(f"routerjax: error: {message}\n", capsys.readouterr().err)
     assert not (tmp_path / "out").exists()
     for draw in (lambda: plot_curves([], tmp_path / "a.png"), lambda: html_report([])):
         with pytest.raises(InputError, match=install("report")):
