@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import contextlib
+import json
 import logging
+import re
 import tempfile
 import warnings
 from collections.abc import Callable, Iterator, Mapping
@@ -17,14 +19,18 @@ logger = logging.getLogger(__name__)
 
 T = TypeVar("T")
 
+# Entries of these files become arguments of a tokenizer's class, and some of those name a file that it opens.
+WITH_ARGUMENTS = ("tokenizer_config.json", "special_tokens_map.json")
+FILE_ARGUMENTS = re.compile(r".*_(file|files|spm)|vocab|merges|init_inputs")
+
 
 def from_pretrained(
     kind: Literal["AutoConfig", "AutoTokenizer"], files: Mapping[str, bytes], where: Path, read: Callable[[Any], T]
 ) -> T:
     """Load files by ``transformers.<kind>.from_pretrained``. The first call takes a second: it imports the library.
 
-    The library sees copies in a folder of their own, so that no link leads it anywhere; it asks no network, runs no
-    code of the folder, and prints nothing.
+    The library sees copies in a folder of their own, so that no link or setting leads it anywhere; it asks no network,
+    runs no code of the folder, and prints nothing.
 
     Args:
         kind: the class of transformers.
@@ -36,9 +42,9 @@ def from_pretrained(
         InputError: the library, or ``read``, fails on them.
     """
     with tempfile.TemporaryDirectory() as folder, _silent_transformers() as transformers:
-        for name, content in files.items():
-            (Path(folder) / name).write_bytes(content)
         try:
+            for name, content in files.items():
+                (Path(folder) / name).write_bytes(_without_paths(content) if name in WITH_ARGUMENTS else content)
             return read(
                 getattr(transformers, kind).from_pretrained(folder, local_files_only=True, trust_remote_code=False)
             )
@@ -54,6 +60,17 @@ def from_pretrained(
                 f"{where}: expected a {what} that transformers {transformers.__version__} reads, got "
                 f"{type(error).__name__}: {reason}; save it again with {kind}"
             ) from error
+
+
+def _without_paths(content: bytes) -> bytes:
+    """Leave out what would lead the library to a file elsewhere; those of the folder it finds by their names."""
+    try:
+        settings = json.loads(content)
+    except (ValueError, RecursionError):
+        return content  # the library says so
+    if not isinstance(settings, dict):
+        return content
+    return json.dumps({key: value for key, value in settings.items() if not FILE_ARGUMENTS.fullmatch(key)}).encode()
 
 
 class _Forwarding(logging.Handler):

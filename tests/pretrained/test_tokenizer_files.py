@@ -1,6 +1,7 @@
 """Tokenizers of folders are those that AutoTokenizer of transformers makes, and routers keep them."""
 
 import json
+import shutil
 import subprocess
 import sys
 from pathlib import Path
@@ -11,7 +12,7 @@ import transformers
 
 from routerjax import InputError, load_router, save_router
 from routerjax.features import TextTokenizer, load_encoder
-from routerjax.pretrained import RESOLVED_FILE, read_tokenizer, resolved_tokenizer
+from routerjax.pretrained import MINILM, RESOLVED_FILE, TOKENIZER_FILES, locate, read_tokenizer, resolved_tokenizer
 from tests.encoders import TEXTS, change_json, make_tokenizer, save_tiny_encoder
 from tests.routers import tiny_router
 from tests.tokenizers_of_kinds import make_tokenizer_of
@@ -66,6 +67,22 @@ def test_a_file_that_says_all_is_kept_as_it_stands(tmp_path: Path) -> None:
     assert max(ids) < make_tokenizer().get_vocab_size()
 
 
+def test_the_files_of_minilm_need_no_library_and_mean_what_it_makes_of_them(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    folder = locate(MINILM)
+    for name in ("config.json", *TOKENIZER_FILES):
+        if (folder / name).exists():
+            shutil.copy(folder / name, tmp_path / name)
+    (tmp_path / "added_tokens.json").write_text("{}")  # a file more, so that transformers is asked
+    expected = read_tokenizer(tmp_path, vocab_size=30522)
+    assert RESOLVED_FILE not in expected.files
+    monkeypatch.setitem(sys.modules, "transformers", None)
+    read = read_tokenizer(folder, vocab_size=30522)
+    assert read.tokenizer_json == expected.tokenizer_json == (folder / "tokenizer.json").read_bytes()
+    assert read.truncation == expected.truncation
+
+
 def test_lower_case_comes_before_all_else(tmp_path: Path) -> None:
     folder = save_tokenizer_of("WordPiece, cased", tmp_path, "bert", do_lower_case=False, **NAMED)
     cased, lower = (tokens(folder, "PRIMES Of", lowercase=lowercase) for lowercase in (False, True))
@@ -109,6 +126,17 @@ def test_what_transformers_cannot_follow_is_one_line_and_runs_no_code(
     assert "\n" not in str(caught.value)
     assert not (tmp_path / "ran").exists()
     assert capfd.readouterr() == ("", "")
+
+
+@pytest.mark.parametrize("key", ["tokenizer_file", "vocab_file", "vocab", "init_inputs", "fast_tokenizer_files"])
+@pytest.mark.parametrize("name", ["tokenizer_config.json", "special_tokens_map.json"])
+def test_no_file_elsewhere_is_opened(name: str, key: str, tmp_path: Path) -> None:
+    folder = save_tokenizer_of("WordPiece", tmp_path / "tokenizer", "bert", **NAMED)
+    expected = tokens(folder, *TEXTS)
+    make_tokenizer_of("WordPiece, cased").save(str(tmp_path / "tokenizer.json"))
+    other = str(tmp_path / "tokenizer.json")
+    change_json(folder / name, **{key: [other] if key in ("init_inputs", "fast_tokenizer_files") else other})
+    assert tokens(folder, *TEXTS) == expected
 
 
 def test_the_first_look_prints_nothing(tmp_path: Path) -> None:
