@@ -45,6 +45,7 @@ def evaluate(arguments: argparse.Namespace) -> None:
     from rich.console import Console
 
     from routerjax.evaluation import evaluate_routers, print_table
+    from routerjax.metrics import Resamples
 
     results = evaluate_routers(
         arguments.routers,
@@ -54,8 +55,7 @@ def evaluate(arguments: argparse.Namespace) -> None:
         strong=arguments.strong,
         weak=arguments.weak,
         exclude_smallest=arguments.exclude_smallest,
-        num_samples=arguments.samples,
-        seed=arguments.seed,
+        resamples=Resamples(arguments.samples, arguments.seed),
         encoder=arguments.encoder,
         output=arguments.output,
     )

@@ -1,14 +1,13 @@
-"""The jitted bootstrap against float64 numpy on data in which each prompt is repeated as often as it was drawn."""
+"""The bootstrap against the public figures on data in which each prompt is repeated as often as it was drawn."""
 
 import math
 
-import jax
-import jax.numpy as jnp
 import numpy as np
 import pytest
 
 from routerjax import metrics
 from routerjax.errors import InputError
+from routerjax.metrics import Resamples
 
 TARGETS = (0.5, 0.8)
 
@@ -35,47 +34,31 @@ def by_numpy(counts, win_prob, strong, weak):
     return [metrics.apgr(curve), binned, *(metrics.cpt(curve, target) for target in TARGETS)]
 
 
-def by_jax(counts, ranking):
-    apgr, cpt = metrics.weighted_apgr_and_cpt(counts, ranking, jnp.array(TARGETS))
-    return jnp.stack([apgr, metrics.weighted_apgr_binned(counts, ranking), *cpt])
-
-
 @pytest.mark.parametrize("kind", ["correctness", "ratings"])
 @pytest.mark.parametrize("router", ["distinct", "tied", "constant"])
 @pytest.mark.parametrize("size", [50, 14037])
-def test_weighted_figures_equal_numpy_on_repeated_prompts(kind, router, size):
+def test_figures_of_a_resample_are_those_of_repeated_prompts(kind, router, size):
     win_prob, strong, weak = make_benchmark(size, kind=kind)
-    ranking = metrics.rank_prompts(win_prob[router], strong, weak)
-    drawn = metrics.prompt_counts(jax.random.key(3), size)
-    for counts in (jnp.ones(size), drawn):
-        expected = by_numpy(np.asarray(counts), win_prob[router], strong, weak)
-        for function in (by_jax, jax.jit(by_jax)):
-            np.testing.assert_allclose(function(counts, ranking), expected, atol=1e-5)
-
-
-@pytest.mark.parametrize("kind", ["correctness", "ratings"])
-@pytest.mark.parametrize("router", ["distinct", "tied", "constant"])
-def test_weighted_pgr_is_the_curve_of_the_repeated_prompts(kind, router):
-    win_prob, strong, weak = make_benchmark(14037, kind=kind)
-    ranking = metrics.rank_prompts(win_prob[router], strong, weak)
-    shares = np.linspace(0.0, 1.0, 51)
-    for counts in (jnp.ones(14037), metrics.prompt_counts(jax.random.key(3), 14037)):
-        repeated = [np.repeat(column, np.asarray(counts, int)) for column in (win_prob[router], strong, weak)]
-        curve = metrics.cost_quality_curve(*repeated)
-        expected = np.interp(shares, curve.strong_share, curve.pgr)
-        for function in (metrics.weighted_pgr, jax.jit(metrics.weighted_pgr)):
-            np.testing.assert_allclose(function(counts, ranking, jnp.array(shares)), expected, atol=1e-5)
+    shares = np.linspace(0.0, 1.0, 51).tolist()
+    resamples, columns = metrics.Resamples(3, seed=3), (win_prob[router], strong, weak)
+    samples = metrics.bootstrap({"it": columns[0]}, strong, weak, resamples=resamples, targets=TARGETS, shares=shares)
+    sample = samples["it"]
+    for row, counts in enumerate(resamples.counts(size)):
+        actual = [sample.apgr[row], sample.apgr_binned[row], *(sample.cpt[target][row] for target in TARGETS)]
+        np.testing.assert_allclose(actual, by_numpy(counts, *columns), atol=1e-12)
+        curve = metrics.cost_quality_curve(*(np.repeat(column, counts.astype(int)) for column in columns))
+        np.testing.assert_allclose(sample.pgr[row], np.interp(shares, curve.strong_share, curve.pgr), atol=1e-12)
 
 
 def test_pgr_samples_stand_beside_the_others():
     win_prob, strong, weak = make_benchmark(60, kind="ratings")
     shares = (0.0, 0.3, 1.0)
-    samples = metrics.bootstrap(win_prob, strong, weak, num_samples=200, shares=shares)
+    samples = metrics.bootstrap(win_prob, strong, weak, resamples=Resamples(200), shares=shares)
     for sample in samples.values():
         assert sample.pgr.shape == (200, 3)
         np.testing.assert_allclose(sample.pgr[:, [0, 2]], np.tile([0.0, 1.0], (200, 1)), atol=1e-6)
     # Sample 7 again, by itself: the same prompts as those behind its APGR.
-    counts = np.asarray(metrics.prompt_counts(jax.random.fold_in(jax.random.key(0), 7), 60))
+    counts = list(metrics.Resamples(8).counts(60))[7]
     curve = metrics.cost_quality_curve(
         *(np.repeat(column, counts.astype(int)) for column in (win_prob["distinct"], strong, weak))
     )
@@ -86,7 +69,7 @@ def test_pgr_samples_stand_beside_the_others():
 
 
 def test_counts_are_draws_with_replacement():
-    counts = jax.vmap(lambda key: metrics.prompt_counts(key, 20))(jax.random.split(jax.random.key(0), 2000))
+    counts = np.stack(list(metrics.Resamples(2000).counts(20)))
     assert (counts.sum(axis=1) == 20).all()
     # Multinomial: mean 1, variance 1 - 1/20.
     np.testing.assert_allclose(counts.mean(axis=0), 1.0, atol=0.1)
@@ -95,7 +78,7 @@ def test_counts_are_draws_with_replacement():
 
 def test_agrees_with_a_plain_numpy_bootstrap():
     win_prob, strong, weak = make_benchmark(200, kind="ratings")
-    samples = metrics.bootstrap({"mf": win_prob["distinct"]}, strong, weak, num_samples=2000)["mf"]
+    samples = metrics.bootstrap({"mf": win_prob["distinct"]}, strong, weak, resamples=Resamples(2000))["mf"]
     rng = np.random.default_rng(7)
     plain = [
         by_numpy(rng.multinomial(200, np.full(200, 1 / 200)), win_prob["distinct"], strong, weak) for _ in range(2000)
@@ -112,17 +95,20 @@ def test_agrees_with_a_plain_numpy_bootstrap():
 def test_routers_are_paired_and_reproducible():
     win_prob, strong, weak = make_benchmark(60, kind="ratings")
     routers = {"first": win_prob["distinct"], "second": win_prob["tied"], "same": 2.0 * win_prob["distinct"]}
-    samples = metrics.bootstrap(routers, strong, weak, num_samples=300, seed=5)
+    samples = metrics.bootstrap(routers, strong, weak, resamples=Resamples(300, seed=5))
     assert list(samples) == list(routers)
     np.testing.assert_array_equal(samples["first"].apgr, samples["same"].apgr)
     # The same resamples in another call with other company, and as a prefix of a longer one.
-    alone = metrics.bootstrap({"second": win_prob["tied"]}, strong, weak, num_samples=400, seed=5)["second"]
+    alone = metrics.bootstrap({"second": win_prob["tied"]}, strong, weak, resamples=Resamples(400, seed=5))["second"]
     np.testing.assert_allclose(alone.apgr[:300], samples["second"].apgr, atol=1e-6)
-    other = metrics.bootstrap({"second": win_prob["tied"]}, strong, weak, num_samples=300, seed=6)["second"]
+    other = metrics.bootstrap({"second": win_prob["tied"]}, strong, weak, resamples=Resamples(300, seed=6))["second"]
     assert not np.allclose(other.apgr, samples["second"].apgr)
     # Pairing is what makes the difference of similar routers certain.
     nearly = metrics.bootstrap(
-        {"first": win_prob["distinct"], "nearly": np.round(win_prob["distinct"], 2)}, strong, weak, num_samples=300
+        {"first": win_prob["distinct"], "nearly": np.round(win_prob["distinct"], 2)},
+        strong,
+        weak,
+        resamples=Resamples(300),
     )
     assert (nearly["first"].apgr - nearly["nearly"].apgr).std() < 0.2 * nearly["first"].apgr.std()
 
@@ -131,7 +117,7 @@ def test_the_interval_of_a_random_router_covers_one_half():
     rng = np.random.default_rng(0)
     strong, weak = rng.random(300) + 0.2, rng.random(300)
     routers = {str(number): rng.random(300) for number in range(40)}
-    samples = metrics.bootstrap(routers, strong, weak, num_samples=400)
+    samples = metrics.bootstrap(routers, strong, weak, resamples=Resamples(400))
     intervals = [metrics.percentile_interval(sample.apgr) for sample in samples.values()]
     covered = sum(low <= 0.5 <= high for low, high in intervals)
     # A right 95 % interval covers 38 of 40 on average, and fewer than 32 once in ten thousand times.
@@ -141,7 +127,9 @@ def test_the_interval_of_a_random_router_covers_one_half():
 
 def test_a_target_that_is_not_reached():
     win_prob, strong, weak = make_benchmark(100, kind="ratings")
-    samples = metrics.bootstrap({"constant": win_prob["constant"]}, strong, weak, num_samples=200, targets=(0.5, 1.5))
+    samples = metrics.bootstrap(
+        {"constant": win_prob["constant"]}, strong, weak, resamples=Resamples(200), targets=(0.5, 1.5)
+    )
     constant = samples["constant"]
     assert list(constant.cpt) == [0.5, 1.5]
     np.testing.assert_allclose(constant.cpt[0.5], 0.5, atol=1e-6)
@@ -154,7 +142,9 @@ def test_a_target_that_some_resamples_reach():
     # Gains 1, 1, -1/2. The harmful prompt drawn once: PGR reaches 2 / 1.5. Never drawn, or alone: PGR stays within 1.
     # Drawn twice: the gap is 0 and PGR undefined, which is not reached either.
     strong, weak = np.array([1.0, 1.0, 0.5]), np.array([0.0, 0.0, 1.0])
-    samples = metrics.bootstrap({"oracle": strong - weak}, strong, weak, num_samples=500, targets=(1.2,))["oracle"]
+    samples = metrics.bootstrap({"oracle": strong - weak}, strong, weak, resamples=Resamples(500), targets=(1.2,))[
+        "oracle"
+    ]
     assert np.isfinite(samples.cpt[1.2]).mean() == pytest.approx(4 / 9, abs=0.07)
     assert np.isnan(samples.apgr).mean() == pytest.approx(2 / 9, abs=0.07)
     # Of the defined resamples 4/9 / (7/9) reach it: the interval's upper end says that many do not.
@@ -163,7 +153,7 @@ def test_a_target_that_some_resamples_reach():
 
 def test_resamples_without_a_gap_are_undefined_and_left_out():
     strong, weak = np.array([1.0, 0.5]), np.array([0.0, 0.5])
-    samples = metrics.bootstrap({"router": np.array([0.9, 0.1])}, strong, weak, num_samples=400)["router"]
+    samples = metrics.bootstrap({"router": np.array([0.9, 0.1])}, strong, weak, resamples=Resamples(400))["router"]
     # Only the prompt without a gain drawn: one quarter of the resamples.
     undefined = np.isnan(samples.apgr)
     assert undefined.mean() == pytest.approx(0.25, abs=0.08)
@@ -190,10 +180,10 @@ def test_bad_input():
         metrics.bootstrap({}, strong, weak)
     for num_samples in (0, -3, 10**9):
         with pytest.raises(InputError, match=f"num_samples.* must be in 1 to 100,000; .*; got {num_samples}"):
-            metrics.bootstrap(win_prob, strong, weak, num_samples=num_samples)
+            metrics.Resamples(num_samples)
     for seed in (-1, 2**32):
         with pytest.raises(InputError, match=f"seed must be in 0 to 4294967295, got {seed}"):
-            metrics.bootstrap(win_prob, strong, weak, seed=seed)
+            metrics.Resamples(seed=seed)
     with pytest.raises(InputError, match="PGR targets must be finite"):
         metrics.bootstrap(win_prob, strong, weak, targets=(math.nan,))
     with pytest.raises(InputError, match=r"strong shares must be at least one number in \[0, 1\].*got \[1.5\]"):

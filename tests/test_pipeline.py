@@ -112,7 +112,7 @@ def test_leaving_own_battles_out_is_evaluations_choice(
         quality = {model: np.arange(8) % (2 + column) / 3 for column, model in enumerate(("sim-large", "sim-small"))}
         benchmark = data.Benchmark(name="b", prompts=prompts, quality=quality, strong="sim-large", weak="sim-small")
         data.write_benchmark_table(benchmark, tmp_path / "b.parquet")
-        pair = {"strong": "sim-large", "weak": "sim-small", "num_samples": 1}
+        pair = {"strong": "sim-large", "weak": "sim-small", "resamples": metrics.Resamples(1)}
         (result,) = evaluation.evaluate_routers(
             [tmp_path / "run"], benchmarks=[str(tmp_path / "b.parquet")], **pair, output=tmp_path / "evaluated"
         )

@@ -22,7 +22,7 @@ from routerjax.evaluation.plots import plot_curves, require_plots
 from routerjax.evaluation.report import markdown_table, results_json
 from routerjax.evaluation.report_html import html_report
 from routerjax.features import EmbeddingCache
-from routerjax.metrics import check_resamples
+from routerjax.metrics import RESAMPLES, Resamples
 from routerjax.router import Router, load_router, router_folder
 from routerjax.tables import ENDINGS, number_column, read_table, text_column
 
@@ -47,8 +47,7 @@ def evaluate_routers(
     strong: str | None = None,
     weak: str | None = None,
     exclude_smallest: int = 0,
-    num_samples: int = 1000,
-    seed: int = 0,
+    resamples: Resamples = RESAMPLES,
     encoder: str | None = None,
     output: str | os.PathLike[str],
 ) -> list[BenchmarkResult]:
@@ -66,8 +65,7 @@ def evaluate_routers(
             knows both names, else on its own pair, and the results say which.
         weak: the cheap model, likewise.
         exclude_smallest: leave out the prompts with the smallest SHA-256, as many as this.
-        num_samples: bootstrap resamples, 1 to 100,000.
-        seed: of the resamples and of the random control, 0 to 2**32 - 1.
+        resamples: of the prompts; the random control has their seed.
         encoder: where to look for the encoder, if not where the routers say.
         output: a new folder.
 
@@ -76,7 +74,6 @@ def evaluate_routers(
     """
     refuse_existing(Path(output))
     require_plots()
-    check_resamples(num_samples, seed)
     if not routers and not score_files:
         raise InputError("nothing to evaluate: name at least one router folder, or a file of scores (--scores)")
     if encoder is not None and not routers:
@@ -110,7 +107,7 @@ def evaluate_routers(
         except InputError as error:
             raise InputError(f"{name}: {error}") from error
     with EmbeddingCache() as cache:
-        results = [_evaluate(task, loaded, cache=cache, num_samples=num_samples, seed=seed) for task in tasks]
+        results = [_evaluate(task, loaded, cache=cache, resamples=resamples) for task in tasks]
     with new_directory(output) as folder:
         described = {**results_json(results), "excluded_smallest_sha256": exclude_smallest}
         text = json.dumps(described, indent=2, ensure_ascii=False, allow_nan=False)
@@ -122,7 +119,7 @@ def evaluate_routers(
 
 
 def _evaluate(
-    task: _Task, routers: Mapping[str, Router], *, cache: EmbeddingCache, num_samples: int, seed: int
+    task: _Task, routers: Mapping[str, Router], *, cache: EmbeddingCache, resamples: Resamples
 ) -> BenchmarkResult:
     benchmark, strong, weak, outside = task
     pairs = {name: _scored_pair(router, strong, weak) for name, router in routers.items()}
@@ -139,14 +136,13 @@ def _evaluate(
         for name, router in routers.items()
     }
     win_prob |= outside
-    win_prob |= control_win_probs(benchmark, strong=strong, weak=weak, seed=seed)
+    win_prob |= control_win_probs(benchmark, strong=strong, weak=weak, seed=resamples.seed)
     return evaluate(
         win_prob,
         benchmark,
         strong=strong,
         weak=weak,
-        num_samples=num_samples,
-        seed=seed,
+        resamples=resamples,
         pairs=pairs,
         progress=True,
     )

@@ -5,7 +5,6 @@ from __future__ import annotations
 import itertools
 from collections.abc import Mapping
 from dataclasses import dataclass, field
-from typing import TypedDict
 
 import numpy as np
 from jaxtyping import Float, Float64
@@ -159,8 +158,7 @@ def evaluate(
     *,
     strong: str | None = None,
     weak: str | None = None,
-    num_samples: int = 1000,
-    seed: int = 0,
+    resamples: metrics.Resamples = metrics.RESAMPLES,
     pairs: Mapping[str, ScoredPair] | None = None,
     progress: bool = False,
 ) -> BenchmarkResult:
@@ -172,14 +170,12 @@ def evaluate(
         benchmark: prompts and qualities.
         strong: default the benchmark's own.
         weak: default the benchmark's own.
-        num_samples: resamples, 1 to 100,000.
-        seed: of the resamples, 0 to 2**32 - 1.
+        resamples: of the prompts.
         pairs: by router, the models that its win probabilities compare; for the report alone.
         progress: show progress bars, where it takes more than two seconds.
 
     Raises:
-        InputError: no pair of models, another number of prompts, values outside [0, 1], or ``num_samples`` or ``seed``
-            out of range.
+        InputError: no pair of models, another number of prompts, or values outside [0, 1].
     """
     strong, weak = find_pair(benchmark, strong, weak)
     for name, values in win_prob.items():
@@ -189,12 +185,19 @@ def evaluate(
             )
     quality_strong, quality_weak = benchmark.quality[strong], benchmark.quality[weak]
     label = preference_label(benchmark, strong=strong, weak=weak)
-    resamples = _Resamples(num_samples=num_samples, seed=seed, progress=progress)
     samples = metrics.bootstrap(
-        win_prob, quality_strong, quality_weak, **resamples, targets=TARGETS, shares=BAND_SHARES.tolist()
+        win_prob,
+        quality_strong,
+        quality_weak,
+        resamples=resamples,
+        targets=TARGETS,
+        shares=BAND_SHARES.tolist(),
+        progress=progress,
     )
     columns = [metrics.calibration_columns(values, label) for values in win_prob.values()]
-    means = metrics.bootstrap_means(np.concatenate([[quality_strong - quality_weak], *columns]), **resamples)
+    means = metrics.bootstrap_means(
+        np.concatenate([[quality_strong - quality_weak], *columns]), resamples, progress=progress
+    )
     calibration = np.split(means[:, 1:], np.cumsum([len(column) for column in columns])[:-1], axis=1)
     curves = {
         name: metrics.cost_quality_curve(values, quality_strong, quality_weak) for name, values in win_prob.items()
@@ -228,7 +231,8 @@ def evaluate(
         benchmark,
         strong=strong,
         weak=weak,
-        **resamples,
+        resamples=resamples,
+        progress=progress,
     )
     return BenchmarkResult(
         benchmark=benchmark.name,
@@ -241,16 +245,10 @@ def evaluate(
         routers=routers,
         difference=difference,
         slices=slices,
-        num_samples=num_samples,
-        seed=seed,
+        num_samples=resamples.num_samples,
+        seed=resamples.seed,
         pairs=pairs or {},
     )
-
-
-class _Resamples(TypedDict):
-    num_samples: int
-    seed: int
-    progress: bool
 
 
 def _of_oracle(apgr: Mapping[str, float], samples: Mapping[str, metrics.BootstrapSamples], name: str) -> Figure | None:

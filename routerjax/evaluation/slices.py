@@ -4,16 +4,13 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
-from functools import partial
 from typing import NamedTuple
 
-import jax
-import jax.numpy as jnp
 import numpy as np
-from jaxtyping import Array, Float, Float64, Int
+from jaxtyping import Float, Float64, Int
 
 from routerjax.data import Benchmark
-from routerjax.metrics import Figure, over_resamples
+from routerjax.metrics import RESAMPLES, Figure, Resamples
 
 # The share of all prompts that every router sends to the strong model here.
 STRONG_SHARE = 0.5
@@ -57,19 +54,22 @@ class Slice:
 
 
 class _Prompts(NamedTuple):
-    """Prompts sorted by slice, then from the largest gain to the smallest."""
+    """Prompts sorted by slice, then from the largest gain to the smallest; ``starts`` are those of the slices."""
 
-    order: Int[Array, "prompts"]
-    slice_id: Int[Array, "prompts"]
-    weak: Float[Array, "prompts"]
-    gain: Float[Array, "prompts"]
+    order: Int[np.ndarray, "prompts"]
+    slice_id: Int[np.ndarray, "prompts"]
+    starts: Int[np.ndarray, "slices"]
+    weak: Float64[np.ndarray, "prompts"]
+    gain: Float64[np.ndarray, "prompts"]
 
 
 class _Statistics(NamedTuple):
-    strong_share: Float[Array, "routers slices"]
-    quality: Float[Array, "routers slices"]
-    over_random: Float[Array, "routers slices"]
-    regret: Float[Array, "routers slices"]
+    """Figures ``[routers, slices]``, or of many resamples ``[samples, routers, slices]``."""
+
+    strong_share: Float64[np.ndarray, "*shape"]
+    quality: Float64[np.ndarray, "*shape"]
+    over_random: Float64[np.ndarray, "*shape"]
+    regret: Float64[np.ndarray, "*shape"]
 
 
 def evaluate_slices(
@@ -78,8 +78,7 @@ def evaluate_slices(
     *,
     strong: str,
     weak: str,
-    num_samples: int,
-    seed: int,
+    resamples: Resamples = RESAMPLES,
     progress: bool = False,
 ) -> tuple[Slice, ...]:
     """Figures of every router on every slice, with intervals over the resamples of :func:`routerjax.metrics.bootstrap`.
@@ -92,8 +91,7 @@ def evaluate_slices(
         benchmark: prompts and qualities.
         strong: the expensive model.
         weak: the cheap one.
-        num_samples: resamples, 1 to 100,000.
-        seed: of the resamples, 0 to 2**32 - 1.
+        resamples: of the prompts.
         progress: show a progress bar, if it takes more than two seconds.
 
     Returns:
@@ -106,23 +104,14 @@ def evaluate_slices(
     slices = []
     for kind, names, slice_id in _partitions(benchmark):
         order = np.lexsort((-gain, slice_id))
-        prompts = _Prompts(
-            order=jnp.asarray(order, jnp.int32),
-            slice_id=jnp.asarray(slice_id[order], jnp.int32),
-            weak=jnp.asarray(benchmark.quality[weak][order], jnp.float32),
-            gain=jnp.asarray(gain[order], jnp.float32),
-        )
-        arguments = (prompts, jnp.asarray(sent[:, order], jnp.float32), len(names))
-        exact = _statistics(jnp.ones((1, len(order))), *arguments)
-        exact = jax.tree.map(lambda leaf: np.asarray(leaf[0], np.float64), exact)
-        samples = over_resamples(
-            lambda counts, arguments=arguments: _statistics(counts, *arguments),
-            num_prompts=len(order),
-            num_samples=num_samples,
-            seed=seed,
-            elements=sent.size,
-            progress=progress,
-        )
+        sorted_id = slice_id[order]
+        starts = np.searchsorted(sorted_id, np.arange(len(names)))
+        prompts = _Prompts(order, sorted_id, starts, benchmark.quality[weak][order], gain[order])
+        exact = _statistics(np.ones(len(order)), prompts, sent[:, order])
+        drawn = [
+            _statistics(counts, prompts, sent[:, order]) for counts in resamples.counts(len(order), progress=progress)
+        ]
+        samples = _Statistics(*map(np.stack, zip(*drawn, strict=True)))
         for column, name in enumerate(names):
             chosen = slice_id == column
             routers = {}
@@ -175,26 +164,20 @@ def _partitions(benchmark: Benchmark) -> Iterator[tuple[str, list[str], Int[np.n
     yield "length", names, np.searchsorted(ends, length)
 
 
-@partial(jax.jit, static_argnums=3)
-@partial(jax.vmap, in_axes=(0, None, None, None))
 def _statistics(
-    counts: Float[Array, "prompts"], prompts: _Prompts, sent: Float[Array, "routers prompts"], num_slices: int
+    counts: Float64[np.ndarray, "prompts"], prompts: _Prompts, sent: Float64[np.ndarray, "routers prompts"]
 ) -> _Statistics:
     """Figures with each prompt taken ``counts`` times; NaN where a slice is empty."""
     count = counts[prompts.order]
 
-    def total(column: Float[Array, "prompts"]) -> Float[Array, "slices"]:
-        return jax.ops.segment_sum(column, prompts.slice_id, num_slices, indices_are_sorted=True)
+    def total(column: Float64[np.ndarray, "*routers prompts"]) -> Float64[np.ndarray, "*routers slices"]:
+        return np.add.reduceat(column, prompts.starts, axis=-1)
 
     size, weak, gain = total(count), total(count * prompts.weak), total(count * prompts.gain)
     # How many prompts of the same slice have a larger gain.
-    before = jnp.cumsum(count) - count - (jnp.cumsum(size) - size)[prompts.slice_id]
-
-    def of_router(sent: Float[Array, "prompts"]) -> _Statistics:
-        calls, gained = total(count * sent), total(count * sent * prompts.gain)
-        best_calls = jnp.clip(calls[prompts.slice_id] - before, 0.0, count)
-        best = total(best_calls * prompts.gain)
+    before = np.cumsum(count) - count - (np.cumsum(size) - size)[prompts.slice_id]
+    calls, gained = total(count * sent), total(count * sent * prompts.gain)
+    best = total(np.clip(calls[:, prompts.slice_id] - before, 0.0, count) * prompts.gain)
+    with np.errstate(divide="ignore", invalid="ignore"):
         share = calls / size
         return _Statistics(share, (weak + gained) / size, (gained - share * gain) / size, (best - gained) / size)
-
-    return jax.vmap(of_router)(sent)

@@ -69,11 +69,14 @@ def quality_gain(
         InputError: the two means are equal (to rounding), so that PGR is undefined.
     """
     gain = quality_strong - quality_weak
-    scale = max(float(np.abs(quality_strong).max()), float(np.abs(quality_weak).max()))
-    # Equal qualities in another order have means that differ by rounding alone.
-    if abs(float(gain.mean())) <= 1e-12 * scale:
+    if abs(float(gain.mean())) <= rounding_of_means(quality_strong, quality_weak):
         raise InputError(
             f"the strong and the weak model have the same mean quality ({quality_strong.mean():g}), so no gap can be "
             "recovered: choose another pair"
         )
     return gain
+
+
+def rounding_of_means(*columns: Float[np.ndarray, "prompts"]) -> float:
+    """Difference of means that is rounding alone: equal qualities in another order have means that differ by it."""
+    return 1e-12 * max(float(np.abs(column).max()) for column in columns)

@@ -6,10 +6,10 @@ import math
 from dataclasses import dataclass
 
 import numpy as np
-from jaxtyping import Float
+from jaxtyping import Float, Int
 
 from routerjax.errors import InputError
-from routerjax.metrics.columns import Column, check_columns, quality_gain
+from routerjax.metrics.columns import Column, check_columns, quality_gain, rounding_of_means
 
 
 @dataclass(frozen=True)
@@ -27,6 +27,57 @@ class Curve:
     quality: Float[np.ndarray, "points"]
     pgr: Float[np.ndarray, "points"]
     threshold: Float[np.ndarray, "points"]
+
+
+@dataclass(frozen=True)
+class Ranking:
+    """Prompts of one router from the highest score to the lowest, sorted once for any number of curves.
+
+    Attributes:
+        order: int ``[prompts]``, the prompt at each rank.
+        last: int ``[scores]``, the rank at which the prompts of each distinct score end.
+        score: float64 ``[scores]``, falling.
+        weak: float64 ``[prompts]``, quality of the weak model's answer at each rank.
+        gain: float64 ``[prompts]``, strong minus weak quality at each rank.
+        smallest_gap: a mean gain of no more than this is rounding.
+    """
+
+    order: Int[np.ndarray, "prompts"]
+    last: Int[np.ndarray, "scores"]
+    score: Float[np.ndarray, "scores"]
+    weak: Float[np.ndarray, "prompts"]
+    gain: Float[np.ndarray, "prompts"]
+    smallest_gap: float
+
+    def curve(self, counts: Float[np.ndarray, "prompts"] | None = None) -> Curve:
+        """Return the exact curve with each prompt taken ``counts`` times, by prompt and not by rank; by default once.
+
+        PGR is NaN where the mean qualities are equal, and a score of which no prompt is taken repeats a point.
+        """
+        count = np.ones(len(self.order)) if counts is None else counts[self.order]
+        calls, gained = (np.append(0.0, np.cumsum(column)[self.last]) for column in (count, count * self.gain))
+        mean_gain = gained / calls[-1]
+        has_gap = abs(mean_gain[-1]) > self.smallest_gap
+        return Curve(
+            strong_share=calls / calls[-1],
+            quality=np.average(self.weak, weights=count) + mean_gain,
+            # A quotient is correctly rounded, so that a curve which touches a target exactly is seen to.
+            pgr=gained / gained[-1] if has_gap else np.full_like(gained, math.nan),
+            threshold=np.append(math.inf, self.score),
+        )
+
+
+def rank_prompts(win_prob: Column, quality_strong: Column, quality_weak: Column) -> Ranking:
+    """Sort the prompts of one router; arguments and errors are those of :func:`cost_quality_curve`."""
+    win_prob, quality_strong, quality_weak = check_columns(
+        {"win_prob": win_prob, "quality_strong": quality_strong, "quality_weak": quality_weak}
+    )
+    gain = quality_gain(quality_strong, quality_weak)
+    order = np.argsort(-win_prob, kind="stable")
+    score = win_prob[order]
+    last = np.flatnonzero(np.append(score[1:] != score[:-1], True))
+    smallest_gap = rounding_of_means(quality_strong, quality_weak)
+    return Ranking(order, last, score[last], quality_weak[order], gain[order], smallest_gap)
 
 
 def cost_quality_curve(win_prob: Column, quality_strong: Column, quality_weak: Column) -> Curve:
@@ -53,22 +104,7 @@ def cost_quality_curve(win_prob: Column, quality_strong: Column, quality_weak: C
     Reference:
         RouteLLM (arXiv 2406.18665), section 3.2, equations 3 and 4.
     """
-    win_prob, quality_strong, quality_weak = check_columns(
-        {"win_prob": win_prob, "quality_strong": quality_strong, "quality_weak": quality_weak}
-    )
-    gain = quality_gain(quality_strong, quality_weak)
-    order = np.argsort(-win_prob, kind="stable")
-    score = win_prob[order]
-    last = np.flatnonzero(np.append(score[1:] != score[:-1], True))
-    gained = np.concatenate([[0.0], np.cumsum(gain[order])[last]])
-    pgr = gained / gained[-1]
-    weak = quality_weak.mean()
-    return Curve(
-        strong_share=np.concatenate([[0.0], (last + 1) / len(score)]),
-        quality=weak + pgr * (quality_strong.mean() - weak),
-        pgr=pgr,
-        threshold=np.concatenate([[math.inf], score[last]]),
-    )
+    return rank_prompts(win_prob, quality_strong, quality_weak).curve()
 
 
 def apgr(curve: Curve) -> float:
@@ -113,7 +149,7 @@ def apgr_binned(win_prob: Column, quality_strong: Column, quality_weak: Column, 
         {"win_prob": win_prob, "quality_strong": quality_strong, "quality_weak": quality_weak}
     )
     gain = quality_gain(quality_strong, quality_weak)
-    edges = np.percentile(win_prob, 100.0 * quantile_fractions(num_thresholds))
+    edges = np.percentile(win_prob, 100.0 * _quantile_fractions(num_thresholds))
     selected = [win_prob >= edge for edge in edges[:-1]] + [win_prob > edges[-1]]
     points = sorted((float(chosen.mean()), float(np.where(chosen, gain, 0.0).mean())) for chosen in selected)
     share, gained = np.array(points).T
@@ -121,7 +157,24 @@ def apgr_binned(win_prob: Column, quality_strong: Column, quality_weak: Column, 
     return float(np.trapezoid(gained, share) / (gain.mean() * (share[-1] - share[0])))
 
 
-def quantile_fractions(num_bins: int) -> Float[np.ndarray, "edges"]:
+def binned_area(curve: Curve, num_prompts: int, num_thresholds: int = 10) -> float:
+    """:func:`apgr_binned` of a resample, from its curve; edges at a prompt's score select it, whatever their rounding.
+
+    Args:
+        curve: see :meth:`Ranking.curve`.
+        num_prompts: that were drawn.
+        num_thresholds: quantile bins.
+    """
+    # An edge between two scores selects what lies above it, an edge at a score that score and its equals too: so each
+    # selects the prompts from a whole place on, counted from the lowest. One half keeps clear of rounding.
+    place = np.ceil((num_prompts - 1) * _quantile_fractions(num_thresholds)[1:-1])
+    above = num_prompts - 1 - place[::-1] + 0.5
+    inner = np.searchsorted(curve.strong_share * num_prompts, above)
+    point = np.concatenate([[0], inner, [len(curve.pgr) - 1]])
+    return float(np.trapezoid(curve.pgr[point], curve.strong_share[point]))
+
+
+def _quantile_fractions(num_bins: int) -> Float[np.ndarray, "edges"]:
     """Fractions of the prompts below each edge of ``pandas.qcut``, from 0 to 1."""
     fraction = np.linspace(0.0, 1.0, num_bins + 1)
     # pandas rounds fractions up that binary cannot hold; it decides on which side an edge at a prompt's score falls.

@@ -1,15 +1,15 @@
-"""Resamples of the prompts: how often each is drawn, statistics over many of them, and their intervals.
+"""Resamples of the prompts: how often each is drawn, means over many of them, and their intervals.
 
 A resample is a vector of counts, the same for every router and statistic, so that differences are paired.
 """
 
 from __future__ import annotations
 
+import functools
 import math
-from collections.abc import Callable
+from collections.abc import Iterator
 from dataclasses import dataclass
-from functools import partial
-from typing import NamedTuple, TypeVar
+from typing import NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -19,16 +19,57 @@ from jaxtyping import Array, Float, Float64, Int, Key
 
 from routerjax.errors import InputError
 
-# Elements of one intermediate array; a dozen such arrays are alive at a time.
-CHUNK_ELEMENTS = 2**20
-# Resamples computed at once; those beyond the last one that is wanted are thrown away.
+# Resamples drawn at once; those beyond the last one that is wanted are thrown away.
 CHUNK_SAMPLES = 64
 # A percentile of a million resamples is no better than one of a hundred thousand, and their statistics fill the memory.
 MOST_SAMPLES = 100_000
 # Without 64-bit types JAX keeps 32 bits of a seed: a larger one would silently be another.
 SEEDS = 2**32
 
-StatisticsT = TypeVar("StatisticsT")
+
+@dataclass(frozen=True)
+class Resamples:
+    """Resamples of any prompts: resample i depends on the seed, i and the number of prompts alone.
+
+    Attributes:
+        num_samples: 1 to 100,000.
+        seed: 0 to 2**32 - 1.
+
+    Raises:
+        InputError: out of range.
+    """
+
+    num_samples: int = 1000
+    seed: int = 0
+
+    def __post_init__(self) -> None:
+        if not 1 <= self.num_samples <= MOST_SAMPLES:
+            raise InputError(
+                f"num_samples (--samples), the number of bootstrap resamples, must be in 1 to {MOST_SAMPLES:,}; 1,000 "
+                f"is usual; got {self.num_samples}"
+            )
+        if not 0 <= self.seed < SEEDS:
+            raise InputError(f"seed must be in 0 to {SEEDS - 1}, got {self.seed}")
+
+    def counts(self, num_prompts: int, *, progress: bool = False) -> Iterator[Float64[np.ndarray, "prompts"]]:
+        """Yield how often each prompt is in each resample: whole numbers that sum to ``num_prompts``.
+
+        Args:
+            num_prompts: drawn with replacement from as many.
+            progress: show a progress bar, if it takes more than two seconds.
+        """
+        key = jax.random.key(self.seed)
+        with tqdm.tqdm(total=self.num_samples, unit="resample", disable=not progress, delay=2) as bar:
+            for start in range(0, self.num_samples, CHUNK_SAMPLES):
+                drawn = np.asarray(_draw(key, jnp.arange(start, start + CHUNK_SAMPLES), num_prompts))
+                wanted = drawn[: self.num_samples - start]
+                for row in wanted:
+                    yield np.bincount(row, minlength=num_prompts).astype(np.float64)
+                bar.update(len(wanted))
+
+
+RESAMPLES = Resamples()
+"""As many as is usual."""
 
 
 class Interval(NamedTuple):
@@ -61,93 +102,22 @@ class Figure:
         return Figure(None if self.value is None else -self.value, -self.high, -self.low)
 
 
-def check_resamples(num_samples: int, seed: int) -> None:
-    """Refuse a number of resamples or a seed that cannot be used.
-
-    Raises:
-        InputError: ``num_samples`` outside 1 to 100,000, or ``seed`` outside 0 to 2**32 - 1.
-    """
-    if not 1 <= num_samples <= MOST_SAMPLES:
-        raise InputError(
-            f"num_samples (--samples), the number of bootstrap resamples, must be in 1 to {MOST_SAMPLES:,}; 1,000 is "
-            f"usual; got {num_samples}"
-        )
-    if not 0 <= seed < SEEDS:
-        raise InputError(f"seed must be in 0 to {SEEDS - 1}, got {seed}")
-
-
-def prompt_counts(key: Key[Array, ""], num_prompts: int) -> Float[Array, "prompts"]:
-    """Draw how often each prompt is in a resample: float32 integers that sum to ``num_prompts``."""
-    drawn = jax.random.randint(key, (num_prompts,), 0, num_prompts)
-    return jnp.zeros(num_prompts, jnp.float32).at[drawn].add(1.0)
-
-
-def over_resamples(
-    statistics: Callable[[Float[Array, "samples prompts"]], StatisticsT],
-    *,
-    num_prompts: int,
-    num_samples: int,
-    seed: int,
-    elements: int,
-    progress: bool = False,
-) -> StatisticsT:
-    """Evaluate ``statistics`` of the prompts' counts on each resample: leaves float64 ``[samples, ...]``.
-
-    Resample i depends on ``seed``, i and the number of prompts alone, so separate calls are paired. Resamples are taken
-    in chunks of one size whatever their number, so that ``statistics`` is compiled once.
-
-    Args:
-        statistics: of counts ``[samples, prompts]``, see :func:`prompt_counts`, to leaves ``[samples, ...]``.
-        num_prompts: in the benchmark.
-        num_samples: resamples, 1 to 100,000.
-        seed: of the resamples, 0 to 2**32 - 1.
-        elements: numbers that ``statistics`` holds for one resample; bounds a chunk.
-        progress: show a progress bar, if it takes more than two seconds.
-
-    Raises:
-        InputError: ``num_samples`` or ``seed`` out of range.
-    """
-    check_resamples(num_samples, seed)
-    key = jax.random.key(seed)
-    chunk = min(CHUNK_SAMPLES, max(1, CHUNK_ELEMENTS // elements))
-    parts = []
-    with tqdm.tqdm(total=num_samples, unit="resample", disable=not progress, delay=2) as bar:
-        for start in range(0, num_samples, chunk):
-            counts = _resample(key, jnp.arange(start, start + chunk), num_prompts)
-            parts.append(jax.tree.map(np.asarray, statistics(counts)))
-            bar.update(min(chunk, num_samples - start))
-    return jax.tree.map(lambda *leaves: np.concatenate(leaves, dtype=np.float64)[:num_samples], *parts)
-
-
 def bootstrap_means(
-    columns: Float[np.ndarray, "columns prompts"], *, num_samples: int, seed: int, progress: bool = False
+    columns: Float[np.ndarray, "columns prompts"], resamples: Resamples = RESAMPLES, *, progress: bool = False
 ) -> Float64[np.ndarray, "samples columns"]:
-    """Mean of each column over the prompts of each resample, in float32.
-
-    The resamples are those of :func:`routerjax.metrics.bootstrap` with the same seed.
+    """Mean of each column over the prompts of each resample.
 
     Args:
         columns: one value a prompt.
-        num_samples: resamples, 1 to 100,000.
-        seed: of the resamples, 0 to 2**32 - 1.
+        resamples: of the prompts.
         progress: show a progress bar, if it takes more than two seconds.
 
-    Raises:
-        InputError: ``num_samples`` or ``seed`` out of range.
-
     Example:
-        >>> bootstrap_means(np.array([[2.0, 2.0, 2.0]]), num_samples=2, seed=0).tolist()
+        >>> bootstrap_means(np.array([[2.0, 2.0, 2.0]]), Resamples(2)).tolist()
         [[2.0], [2.0]]
     """
-    by_prompt = jnp.asarray(columns.T, jnp.float32)
-    return over_resamples(
-        lambda counts: _means(counts, by_prompt),
-        num_prompts=columns.shape[1],
-        num_samples=num_samples,
-        seed=seed,
-        elements=columns.shape[1],
-        progress=progress,
-    )
+    num_prompts = columns.shape[1]
+    return np.stack([columns @ counts / num_prompts for counts in resamples.counts(num_prompts, progress=progress)])
 
 
 def percentile_interval(samples: Float[np.ndarray, "samples"], *, level: float = 0.95) -> Interval:
@@ -181,15 +151,7 @@ def percentile_interval(samples: Float[np.ndarray, "samples"], *, level: float =
     return Interval(float(samples[left_out]), float(samples[-1 - left_out]))
 
 
-@partial(jax.jit, static_argnums=2)
-@partial(jax.vmap, in_axes=(None, 0, None))
-def _resample(key: Key[Array, ""], sample: Int[Array, ""], num_prompts: int) -> Float[Array, "prompts"]:
-    return prompt_counts(jax.random.fold_in(key, sample), num_prompts)
-
-
-@jax.jit
-def _means(
-    counts: Float[Array, "samples prompts"], by_prompt: Float[Array, "prompts columns"]
-) -> Float[Array, "samples columns"]:
-    # Accelerators multiply in fewer bits unless they are told not to.
-    return jnp.matmul(counts, by_prompt, precision=jax.lax.Precision.HIGHEST) / counts.shape[1]
+@functools.partial(jax.jit, static_argnums=2)
+@functools.partial(jax.vmap, in_axes=(None, 0, None))
+def _draw(key: Key[Array, ""], sample: Int[Array, ""], num_prompts: int) -> Int[Array, "prompts"]:
+    return jax.random.randint(jax.random.fold_in(key, sample), (num_prompts,), 0, num_prompts)

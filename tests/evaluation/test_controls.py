@@ -83,7 +83,7 @@ def test_controls_in_an_evaluation() -> None:
     rng = np.random.default_rng(0)
     strong, weak = (rng.random(300) < chance for chance in (0.8, 0.5))
     benchmark = benchmark_of(strong, weak)
-    result = evaluation.evaluate(controls_of(benchmark), benchmark, num_samples=200)
+    result = evaluation.evaluate(controls_of(benchmark), benchmark, resamples=metrics.Resamples(200))
     random, constant, oracle = (result.routers[name] for name in ("random", "constant", "oracle"))
     assert random.apgr.low < 0.5 < random.apgr.high
     assert constant.apgr.value == 0.5

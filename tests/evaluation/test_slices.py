@@ -1,6 +1,5 @@
 """Figures by domain and by length against plain numpy, on the same resamples."""
 
-import jax
 import numpy as np
 import pytest
 
@@ -42,15 +41,14 @@ def by_numpy(rows: np.ndarray, sent: np.ndarray) -> list[float]:
 
 def test_slices_are_those_of_numpy_on_the_same_resamples() -> None:
     num_samples = 150
-    slices = evaluate_slices(WIN_PROB, BENCHMARK, **NAMES, num_samples=num_samples, seed=4)
+    slices = evaluate_slices(WIN_PROB, BENCHMARK, **NAMES, resamples=metrics.Resamples(num_samples, seed=4))
     domain, length = np.array(BENCHMARK.domain), np.array([len(prompt) for prompt in BENCHMARK.prompts])
     masks = [domain == name for name in ("law", "maths", "poetry")]
     edges = np.quantile(length, [0.25, 0.5, 0.75], method="inverted_cdf")
     masks += [np.searchsorted(edges, length) == quarter for quarter in range(4)]
     assert [part.kind for part in slices] == ["domain"] * 3 + ["length"] * 4
     drawn = [
-        np.repeat(np.arange(203), np.asarray(metrics.prompt_counts(jax.random.fold_in(jax.random.key(4), i), 203), int))
-        for i in range(num_samples)
+        np.repeat(np.arange(203), counts.astype(int)) for counts in metrics.Resamples(num_samples, seed=4).counts(203)
     ]
     for part, mask in zip(slices, masks, strict=True):
         assert part.num_prompts == mask.sum()
@@ -68,7 +66,7 @@ def test_slices_are_those_of_numpy_on_the_same_resamples() -> None:
 
 def test_the_oracle_has_no_regret_and_a_constant_gains_nothing_over_random() -> None:
     controls = evaluation.control_win_probs(BENCHMARK, **NAMES)
-    for part in evaluate_slices(controls, BENCHMARK, **NAMES, num_samples=20, seed=0):
+    for part in evaluate_slices(controls, BENCHMARK, **NAMES, resamples=metrics.Resamples(20, seed=0)):
         assert part.routers["oracle"].regret.value == pytest.approx(0, abs=1e-5)
         assert part.routers["oracle"].regret.high == pytest.approx(0, abs=1e-5)
         assert part.routers["constant"].over_random.value == pytest.approx(0, abs=1e-5)
@@ -93,13 +91,13 @@ def test_lengths_that_most_prompts_share_make_fewer_slices() -> None:
         quality={"big": np.ones(8), "small": np.zeros(8)},
         **NAMES,
     )
-    slices = evaluate_slices({"fine": np.linspace(0, 1, 8)}, benchmark, **NAMES, num_samples=5, seed=0)
+    slices = evaluate_slices({"fine": np.linspace(0, 1, 8)}, benchmark, **NAMES, resamples=metrics.Resamples(5, seed=0))
     assert [(part.name, part.num_prompts) for part in slices] == [("2 to 2 characters", 7), ("3 to 4 characters", 1)]
 
 
 def test_an_evaluation_has_slices_of_the_routers_alone() -> None:
     win_prob = WIN_PROB | evaluation.control_win_probs(BENCHMARK, **NAMES)
-    result = evaluation.evaluate(win_prob, BENCHMARK, num_samples=10)
+    result = evaluation.evaluate(win_prob, BENCHMARK, resamples=metrics.Resamples(10))
     assert {tuple(part.routers) for part in result.slices} == {("fine", "coarse")}
     described = evaluation.results_json([result])["benchmarks"][0]["slices"]
     assert described[0]["routers"]["fine"]["regret"]["value"] == result.slices[0].routers["fine"].regret.value
