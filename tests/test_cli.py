@@ -198,7 +198,7 @@ def test_a_run_killed_in_the_middle_resumes_bit_for_bit(
             assert f"{killed} is in use: another process trains into it" in capsys.readouterr().err
         process.send_signal(signal.SIGKILL)
     assert process.returncode == -signal.SIGKILL
-    assert sorted(os.listdir(killed)) == [".lock", "config.json", "training"]
+    assert sorted(os.listdir(killed)) == ["config.json", "training"]
     (killed / ".router.abc.tmp").mkdir()
     (killed / "training" / ".metrics.jsonl.1.tmp").touch()
     assert main([*train, str(killed), "--resume"]) == 0

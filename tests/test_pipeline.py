@@ -149,7 +149,6 @@ def test_what_a_killed_run_left_before_it_wrote_anything_is_no_obstacle(
 ) -> None:
     run = tmp_path / "run"
     run.mkdir()
-    (run / ".lock").touch()
     (run / ".config.json.abc.tmp").touch()
     train_router(override(config, ["router.family=knn", "router.attributes={'k': 5}"]), run)
     assert sorted(os.listdir(run)) == ["config.json", "router"]

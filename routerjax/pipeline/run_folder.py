@@ -17,17 +17,18 @@ from routerjax.router import load_router
 
 logger = logging.getLogger(__name__)
 
-LOCK_FILE = ".lock"
 # What routerjax.atomic writes under a temporary name; only a killed run leaves one of them behind.
 TEMPORARY = (".config.json.*.tmp", ".router.*.tmp", ".knn.*.tmp", "training/.metrics.jsonl.*.tmp")
+# What file systems say that have no locks, or none of folders.
+CANNOT_LOCK = (errno.ENOLCK, errno.ENOTSUP, errno.ENOSYS, errno.EBADF)
 
 
 @contextlib.contextmanager
 def run_folder(path: Path, *, resume: bool) -> Iterator[None]:
     """Hold a run's output folder, so that no other process writes into it meanwhile.
 
-    The operating system gives up the lock of a killed process, whose file then stands in nobody's way. A folder that
-    was made for the run and in which nothing was written is removed again.
+    The folder itself is locked; the operating system gives up the lock of a killed process. A folder that was made for
+    the run and in which nothing was written is removed again.
 
     Args:
         path: the folder; made where there is none.
@@ -36,19 +37,20 @@ def run_folder(path: Path, *, resume: bool) -> Iterator[None]:
     Raises:
         InputError: another process trains into it; or it exists, and is no run to resume.
     """
-    was_left = (path / LOCK_FILE).exists()
-    if not (resume or was_left):
+    if not path.is_dir():
         refuse_existing(path)
-    made = _make(path)
+    missing = [folder for folder in (path, *path.parents) if not folder.exists()]
+    path.mkdir(parents=True, exist_ok=True)
     try:
         with _locked(path):
-            if was_left:
-                _remove_temporary(path)
-            if not resume and {child.name for child in path.iterdir()} != {LOCK_FILE}:
-                raise InputError(f"the output {path} exists already; choose another name or remove it")
+            for left in [left for pattern in TEMPORARY for left in path.glob(pattern)]:
+                logger.info("removing %s, which a killed run left half-written", left)
+                shutil.rmtree(left) if left.is_dir() and not left.is_symlink() else left.unlink()
+            if not resume:
+                refuse_existing(path)
             yield
     finally:
-        for folder in made:
+        for folder in missing:
             with contextlib.suppress(OSError):  # it is not empty
                 folder.rmdir()
 
@@ -63,46 +65,20 @@ def require_loadable(path: Path) -> None:
         raise InputError(f"{path} is damaged ({error}): remove it, and --resume writes it again") from error
 
 
-def _make(path: Path) -> list[Path]:
-    """Make a folder; return those that were made, the innermost first."""
-    missing = [folder for folder in (path, *path.parents) if not folder.exists()]
-    path.mkdir(parents=True, exist_ok=True)
-    return missing
-
-
 @contextlib.contextmanager
 def _locked(folder: Path) -> Iterator[None]:
-    path = folder / LOCK_FILE
-    descriptor = _open_locked(path)
+    descriptor = os.open(folder, os.O_RDONLY)
+    try:
+        fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except OSError as error:
+        if error.errno not in CANNOT_LOCK:
+            os.close(descriptor)
+            if error.errno != errno.EWOULDBLOCK:
+                raise
+            message = f"{folder} is in use: another process trains into it; let it end, or choose another"
+            raise InputError(message) from error
+        logger.warning("%s cannot be locked here: see that no other process trains into it", folder)
     try:
         yield
     finally:
-        # While it is still locked: another process must not find, and lock, a file that is about to go.
-        path.unlink(missing_ok=True)
         os.close(descriptor)
-
-
-def _open_locked(path: Path) -> int:
-    while True:
-        descriptor = os.open(path, os.O_RDWR | os.O_CREAT | os.O_NOFOLLOW, 0o666)
-        try:
-            fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
-            with contextlib.suppress(FileNotFoundError):
-                if os.path.samestat(os.fstat(descriptor), os.stat(path)):
-                    return descriptor
-            os.close(descriptor)  # the run that held it ended, and removed it, in between
-        except OSError as error:
-            if error.errno in (errno.ENOLCK, errno.ENOTSUP, errno.ENOSYS):
-                logger.warning("%s cannot be locked here: see that no other process trains into it", path.parent)
-                return descriptor
-            os.close(descriptor)
-            if error.errno in (errno.EWOULDBLOCK, errno.EACCES):
-                message = f"{path.parent} is in use: another process trains into it; let it end, or choose another"
-                raise InputError(message) from error
-            raise
-
-
-def _remove_temporary(folder: Path) -> None:
-    for path in [left for pattern in TEMPORARY for left in folder.glob(pattern)]:
-        logger.info("removing %s, which a killed run left half-written", path)
-        shutil.rmtree(path) if path.is_dir() and not path.is_symlink() else path.unlink()
