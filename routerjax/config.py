@@ -15,9 +15,12 @@ from routerjax.errors import InputError, nearest
 from routerjax.validation import coerce, field_types, item_type, parse
 
 ConfigT = TypeVar("ConfigT")
-AttributeValue = bool | int | float | str
+AttributeValue = bool | int | float | str | tuple[str, ...]
 Truncation = Literal["left", "right", "middle"]
 """Part of a text with too many tokens that is left out: its beginning, its end, or its middle."""
+
+Pooling = Literal["cls", "max", "mean", "mean_sqrt_len_tokens", "weightedmean", "lasttoken"]
+"""How the hidden states of tokens become one vector."""
 
 Count = Annotated[int, Interval(ge=1, le=2**31 - 1)]
 Whole = Annotated[int, Interval(ge=0, le=2**31 - 1)]
@@ -114,12 +117,19 @@ class FeatureConfig(_Settings):
         max_length: tokens that a sentence encoder keeps of each prompt; an endpoint reads them all.
         truncation: what is left out of a longer prompt: its beginning (``left``), its end (``right``), or its
             ``middle``; None for what the files of the tokenizer say, which mostly is ``right``. Not for an endpoint.
+        pooling: how an encoder's hidden states become one vector, a name in ``routerjax.models.POOLINGS``; None for
+            what its files say, ``mean`` where they say nothing.
+        layer: the last layer whose hidden states are used; None for the encoder's last.
+        template: what a prompt is put into, in the place of ``{prompt}``, by an encoder that is trained. It is never
+            cut, and special tokens in it are read as such; the tokenizer then adds none of its own.
         featurizer: kind of a featurizer of another package, in ``routerjax.features.FEATURIZERS``, in place of an
             encoder; ``attributes`` are its own.
         embeddings: a .npy or .parquet file of given embeddings instead of an encoder's own.
         train_encoder: fine-tune the encoder with the router, which then stores it; the family ``bert`` always does.
         encoder_attributes: of an encoder that is trained, other than its files say: ``dropout_rate``,
-            ``attention_dropout_rate``, ``dtype`` (``bfloat16`` trains in it), ``remat``, ``scan_layers``.
+            ``attention_dropout_rate``, ``dtype`` (``bfloat16`` trains in it), ``remat``, ``scan_layers``; of a decoder
+            also ``param_dtype``, ``remat_policy``, ``unroll``, and ``lora_rank``, ``lora_alpha``,
+            ``lora_rank_stabilized``, ``lora_targets``, see :class:`routerjax.models.DecoderConfig`.
         dollars_per_million_tokens: an endpoint's price, for the cost that is logged.
     """
 
@@ -128,6 +138,9 @@ class FeatureConfig(_Settings):
     encoder: str = "sentence-transformers/all-MiniLM-L6-v2"
     max_length: Count = 256
     truncation: Truncation | None = None
+    pooling: Pooling | None = None
+    layer: Count | None = None
+    template: str = "{prompt}"
     featurizer: str | None = None
     attributes: Mapping[str, AttributeValue] = field(default_factory=dict)
     embeddings: str | None = None

@@ -11,11 +11,12 @@ import jax
 import jax.numpy as jnp
 
 from routerjax import Router, features, models
-from routerjax.families import find_family, pretrained_params
+from routerjax.families import find_family, pretrained_variables
 from routerjax.likelihoods import COLLECTION, make_likelihood
 from routerjax.policies import Threshold
 from routerjax.sealing import SEAL, seal
 from routerjax.typing import PyTree
+from tests.decoders import save_tiny_decoder
 from tests.encoders import save_tiny_encoder
 from tests.models.test_baselines import pair_battles
 
@@ -86,21 +87,22 @@ def tiny_text_router(
     """A router that reads text itself; its encoder started as that in ``folder/encoder``, with what is chosen of it."""
     source = folder / "encoder"
     if not source.exists():
-        save_tiny_encoder(source)
-    featurizer = features.load_tokens(source, max_length=48, chosen=chosen, embeds=family != "bert").for_scoring()
+        save_tiny_decoder(source) if family == "causal" else save_tiny_encoder(source)
+    reads_text = find_family(family).reads_text
+    featurizer = features.load_tokens(source, max_length=48, chosen=chosen, embeds=not reads_text).for_scoring()
     models = ("big", "small") if loss == "three_labels" else NAMES
     likelihood = make_likelihood(loss, readout=readout)
     module = find_family(family).make_module(
         num_outputs=len(likelihood.output_names(models)), attributes=attributes or {}, featurizer=featurizer
     )
-    params = pretrained_params(module, source, key=jax.random.key(3))
+    started = jax.tree.map(jnp.asarray, pretrained_variables(module, source, jax.random.key(3)))
     router = Router(
         module=module,
         featurizer=featurizer,
         models=models,
         policy=Threshold("big", "small"),
         likelihood=likelihood,
-        variables={"params": params, **({COLLECTION: initial} if (initial := likelihood.initial_params()) else {})},
+        variables={**started, **({COLLECTION: initial} if (initial := likelihood.initial_params()) else {})},
         provenance={"made by": "a test"},
     )
     return dataclasses.replace(router, **_with_policy(changes))

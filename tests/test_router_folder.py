@@ -136,7 +136,7 @@ def test_a_forged_description_is_checked_field_by_field(folder: Path, changed: d
             "saved: featurizer.encoder.layer_norm_epsilon must be a number of at least 0, got -1",
         ),
         ({"num_token_types": -1}, "saved: featurizer.encoder.num_token_types must be an integer in .*, got -1"),
-        ({"depth": 3}, "saved: featurizer.encoder has vocab_size, .*'depth': 3"),
+        ({"depth": 3}, "saved: featurizer.encoder has vocab_size, .*; got depth"),
     ],
 )
 def test_a_forged_encoder_is_checked_too(folder: Path, changed: dict, message: str) -> None:

@@ -48,7 +48,13 @@ def trained(config: ExperimentConfig, arena: Path, tmp_path_factory: pytest.Temp
     return folder
 
 
-@pytest.mark.parametrize(("family", "loss"), [("mf", "davidson"), ("bert", "three_outcome"), ("bert", "three_labels")])
+@pytest.mark.parametrize(
+    ("family", "loss"),
+    [
+        *(("mf", "davidson"), ("bert", "three_outcome"), ("bert", "three_labels")),
+        *(("causal", "bradley_terry"), ("causal", "grounded_rao_kupper")),
+    ],
+)
 def test_it_is_saved_loaded_and_scores_each_prompt_as_if_alone(tmp_path: Path, family: str, loss: str) -> None:
     router = tiny_text_router(tmp_path, family=family, loss=loss)
     win_prob = router.win_prob([*PROMPTS, PROMPTS[0]])

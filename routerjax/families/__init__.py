@@ -4,6 +4,7 @@ A new one is one file here, and one in :mod:`routerjax.models` for its network.
 """
 
 from routerjax.families.bert import BERT
+from routerjax.families.causal import CAUSAL
 from routerjax.families.clusters import CLUSTERS
 from routerjax.families.family import (
     FAMILIES,
@@ -17,11 +18,12 @@ from routerjax.families.family import (
 from routerjax.families.knn import KNN
 from routerjax.families.mf import MF
 from routerjax.families.parameter_groups import layer_depths
-from routerjax.families.pretrained_params import pretrained_params
+from routerjax.families.pretrained_params import pretrained_params, pretrained_variables
 from routerjax.families.sw import SW
 
 __all__ = [
     "BERT",
+    "CAUSAL",
     "CLUSTERS",
     "FAMILIES",
     "KNN",
@@ -34,5 +36,6 @@ __all__ = [
     "initial_variables",
     "layer_depths",
     "pretrained_params",
+    "pretrained_variables",
     "register_family",
 ]

@@ -8,13 +8,12 @@ from dataclasses import dataclass
 from typing import Any
 
 import flax.linen as nn
-import jax
 import jax.numpy as jnp
 
 from routerjax.config import AttributeValue
 from routerjax.errors import InputError, choose, nearest
 from routerjax.families.parameter_groups import layer_depths
-from routerjax.families.pretrained_params import pretrained_params
+from routerjax.families.pretrained_params import pretrained_variables
 from routerjax.features import Featurizer, TokenFeaturizer
 from routerjax.likelihoods import Likelihood
 from routerjax.models import EmbedThen
@@ -42,12 +41,9 @@ def initial_variables(module: nn.Module, featurizer: Featurizer, key: Array) -> 
         with needs_named(module, {}, {"params": key}):
             return nn.meta.unbox(module.init(key, example, **mode(module, deterministic=True)))
 
-    if not isinstance(featurizer, TokenFeaturizer):
-        return initialise()
-    # Under jit, where the encoder is not made only to be thrown away.
-    others = jax.jit(lambda: {name: leaves for name, leaves in initialise().items() if name != "params"})()
-    # On the host, so that a device holds them once when training has copied them.
-    return jax.device_get({**others, "params": pretrained_params(module, locate(featurizer.source), key=key)})
+    if isinstance(featurizer, TokenFeaturizer):
+        return pretrained_variables(module, locate(featurizer.source), key)
+    return initialise()
 
 
 def refuse_to_remember(module: nn.Module, battles: PreferenceBatch, models: Sequence[str] | None) -> Variables:

@@ -29,6 +29,8 @@ def open_featurizer(config: FeatureConfig, *, root: Path = Path(), embeds: bool 
         raise InputError("features.encoder_attributes are of an encoder that is trained: set features.train_encoder")
     if config.attributes and config.featurizer is None:
         raise InputError("features.attributes are of the featurizer that features.featurizer names: set it")
+    if config.template != FeatureConfig.template and not trains_encoder:
+        raise InputError("features.template is of an encoder that is trained: set features.train_encoder")
     if config.featurizer is not None:
         if trains_encoder or config.embeddings is not None:
             raise InputError(
@@ -39,7 +41,7 @@ def open_featurizer(config: FeatureConfig, *, root: Path = Path(), embeds: bool 
     if config.embeddings is not None:
         if trains_encoder:
             raise InputError(f"given embeddings ({config.embeddings}) have no encoder that could be trained")
-        _refuse_truncation(config, f": the embeddings are given ({config.embeddings})")
+        _refuse_choices(config, f": the embeddings are given ({config.embeddings})")
         return read_embeddings(root / config.embeddings).featurizer(config.embeddings)
     if trains_encoder:
         return load_tokens(
@@ -48,14 +50,24 @@ def open_featurizer(config: FeatureConfig, *, root: Path = Path(), embeds: bool 
             truncation=config.truncation,
             chosen=config.encoder_attributes,
             embeds=embeds,
+            pooling=config.pooling,
+            layer=config.layer,
+            template=config.template,
         )
     if is_endpoint(config.encoder):
-        _refuse_truncation(config, f" by {config.encoder}, which is sent whole prompts")
+        _refuse_choices(config, f" by {config.encoder}, which is sent whole prompts")
         price = config.dollars_per_million_tokens
         return EndpointEncoder(config.encoder, dollars_per_million_tokens=price).featurizer
-    return load_encoder(config.encoder, max_length=config.max_length, truncation=config.truncation)
+    return load_encoder(
+        config.encoder,
+        max_length=config.max_length,
+        truncation=config.truncation,
+        pooling=config.pooling,
+        layer=config.layer,
+    )
 
 
-def _refuse_truncation(config: FeatureConfig, reason: str) -> None:
-    if config.truncation is not None:
-        raise InputError(f"features.truncation={config.truncation!r} cannot be followed{reason}; leave it out")
+def _refuse_choices(config: FeatureConfig, reason: str) -> None:
+    for name in ("truncation", "pooling", "layer"):
+        if getattr(config, name) is not None:
+            raise InputError(f"features.{name}={getattr(config, name)!r} cannot be followed{reason}; leave it out")

@@ -26,16 +26,24 @@ from routerjax.features.cache import EmbeddingCache, encode_once, prompt_digests
 from routerjax.features.cut_report import read_once
 from routerjax.features.featurizer import Featurizer, HostQuery, TextFunction, register_featurizer
 from routerjax.features.tokenizer import TextTokenizer, tokenizer_for
-from routerjax.models import EMBEDDING_LAYERS, BertEncoder, Pooling, SentenceEmbedding, encoder_attributes
+from routerjax.models import (
+    EMBEDDING_LAYERS,
+    Pooling,
+    SentenceEmbedding,
+    describe_encoder,
+    encoder_sizes,
+    make_encoder,
+    up_to_layer,
+)
 from routerjax.pretrained import (
     LAYER_TENSORS,
     RESOLVED_FILE,
     TOKENIZER_FILE,
     SentenceModules,
-    bert_names,
     count_numbers,
+    encoder_names,
     locate,
-    read_bert_encoder,
+    read_encoder,
     read_sentence_modules,
     read_text_file,
     read_tokenizer,
@@ -79,6 +87,7 @@ class SentenceFeaturizer(Featurizer):
         max_length: tokens of a prompt that are read.
         truncation: what is left out of a longer prompt, see :class:`TextTokenizer`.
         resolved_tokenizer: the tokenizer, where it is not the encoder's ``tokenizer.json`` as it stands.
+        pooling, layer: see :func:`load_encoder`.
     """
 
     kind = "sentence"
@@ -89,6 +98,8 @@ class SentenceFeaturizer(Featurizer):
     fingerprint: str
     max_length: Count
     truncation: Truncation
+    pooling: Pooling | None = None
+    layer: Count | None = None
     resolved_tokenizer: bytes | None = field(default=None, repr=False)
 
     @property
@@ -106,7 +117,13 @@ class SentenceFeaturizer(Featurizer):
         place = vars(self).get("_place")
         source = self.source if place is None else place
         loaded = _load(
-            locate(source, download=place is not None), source, self.max_length, self.truncation, kept=self.files
+            locate(source, download=place is not None),
+            source,
+            self.max_length,
+            self.truncation,
+            pooling=self.pooling,
+            layer=self.layer,
+            kept=self.files,
         )
         if loaded.fingerprint != self.fingerprint:
             raise self.refusal(f"the encoder {source} has", loaded.fingerprint)
@@ -212,6 +229,8 @@ def load_encoder(
     *,
     max_length: int = 256,
     truncation: Truncation | None = None,
+    pooling: Pooling | None = None,
+    layer: int | None = None,
 ) -> SentenceFeaturizer:
     """Load a sentence encoder of the BERT family, as sentence-transformers saves it.
 
@@ -226,6 +245,8 @@ def load_encoder(
         max_length: tokens of a prompt that are read, whatever the files say; another length than theirs is logged.
         truncation: what is left out of a longer prompt (see :class:`TextTokenizer`); None for what the files of the
             tokenizer say.
+        pooling: how hidden states become one vector; None for what the folder says, ``mean`` where it says nothing.
+        layer: the last whose hidden states are pooled; None for the last that there is.
 
     Returns:
         A featurizer whose encoder is loaded, and whose fingerprint covers all that changes an embedding: weights,
@@ -234,7 +255,7 @@ def load_encoder(
     Raises:
         InputError: not found, damaged, or of another architecture or with modules that are not computed here.
     """
-    return _load(locate(source), source, max_length, truncation)
+    return _load(locate(source), source, max_length, truncation, pooling=pooling, layer=layer)
 
 
 def _load(
@@ -243,16 +264,20 @@ def _load(
     max_length: int,
     truncation: Truncation | None,
     *,
+    pooling: Pooling | None,
+    layer: int | None,
     kept: Mapping[str, bytes] | None = None,
 ) -> SentenceFeaturizer:
     """Load the encoder in ``folder``; transformers is not asked if a router says which files it keeps."""
     modules = read_sentence_modules(folder)
     path = modules.transformer / "config.json"
-    described = encoder_attributes(read_bert_encoder(modules.transformer), f"{path}: encoder")
-    require_sizes(described, count_numbers(modules.transformer), path)
+    described = up_to_layer(read_encoder(modules.transformer), layer, "features.layer")
+    encoder = make_encoder(described, f"{path}: encoder")
+    require_sizes(encoder_sizes(encoder), count_numbers(modules.transformer), path)
+    pooled = cast("tuple[Pooling, ...]", modules.pooling if pooling is None else (pooling,))
     module = SentenceEmbedding(
-        BertEncoder(**described),
-        cast("tuple[Pooling, ...]", modules.pooling),
+        encoder,
+        pooled,
         tuple(EMBEDDING_LAYERS[layer.kind](**layer.attributes) for layer in modules.layers),
     )
     if kept is None:
@@ -280,7 +305,7 @@ def _load(
     identity = {
         "weights": [weights_sha256(path) for path in (modules.transformer, *_folders(modules))],
         "encoder": {name: value for name, value in described.items() if name not in OF_TRAINING_ALONE},
-        "pooling": modules.pooling,
+        "pooling": pooled,
         "layers": [(layer.kind, layer.attributes) for layer in modules.layers],
         "tokenizer": tokenizer.fingerprint,
     }
@@ -291,6 +316,8 @@ def _load(
         max_length=max_length,
         truncation=tokenizer.truncation,
         resolved_tokenizer=files.get(RESOLVED_FILE),
+        pooling=pooling,
+        layer=layer,
     )
     variables = {"params": jax.tree.map(jnp.asarray, _read_params(modules, module))}
     vars(featurizer)["encoder"] = SentenceEncoder(module, variables, tokenizer)
@@ -304,7 +331,7 @@ def _folders(modules: SentenceModules) -> list[Path]:
 def _read_params(modules: SentenceModules, module: SentenceEmbedding) -> PyTree:
     example = {name: jnp.zeros((1, 2), jnp.int32) for name in ("token_ids", "attention_mask")}
     expected = nn.meta.unbox(jax.eval_shape(module.init, jax.random.key(0), example))["params"]
-    names = bert_names(module.encoder.model_type, head=False)
+    names = encoder_names(describe_encoder(module.encoder))
     params = read_weights(modules.transformer, names, {"encoder": expected["encoder"]})
     for place, layer in enumerate(modules.layers):
         if layer.kind in LAYER_TENSORS:

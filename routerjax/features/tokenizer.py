@@ -17,7 +17,7 @@ from jaxtyping import Bool, Int, Int32
 from routerjax.config import Truncation
 from routerjax.errors import InputError, choose
 from routerjax.features.cutting import CHARACTERS_PER_TOKEN, Cut, cut
-from routerjax.models import BertEncoder
+from routerjax.models import Encoder
 from routerjax.pretrained import parse_tokenizer
 from routerjax.prompts import require_texts, valid_text
 
@@ -58,10 +58,13 @@ class TextTokenizer:
         max_length: tokens of a text that are kept, special ones included.
         padding_id: what fills a row up; the mask is 0 there.
         truncation: what is left out of a longer text: its beginning (``left``), its end (``right``), or its ``middle``.
-        prefix: put before each text.
+        prefix: put before each text, and cut with it.
+        template: put before and after each text and never cut: special tokens among them are read as such, and the
+            tokenizer adds none of its own.
 
     Raises:
-        InputError: not a tokenizer's file, or more special tokens than ``max_length``.
+        InputError: not a tokenizer's file, more special tokens than ``max_length``, or a template that the tokenizer
+            does not read apart from the text.
     """
 
     tokenizer_json: bytes
@@ -69,13 +72,15 @@ class TextTokenizer:
     padding_id: int = 0
     truncation: Truncation = "right"
     prefix: str = ""
+    template: tuple[str, str] = ("", "")
 
     def __post_init__(self) -> None:
         choose(self.truncation, dict.fromkeys(get_args(Truncation)), "truncation")
         _ = self.tokenizer  # not a tokenizer's file is said first
         before, after = self.special_tokens
         if len(before) + len(after) > self.max_length:
-            raise InputError(f"max_length must be at least the {len(before) + len(after)} special tokens of a text")
+            whose = "tokens of the template" if any(self.template) else "special tokens of a text"
+            raise InputError(f"max_length must be at least the {len(before) + len(after)} {whose}")
 
     @functools.cached_property
     def tokenizer(self) -> tokenizers.Tokenizer:
@@ -87,6 +92,7 @@ class TextTokenizer:
         """Two tokenizers give the same tokens if this is the same."""
         sha256 = hashlib.sha256(self.tokenizer_json).hexdigest()
         described = f"{sha256} {self.max_length} {self.padding_id} {self.truncation} {self.prefix!r}"
+        described += f" {self.template!r}" if any(self.template) else ""
         return hashlib.sha256(described.encode()).hexdigest()
 
     def read(self, texts: Sequence[str], *, progress: bool = False) -> TokenIds:
@@ -139,15 +145,18 @@ class TextTokenizer:
 
     @functools.cached_property
     def special_tokens(self) -> tuple[Int32[np.ndarray, "before"], Int32[np.ndarray, "after"]]:
-        """Special tokens that stand before and after those of a text."""
+        """Special tokens that stand before and after those of a text, or the template's."""
+        before, after = self.template
         for probe in PROBES:
-            ((plain,), (ids,)) = self._encode([probe]), self._encode([probe], add_special_tokens=True)
+            whole = self._encode([before + probe + after], add_special_tokens=not any(self.template))
+            ((plain,), (ids,)) = self._encode([probe]), whole
             if max(ids, default=0) > LARGEST_ID:
                 raise InputError(f"the tokenizer has the token id {max(ids)}, more than {LARGEST_ID}")
             for start in range(len(ids) - len(plain) + 1) if plain else ():
                 if ids[start : start + len(plain)] == plain:
                     return np.asarray(ids[:start], np.int32), np.asarray(ids[start + len(plain) :], np.int32)
-        raise InputError(f"the tokenizer does not read {', '.join(PROBES)} as tokens between special ones")
+        around = "the template" if any(self.template) else "special ones"
+        raise InputError(f"the tokenizer does not read {', '.join(PROBES)} as tokens between {around}")
 
     def pad(
         self, token_ids: Sequence[Tokens], length: int | None = None, *, batch: int | None = None
@@ -201,14 +210,15 @@ def padded_rows(rows: int) -> int:
 
 
 def tokenizer_for(
-    encoder: BertEncoder,
+    encoder: Encoder,
     tokenizer_json: bytes,
     max_length: int,
     truncation: Truncation = "right",
     *,
     prefix: str = "",
+    template: tuple[str, str] = ("", ""),
 ) -> TextTokenizer:
-    """The tokenizer of an encoder, which puts ``prefix`` before a text and keeps at most ``max_length`` tokens of both.
+    """The tokenizer of an encoder, which keeps at most ``max_length`` tokens of a text and what is put around it.
 
     Raises:
         InputError: a length that the encoder does not read, no such truncation, not a tokenizer's file, or not that of
@@ -216,7 +226,7 @@ def tokenizer_for(
     """
     if not 2 <= max_length <= encoder.max_length:
         raise InputError(f"max_length must be in [2, {encoder.max_length}], what the encoder reads, got {max_length}")
-    loaded = TextTokenizer(tokenizer_json, max_length, encoder.padding_id, truncation, prefix)
+    loaded = TextTokenizer(tokenizer_json, max_length, encoder.padding_id, truncation, prefix, template)
     if loaded.largest_id >= encoder.vocab_size:  # JAX would take the last row of the table for it
         raise InputError(
             f"the tokenizer has the token id {loaded.largest_id}, the encoder only {encoder.vocab_size} tokens"

@@ -20,15 +20,17 @@ from routerjax.features.cut_report import read_prompts
 from routerjax.features.featurizer import Featurizer, HostQuery, TextFunction, register_featurizer
 from routerjax.features.tokenizer import TextTokenizer, tokenizer_for
 from routerjax.models import (
-    DTYPES,
     POOLINGS,
-    BertEncoder,
+    Encoder,
     Normalize,
     Pooling,
     SentenceEmbedding,
-    encoder_attributes,
-    encoder_choices,
-    encoder_types,
+    describe_encoder,
+    encoder_sizes,
+    for_scoring,
+    make_encoder,
+    up_to_layer,
+    with_choices,
 )
 from routerjax.pretrained import (
     LAYER_TENSORS,
@@ -37,7 +39,7 @@ from routerjax.pretrained import (
     TOKENIZER_FILES,
     SentenceModules,
     locate,
-    read_bert_encoder,
+    read_encoder,
     read_sentence_modules,
     read_tokenizer,
     require_sizes,
@@ -46,6 +48,8 @@ from routerjax.pretrained import (
     transformer_folder,
 )
 from routerjax.validation import coerce
+
+PLACE = "{prompt}"
 
 
 @register_featurizer
@@ -62,7 +66,7 @@ class TokenFeaturizer(Featurizer):
             it is not their ``tokenizer.json``; see :func:`routerjax.pretrained.read_tokenizer`.
         normalize: scale the embedding, which routers of embeddings take, to unit length.
         pooling: how hidden states become that embedding; see :class:`routerjax.models.SentenceEmbedding`.
-        prefix: put before each text.
+        prefix, template: put around each text; see :class:`TextTokenizer`.
         fingerprint: of the tokenizer, its length and its truncation.
         width: of the hidden states.
 
@@ -76,11 +80,12 @@ class TokenFeaturizer(Featurizer):
     source: str
     max_length: int
     truncation: Truncation
-    encoder: BertEncoder
+    encoder: Encoder
     tokenizer_files: Mapping[str, bytes]
     normalize: bool = False
     pooling: tuple[Pooling, ...] = ("mean",)
     prefix: str = ""
+    template: tuple[str, str] = ("", "")
     fingerprint: str = field(init=False, repr=False)
     width: int = field(init=False, repr=False)
 
@@ -119,7 +124,9 @@ class TokenFeaturizer(Featurizer):
     def tokenizer(self) -> TextTokenizer:
         """The real tokenizer, which keeps ``max_length`` tokens of a text."""
         tokenizer_json = resolved_tokenizer(self.tokenizer_files)
-        return tokenizer_for(self.encoder, tokenizer_json, self.max_length, self.truncation, prefix=self.prefix)
+        return tokenizer_for(
+            self.encoder, tokenizer_json, self.max_length, self.truncation, prefix=self.prefix, template=self.template
+        )
 
     def query(
         self, prompts: Sequence[str], *, cache: EmbeddingCache | None = None, progress: bool = False
@@ -146,7 +153,7 @@ class TokenFeaturizer(Featurizer):
 
     def require_sizes(self, numbers: int, where: str) -> None:
         """Refuse an encoder of more numbers than a router holds; see :func:`routerjax.pretrained.require_sizes`."""
-        require_sizes(vars(self.encoder), numbers, where)
+        require_sizes(encoder_sizes(self.encoder), numbers, where)
 
     def at(self, encoder: str) -> Featurizer:
         """Refuse another encoder."""
@@ -155,19 +162,18 @@ class TokenFeaturizer(Featurizer):
         )
 
     def for_scoring(self) -> TokenFeaturizer:
-        """Copy with dtype=float32 and remat=False, for inference: they are choices of training alone.
+        """Copy that computes in the type that the weights are stored in: another is a choice of training alone.
 
         Scores are thus the same wherever they are computed, and those of every format that a router is exported to.
         """
-        return dataclasses.replace(self, encoder=self.encoder.clone(dtype=DTYPES["float32"], remat=False, parent=None))
+        return dataclasses.replace(self, encoder=for_scoring(self.encoder))
 
     def to_dict(self) -> dict[str, Any]:
         """Return the fields as JSON holds them, with the fingerprint, without the files."""
         fields = super().to_dict()
         del fields["tokenizer_files"]
-        encoder = {name: getattr(self.encoder, name) for name in encoder_types()}
-        described = {**encoder, "dtype": str(self.encoder.dtype)}
-        return {**fields, "pooling": list(self.pooling), "encoder": described, "fingerprint": self.fingerprint}
+        plain = {"pooling": list(self.pooling), "template": list(self.template), "fingerprint": self.fingerprint}
+        return {**fields, **plain, "encoder": describe_encoder(self.encoder)}
 
     @classmethod
     def from_dict(cls, fields: Mapping[str, Any], files: Mapping[str, bytes]) -> Self:
@@ -180,16 +186,18 @@ class TokenFeaturizer(Featurizer):
         expected = {setting.name for setting in dataclasses.fields(cls)} - {"tokenizer_files", "width"}
         if set(fields) != expected:
             raise InputError(f"a featurizer of tokens has {', '.join(sorted(expected))}; got {sorted(fields)}")
-        described, types = fields["encoder"], encoder_types()
-        if not isinstance(described, Mapping) or set(described) != set(types):
-            raise InputError(f"featurizer.encoder has {', '.join(types)}; got {described!r}")
+        described = coerce(fields["encoder"], Mapping[str, object], "featurizer.encoder")
         pooling = coerce(fields["pooling"], tuple[Pooling, ...], "featurizer.pooling")
         if not pooling:
             raise InputError(f"featurizer.pooling must list one or more of {', '.join(POOLINGS)}, got none")
         kinds = {"source": str, "max_length": Count, "truncation": Truncation, "normalize": bool, "prefix": str}
         plain = {name: coerce(fields[name], kind, f"featurizer.{name}") for name, kind in kinds.items()}
-        encoder = BertEncoder(**encoder_attributes(described, "featurizer.encoder"))
-        featurizer = cls(encoder=encoder, pooling=pooling, tokenizer_files=files, **plain)
+        template = coerce(fields["template"], tuple[str, str], "featurizer.template")
+        encoder = make_encoder(described, "featurizer.encoder")
+        missing = set(describe_encoder(encoder)) - set(described)
+        if missing:
+            raise InputError(f"featurizer.encoder must say {', '.join(sorted(missing))}, too")
+        featurizer = cls(encoder=encoder, pooling=pooling, template=template, tokenizer_files=files, **plain)
         if featurizer.fingerprint != fields["fingerprint"]:
             raise InputError(
                 f"refused: its tokenizer has fingerprint {featurizer.fingerprint[:16]}, but this router was trained "
@@ -206,6 +214,9 @@ def load_tokens(
     truncation: Truncation | None = None,
     chosen: Mapping[str, AttributeValue] | None = None,
     embeds: bool = False,
+    pooling: Pooling | None = None,
+    layer: int | None = None,
+    template: str = "{prompt}",
 ) -> TokenFeaturizer:
     """Featurizer of a pretrained folder of the BERT family, whose encoder is to be trained with a router.
 
@@ -217,24 +228,28 @@ def load_tokens(
         truncation: what is left out of a longer prompt; default what the tokenizer's files say.
         chosen: attributes of the encoder other than those that its files say.
         embeds: read it as a sentence encoder, whose files say how it makes an embedding.
+        pooling, layer: see :func:`routerjax.features.load_encoder`.
+        template: what a prompt is put into, in the place of ``{prompt}``.
 
     Raises:
         InputError: damaged, of another architecture, or with layers after the pooling that have weights; or a choice
             that is none of dropout_rate, attention_dropout_rate, dtype, remat, scan_layers, of another type or out of
             range.
     """
-    choices = encoder_choices(chosen or {})
     folder = locate(source)
     modules = read_sentence_modules(folder) if embeds else SentenceModules(transformer=transformer_folder(folder))
     folder = modules.transformer
-    for layer in modules.layers:
-        if layer.kind in LAYER_TENSORS:
+    for module in modules.layers:
+        if module.kind in LAYER_TENSORS:
             raise InputError(
-                f"{layer.folder}: a {layer.kind} after the pooling is not trained with the encoder: set "
+                f"{module.folder}: a {module.kind} after the pooling is not trained with the encoder: set "
                 "features.train_encoder=False"
             )
-    described = encoder_attributes(read_bert_encoder(folder), f"{folder / 'config.json'}: encoder")
-    encoder = BertEncoder(**{**described, **choices})
+    described = up_to_layer(read_encoder(folder), layer, "features.layer")
+    encoder = with_choices(make_encoder(described, f"{folder / 'config.json'}: encoder"), chosen or {})
+    before, place, after = template.partition(PLACE)
+    if not place:
+        raise InputError(f"a template must hold {PLACE}, where the prompt goes, got {template!r}")
     tokenizer = read_tokenizer(folder, vocab_size=encoder.vocab_size, lowercase=modules.lowercase)
     try:
         return TokenFeaturizer(
@@ -244,14 +259,15 @@ def load_tokens(
             encoder=encoder,
             tokenizer_files=tokenizer.files,
             normalize=bool(modules.layers),
-            pooling=cast("tuple[Pooling, ...]", modules.pooling),
+            pooling=cast("tuple[Pooling, ...]", modules.pooling if pooling is None else (pooling,)),
             prefix=modules.prefix,
+            template=(before, after),
         )
     except InputError as error:
         raise InputError(f"{folder}: {error}") from error
 
 
-def _configured_length(files: Mapping[str, bytes], encoder: BertEncoder) -> int:
+def _configured_length(files: Mapping[str, bytes], encoder: Encoder) -> int:
     """Tokens that transformers would read: as the tokenizer's configuration says, or all that the encoder can."""
     limit = tokenizer_config(files).get("model_max_length")
     # Where nothing was said, transformers writes 1e30.

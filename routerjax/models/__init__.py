@@ -9,13 +9,19 @@ from routerjax.models.baselines import (
 )
 from routerjax.models.bert import BertRouter
 from routerjax.models.bert_encoder import BertEncoder, stack_layers, unstack_layers
+from routerjax.models.causal import CausalRouter
 from routerjax.models.clusters import Clusters, nearest_centroid
-from routerjax.models.encoder_attributes import (
-    DTYPES,
-    encoder_attributes,
-    encoder_choices,
-    encoder_types,
+from routerjax.models.decoder import Decoder, DecoderConfig, last_token
+from routerjax.models.decoder_layers import FROZEN
+from routerjax.models.encoders import (
+    Encoder,
+    describe_encoder,
+    encoder_sizes,
+    for_scoring,
+    make_encoder,
     typed_choices,
+    up_to_layer,
+    with_choices,
 )
 from routerjax.models.matrix_factorization import MatrixFactorization
 from routerjax.models.sentence import EMBEDDING_LAYERS, POOLINGS, EmbedThen, Normalize, Pooling, SentenceEmbedding
@@ -26,13 +32,17 @@ from routerjax.models.similarity_weighted import (
 )
 
 __all__ = [
-    "DTYPES",
     "EMBEDDING_LAYERS",
+    "FROZEN",
     "POOLINGS",
     "BertEncoder",
     "BertRouter",
+    "CausalRouter",
     "Clusters",
+    "Decoder",
+    "DecoderConfig",
     "EmbedThen",
+    "Encoder",
     "MatrixFactorization",
     "NearestNeighbors",
     "Normalize",
@@ -40,13 +50,17 @@ __all__ = [
     "SentenceEmbedding",
     "SimilarityWeighted",
     "battle_tiers",
-    "encoder_attributes",
-    "encoder_choices",
-    "encoder_types",
+    "describe_encoder",
+    "encoder_sizes",
+    "for_scoring",
+    "last_token",
+    "make_encoder",
     "nearest_centroid",
     "nearest_neighbors_memory",
     "similarity_weighted_memory",
     "stack_layers",
     "typed_choices",
     "unstack_layers",
+    "up_to_layer",
+    "with_choices",
 ]

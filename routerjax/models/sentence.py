@@ -10,7 +10,8 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Bool, Float
 
-from routerjax.models.bert_encoder import BertEncoder
+from routerjax.config import Pooling
+from routerjax.models.encoders import Encoder
 from routerjax.models.layers import MASKED, dense, gelu, layer_norm, mean_over_tokens, unit_length
 from routerjax.scoring import mode
 from routerjax.typing import Query
@@ -19,7 +20,6 @@ Hidden = Float[Array, "batch length embed"]
 Mask = Bool[Array, "batch length"]
 Embedding = Float[Array, "batch embed"]
 
-Pooling = Literal["cls", "max", "mean", "mean_sqrt_len_tokens", "weightedmean", "lasttoken"]
 Activation = Literal["identity", "tanh", "relu", "gelu", "sigmoid"]
 
 
@@ -124,7 +124,7 @@ class SentenceEmbedding(nn.Module):
         The modules of sentence-transformers, https://sbert.net.
     """
 
-    encoder: BertEncoder
+    encoder: Encoder
     pooling: tuple[Pooling, ...] = ("mean",)
     layers: tuple[Projection | EmbeddingNorm | Normalize, ...] = ()
 

@@ -3,6 +3,8 @@
 from routerjax.pretrained import routellm
 from routerjax.pretrained.bert import BertConfig, bert_names, read_bert_config, read_bert_encoder
 from routerjax.pretrained.chat_template import ChatTemplate, read_chat_template
+from routerjax.pretrained.decoder import DECODER_TYPES, decoder_names, read_decoder
+from routerjax.pretrained.encoder import encoder_names, read_encoder
 from routerjax.pretrained.files import file_sha256, find_file, parse_json, read_bytes, read_json, read_text_file
 from routerjax.pretrained.identity import encoder_sha256
 from routerjax.pretrained.locate import MINILM, locate
@@ -12,6 +14,7 @@ from routerjax.pretrained.sentence import (
     read_sentence_modules,
     transformer_folder,
 )
+from routerjax.pretrained.stored import StoredTensor
 from routerjax.pretrained.tokenizer_files import (
     RESOLVED_FILE,
     TOKENIZER_CONFIG,
@@ -28,11 +31,13 @@ from routerjax.pretrained.weights import (
     publish_weights,
     read_weights,
     require_sizes,
+    stored_weights,
     tensor_bytes,
     weights_sha256,
 )
 
 __all__ = [
+    "DECODER_TYPES",
     "LAYER_TENSORS",
     "MINILM",
     "RESOLVED_FILE",
@@ -42,9 +47,12 @@ __all__ = [
     "BertConfig",
     "ChatTemplate",
     "SentenceModules",
+    "StoredTensor",
     "TensorNames",
     "bert_names",
     "count_numbers",
+    "decoder_names",
+    "encoder_names",
     "encoder_sha256",
     "file_sha256",
     "find_file",
@@ -56,6 +64,8 @@ __all__ = [
     "read_bert_encoder",
     "read_bytes",
     "read_chat_template",
+    "read_decoder",
+    "read_encoder",
     "read_json",
     "read_sentence_modules",
     "read_text_file",
@@ -64,6 +74,7 @@ __all__ = [
     "require_sizes",
     "resolved_tokenizer",
     "routellm",
+    "stored_weights",
     "tensor_bytes",
     "tokenizer_config",
     "transformer_folder",

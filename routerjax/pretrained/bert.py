@@ -137,13 +137,14 @@ def _labels(labels: Mapping[int, object], path: Path) -> tuple[str, ...]:
     return names
 
 
-def bert_names(model_type: str, *, head: bool, classifier: bool = True) -> TensorNames:
+def bert_names(model_type: str, *, head: bool, classifier: bool = True, num_layers: int | None = None) -> TensorNames:
     """Tensors of a classifier in transformers -> parameters of a module that holds the encoder as ``encoder``.
 
     Args:
         model_type: as in config.json.
         head: whether the module has the architecture's own head; if not, a published head is left out.
         classifier: whether the last layer of that head is taken: its columns are the labels that it was trained for.
+        num_layers: that are taken, the lowest; all by default.
     """
     architecture = ARCHITECTURES[model_type]
     head_table = {
@@ -171,7 +172,12 @@ def bert_names(model_type: str, *, head: bool, classifier: bool = True) -> Tenso
         (r"LayerNorm\.beta$", "LayerNorm.bias"),
     )
     left_out = [rf"{re.escape(published)}\..*" for published in architecture.head if published not in head_table]
-    return TensorNames(table, aliases=aliases, ignored=[rf".*\.position_ids|{architecture.pretraining}", *left_out])
+    return TensorNames(
+        table,
+        aliases=aliases,
+        ignored=[rf".*\.position_ids|{architecture.pretraining}", *left_out],
+        num_layers=num_layers,
+    )
 
 
 def _number(value: object, what: str, *, whole: bool, below: int | None = None) -> int | float:

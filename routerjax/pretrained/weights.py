@@ -9,7 +9,7 @@ import re
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any, cast
+from typing import Any, NamedTuple, cast
 
 import flax.traverse_util
 import jax
@@ -17,10 +17,10 @@ import jax.numpy as jnp
 import numpy as np
 import safetensors
 import safetensors.numpy
-from jaxtyping import Float32
 
 from routerjax.errors import InputError
 from routerjax.pretrained.files import file_sha256, find_file, read_json, refuse_lfs_pointer
+from routerjax.pretrained.stored import StoredTensor
 from routerjax.typing import Array, PyTree
 
 HARMLESS_LAYERS, HARMLESS_NUMBERS = 48, 10**8
@@ -34,24 +34,72 @@ INDEX_FILE = "model.safetensors.index.json"
 FLOATS = ("F64", "F32", "F16", "BF16")
 
 
+class Place(NamedTuple):
+    """Place of a published tensor: our path, the number of its layer if it is of one, and if layers are stacked."""
+
+    path: str
+    layer: int | None
+    is_stacked: bool
+
+
 @dataclass(frozen=True)
 class TensorNames:
     """Names of an architecture's tensors.
 
     Attributes:
-        table: published name -> our path; ``{}`` stands for a layer's number in both. A path that ends in ``kernel`` is
-            transposed: published kernels are ``[out, in]``, ours ``[in, out]``.
+        table: published name -> our path; ``{}`` stands for a layer's number in both. Where our path has none, the
+            layers' tensors are stacked. A path that ends in ``kernel`` is transposed: published kernels are
+            ``[out, in]``, ours ``[in, out]``.
         aliases: (regular expression, replacement) that bring other spellings of published names into the table's.
         ignored: regular expressions of names, in the table's spelling, that are left out on purpose.
+        num_layers: how many layers are taken, the lowest; all by default.
     """
 
     table: Mapping[str, str]
     aliases: Sequence[tuple[str, str]] = field(default=())
     ignored: Sequence[str] = field(default=())
+    num_layers: int | None = None
+
+    def place(self, published: str) -> Place | None:
+        """Find our place of a published tensor; None for a name that the table has not."""
+        for pattern, replacement in self.aliases:
+            published = re.sub(pattern, replacement, published)
+        if published in self.table:
+            return Place(self.table[published], None, False)
+        # The layer's number is the only one in a name with {}.
+        template, numbers = re.sub(r"\d+", "{}", published, count=1), re.findall(r"\d+", published)
+        path = self.table.get(template)
+        return None if path is None else Place(path.format(numbers[0]), int(numbers[0]), "{}" not in path)
+
+    def is_ignored(self, published: str) -> bool:
+        """Return True for a name that is left out on purpose."""
+        place = self.place(published)
+        if place is not None and place.layer is not None and self.num_layers is not None:
+            return place.layer >= self.num_layers
+        for pattern, replacement in self.aliases:
+            published = re.sub(pattern, replacement, published)
+        return any(re.fullmatch(pattern, published) for pattern in self.ignored)
+
+    def published(self, parameter: str) -> str | None:
+        """Published name of our path, with ``{}`` for the layer where layers are stacked; None for one without any."""
+        inverse = {path: published for published, path in self.table.items()}
+        if parameter in inverse:
+            return inverse[parameter]
+        template, numbers = re.sub(r"\d+", "{}", parameter, count=1), re.findall(r"\d+", parameter)
+        return inverse[template].format(*numbers[:1]) if template in inverse else None
 
 
 def read_weights(path: Path, names: TensorNames, expected: PyTree, *, initial: PyTree | None = None) -> PyTree:
-    """Read safetensors into the form of a module's parameters.
+    """Read safetensors into the form of a module's parameters; see :func:`stored_weights`.
+
+    Returns:
+        Nested dictionaries of arrays.
+    """
+    return jax.tree.map(np.asarray, stored_weights(path, names, expected, initial=initial))
+
+
+def stored_weights(path: Path, names: TensorNames, expected: PyTree, *, initial: PyTree | None = None) -> PyTree:
+    """Find the weights of a module's parameters in safetensors, whose headers alone are read.
 
     Args:
         path: a file; or a folder with ``model.safetensors``, or with shards and ``model.safetensors.index.json``.
@@ -61,73 +109,72 @@ def read_weights(path: Path, names: TensorNames, expected: PyTree, *, initial: P
             logged.
 
     Returns:
-        Nested dictionaries of float32 arrays.
+        Nested dictionaries of :class:`StoredTensor`, of the expected types, and of those of ``initial``.
 
     Raises:
         InputError: a file is damaged, a tensor is missing (-), extra (+) or of another shape (!), all of which are
-            listed; or weights are NaN, infinite, or stored as integers or as floats of fewer than 16 bits.
+            listed; or weights are stored as integers or as floats of fewer than 16 bits.
     """
-    shapes = {name: leaf.shape for name, leaf in _flatten(expected).items()}
-    loaded: dict[str, Float32[np.ndarray, "..."]] = {}
-    problems, quantised, not_finite = [], [], []
-    for published, tensors in _tensors(path):
-        name = published
-        for pattern, replacement in names.aliases:
-            name = re.sub(pattern, replacement, name)
-        if any(re.fullmatch(pattern, name) for pattern in names.ignored):
+    leaves = _flatten(expected)
+    places: dict[str, dict[int | None, tuple[Path, str]]] = {}
+    problems, quantised = [], []
+    for file, published, tensors in _tensors(path):
+        if names.is_ignored(published):
             continue
-        parameter = _rename(name, names.table)
-        if parameter not in shapes or parameter in loaded:
+        parameter, number, is_stacked = names.place(published) or Place("", None, False)
+        layer = number if is_stacked else None
+        if parameter not in leaves or layer in places.get(parameter, {}):
             problems.append(f"+ {published}")
             continue
-        dtype = tensors.get_slice(published).get_dtype()
-        if dtype not in FLOATS:
-            quantised.append(f"{published} ({dtype})")
+        header, shape = tensors.get_slice(published), leaves[parameter].shape
+        if header.get_dtype() not in FLOATS:
+            quantised.append(f"{published} ({header.get_dtype()})")
             continue
-        tensor = tensors.get_tensor(published)
-        tensor = tensor.T if parameter.endswith("kernel") else tensor
-        if tensor.shape != shapes[parameter]:
-            problems.append(f"! {published}: expected shape {shapes[parameter]}, got {tensor.shape}")
-        with np.errstate(over="ignore"):  # a float64 beyond float32, which is found not finite
-            loaded[parameter] = tensor.astype(np.float32)
-        if not np.isfinite(loaded[parameter]).all():
-            not_finite.append(published)
-    if not_finite:
-        raise InputError(
-            f"{path}: weights must be finite numbers, got NaN or infinity in {not_finite[0]}, one of "
-            f"{len(not_finite)}: the training that made them diverged, or the file is damaged"
-        )
+        expected_shape = shape if layer is None else shape[1:]
+        got = tuple(header.get_shape())[:: -1 if parameter.endswith("kernel") else 1]
+        if got != expected_shape:
+            problems.append(f"! {published}: expected shape {expected_shape}, got {got}")
+        places.setdefault(parameter, {})[layer] = (file, published)
     if quantised:
         raise InputError(
             f"{path}: weights must be stored as floats of 16 bits or more, got {quantised[0]}, one of "
             f"{len(quantised)}; quantised weights are not read: save the model in float32 or bfloat16"
         )
-    held = {_layer(name) for name in loaded}
+    held = {_layer(name) for name in places}
     new = {name: leaf for name, leaf in _flatten(initial or {}).items() if _layer(name) not in held}
-    problems += [f"- {name}" for name in shapes if name not in loaded and name not in new]
+    problems += [f"- {name}" for name in leaves if name not in places and name not in new]
+    stored: dict[str, StoredTensor | np.ndarray] = {}
+    for name, of_layers in places.items():
+        leaf, is_stacked = leaves[name], None not in of_layers
+        numbers = set(range(leaf.shape[0]) if is_stacked else [None])
+        problems += [f"- {name} of layer {number}" for number in sorted(numbers - set(of_layers), key=str)]
+        problems += [f"+ {of_layers[number][1]}" for number in sorted(set(of_layers) - numbers, key=str)]
+        tensors = tuple(of_layers[number] for number in sorted(of_layers, key=lambda number: number or 0))
+        stored[name] = StoredTensor(tensors, leaf.shape, leaf.dtype, is_stacked, name.endswith("kernel"))
     if problems:
         listed = "; ".join(problems[:20]) + ("; ..." if len(problems) > 20 else "")
         raise InputError(f"{path} does not hold the expected tensors (- missing, + extra, ! misshaped): {listed}")
     if new:
         logger.warning("%s gives no %s: initialised at random, to be trained", path, ", ".join(sorted(new)))
-    complete = {**loaded, **{name: np.asarray(leaf, np.float32) for name, leaf in new.items()}}
-    return jax.tree.map(_dense, flax.traverse_util.unflatten_dict(complete, sep="/"))
+    complete = {**stored, **{name: np.asarray(leaf) for name, leaf in new.items()}}
+    return flax.traverse_util.unflatten_dict(complete, sep="/")
 
 
-def publish_weights(params: PyTree, names: TensorNames) -> dict[str, Float32[np.ndarray, "..."]]:
+def publish_weights(params: PyTree, names: TensorNames) -> dict[str, np.ndarray]:
     """The inverse of :func:`read_weights`: tensors under the table's published names, in its layout.
 
     Raises:
         InputError: a parameter has no published name.
     """
-    inverse = {parameter: published for published, parameter in names.table.items()}
     tensors = {}
     for parameter, leaf in _flatten(params).items():
-        published = _rename(parameter, inverse)
+        published = names.published(parameter)
         if published is None:
             raise InputError(f"the parameter {parameter} has no name in the published format")
-        tensors[published] = np.asarray(leaf, np.float32).T if parameter.endswith("kernel") else leaf
-    return jax.tree.map(_dense, tensors)
+        array = np.asarray(leaf)
+        for layer, part in enumerate(array if "{}" in published else [array]):
+            tensors[published.format(layer)] = _dense(part.T if parameter.endswith("kernel") else part)
+    return tensors
 
 
 def tensor_bytes(tensors: Mapping[str, Array | np.ndarray], metadata: Mapping[str, str] | None = None) -> bytes:
@@ -150,7 +197,7 @@ def count_numbers(path: Path) -> int:
     Raises:
         InputError: no weights there, or a file is damaged.
     """
-    return sum(math.prod(file.get_slice(name).get_shape()) for name, file in _tensors(path))
+    return sum(math.prod(tensors.get_slice(name).get_shape()) for _, name, tensors in _tensors(path))
 
 
 def require_sizes(sizes: Mapping[str, Any], numbers: int, what: object) -> None:
@@ -194,22 +241,14 @@ def _layer(path: str) -> str:
     return path.rpartition("/")[0]
 
 
-def _rename(name: str, table: Mapping[str, str]) -> str | None:
-    """The other side's name; the layer's number, the only one in a name with ``{}``, is carried over."""
-    if name in table:
-        return table[name]
-    template, numbers = re.sub(r"\d+", "{}", name, count=1), re.findall(r"\d+", name)
-    return table[template].format(*numbers[:1]) if template in table else None
-
-
-def _tensors(path: Path) -> Iterator[tuple[str, safetensors.safe_open]]:
-    """Names of tensors, each with the open file that holds it: of one file, or of all shards."""
+def _tensors(path: Path) -> Iterator[tuple[Path, str, safetensors.safe_open]]:
+    """The file of each tensor, the tensor's name, and the open file: of one file, or of all shards."""
     for file in _files(path):
         try:
             refuse_lfs_pointer(file)
             with safetensors.safe_open(file, framework="numpy") as tensors:
                 for name in list(tensors.keys()):
-                    yield name, tensors
+                    yield file, name, tensors
         except (safetensors.SafetensorError, FileNotFoundError) as error:
             raise InputError(f"{file} is not a complete safetensors file: {error}") from error
 

@@ -88,7 +88,7 @@ class Wrapper:
         """
         if variables is None:
             return begin(nn.meta.unbox(initialise()))
-        return begin(jax.tree.map(jnp.array, variables))
+        return begin(jax.tree.map(lambda leaf: jnp.array(np.asarray(leaf)), variables))
 
 
 class _Pmap(Wrapper):
@@ -214,7 +214,8 @@ class _Mesh(Wrapper):
         else:
             boxed = {name: _boxed_like(boxed.get(name), collection) for name, collection in variables.items()}
             places = shardings(boxed, self.mesh, self.rules)
-            variables = jax.tree.map(lambda leaf, place: jax.device_put(np.array(leaf), place), variables, places)
+            # Part by part, so that the host need not hold what is stored on disk.
+            variables = jax.tree.map(_placed, variables, places)
 
         def in_boxes(variables: Variables) -> StateT:
             return begin(nn.meta.replace_boxed(boxed, variables))
@@ -226,9 +227,13 @@ class _Mesh(Wrapper):
         return jax.NamedSharding(self.mesh, jax.P(*axes))
 
 
+def _placed(leaf: Any, place: jax.NamedSharding) -> Array:
+    return jax.make_array_from_callback(leaf.shape, place, lambda index: np.array(leaf[index]))
+
+
 def _boxed_like(boxed: PyTree, arrays: PyTree) -> PyTree:
     """``arrays`` as shapes, in the boxes of what the module makes, where it makes the same ones."""
-    shapes = jax.tree.map(lambda leaf: jax.ShapeDtypeStruct(np.shape(leaf), np.result_type(leaf)), arrays)
+    shapes = jax.tree.map(lambda leaf: jax.ShapeDtypeStruct(leaf.shape, leaf.dtype), arrays)
     is_same = jax.tree.structure(nn.meta.unbox(boxed)) == jax.tree.structure(shapes)
     return nn.meta.replace_boxed(boxed, shapes) if is_same else shapes
 

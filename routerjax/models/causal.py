@@ -1,0 +1,54 @@
+"""The causal language model as a router."""
+
+from __future__ import annotations
+
+from typing import Literal, cast
+
+import flax.linen as nn
+import jax.numpy as jnp
+from jaxtyping import Array, Float
+
+from routerjax.models.decoder import Decoder, last_token
+from routerjax.models.layers import dense
+from routerjax.typing import Query
+
+
+class CausalRouter(nn.Module):
+    """The causal language model as a router: scores from the hidden state of the prompt's last token.
+
+    Heads: ``tokens`` are the logits of as many label tokens at the end of the vocabulary, one forward pass for all of
+    them, without the logits of any other token. ``linear`` is a linear layer with a bias.
+
+    Attributes:
+        encoder: what makes the hidden states.
+        num_models: columns of the scores.
+        head: ``tokens`` or ``linear``.
+
+    Reference:
+        RouteLLM (arXiv 2406.18665), section 4.1; Frick et al., "Prompt-to-Leaderboard" (arXiv 2502.14855).
+    """
+
+    encoder: Decoder
+    num_models: int
+    head: Literal["tokens", "linear"] = "linear"
+
+    @nn.compact
+    def __call__(self, query: Query, *, deterministic: bool = True) -> Float[Array, "batch outputs"]:
+        """Score ``token_ids`` and ``attention_mask``, both int ``[batch, length]``; float32."""
+        config = self.encoder.config
+        hidden = self.encoder(query, deterministic=deterministic)
+        last = last_token(hidden, query["attention_mask"] > 0).astype(jnp.float32)
+        if self.head == "linear":
+            return dense(
+                self.num_models,
+                ("embed", "models"),
+                name="classifier",
+                initializer_range=config.initializer_range,
+                dtype=jnp.dtype("float32"),
+            )(last)
+        initializer = nn.with_logical_partitioning(
+            nn.initializers.normal(config.initializer_range), ("models", "embed")
+        )
+        labels = cast(Array, self.param("label_embedding", initializer, (self.num_models, config.width), jnp.float32))
+        logits = last @ labels.T
+        return config.logit_cap * jnp.tanh(logits / config.logit_cap) if config.logit_cap else logits

@@ -1,0 +1,136 @@
+"""Encoders of text: from a description to the module and back, and the attributes that a run chooses."""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Mapping
+from typing import Any, TypeAlias
+
+import jax.numpy as jnp
+
+from routerjax.config import AttributeValue
+from routerjax.errors import InputError, choose, nearest
+from routerjax.models.bert_encoder import BertEncoder
+from routerjax.models.decoder import Decoder, DecoderConfig
+from routerjax.validation import coerce, field_types, typed
+
+Encoder: TypeAlias = BertEncoder | Decoder
+"""Tokens to hidden states ``[batch, length, width]``."""
+
+# What a run may say of an encoder that it trains; all else is what the encoder's files say.
+WHOSE_CHOICES = "features.encoder_attributes"
+BERT_CHOICES = ("dropout_rate", "attention_dropout_rate", "dtype", "remat", "scan_layers")
+DECODER_CHOICES = (
+    *("attention_dropout_rate", "dtype", "param_dtype", "remat", "remat_policy", "unroll"),
+    *("lora_rank", "lora_alpha", "lora_rank_stabilized", "lora_targets"),
+)
+DTYPES = {"float32": jnp.dtype(jnp.float32), "bfloat16": jnp.dtype(jnp.bfloat16)}
+_OF_MODULES = ("parent", "name")
+
+
+def make_encoder(described: Mapping[str, object], whose: str) -> Encoder:
+    """Make an encoder of its attributes, among them ``model_type``; an error calls them ``whose.name``.
+
+    Raises:
+        InputError: attributes missing or unknown, or a value of another type or out of range.
+    """
+    types = _types(described.get("model_type"))
+    if set(described) - set(types):
+        raise InputError(f"{whose} has {', '.join(types)}; got {', '.join(sorted(set(described) - set(types)))}")
+    checked = {}
+    for name, value in described.items():
+        what = f"{whose}.{name}"
+        is_dtype = types[name] is jnp.dtype
+        checked[name] = choose(str(value), DTYPES, what) if is_dtype else coerce(value, types[name], what)
+    try:
+        encoder = Decoder(DecoderConfig(**checked)) if types is _types("llama") else BertEncoder(**checked)
+    except TypeError as error:  # an attribute without default
+        raise InputError(f"{whose} has {', '.join(types)}: {error}") from error
+    sizes = vars(encoder.config if isinstance(encoder, Decoder) else encoder)
+    if isinstance(encoder, BertEncoder) and encoder.width % encoder.num_heads:
+        raise InputError(f"{whose}.num_heads ({encoder.num_heads}) must divide its width ({encoder.width})")
+    if isinstance(encoder, Decoder) and sizes["num_heads"] % sizes["num_key_heads"]:
+        raise InputError(f"{whose}.num_key_heads ({sizes['num_key_heads']}) must divide num_heads")
+    return encoder
+
+
+def up_to_layer(described: Mapping[str, Any], layer: int | None, whose: str) -> dict[str, Any]:
+    """Attributes of an encoder of the lowest layers alone, whose hidden states are those of the last of them.
+
+    Args:
+        described: see :func:`make_encoder`.
+        layer: the last; None for all layers.
+        whose: what an error calls the layer.
+
+    Raises:
+        InputError: the encoder has fewer layers.
+    """
+    count = described["num_layers"]
+    if layer is None or layer == count:
+        return dict(described)
+    if layer > count:
+        raise InputError(f"{whose} must be at most the encoder's {count} layers, got {layer}")
+    of_decoder = {"windows": described["windows"][:layer], "final_norm": False} if "windows" in described else {}
+    return {**described, "num_layers": layer, **of_decoder}
+
+
+def describe_encoder(encoder: Encoder) -> dict[str, Any]:
+    """Attributes of an encoder as JSON holds them; the inverse of :func:`make_encoder`."""
+    of = encoder.config if isinstance(encoder, Decoder) else encoder
+    values = {name: getattr(of, name) for name in _types(encoder.model_type)}
+    return {
+        name: str(value) if isinstance(value, jnp.dtype) else list(value) if isinstance(value, tuple) else value
+        for name, value in values.items()
+    }
+
+
+def encoder_sizes(encoder: Encoder) -> dict[str, int]:
+    """Numbers that the sizes of an encoder's arrays are products of."""
+    of = encoder.config if isinstance(encoder, Decoder) else encoder
+    return {name: value for name, value in vars(of).items() if type(value) is int}
+
+
+def with_choices(encoder: Encoder, chosen: Mapping[str, object]) -> Encoder:
+    """Copy of an encoder with the attributes that a run chooses.
+
+    Raises:
+        InputError: no such choice, or a value of another type or out of range.
+    """
+    choices = DECODER_CHOICES if isinstance(encoder, Decoder) else BERT_CHOICES
+    for name in chosen:
+        if name not in choices:
+            raise InputError(
+                f"{WHOSE_CHOICES} of {encoder.model_type} takes {', '.join(choices)}, got {name!r}"
+                f"{nearest(name, choices)}"
+            )
+    return make_encoder({**describe_encoder(encoder), **chosen}, WHOSE_CHOICES)
+
+
+def for_scoring(encoder: Encoder) -> Encoder:
+    """Copy of an encoder without the choices of training: activations are kept, and computed in the weights' type."""
+    if isinstance(encoder, Decoder):
+        config = encoder.config
+        return Decoder(dataclasses.replace(config, dtype=config.param_dtype, remat=False))
+    return encoder.clone(dtype=DTYPES["float32"], remat=False, parent=None)
+
+
+def typed_choices(chosen: Mapping[str, AttributeValue]) -> dict[str, AttributeValue]:
+    """Attributes of an encoder that is trained, in their types; text, as a command line gives it, is read by its type.
+
+    Raises:
+        InputError: no such choice, or a value of another type.
+    """
+    types = {**_types("llama"), **_types("bert"), "dtype": str, "param_dtype": str}
+    known = dict.fromkeys([*BERT_CHOICES, *DECODER_CHOICES])
+    for name in chosen:
+        if name not in known:
+            raise InputError(f"{WHOSE_CHOICES} takes {', '.join(known)}, got {name!r}{nearest(name, known)}")
+    return typed(chosen, types, WHOSE_CHOICES)
+
+
+def _types(model_type: object) -> dict[str, Any]:
+    """Annotation of each attribute of the encoders of an architecture."""
+    decoders = field_types(DecoderConfig)
+    if model_type in decoders["model_type"].__args__:
+        return decoders
+    return {name: kind for name, kind in field_types(BertEncoder).items() if name not in _OF_MODULES}

@@ -1,0 +1,146 @@
+"""Decoders as Hugging Face saves them: configuration and tensor names."""
+
+from __future__ import annotations
+
+import functools
+import json
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+from routerjax.errors import InputError
+from routerjax.pretrained.files import read_json
+from routerjax.pretrained.library import from_pretrained
+from routerjax.pretrained.weights import TensorNames
+
+# In transformers' words -> ours.
+_ACTIVATIONS = {"silu": "silu", "gelu_pytorch_tanh": "gelu_tanh"}
+_ROPE_SCALING: Mapping[str, tuple[str, ...]] = {
+    "default": (),
+    "linear": ("factor",),
+    "llama3": ("factor", "low_freq_factor", "high_freq_factor", "original_max_position_embeddings"),
+}
+_PROJECTIONS = {
+    "self_attn.q_proj": "query",
+    "self_attn.k_proj": "key",
+    "self_attn.v_proj": "value",
+    "self_attn.o_proj": "out",
+    "mlp.gate_proj": "gate",
+    "mlp.up_proj": "up",
+    "mlp.down_proj": "down",
+}
+_NORMS = {"input_layernorm": "attention_norm", "post_attention_layernorm": "mlp_norm"}
+_SANDWICH_NORMS = {
+    "input_layernorm": "attention_norm",
+    "post_attention_layernorm": "attention_out_norm",
+    "pre_feedforward_layernorm": "mlp_norm",
+    "post_feedforward_layernorm": "mlp_out_norm",
+}
+_HEAD_NORMS = {"self_attn.q_norm": "query_norm", "self_attn.k_norm": "key_norm"}
+# What an architecture has beyond RMS norms, rotary positions, grouped heads and a gated MLP.
+_OF_TYPE: Mapping[str, Mapping[str, object]] = {
+    "llama": {},
+    "mistral": {},
+    "qwen2": {"qkv_bias": True},
+    "qwen3": {"qk_norm": True},
+    "gemma3_text": {"qk_norm": True, "sandwich_norms": True, "norm_offset": 1.0, "scale_embeddings": True},
+}
+DECODER_TYPES = tuple(_OF_TYPE)
+
+
+def read_decoder(folder: Path) -> dict[str, Any]:
+    """Read the fields of a :class:`routerjax.models.DecoderConfig` from a ``config.json``.
+
+    Raises:
+        InputError: no such file, damaged, or an architecture, or a setting of one, that is not computed here.
+    """
+    path = folder / "config.json"
+    content = json.dumps(read_json(path, dict)).encode()
+    return from_pretrained("AutoConfig", {path.name: content}, path, functools.partial(_fields, path))
+
+
+def _fields(path: Path, config: Any) -> dict[str, Any]:
+    if config.model_type not in _OF_TYPE:
+        raise InputError(f"{path}: model_type must be one of {', '.join(_OF_TYPE)}, got {config.model_type!r}")
+    gate = "hidden_activation" if hasattr(config, "hidden_activation") else "hidden_act"
+    required = {
+        gate: tuple(_ACTIVATIONS),
+        "attn_logit_softcapping": (None,),
+        "use_bidirectional_attention": (None, False),
+    }
+    for key, values in required.items():
+        if getattr(config, key, values[0]) not in values:
+            listed = " or ".join(map(repr, values))
+            raise InputError(f"{path}: {key} must be {listed}, got {getattr(config, key)!r}")
+    head_dim = getattr(config, "head_dim", None) or config.hidden_size // config.num_attention_heads
+    has_bias = bool(getattr(config, "attention_bias", False))
+    return {
+        "model_type": config.model_type,
+        "vocab_size": config.vocab_size,
+        "width": config.hidden_size,
+        "num_layers": config.num_hidden_layers,
+        "num_heads": config.num_attention_heads,
+        "num_key_heads": config.num_key_value_heads,
+        "head_dim": head_dim,
+        "mlp_dim": config.intermediate_size,
+        "max_positions": config.max_position_embeddings,
+        "activation": _ACTIVATIONS[getattr(config, gate)],
+        "norm_epsilon": config.rms_norm_eps,
+        "qkv_bias": has_bias,
+        "out_bias": has_bias,
+        "mlp_bias": bool(getattr(config, "mlp_bias", False)),
+        "attention_scale": (getattr(config, "query_pre_attn_scalar", None) or head_dim) ** -0.5,
+        "windows": _windows(config),
+        "attention_dropout_rate": config.attention_dropout or 0.0,
+        "initializer_range": config.initializer_range,
+        "logit_cap": getattr(config, "final_logit_softcapping", None) or 0.0,
+        **_rope(config, path),
+        **_OF_TYPE[config.model_type],
+    }
+
+
+def _windows(config: Any) -> tuple[int, ...]:
+    """Tokens that each layer attends to; 0 for all before it."""
+    window = getattr(config, "sliding_window", None) or 0
+    types = getattr(config, "layer_types", None)
+    if types is None:
+        return (window,) * config.num_hidden_layers
+    return tuple(window if kind == "sliding_attention" else 0 for kind in types)
+
+
+def _rope(config: Any, path: Path) -> dict[str, Any]:
+    parameters = config.rope_parameters
+    local = parameters.get("sliding_attention")
+    everywhere = parameters.get("full_attention", parameters)
+    for rope, known in ((everywhere, tuple(_ROPE_SCALING)), (local or {"rope_type": "default"}, ("default",))):
+        if rope["rope_type"] not in known or rope.get("partial_rotary_factor", 1.0) != 1.0:
+            raise InputError(f"{path}: rope_type must be one of {', '.join(known)}, of whole heads, got {rope}")
+    return {
+        "rope_base": everywhere["rope_theta"],
+        "rope_scaling": tuple(float(everywhere[key]) for key in _ROPE_SCALING[everywhere["rope_type"]]),
+        "rope_local_base": 0.0 if local is None else local["rope_theta"],
+    }
+
+
+def decoder_names(model_type: str, *, num_layers: int, has_final_norm: bool = True) -> TensorNames:
+    """Tensors of a causal language model in transformers -> parameters of a module that holds it as ``encoder``.
+
+    Args:
+        model_type: as in config.json.
+        num_layers: that are taken, the lowest.
+        has_final_norm: False leaves the norm after the last layer out.
+    """
+    sandwich = bool(_OF_TYPE[model_type].get("sandwich_norms"))
+    table = {"model.embed_tokens.weight": "encoder/token_embedding", "model.norm.weight": "encoder/final_norm/scale"}
+    for published, ours in {**(_SANDWICH_NORMS if sandwich else _NORMS), **_HEAD_NORMS}.items():
+        table[f"model.layers.{{}}.{published}.weight"] = f"encoder/layers/{ours}/scale"
+    for published, ours in _PROJECTIONS.items():
+        for theirs, part in (("weight", "kernel"), ("bias", "bias")):
+            table[f"model.layers.{{}}.{published}.{theirs}"] = f"encoder/layers/{ours}/{part}"
+    # Checkpoints of the bare model have no prefix.
+    aliases = ((r"^(embed_tokens|layers|norm)\.", r"model.\1."),)
+    ignored = [r"lm_head\.weight", r"score\.weight", r".*rotary_emb\.inv_freq"]
+    if not has_final_norm:
+        del table["model.norm.weight"]
+        ignored.append(r"model\.norm\.weight")
+    return TensorNames(table, aliases=aliases, ignored=ignored, num_layers=num_layers)
