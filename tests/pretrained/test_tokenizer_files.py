@@ -2,8 +2,10 @@
 
 import json
 import shutil
+import socket
 import subprocess
 import sys
+from collections.abc import Iterator
 from pathlib import Path
 
 import numpy as np
@@ -18,6 +20,19 @@ from tests.routers import tiny_router
 from tests.tokenizers_of_kinds import make_tokenizer_of
 
 ROWS = 1000
+
+
+@pytest.fixture(autouse=True)
+def _no_network(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
+    addresses: list[object] = []
+
+    def refuse(_: socket.socket, address: object) -> None:
+        addresses.append(address)
+        raise OSError(f"no network: {address}")
+
+    monkeypatch.setattr(socket.socket, "connect", refuse)
+    yield
+    assert addresses == []
 
 
 def save_tokenizer_of(kind: str, folder: Path, model_type: str, **config: object) -> Path:
