@@ -6,7 +6,6 @@ import shutil
 from collections.abc import Callable
 from pathlib import Path
 
-import flax.linen as nn
 import jax
 import numpy as np
 import pytest
@@ -16,7 +15,8 @@ from routerjax.cli import main
 from routerjax.config import ExperimentConfig, override
 from routerjax.families import pretrained_params
 from routerjax.pipeline import load_config, train_router
-from routerjax.router.outputs import jit_win_prob
+from routerjax.router.outputs import jitted
+from routerjax.scoring import pair_win_prob
 from tests.encoders import TEXTS, save_tiny_encoder
 from tests.routers import tiny_router, tiny_text_router
 
@@ -83,23 +83,23 @@ def test_compilations_are_bounded_and_one_prompt_is_one_row(tmp_path: Path, monk
     router = tiny_text_router(tmp_path)
     rng = np.random.default_rng(0)
     prompts = [" ".join(rng.choice(["poem", "prove", "what"], length)) for length in rng.integers(1, 80, 400)]
-    jit_win_prob.cache_clear()
+    jitted.cache_clear()
     for start in (0, 7, 250):
         router.win_prob(prompts[start:])
-    compiled = jit_win_prob(router.module, 0, 2, router.likelihood)
+    compiled = jitted(router.module, pair_win_prob, 0, 2, router.likelihood)
     lengths = router.featurizer.tokenizer.lengths
     most = sum((features.tokenizer.TOKENS_ON_CPU // length).bit_length() for length in lengths)
     assert 2 <= compiled._cache_size() <= most
     shapes = []
 
-    def seen(module: nn.Module, strong: int, weak: int, likelihood: object) -> Callable:
+    def seen(*_: object) -> Callable:
         def score(variables: dict, query: dict) -> jax.Array:
             shapes.append(query["token_ids"].shape)
             return compiled(variables, query)
 
         return score
 
-    monkeypatch.setattr("routerjax.router.router.jit_win_prob", seen)
+    monkeypatch.setattr("routerjax.router.router.jitted", seen)
     router.win_prob(["poem"])
     router.win_prob(["poem " * 60])
     assert shapes == [(1, lengths[0]), (1, lengths[-1])]

@@ -136,6 +136,13 @@ class Featurizer(abc.ABC):
             f"fingerprint {self.fingerprint[shown]}; its scores would mean nothing"
         )
 
+    def require_same(self, fingerprint: str, width: int) -> None:
+        """Raise InputError for embeddings that were made otherwise than those of the training."""
+        if fingerprint != self.fingerprint:
+            raise self.refusal("the embeddings have", fingerprint)
+        if width != self.width:
+            raise InputError(f"embeddings must be {self.width} wide, as in training, got {width}")
+
     def to_dict(self) -> dict[str, Any]:
         """Return the fields as JSON holds them, without the files."""
         fields = [setting.name for setting in dataclasses.fields(cast(Any, self)) if setting.init]

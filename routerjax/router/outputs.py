@@ -1,19 +1,26 @@
-"""Outputs of a router: jitted functions, compiled once for equal routers, and checks of what they give."""
+"""Outputs of a router for prompts: batches of queries, jitted functions, and checks of what these give."""
 
 from __future__ import annotations
 
 import functools
-from collections.abc import Sequence
+from collections.abc import Callable, Hashable, Iterator, Sequence
 
 import flax.linen as nn
 import jax
+import jax.numpy as jnp
 import numpy as np
+import tqdm
+from jaxtyping import Int, UInt32
 
 from routerjax.errors import InputError
-from routerjax.features import Embeddings
+from routerjax.features import EmbeddingCache, Embeddings, Featurizer
 from routerjax.likelihoods import Likelihood
-from routerjax.scoring import apply_module, make_score_fn
-from routerjax.typing import Array, Query, ScoreFn, Variables
+from routerjax.prompts import prompt_ids, require_texts
+from routerjax.scoring import apply_module
+from routerjax.typing import Array, ScoreFn, Variables
+
+Batches = Iterator[tuple[Int[np.ndarray, "rows"], dict[str, np.ndarray]]]
+"""Rows of prompts and their padded queries, see :meth:`routerjax.features.Featurizer.batches`."""
 
 # A sum of probabilities in float32 is above 1 by less than this.
 ROUNDING = 1e-6
@@ -38,24 +45,73 @@ def require_values(is_good: np.ndarray, values: np.ndarray, what: str, prompts: 
         )
 
 
-@functools.lru_cache(maxsize=32)
-def jit_scores(module: nn.Module) -> ScoreFn:
-    """Jit ``(variables, query) -> scores``."""
-
-    return jax.jit(functools.partial(apply_module, module))
-
-
-@functools.lru_cache(maxsize=32)
-def jit_outcome_prob(module: nn.Module, strong: int, weak: int, likelihood: Likelihood) -> ScoreFn:
-    """Jit ``(variables, query) -> P(strong wins), P(tie), P(weak wins)``."""
-
-    def outcome_prob(variables: Variables, query: Query) -> Array:
-        return likelihood.outcome_prob(variables, apply_module(module, variables, query), strong, weak)
-
-    return jax.jit(outcome_prob)
+@functools.lru_cache(maxsize=64)
+def jitted(module: nn.Module, read: Callable[..., Array], *static: Hashable) -> ScoreFn:
+    """Jit ``(variables, query) -> read(variables, scores of the module, *static)``, once for equal routers."""
+    return jax.jit(lambda variables, query: read(variables, apply_module(module, variables, query), *static))
 
 
-@functools.lru_cache(maxsize=32)
-def jit_win_prob(module: nn.Module, strong: int, weak: int, likelihood: Likelihood) -> ScoreFn:
-    """Jit ``(variables, query) -> win_prob``."""
-    return jax.jit(make_score_fn(module, strong=strong, weak=weak, likelihood=likelihood))
+def module_scores(variables: Variables, scores: Array) -> Array:
+    """Scores of the module as they are."""
+    del variables
+    return scores
+
+
+def pair_outcome_prob(variables: Variables, scores: Array, strong: int, weak: int, likelihood: Likelihood) -> Array:
+    """Probabilities of the outcomes of a pair, see :meth:`routerjax.likelihoods.Likelihood.outcome_prob`."""
+    return likelihood.outcome_prob(variables, scores, strong, weak)
+
+
+def batches_of(
+    prompts: Sequence[str] | Embeddings,
+    featurizer: Featurizer,
+    *,
+    has_prompt_id: bool,
+    cache: EmbeddingCache | None,
+    progress: bool,
+) -> tuple[Int[np.ndarray, "prompts"], Batches]:
+    """The row of each prompt among the different ones, and the padded queries of these.
+
+    Args:
+        prompts: texts, or their embeddings.
+        featurizer: of texts.
+        has_prompt_id: add the identity of each prompt, by which a memory leaves out its own battles.
+        cache: where embeddings are kept between runs.
+        progress: show a progress bar, where it takes more than two seconds.
+
+    Raises:
+        InputError: prompts that are no texts, or embeddings where their identity is needed.
+    """
+    if isinstance(prompts, Embeddings):
+        if has_prompt_id:
+            raise InputError("exclude_own_battles needs prompts as texts: battles are remembered by them")
+        return np.arange(len(prompts.embedding)), prompts.batches()
+    require_texts(prompts)
+    row_of = {prompt: row for row, prompt in enumerate(dict.fromkeys(prompts))}
+    texts = list(row_of)
+    batches = featurizer.batches(texts, cache=cache, progress=progress)
+    if has_prompt_id:
+        batches = _with_prompt_id(batches, prompt_ids(texts))
+    return np.asarray([row_of[prompt] for prompt in prompts], int), batches
+
+
+def _with_prompt_id(batches: Batches, ids: UInt32[np.ndarray, "prompts 2"]) -> Batches:
+    for rows, query in batches:
+        size = len(next(iter(query.values())))
+        yield rows, {**query, "prompt_id": np.pad(ids[rows], ((0, size - len(rows)), (0, 0)))}
+
+
+def run(
+    compiled: ScoreFn, variables: Variables, row_of: Int[np.ndarray, "prompts"], batches: Batches, *, progress: bool
+) -> np.ndarray:
+    """Apply a jitted function to each different prompt once, in batches of a few static shapes."""
+    count, outputs = int(row_of.max()) + 1, np.zeros(0, np.float32)
+    with tqdm.tqdm(total=count, unit="prompt", disable=not progress, delay=2) as bar:
+        for rows, query in batches:
+            on_device = {name: jnp.asarray(leaf) for name, leaf in query.items()}
+            computed = np.asarray(compiled(variables, on_device), np.float32)[: len(rows)]
+            if not outputs.size:
+                outputs = np.zeros((count, *computed.shape[1:]), np.float32)
+            outputs[rows] = computed
+            bar.update(len(rows))
+    return outputs[row_of]

@@ -5,7 +5,7 @@ from __future__ import annotations
 import collections
 import dataclasses
 import functools
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import cast
 
@@ -13,7 +13,6 @@ import flax.linen as nn
 import jax
 import jax.numpy as jnp
 import numpy as np
-import tqdm
 from jaxtyping import Float, Float32, Int
 
 from routerjax.errors import InputError, model_column
@@ -21,13 +20,14 @@ from routerjax.families import family_of
 from routerjax.features import EmbeddingCache, Embeddings, Featurizer
 from routerjax.likelihoods import BRADLEY_TERRY, Likelihood
 from routerjax.policies import Policy, Threshold
-from routerjax.prompts import prompt_ids, require_texts
 from routerjax.router.outputs import (
+    batches_of,
     checked_probability,
-    jit_outcome_prob,
-    jit_scores,
-    jit_win_prob,
+    jitted,
+    module_scores,
+    pair_outcome_prob,
     require_values,
+    run,
 )
 from routerjax.scoring import apply_module, pair_win_prob
 from routerjax.typing import Array, Query, ScoreFn, Variables
@@ -182,9 +182,7 @@ class Router:
         """
         if not self.policy.chooses:
             raise InputError("this router has no threshold yet: find one by calibrate")
-        columns = self._run(
-            self._jit_choice, self.variables, prompts, exclude_own_battles=False, cache=cache, progress=progress
-        )
+        columns = self._run(self._jit_choice, self.variables, prompts, False, cache, progress)
         is_model = (columns >= 0) & (columns < len(self.models))
         require_values(is_model, columns, "choice must be a column of its models", prompts)
         return [self.models[int(column)] for column in columns]
@@ -220,14 +218,8 @@ class Router:
         A tie's score, as of ``three_outcome``, is left out here; the columns of ``three_labels`` are win, tie and loss
         of ``models[0]`` against ``models[1]``.
         """
-        scores = self._run(
-            jit_scores(self.module),
-            self.variables,
-            prompts,
-            exclude_own_battles=exclude_own_battles,
-            cache=cache,
-            progress=progress,
-        )
+        compiled = jitted(self.module, module_scores)
+        scores = self._run(compiled, self.variables, prompts, exclude_own_battles, cache, progress)
         require_values(np.isfinite(scores), scores, "score must be finite", prompts)
         return cast(np.ndarray, self.likelihood.model_scores(cast(Array, scores)))
 
@@ -261,10 +253,8 @@ class Router:
         """
         router = self.with_pair(strong, weak)
         columns = self.column(router.strong), self.column(router.weak)
-        score = jit_win_prob(self.module, *columns, self.likelihood)
-        win_prob = self._run(
-            score, router.variables, prompts, exclude_own_battles=exclude_own_battles, cache=cache, progress=progress
-        )
+        compiled = jitted(self.module, pair_win_prob, *columns, self.likelihood)
+        win_prob = self._run(compiled, router.variables, prompts, exclude_own_battles, cache, progress)
         return checked_probability(win_prob, "win probability", prompts)
 
     def outcome_prob(
@@ -286,10 +276,8 @@ class Router:
         strong = self.strong if strong is None else strong
         weak = self.weak if weak is None else weak
         columns = self.column(strong), self.column(weak)
-        outcome = jit_outcome_prob(self.module, *columns, self.likelihood)
-        prob = self._run(
-            outcome, self.variables, prompts, exclude_own_battles=exclude_own_battles, cache=cache, progress=progress
-        )
+        compiled = jitted(self.module, pair_outcome_prob, *columns, self.likelihood)
+        prob = self._run(compiled, self.variables, prompts, exclude_own_battles, cache, progress)
         return checked_probability(prob, "probability of an outcome", prompts)
 
     def _run(
@@ -297,65 +285,15 @@ class Router:
         compiled: ScoreFn,
         variables: Variables,
         prompts: Sequence[str] | Embeddings,
-        *,
         exclude_own_battles: bool,
         cache: EmbeddingCache | None,
         progress: bool,
     ) -> np.ndarray:
-        """Apply to each different prompt once, in batches of a few static shapes."""
-        row_of, batches = self._batches(
-            prompts, exclude_own_battles=exclude_own_battles, cache=cache, progress=progress
-        )
+        """See :func:`routerjax.router.outputs.run`."""
+        if isinstance(prompts, Embeddings):
+            self.featurizer.require_same(prompts.fingerprint, prompts.embedding.shape[1])
+        excludes = exclude_own_battles and "prompt_id" in self.variables.get("memory", {})
+        row_of, batches = batches_of(prompts, self.featurizer, has_prompt_id=excludes, cache=cache, progress=progress)
         if not len(row_of):
             return np.zeros((0, *jax.eval_shape(compiled, variables, self.featurizer.example()).shape[1:]), np.float32)
-        count = int(row_of.max()) + 1
-        outputs = np.zeros(0, np.float32)
-        with tqdm.tqdm(total=count, unit="prompt", disable=not progress, delay=2) as bar:
-            for rows, query in batches:
-                on_device = {name: jnp.asarray(leaf) for name, leaf in query.items()}
-                computed = np.asarray(compiled(variables, on_device), np.float32)[: len(rows)]
-                if not outputs.size:
-                    outputs = np.zeros((count, *computed.shape[1:]), np.float32)
-                outputs[rows] = computed
-                bar.update(len(rows))
-        return outputs[row_of]
-
-    def _batches(
-        self,
-        prompts: Sequence[str] | Embeddings,
-        *,
-        exclude_own_battles: bool,
-        cache: EmbeddingCache | None,
-        progress: bool,
-    ) -> tuple[Int[np.ndarray, "prompts"], Iterator[tuple[Int[np.ndarray, "rows"], dict[str, np.ndarray]]]]:
-        """The row of each prompt among the different ones, and the padded queries of these."""
-        excludes = exclude_own_battles and "prompt_id" in self.variables.get("memory", {})
-        if isinstance(prompts, Embeddings):
-            self._require_own(prompts)
-            if excludes:
-                raise InputError("exclude_own_battles needs prompts as texts: battles are remembered by them")
-            return np.arange(len(prompts.embedding)), prompts.batches()
-        require_texts(prompts)
-        row_of = {prompt: row for row, prompt in enumerate(dict.fromkeys(prompts))}
-        texts = list(row_of)
-        batches = self.featurizer.batches(texts, cache=cache, progress=progress)
-        if excludes:
-            batches = _with_prompt_id(batches, prompt_ids(texts))
-        return np.asarray([row_of[prompt] for prompt in prompts], int), batches
-
-    def _require_own(self, embeddings: Embeddings) -> None:
-        """Refuse embeddings that were made otherwise than those of the training."""
-        if embeddings.fingerprint != self.featurizer.fingerprint:
-            raise self.featurizer.refusal("the embeddings have", embeddings.fingerprint)
-        width = embeddings.embedding.shape[1]
-        if width != self.featurizer.width:
-            raise InputError(f"embeddings must be {self.featurizer.width} wide, as in training, got {width}")
-
-
-def _with_prompt_id(
-    batches: Iterator[tuple[Int[np.ndarray, "rows"], dict[str, np.ndarray]]], ids: np.ndarray
-) -> Iterator[tuple[Int[np.ndarray, "rows"], dict[str, np.ndarray]]]:
-    """Add the identity of each prompt, by which a memory leaves out its own battles."""
-    for rows, query in batches:
-        size = len(next(iter(query.values())))
-        yield rows, {**query, "prompt_id": np.pad(ids[rows], ((0, size - len(rows)), (0, 0)))}
+        return run(compiled, variables, row_of, batches, progress=progress)
