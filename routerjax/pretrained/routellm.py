@@ -2,29 +2,29 @@
 
 from __future__ import annotations
 
-import dataclasses
 import logging
 import os
 import re
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Literal, TypeVar, get_type_hints
+from typing import ClassVar, Literal, TypeVar
 
 import jax
 import numpy as np
-import safetensors
 import yaml
+from pydantic import ConfigDict
 
 from routerjax.errors import InputError, nearest
-from routerjax.pretrained.files import find_file, read_text_file, refuse_lfs_pointer
+from routerjax.pretrained.files import find_file, read_bytes
 from routerjax.pretrained.locate import locate
-from routerjax.pretrained.weights import TensorNames, read_weights
+from routerjax.pretrained.weights import TensorNames, read_weights, tensor_shapes
 from routerjax.typing import PyTree
+from routerjax.validation import from_json
 
 logger = logging.getLogger(__name__)
 
-MAX_DEPTH = 20  # of a RouteLLM configuration; it has two levels
+MAX_BYTES = 2**16  # of a RouteLLM configuration; it has a dozen lines
 
 MODELS = (
     *("RWKV-4-Raven-14B", "alpaca-13b", "chatglm-6b", "chatglm2-6b", "chatglm3-6b", "claude-1", "claude-2.0"),
@@ -86,6 +86,8 @@ class MatrixFactorizationConfig:
         use_proj: whether prompts are projected to ``hidden_size``.
     """
 
+    __pydantic_config__: ClassVar[ConfigDict] = ConfigDict(extra="forbid")
+
     checkpoint_path: str
     strong_model: str = STRONG
     weak_model: str = WEAK
@@ -108,8 +110,10 @@ class SimilarityWeightedConfig:
         num_tiers: tiers that the models are put into.
     """
 
-    arena_battle_datasets: list[str]
-    arena_embedding_datasets: list[str]
+    __pydantic_config__: ClassVar[ConfigDict] = ConfigDict(extra="forbid")
+
+    arena_battle_datasets: tuple[str, ...]
+    arena_embedding_datasets: tuple[str, ...]
     strong_model: str = STRONG
     weak_model: str = WEAK
     num_tiers: int = 10
@@ -123,6 +127,8 @@ class ClassifierConfig:
         checkpoint_path: a folder in Hugging Face's format, or a Hugging Face name.
         num_labels: of the classifier.
     """
+
+    __pydantic_config__: ClassVar[ConfigDict] = ConfigDict(extra="forbid")
 
     checkpoint_path: str
     num_labels: int = 3
@@ -161,7 +167,7 @@ def read_factorization(path: Path) -> PyTree:
     Raises:
         InputError: not a complete file, or tensors missing, extra or of another shape; all are listed.
     """
-    shapes = _shapes(path)
+    shapes = tensor_shapes(path)
     naming = max(NAMINGS.values(), key=lambda names: len(shapes.keys() & set(names.values())))
     model_dim = (shapes.get(naming["model_embedding"]) or (128,))[-1]
     embed = (shapes.get(naming["prompt_projection/kernel"]) or (TEXT_DIM,))[-1]
@@ -186,55 +192,28 @@ def read_config(path: Path, section: str, kind: type[ConfigT]) -> ConfigT:
     """
     if not path.is_file():
         raise InputError(f"no file {path}")
-    content = read_text_file(path.resolve())  # the user's own choice, wherever it leads
+    content = read_bytes(path.resolve(), max_bytes=MAX_BYTES)  # the user's own choice, wherever it leads
     try:
-        depth = 0
-        for event in yaml.parse(content, yaml.SafeLoader):
-            # A few lines of references to references are billions of values when they are written out.
-            if isinstance(event, yaml.AliasEvent):
-                raise InputError(f"{path} has references (*name), which no RouteLLM configuration has: write them out")
-            depth += isinstance(event, yaml.CollectionStartEvent) - isinstance(event, yaml.CollectionEndEvent)
-            # The reader's time grows with the square of the depth.
-            if depth > MAX_DEPTH:
-                raise InputError(f"{path} is not YAML of a RouteLLM configuration: it nests more than {MAX_DEPTH} deep")
-        sections = yaml.safe_load(content)
-    except (yaml.YAMLError, UnicodeDecodeError) as error:
-        raise InputError(f"{path} is not YAML: {error}") from error
+        sections = yaml.load(content, _Loader)
+    except (yaml.YAMLError, UnicodeDecodeError, RecursionError) as error:
+        raise InputError(f"{path} is not YAML of a RouteLLM configuration: {error}") from error
     if not isinstance(sections, dict):
         raise InputError(f"{path} must be a mapping from router to its settings, got {type(sections).__name__}")
-    _require_keys(sections, SECTIONS, f"{path}: no router")
+    for key in sections:
+        if key not in SECTIONS:
+            raise InputError(f"{path}: no router {key!r}{nearest(str(key), SECTIONS)}; known are {', '.join(SECTIONS)}")
     others = [name for name in sections if name != section]
     if section not in sections:
         raise InputError(f"{path} has no section {section}; it has {', '.join(others) or 'none'}")
     if others:
         logger.info("%s: only %s is imported, not %s", path, section, ", ".join(others))
-    settings = sections[section]
-    if not isinstance(settings, dict):
-        raise InputError(f"{path}: {section} must be a mapping of settings, got {settings!r}")
-    types = get_type_hints(kind)
-    _require_keys(settings, types, f"{path}: {section} has no setting")
-    for field in dataclasses.fields(kind):
-        if field.name not in settings and field.default is dataclasses.MISSING:
-            raise InputError(f"{path}: {section} lacks the setting {field.name}")
-    for name, value in settings.items():
-        is_list = types[name] == list[str]
-        fits = isinstance(value, list) and all(isinstance(one, str) for one in value)
-        if not (fits if is_list else type(value) is types[name]):
-            expected = "a list of names" if is_list else types[name].__name__
-            raise InputError(f"{path}: {section}.{name} must be {expected}, got {value!r}")
-    return kind(**settings)
+    return from_json(sections[section], kind, f"{path}: {section}")
 
 
-def _require_keys(mapping: Mapping[object, object], known: Mapping[str, object] | tuple[str, ...], what: str) -> None:
-    for key in mapping:
-        if key not in known:
-            raise InputError(f"{what} {key!r}{nearest(str(key), known)}; known are {', '.join(known)}")
+class _Loader(yaml.SafeLoader):
+    """Reads no references: a few lines of references to references are billions of values when they are written out."""
 
-
-def _shapes(path: Path) -> dict[str, tuple[int, ...]]:
-    try:
-        refuse_lfs_pointer(path)
-        with safetensors.safe_open(path, framework="numpy") as tensors:
-            return {name: tuple(tensors.get_slice(name).get_shape()) for name in list(tensors.keys())}
-    except (safetensors.SafetensorError, FileNotFoundError) as error:
-        raise InputError(f"{path} is not a complete safetensors file: {error}") from error
+    def compose_node(self, parent: yaml.Node | None, index: int) -> yaml.Node | None:
+        if self.check_event(yaml.AliasEvent):
+            raise yaml.YAMLError("it has references (*name), which must be written out")
+        return super().compose_node(parent, index)

@@ -191,13 +191,18 @@ def _dense(leaf: Array | np.ndarray) -> np.ndarray:
     return np.asarray(leaf, order="C")
 
 
-def count_numbers(path: Path) -> int:
-    """Numbers that the tensors of a file, or of a folder's files, hold, by their headers alone.
+def tensor_shapes(path: Path) -> dict[str, tuple[int, ...]]:
+    """Shapes of the tensors of a file, or of a folder's files, by their headers alone.
 
     Raises:
         InputError: no weights there, or a file is damaged.
     """
-    return sum(math.prod(tensors.get_slice(name).get_shape()) for _, name, tensors in _tensors(path))
+    return {name: tuple(tensors.get_slice(name).get_shape()) for _, name, tensors in _tensors(path)}
+
+
+def count_numbers(path: Path) -> int:
+    """Numbers that the tensors hold, see :func:`tensor_shapes`."""
+    return sum(map(math.prod, tensor_shapes(path).values()))
 
 
 def require_sizes(sizes: Mapping[str, Any], numbers: int, what: object) -> None:

@@ -184,9 +184,15 @@ def test_similarity_weighted_ranking_is_that_of_routellm(tmp_path: Path) -> None
     ("text", "message"),
     [
         ("mf: {checkpoint_path: x}", "has no section sw_ranking; it has mf"),
-        ("sw_ranking: {num_tiers: 3}", "sw_ranking lacks the setting arena_battle_datasets"),
-        ("sw_ranking: {arena_battle_datasets: x, arena_embedding_datasets: [y]}", "must be a list of names, got 'x'"),
-        ("sw_ranking: {tiers: 3}", r"sw_ranking has no setting 'tiers' \(did you mean 'num_tiers'\?\)"),
+        ("sw_ranking: {num_tiers: 3}", r"sw_ranking\.arena_battle_datasets must be given"),
+        (
+            "sw_ranking: {arena_battle_datasets: x, arena_embedding_datasets: [y]}",
+            "must be a tuple, each item text, got 'x'",
+        ),
+        (
+            "sw_ranking: {arena_battle_datasets: [x], arena_embedding_datasets: [y], tiers: 3}",
+            r"no setting '.*sw_ranking\.tiers': .*\(did you mean 'num_tiers'\?\)",
+        ),
     ],
 )
 def test_bad_configurations_of_similarity_weighted_ranking(tmp_path: Path, text: str, message: str) -> None:

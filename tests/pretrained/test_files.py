@@ -160,12 +160,11 @@ def test_references_in_a_configuration_are_refused(tmp_path: Path) -> None:
     path.write_text("\n".join(lines))
     with pytest.raises(InputError, match=r"has references \(\*name\)"):
         routellm.read_config(path, "mf", routellm.MatrixFactorizationConfig)
-    # The time would grow with the square of the depth: this many levels would take minutes.
     path.write_text("[" * 50_000)
-    with pytest.raises(InputError, match="is not YAML of a RouteLLM configuration: it nests more than 20 deep"):
+    with pytest.raises(InputError, match="is not YAML of a RouteLLM configuration: maximum recursion"):
         routellm.read_config(path, "mf", routellm.MatrixFactorizationConfig)
     path.write_text("mf: [")
-    with pytest.raises(InputError, match="is not YAML: "):
+    with pytest.raises(InputError, match="is not YAML of a RouteLLM"):
         routellm.read_config(path, "mf", routellm.MatrixFactorizationConfig)
 
 

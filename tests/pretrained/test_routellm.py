@@ -95,11 +95,11 @@ def test_a_configuration_and_what_in_it_is_not_imported(tmp_path: Path, caplog: 
         ("", "must be a mapping from router to its settings, got NoneType"),
         ("fm: {}", r"no router 'fm' \(did you mean 'mf'\?\); known are mf, sw_ranking, causal_llm, bert, random"),
         ("bert: {checkpoint_path: a/b}", "has no section mf; it has bert"),
-        ("mf: a/b", "mf must be a mapping of settings, got 'a/b'"),
-        ("mf: {checkpoint: a/b}", r"mf has no setting 'checkpoint' \(did you mean 'checkpoint_path'\?\)"),
-        ("mf: {hidden_size: 128}", "mf lacks the setting checkpoint_path"),
-        ("mf: {checkpoint_path: a/b, hidden_size: big}", r"mf\.hidden_size must be int, got 'big'"),
-        ("mf: {checkpoint_path: 3}", r"mf\.checkpoint_path must be str, got 3"),
+        ("mf: a/b", "mf must be a MatrixFactorizationConfig, got 'a/b'"),
+        ("mf: {checkpoint_path: a/b, hidden: 3}", r"no setting '.*mf\.hidden': .*\(did you mean 'hidden_size'\?\)"),
+        ("mf: {hidden_size: 128}", r"mf\.checkpoint_path must be given"),
+        ("mf: {checkpoint_path: a/b, hidden_size: big}", r"mf\.hidden_size must be an integer, got 'big'"),
+        ("mf: {checkpoint_path: 3}", r"mf\.checkpoint_path must be text, got 3"),
     ],
 )
 def test_configurations_that_cannot_be_used(tmp_path: Path, text: str, message: str) -> None:
