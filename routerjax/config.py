@@ -120,8 +120,10 @@ class FeatureConfig(_Settings):
         pooling: how an encoder's hidden states become one vector, a name in ``routerjax.models.POOLINGS``; None for
             what its files say, ``mean`` where they say nothing.
         layer: the last layer whose hidden states are used; None for the encoder's last.
-        template: what a prompt is put into, in the place of ``{prompt}``, by an encoder that is trained. It is never
+        template: what a prompt is put into, in the place of ``{prompt}``, for an encoder that is trained; or ``chat``,
+            the chat template of its tokenizer, with a turn of the user and the beginning of the answer. It is never
             cut, and special tokens in it are read as such; the tokenizer then adds none of its own.
+        instruction: a turn of the system before the user's, in that chat template.
         featurizer: kind of a featurizer of another package, in ``routerjax.features.FEATURIZERS``, in place of an
             encoder; ``attributes`` are its own.
         embeddings: a .npy or .parquet file of given embeddings instead of an encoder's own.
@@ -140,7 +142,8 @@ class FeatureConfig(_Settings):
     truncation: Truncation | None = None
     pooling: Pooling | None = None
     layer: Count | None = None
-    template: str = "{prompt}"
+    template: str | None = None
+    instruction: str | None = None
     featurizer: str | None = None
     attributes: Mapping[str, AttributeValue] = field(default_factory=dict)
     embeddings: str | None = None

@@ -11,6 +11,17 @@ from routerjax.features.featurizer import Featurizer, read_featurizer
 from routerjax.features.given import read_embeddings
 from routerjax.features.sentence import load_encoder
 from routerjax.features.tokens import load_tokens
+from routerjax.pretrained import (
+    NO_TEMPLATE,
+    ChatTemplate,
+    locate,
+    parse_template,
+    read_chat_template,
+    transformer_folder,
+)
+
+CHAT = "chat"
+"""The value of ``features.template`` that stands for the tokenizer's own chat template."""
 
 
 def open_featurizer(config: FeatureConfig, *, root: Path = Path(), embeds: bool = True) -> Featurizer:
@@ -29,8 +40,8 @@ def open_featurizer(config: FeatureConfig, *, root: Path = Path(), embeds: bool 
         raise InputError("features.encoder_attributes are of an encoder that is trained: set features.train_encoder")
     if config.attributes and config.featurizer is None:
         raise InputError("features.attributes are of the featurizer that features.featurizer names: set it")
-    if config.template != FeatureConfig.template and not trains_encoder:
-        raise InputError("features.template is of an encoder that is trained: set features.train_encoder")
+    if (config.template, config.instruction) != (None, None) and not trains_encoder:
+        raise InputError("features.template and instruction are of an encoder that is trained: set train_encoder")
     if config.featurizer is not None:
         if trains_encoder or config.embeddings is not None:
             raise InputError(
@@ -52,7 +63,7 @@ def open_featurizer(config: FeatureConfig, *, root: Path = Path(), embeds: bool 
             embeds=embeds,
             pooling=config.pooling,
             layer=config.layer,
-            template=config.template,
+            template=_template(config),
         )
     if is_endpoint(config.encoder):
         _refuse_choices(config, f" by {config.encoder}, which is sent whole prompts")
@@ -65,6 +76,17 @@ def open_featurizer(config: FeatureConfig, *, root: Path = Path(), embeds: bool 
         pooling=config.pooling,
         layer=config.layer,
     )
+
+
+def _template(config: FeatureConfig) -> ChatTemplate:
+    """The template of a configuration: written there, or the tokenizer's own."""
+    if config.template != CHAT:
+        if config.instruction is not None:
+            raise InputError(f"features.instruction is a turn of a chat template: set features.template={CHAT}")
+        return NO_TEMPLATE if config.template is None else parse_template(config.template)
+    system = [] if config.instruction is None else [{"role": "system", "content": config.instruction}]
+    folder = transformer_folder(locate(config.encoder))
+    return read_chat_template(folder, [*system, {"role": "user", "content": "{prompt}"}])
 
 
 def _refuse_choices(config: FeatureConfig, reason: str) -> None:

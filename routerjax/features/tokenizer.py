@@ -18,7 +18,7 @@ from routerjax.config import Truncation
 from routerjax.errors import InputError, choose
 from routerjax.features.cutting import CHARACTERS_PER_TOKEN, Cut, cut
 from routerjax.models import Encoder
-from routerjax.pretrained import parse_tokenizer
+from routerjax.pretrained import NO_TEMPLATE, ChatTemplate, parse_tokenizer
 from routerjax.prompts import require_texts, valid_text
 
 # Prompts are padded to one of these lengths, and batches to a power of two of rows: each pair is one compilation.
@@ -59,7 +59,7 @@ class TextTokenizer:
         padding_id: what fills a row up; the mask is 0 there.
         truncation: what is left out of a longer text: its beginning (``left``), its end (``right``), or its ``middle``.
         prefix: put before each text, and cut with it.
-        template: put before and after each text and never cut: special tokens among them are read as such, and the
+        template: what each text is put into, which is never cut; special tokens in it are read as such, and the
             tokenizer adds none of its own.
 
     Raises:
@@ -72,14 +72,14 @@ class TextTokenizer:
     padding_id: int = 0
     truncation: Truncation = "right"
     prefix: str = ""
-    template: tuple[str, str] = ("", "")
+    template: ChatTemplate = NO_TEMPLATE
 
     def __post_init__(self) -> None:
         choose(self.truncation, dict.fromkeys(get_args(Truncation)), "truncation")
         _ = self.tokenizer  # not a tokenizer's file is said first
         before, after = self.special_tokens
         if len(before) + len(after) > self.max_length:
-            whose = "tokens of the template" if any(self.template) else "special tokens of a text"
+            whose = "tokens of the template" if self._has_template else "special tokens of a text"
             raise InputError(f"max_length must be at least the {len(before) + len(after)} {whose}")
 
     @functools.cached_property
@@ -92,7 +92,7 @@ class TextTokenizer:
         """Two tokenizers give the same tokens if this is the same."""
         sha256 = hashlib.sha256(self.tokenizer_json).hexdigest()
         described = f"{sha256} {self.max_length} {self.padding_id} {self.truncation} {self.prefix!r}"
-        described += f" {self.template!r}" if any(self.template) else ""
+        described += f" {self.template!r}" if self._has_template else ""
         return hashlib.sha256(described.encode()).hexdigest()
 
     def read(self, texts: Sequence[str], *, progress: bool = False) -> TokenIds:
@@ -111,7 +111,7 @@ class TextTokenizer:
         with tqdm.tqdm(total=len(texts), unit="prompt", desc="tokenising", disable=not progress, delay=2) as bar:
             for start in range(0, len(texts), TEXTS_PER_CALL):
                 cuts += cut(
-                    [self.prefix + text for text in texts[start : start + TEXTS_PER_CALL]],
+                    [self.prefix + self.template.trim(text) for text in texts[start : start + TEXTS_PER_CALL]],
                     self._encode,
                     count=self.max_length - len(before) - len(after),
                     characters=CHARACTERS_PER_TOKEN * self.max_length,
@@ -137,6 +137,10 @@ class TextTokenizer:
             raise InputError(f"the tokenizer fails on a text: {error}") from error
         return [encoding.ids for encoding in encoded]
 
+    @property
+    def _has_template(self) -> bool:
+        return self.template != NO_TEMPLATE
+
     @functools.cached_property
     def largest_id(self) -> int:
         """The largest token id, of the vocabulary, added and special tokens."""
@@ -146,16 +150,15 @@ class TextTokenizer:
     @functools.cached_property
     def special_tokens(self) -> tuple[Int32[np.ndarray, "before"], Int32[np.ndarray, "after"]]:
         """Special tokens that stand before and after those of a text, or the template's."""
-        before, after = self.template
         for probe in PROBES:
-            whole = self._encode([before + probe + after], add_special_tokens=not any(self.template))
+            whole = self._encode([self.template.render(probe)], add_special_tokens=not self._has_template)
             ((plain,), (ids,)) = self._encode([probe]), whole
             if max(ids, default=0) > LARGEST_ID:
                 raise InputError(f"the tokenizer has the token id {max(ids)}, more than {LARGEST_ID}")
             for start in range(len(ids) - len(plain) + 1) if plain else ():
                 if ids[start : start + len(plain)] == plain:
                     return np.asarray(ids[:start], np.int32), np.asarray(ids[start + len(plain) :], np.int32)
-        around = "the template" if any(self.template) else "special ones"
+        around = "the template" if self._has_template else "special ones"
         raise InputError(f"the tokenizer does not read {', '.join(PROBES)} as tokens between {around}")
 
     def pad(
@@ -216,7 +219,7 @@ def tokenizer_for(
     truncation: Truncation = "right",
     *,
     prefix: str = "",
-    template: tuple[str, str] = ("", ""),
+    template: ChatTemplate = NO_TEMPLATE,
 ) -> TextTokenizer:
     """The tokenizer of an encoder, which keeps at most ``max_length`` tokens of a text and what is put around it.
 

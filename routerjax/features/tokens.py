@@ -34,9 +34,11 @@ from routerjax.models import (
 )
 from routerjax.pretrained import (
     LAYER_TENSORS,
+    NO_TEMPLATE,
     RESOLVED_FILE,
     TOKENIZER_FILE,
     TOKENIZER_FILES,
+    ChatTemplate,
     SentenceModules,
     locate,
     read_encoder,
@@ -47,9 +49,7 @@ from routerjax.pretrained import (
     tokenizer_config,
     transformer_folder,
 )
-from routerjax.validation import coerce
-
-PLACE = "{prompt}"
+from routerjax.validation import coerce, from_json
 
 
 @register_featurizer
@@ -85,7 +85,7 @@ class TokenFeaturizer(Featurizer):
     normalize: bool = False
     pooling: tuple[Pooling, ...] = ("mean",)
     prefix: str = ""
-    template: tuple[str, str] = ("", "")
+    template: ChatTemplate = NO_TEMPLATE
     fingerprint: str = field(init=False, repr=False)
     width: int = field(init=False, repr=False)
 
@@ -172,8 +172,13 @@ class TokenFeaturizer(Featurizer):
         """Return the fields as JSON holds them, with the fingerprint, without the files."""
         fields = super().to_dict()
         del fields["tokenizer_files"]
-        plain = {"pooling": list(self.pooling), "template": list(self.template), "fingerprint": self.fingerprint}
-        return {**fields, **plain, "encoder": describe_encoder(self.encoder)}
+        return {
+            **fields,
+            "pooling": list(self.pooling),
+            "template": dataclasses.asdict(self.template),
+            "encoder": describe_encoder(self.encoder),
+            "fingerprint": self.fingerprint,
+        }
 
     @classmethod
     def from_dict(cls, fields: Mapping[str, Any], files: Mapping[str, bytes]) -> Self:
@@ -192,7 +197,7 @@ class TokenFeaturizer(Featurizer):
             raise InputError(f"featurizer.pooling must list one or more of {', '.join(POOLINGS)}, got none")
         kinds = {"source": str, "max_length": Count, "truncation": Truncation, "normalize": bool, "prefix": str}
         plain = {name: coerce(fields[name], kind, f"featurizer.{name}") for name, kind in kinds.items()}
-        template = coerce(fields["template"], tuple[str, str], "featurizer.template")
+        template = from_json(fields["template"], ChatTemplate, "featurizer.template")
         encoder = make_encoder(described, "featurizer.encoder")
         missing = set(describe_encoder(encoder)) - set(described)
         if missing:
@@ -216,7 +221,7 @@ def load_tokens(
     embeds: bool = False,
     pooling: Pooling | None = None,
     layer: int | None = None,
-    template: str = "{prompt}",
+    template: ChatTemplate = NO_TEMPLATE,
 ) -> TokenFeaturizer:
     """Featurizer of a pretrained folder of the BERT family, whose encoder is to be trained with a router.
 
@@ -229,7 +234,7 @@ def load_tokens(
         chosen: attributes of the encoder other than those that its files say.
         embeds: read it as a sentence encoder, whose files say how it makes an embedding.
         pooling, layer: see :func:`routerjax.features.load_encoder`.
-        template: what a prompt is put into, in the place of ``{prompt}``.
+        template: what each prompt is put into, such as :func:`routerjax.pretrained.read_chat_template` reads.
 
     Raises:
         InputError: damaged, of another architecture, or with layers after the pooling that have weights; or a choice
@@ -247,9 +252,6 @@ def load_tokens(
             )
     described = up_to_layer(read_encoder(folder), layer, "features.layer")
     encoder = with_choices(make_encoder(described, f"{folder / 'config.json'}: encoder"), chosen or {})
-    before, place, after = template.partition(PLACE)
-    if not place:
-        raise InputError(f"a template must hold {PLACE}, where the prompt goes, got {template!r}")
     tokenizer = read_tokenizer(folder, vocab_size=encoder.vocab_size, lowercase=modules.lowercase)
     try:
         return TokenFeaturizer(
@@ -261,7 +263,7 @@ def load_tokens(
             normalize=bool(modules.layers),
             pooling=cast("tuple[Pooling, ...]", modules.pooling if pooling is None else (pooling,)),
             prefix=modules.prefix,
-            template=(before, after),
+            template=template,
         )
     except InputError as error:
         raise InputError(f"{folder}: {error}") from error

@@ -27,7 +27,7 @@ import jax.export
 import numpy as np
 from safetensors.numpy import load_file
 
-FORMAT = "routerjax-stablehlo-5"
+FORMAT = "routerjax-stablehlo-6"
 FILES = (
     "from_embedding.stablehlo",
     "from_token_ids.stablehlo",
@@ -194,7 +194,8 @@ class Bundle:
     def _token_ids(self, prompts):
         """Tokens of each text, of a long one without its beginning, middle or end, as the router leaves them out."""
         before, after = self.description["special_tokens"]
-        prompts = [self.description["prefix"] + prompt for prompt in prompts]
+        stripped = [prompt.strip() if self.description["strips"] else prompt for prompt in prompts]
+        prompts = [self.description["prefix"] + prompt for prompt in stripped]
         side, characters = self.description["truncation"], self.description["characters_per_token"] * self.max_length
         count = self.max_length - len(before) - len(after)
         # Of how many tokens the beginning and the end are, and of how many characters of a text that is not read whole.

@@ -23,7 +23,7 @@ from routerjax.pretrained import tensor_bytes
 from routerjax.router import Router
 from routerjax.sealing import seal
 
-FORMAT = "routerjax-stablehlo-5"
+FORMAT = "routerjax-stablehlo-6"
 TOLERANCE = {"from_embedding": 1e-6, "from_token_ids": 1e-5, "from_text": 1e-5}
 """Largest differences between the bundle and the router that are accepted, of what is at most 1."""
 LOADER = Path(__file__).with_name("load_bundle.py")
@@ -53,6 +53,7 @@ class StableHlo(WritableFormat):
                 "truncation": tokenizer.truncation,
                 "characters_per_token": CHARACTERS_PER_TOKEN,
                 "prefix": tokenizer.prefix,
+                "strips": tokenizer.template.strips,
                 "special_tokens": [ids.tolist() for ids in tokenizer.special_tokens],
                 "golden_prompts": list(query),
             }

@@ -12,6 +12,7 @@ from routerjax.config import AttributeValue
 from routerjax.errors import InputError, choose, nearest
 from routerjax.models.bert_encoder import BertEncoder
 from routerjax.models.decoder import Decoder, DecoderConfig
+from routerjax.models.decoder_layers import PROJECTIONS
 from routerjax.validation import coerce, field_types, typed
 
 Encoder: TypeAlias = BertEncoder | Decoder
@@ -49,6 +50,9 @@ def make_encoder(described: Mapping[str, object], whose: str) -> Encoder:
     sizes = vars(encoder.config if isinstance(encoder, Decoder) else encoder)
     if isinstance(encoder, BertEncoder) and encoder.width % encoder.num_heads:
         raise InputError(f"{whose}.num_heads ({encoder.num_heads}) must divide its width ({encoder.width})")
+    unknown = [name for name in sizes.get("lora_targets", ()) if name not in PROJECTIONS]
+    if unknown:
+        raise InputError(f"{whose}.lora_targets must be among {', '.join(PROJECTIONS)}, got {unknown[0]!r}")
     if isinstance(encoder, Decoder) and sizes["num_heads"] % sizes["num_key_heads"]:
         raise InputError(f"{whose}.num_key_heads ({sizes['num_key_heads']}) must divide num_heads")
     return encoder

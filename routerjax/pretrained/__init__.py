@@ -2,7 +2,7 @@
 
 from routerjax.pretrained import routellm
 from routerjax.pretrained.bert import BertConfig, bert_names, read_bert_config, read_bert_encoder
-from routerjax.pretrained.chat_template import ChatTemplate, read_chat_template
+from routerjax.pretrained.chat_template import NO_TEMPLATE, ChatTemplate, parse_template, read_chat_template
 from routerjax.pretrained.decoder import DECODER_TYPES, decoder_names, read_decoder
 from routerjax.pretrained.encoder import encoder_names, read_encoder
 from routerjax.pretrained.files import file_sha256, find_file, parse_json, read_bytes, read_json, read_text_file
@@ -40,6 +40,7 @@ __all__ = [
     "DECODER_TYPES",
     "LAYER_TENSORS",
     "MINILM",
+    "NO_TEMPLATE",
     "RESOLVED_FILE",
     "TOKENIZER_CONFIG",
     "TOKENIZER_FILE",
@@ -58,6 +59,7 @@ __all__ = [
     "find_file",
     "locate",
     "parse_json",
+    "parse_template",
     "parse_tokenizer",
     "publish_weights",
     "read_bert_config",

@@ -47,7 +47,31 @@ class ChatTemplate:
             >>> ChatTemplate(prefix="<|user|>", suffix="<|end|>").render("Hello")
             '<|user|>Hello<|end|>'
         """
-        return self.prefix + (prompt.strip() if self.strips else prompt) + self.suffix
+        return self.prefix + self.trim(prompt) + self.suffix
+
+    def trim(self, prompt: str) -> str:
+        """The prompt itself as the text has it."""
+        return prompt.strip() if self.strips else prompt
+
+
+NO_TEMPLATE = ChatTemplate(prefix="", suffix="")
+"""The prompt alone, between the special tokens that the tokenizer adds."""
+
+
+def parse_template(text: str) -> ChatTemplate:
+    """Read a template that is written as text, with ``{prompt}`` where the prompt goes.
+
+    Raises:
+        InputError: ``{prompt}`` is not there once.
+
+    Example:
+        >>> parse_template("Q: {prompt}").render("Why?")
+        'Q: Why?'
+    """
+    parts = text.split(PROMPT)
+    if len(parts) != 2:
+        raise InputError(f"a template must have {PROMPT} in one place, got {text!r:.80}")
+    return ChatTemplate(prefix=parts[0], suffix=parts[1])
 
 
 def read_chat_template(

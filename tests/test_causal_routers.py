@@ -1,0 +1,119 @@
+"""Causal language models as routers: templates, padding, adapters, layers, and a run from the command line."""
+
+import json
+from pathlib import Path
+
+import jax
+import numpy as np
+import pytest
+
+from routerjax import InputError, features, formats, load_router
+from routerjax.cli import main
+from routerjax.config import FeatureConfig
+from routerjax.families import CAUSAL, pretrained_variables
+from routerjax.features import load_tokens, open_featurizer
+from tests.decoders import save_tiny_decoder
+from tests.encoders import TEXTS
+from tests.routers import tiny_text_router
+
+CHAT = "{% for turn in messages %}[CLS]{{ turn['role'] }} {{ turn['content'] | trim }} [SEP]{% endfor %}"
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    folder = save_tiny_decoder(tmp_path_factory.mktemp("causal") / "decoder", shards=2)
+    (folder / "chat_template.jinja").write_text(CHAT)
+    return folder
+
+
+def test_a_template_is_never_cut_and_the_tokenizer_adds_nothing_to_it(folder: Path) -> None:
+    template = "[CLS] what is {prompt} [SEP]"
+    config = FeatureConfig(encoder=str(folder), max_length=10, template=template, truncation="left")
+    tokenizer = open_featurizer(config, embeds=False).tokenizer
+    whole = tokenizer.tokenizer.encode
+    for text in ("a poem", "a poem " * 30):
+        ids = whole(template.replace("{prompt}", text), add_special_tokens=False).ids
+        expected = ids if len(ids) <= 10 else [*ids[:3], *ids[-7:]]
+        assert tokenizer.token_ids([text]) == [expected]
+
+
+def test_the_chat_template_of_the_tokenizer(folder: Path) -> None:
+    config = FeatureConfig(encoder=str(folder), max_length=32, template="chat", instruction="write")
+    tokenizer = open_featurizer(config, embeds=False).tokenizer
+    rendered = "[CLS]system write [SEP][CLS]user a poem [SEP]"
+    assert tokenizer.token_ids(["  a poem\n"]) == [tokenizer.tokenizer.encode(rendered, add_special_tokens=False).ids]
+
+
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [
+        ({"template": "no place"}, "a template must have {prompt} in one place, got 'no place'"),
+        (
+            {"instruction": "judge"},
+            "features.instruction is a turn of a chat template: set features.template=chat",
+        ),
+        ({"template": "{prompt} " + "what " * 40}, "max_length must be at least the 40 tokens of the template"),
+        ({"layer": 4}, "features.layer must be at most the encoder's 3 layers, got 4"),
+        ({"encoder_attributes": {"scan_layers": True}}, "of llama takes attention_dropout_rate, .*got 'scan_layers'"),
+        (
+            {"encoder_attributes": {"lora_targets": ("query", "keys")}},
+            "lora_targets must be among query, key, .*got 'keys'",
+        ),
+    ],
+)
+def test_choices_that_are_refused(folder: Path, changes: dict, message: str) -> None:
+    with pytest.raises(InputError, match=message):
+        open_featurizer(FeatureConfig(**{"encoder": str(folder), "max_length": 32, **changes}), embeds=False)
+
+
+@pytest.mark.parametrize("head", ["tokens", "linear"])
+def test_padding_on_either_side_gives_the_same_scores(folder: Path, head: str) -> None:
+    featurizer = load_tokens(folder)
+    module = CAUSAL.make_module(num_outputs=3, attributes={"head": head}, featurizer=featurizer)
+    variables = jax.tree.map(np.asarray, pretrained_variables(module, folder, jax.random.key(0)))
+    right = featurizer.query(TEXTS)
+    left = {
+        name: np.stack([np.roll(row, -int(n)) for row, n in zip(leaf, right["attention_mask"].sum(1), strict=True)])
+        for name, leaf in right.items()
+    }
+    score = jax.jit(module.apply)
+    np.testing.assert_allclose(score(variables, left), score(variables, right), rtol=0, atol=1e-5)
+
+
+def test_adapters_that_are_not_trained_yet_change_nothing_and_the_base_is_no_parameter(tmp_path: Path) -> None:
+    plain = tiny_text_router(tmp_path, family="causal")
+    adapted = tiny_text_router(tmp_path, family="causal", chosen={"lora_rank": 2, "lora_targets": ("query", "down")})
+    np.testing.assert_allclose(adapted.scores(TEXTS), plain.scores(TEXTS), rtol=0, atol=1e-6)
+    layers = adapted.variables["params"]["encoder"]["layers"]
+    both = {"lora_a", "lora_b"}
+    assert {name: set(leaves) for name, leaves in layers.items()} == {"query": both, "down": both}
+    assert "kernel" in adapted.variables["memory"]["encoder"]["layers"]["gate"]
+
+
+def test_a_lower_layer_is_the_hidden_state_that_transformers_calls_by_its_number(folder: Path) -> None:
+    deep, low = (features.load_encoder(folder, max_length=32, layer=layer, pooling="lasttoken") for layer in (3, 2))
+    assert deep.fingerprint == features.load_encoder(folder, max_length=32, pooling="lasttoken").fingerprint
+    assert low.fingerprint != deep.fingerprint
+    assert low.encoder.variables["params"]["encoder"]["layers"]["query"]["kernel"].shape[0] == 2
+    assert low.encode(TEXTS).shape == (3, 16)
+
+
+def test_a_run_from_the_command_line(folder: Path, arena: Path, tmp_path: Path) -> None:
+    chosen = {"lora_rank": 2, "remat": True, "dtype": "bfloat16"}
+    settings = [
+        *(
+            "router.family=causal",
+            "router.attributes={'head': 'tokens'}",
+            "router.loss=grounded_rao_kupper",
+        ),
+        *(f"features.encoder={folder}", "features.max_length=16", "training.epochs=2", "training.batch_tokens=256"),
+        *(f"features.encoder_attributes.{name}={value}" for name, value in chosen.items()),
+        'features.encoder_attributes.lora_targets=["query", "value"]',
+    ]
+    assert main(["train", str(arena / "config.py"), "--set", *settings, "--output", str(tmp_path / "run")]) == 0
+    router = load_router(tmp_path / "run" / "router")
+    assert np.ptp(router.win_prob(TEXTS)) > 0
+    trained = router.variables["params"]["encoder"]["layers"]["query"]["lora_b"]
+    assert np.abs(trained).max() > 0
+    assert json.loads((tmp_path / "run" / "router" / "router.json").read_text())["family"] == "causal"
+    formats.export(router, tmp_path / "bundle", "stablehlo")
