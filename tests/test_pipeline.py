@@ -15,7 +15,8 @@ import pytest
 
 from routerjax import InputError, data, evaluation, formats, load_router, metrics
 from routerjax.config import BattleSource, DataConfig, ExperimentConfig, FeatureConfig, override
-from routerjax.features import Embeddings, open_featurizer
+from routerjax.families import FAMILIES, MF, layer_depths
+from routerjax.features import Embeddings, SentenceFeaturizer, open_featurizer
 from routerjax.pipeline import load_config, load_preferences, train_router
 from routerjax.prompts import prompt_ids
 from tests.encoders import ENCODER_FILES
@@ -51,6 +52,19 @@ def test_a_run_is_what_the_docstring_says(arena: Path, config: ExperimentConfig)
         assert (one.strong, one.weak, len(one.models)) == ("sim-large", "sim-small", 6)
         win_prob = one.win_prob(["what is the capital?", "prove it"])
         assert np.all((win_prob > 0) & (win_prob < 1))
+
+
+def test_rates_that_a_family_has_no_layers_for_are_refused_before_the_work(
+    config: ExperimentConfig, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def encode(*_: object, **__: object) -> None:
+        raise AssertionError("a prompt was encoded")
+
+    family = dataclasses.replace(MF, name="mf in groups", parameter_groups=lambda params: layer_depths(params))
+    monkeypatch.setattr(SentenceFeaturizer, "encode", encode)
+    monkeypatch.setitem(FAMILIES._entries, family.name, family)
+    with pytest.raises(InputError, match="frozen_layers are for routers that train an encoder"):
+        train_router(override(config, [f"router.family={family.name}", "optimizer.frozen_layers=1"]), tmp_path / "run")
 
 
 @pytest.mark.parametrize("family", ["knn", "sw"])

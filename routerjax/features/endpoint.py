@@ -263,7 +263,7 @@ class EndpointFeaturizer(Featurizer):
 
     source: str
     fingerprint: str
-    known_width: Count | None = field(default=None, compare=False)
+    known_width: Count | None = field(default=None, compare=False)  # pyright: ignore[reportIncompatibleMethodOverride]
 
     @property
     def width(self) -> int:  # pyright: ignore[reportIncompatibleVariableOverride] (an endpoint may have to be asked)

@@ -64,6 +64,11 @@ class Featurizer(abc.ABC):
     """Name of what makes the queries, for messages."""
 
     @property
+    def known_width(self) -> int | None:
+        """The width, where it need not be asked for."""
+        return self.width
+
+    @property
     def description(self) -> str:
         """Text or embeddings that are read, in a few words."""
         return f"embeddings of {self.source}, {self.width} wide"

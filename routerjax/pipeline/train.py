@@ -22,14 +22,20 @@ from routerjax.data import (
     split_by_prompt,
 )
 from routerjax.errors import InputError
-from routerjax.families import KNN, Family, find_family, layer_depths
-from routerjax.features import EmbeddingCache, Featurizer, TokenFeaturizer, open_featurizer
+from routerjax.families import KNN, Family, find_family
+from routerjax.features import (
+    EmbeddingCache,
+    Featurizer,
+    TextTokenizer,
+    TokenFeaturizer,
+    open_featurizer,
+    read_prompts,
+)
 from routerjax.likelihoods import Likelihood, make_likelihood
 from routerjax.models import typed_choices
 from routerjax.pipeline.battles import load_preferences
 from routerjax.pipeline.provenance import describe_run, require_run, require_same_run, write_json
 from routerjax.pipeline.run_folder import require_loadable, run_folder
-from routerjax.pipeline.tokens import token_batches
 from routerjax.policies import Threshold
 from routerjax.router import Router, load_router, save_router
 from routerjax.typing import PreferenceBatch, Variables
@@ -90,11 +96,12 @@ def _train(config: ExperimentConfig, output: Path, *, resume: bool) -> Router:
         start = family.start(module, featurizer, jax.random.key(config.training.init_seed))
         return start, training.AdamW(config.optimizer, family.parameter_groups(start.get("params", {})))
 
-    # The width of an endpoint's embeddings is known only when there are some.
-    start, optimizer = begin() if is_text else ({}, config.optimizer)
+    # What the optimiser refuses is refused before anything is encoded, unless only embeddings tell their width.
+    knows_width = featurizer.known_width is not None
+    start, optimizer = begin() if family.trains and knows_width else ({}, training.AdamW(config.optimizer))
     train, held_out = _split(preferences, config)
     frozen, embedded = _embed(preferences, config, featurizer)
-    if family.trains and not is_text:
+    if family.trains and not knows_width:
         start, optimizer = begin()
 
     make_router = functools.partial(
@@ -168,12 +175,10 @@ def _typed(config: ExperimentConfig) -> ExperimentConfig:
 
 
 def _require_fit(config: ExperimentConfig, family: Family, *, is_text: bool) -> None:
-    """Refuse what the optimiser or the loop would refuse, before anything is encoded or written."""
+    """Refuse what the loop would refuse, before anything is encoded or written."""
     training.require_one_process()
     if is_text:
         return
-    if family.parameter_groups is layer_depths or not family.trains:
-        training.AdamW(config.optimizer)  # embeddings come from no encoder that learns at rates of its own
     if config.training.micro_batches > 1:
         raise InputError(
             f"training.micro_batches must be 1 for a router of embeddings, got {config.training.micro_batches}; its "
@@ -198,9 +203,30 @@ def _sources(
     # Held-out battles are scored on one device.
     devices = (training.wrapper_of(config.training).num_parts, 1)
     return [
-        token_batches(battles, featurizer.tokenizer, batch_tokens=config.training.batch_tokens, num_devices=count)
+        _token_batches(battles, featurizer.tokenizer, batch_tokens=config.training.batch_tokens, num_devices=count)
         for battles, count in zip(splits, devices, strict=False)
     ]
+
+
+def _token_batches(
+    battles: Preferences, tokenizer: TextTokenizer, *, batch_tokens: int, num_devices: int
+) -> TokenBatches:
+    """Battles as batches of the tokens of their prompts, which are read once."""
+    token_ids = read_prompts(tokenizer, battles.unique_prompts, progress=True)
+    batches = TokenBatches(
+        battles,
+        token_ids,
+        lengths=tokenizer.lengths,
+        batch_tokens=batch_tokens,
+        num_devices=num_devices,
+        padding_id=tokenizer.padding_id,
+    )
+    logger.info(
+        "prompts: %d, of %.0f tokens on average; batches: %d; shapes: %d; padding in what is computed: %.0f %%",
+        *(len(token_ids), np.mean([len(ids) for ids in token_ids])),
+        *(batches.num_batches, batches.num_shapes, 100 * batches.padding_share),
+    )
+    return batches
 
 
 def _split(preferences: Preferences, config: ExperimentConfig) -> tuple[Preferences, Preferences | None]:

@@ -3,7 +3,6 @@
 from routerjax.training.checkpoint import Checkpoints
 from routerjax.training.loop import FitResult, Resume, fit
 from routerjax.training.optimizer import AdamW, learning_rate_schedule, make_optimizer
-from routerjax.training.order import epoch_order
 from routerjax.training.parallel import (
     Wrapper,
     jit_step,
@@ -13,7 +12,7 @@ from routerjax.training.parallel import (
     require_one_process,
     wrapper_of,
 )
-from routerjax.training.sources import Batches
+from routerjax.training.sources import Batches, epoch_order
 from routerjax.training.state import TrainState, create_state
 from routerjax.training.step import accumulating_step, loop_steps, make_train_step, take, weighted_loss_sum
 

@@ -13,10 +13,10 @@ import flax.linen as nn
 import jax
 import numpy as np
 import optax
+from jaxtyping import Int32
 
 from routerjax.config import TrainingConfig
 from routerjax.likelihoods import Likelihood
-from routerjax.training.order import epoch_order
 from routerjax.training.parallel import Wrapper, require_divisible
 from routerjax.training.state import TrainState
 from routerjax.training.step import accumulating_step, loop_steps, make_train_step
@@ -87,6 +87,25 @@ def open_source(battles: PreferenceBatch | Batches, training: TrainingConfig, wr
     if isinstance(battles, PreferenceBatch):
         return _Resident(wrapper.put(battles), training, wrapper)
     return _Streamed(battles, training, wrapper)
+
+
+def epoch_order(*, seed: int, epoch: int, num_battles: int, batch_size: int) -> Int32[np.ndarray, "steps batch"]:
+    """Every battle once, in batches that are a pure function of seed and epoch; the last is filled up with -1.
+
+    Args:
+        seed: of the data order of the whole run.
+        epoch: 0 is the first.
+        num_battles: battles in the data set.
+        batch_size: battles a step.
+
+    Example:
+        >>> epoch_order(seed=0, epoch=0, num_battles=3, batch_size=2).shape
+        (2, 2)
+    """
+    num_steps = -(-num_battles // batch_size)
+    order = np.full(num_steps * batch_size, -1, np.int32)
+    order[:num_battles] = np.random.default_rng((seed, epoch)).permutation(num_battles)
+    return order.reshape(num_steps, batch_size)
 
 
 @dataclass(frozen=True)
