@@ -6,7 +6,6 @@ import base64
 import math
 import re
 from collections.abc import Mapping
-from dataclasses import dataclass
 from typing import Any, Literal
 
 from routerjax.errors import InputError
@@ -95,61 +94,39 @@ def _growth(normalizer: Mapping[str, Any]) -> int:
     return 1
 
 
-_REGEX_PART = re.compile(
-    r"(?P<open>\((?:\?(?:[a-zA-Z-]*:|<?[=!]|>|<\w+>))?)|(?P<close>\))|(?P<either>\|)"
-    r"|(?P<repeat>[*+?]|\{\d*,?\d*\})(?P<mode>[?+]?)|(?P<one>.)",
-    re.DOTALL,
-)
-
-
-@dataclass
-class _Group:
-    """Open group of a regular expression: what matches in several ways, and the repetitions of its branches."""
-
-    varies: bool = False
-    has_optional: bool = False
-    parts: int = 0
-    repetitions: float = 0.0
-    of_longest_branch: float = 0.0
+_GROUP = re.compile(r"\((?P<body>[^()]*)\)")
+_REPETITION = re.compile(r"(?P<times>[*+?]|\{\d*,?\d*\})(?P<mode>[?+]?)")
 
 
 def _unbounded_work(regex: str) -> str | None:
     """Say why the time of a failed match has no bound worth the name; None where it has.
 
     That is so where a part that matches in several ways is repeated, and where many repetitions follow one another.
+    From the inside out, a group becomes ``V`` if it matches in several ways, else ``x``, and before it as many ``r`` as
+    it has quarters of a repetition.
     """
     plain = re.sub(r"\\.", "x", regex, flags=re.DOTALL)  # of \p{L}, {L} is left, which is no repetition
     plain = re.sub(r"\[\^?\]?[^\]]*\]", "x", plain)
-    groups = [_Group()]
-    last_varies = False
-    for part in _REGEX_PART.finditer(plain):
-        group = groups[-1]
-        if part["open"]:
-            groups.append(_Group())
-            continue
-        if part["repeat"]:
-            is_optional = part["repeat"] == "?"
-            if last_varies and not is_optional:
-                return "repeats what is repeated or has alternatives"
-            if is_optional:
-                group.has_optional = True
-            elif "," in part["repeat"] or part["repeat"] in "*+":
-                group.varies = True
-            if part["mode"] != "+" and not part["repeat"].rstrip("}").lstrip("{").isdecimal():
-                group.repetitions += 0.25 if is_optional else 1.0
-            last_varies = False
-        elif part["either"]:
-            group.varies = True
-            group.of_longest_branch, group.repetitions = max(group.of_longest_branch, group.repetitions), 0.0
-        elif part["close"] and len(groups) > 1:
-            inner = groups.pop()
-            last_varies = inner.varies or (inner.has_optional and inner.parts > 1)
-            groups[-1].varies |= last_varies
-            groups[-1].parts += 1
-            groups[-1].repetitions += max(inner.of_longest_branch, inner.repetitions) + 0.25 * last_varies
-        else:
-            group.parts += 1
-            last_varies = False
-        if groups[-1].repetitions >= MOST_REPETITIONS:
+    plain = re.sub(r"\(\?(?:[a-zA-Z-]*:|<?[=!]|>|<\w+>)", "(", plain)
+    plain = re.sub(r"[^()|*+?{},\d]", "x", plain)
+    while True:
+        group = _GROUP.search(plain)
+        body = plain if group is None else group["body"]
+        if re.search(r"V([*+]|\{\d*,?\d*\})", body):
+            return "repeats what is repeated or has alternatives"
+        quarters = max(map(_quarters, body.split("|")))
+        if quarters >= 4 * MOST_REPETITIONS:
             return "has too many repetitions in a row"
-    return None
+        if group is None:
+            return None
+        times = [repetition["times"] for repetition in _REPETITION.finditer(body)]
+        parts = _REPETITION.sub("", body).replace("r", "")
+        repeats = any(one in "*+" or "," in one for one in times)
+        varies = repeats or "|" in body or "V" in body or ("?" in times and len(parts) > 1)
+        plain = plain[: group.start()] + "r" * (quarters + varies) + "xV"[varies] + plain[group.end() :]
+
+
+def _quarters(branch: str) -> int:
+    """Quarters of a repetition: an optional part is one, what gives nothing back or is of a fixed number is none."""
+    repetitions = [one["times"] for one in _REPETITION.finditer(branch) if one["mode"] != "+"]
+    return branch.count("r") + sum(1 if one == "?" else 4 * (not one[1:-1].isdecimal()) for one in repetitions)
