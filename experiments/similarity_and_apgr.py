@@ -95,7 +95,7 @@ def main(data_root: str) -> None:
             benchmarks[name] = benchmark.select(~found.mask)
         eval_embedding = {name: embedding_of(benchmark.prompts) for name, benchmark in benchmarks.items()}
 
-        similarity: dict[tuple[str, str], data.DatasetSimilarity] = {}
+        similarity: dict[tuple[str, str], Figure] = {}
         win_prob: dict[str, dict[str, np.ndarray]] = {name: {} for name in benchmarks}
         for set_name, (battles, strong, weak) in sets.items():
             own = embedded.rows(battles.unique_prompts)
@@ -132,7 +132,7 @@ def main(data_root: str) -> None:
         cells = [set_name, f"{len(battles.unique_prompts):,}", f"{strong} / {weak}"]
         for name in benchmarks:
             near, area = similarity[set_name, name], apgr[set_name, name]
-            cells += [shown(Figure(near.value, *near.interval)), shown(area)]
+            cells += [shown(near), shown(area)]
         print("| " + " | ".join(cells) + " |")
     print(f"\nRank correlation (Spearman) of S and APGR over the {len(sets)} training sets: ", end="")
     parts = []

@@ -11,7 +11,6 @@ from routerjax.data.benchmarks import (
 )
 from routerjax.data.contamination import (
     Contamination,
-    DatasetSimilarity,
     NearestPrompt,
     contaminated,
     dataset_similarity,
@@ -36,7 +35,6 @@ __all__ = [
     "ROUTELLM_WEAK",
     "Benchmark",
     "Contamination",
-    "DatasetSimilarity",
     "EmbeddedPrompts",
     "NearestPrompt",
     "Preferences",

@@ -31,18 +31,6 @@ class NearestPrompt(NamedTuple):
     train_index: Int32[np.ndarray, "eval"]
 
 
-class DatasetSimilarity(NamedTuple):
-    """Similarity of a benchmark to a training set.
-
-    Attributes:
-        value: mean over the benchmark's prompts of the highest cosine to any training prompt.
-        interval: 95 % bootstrap interval over the benchmark's prompts.
-    """
-
-    value: float
-    interval: metrics.Interval
-
-
 @dataclass(frozen=True, eq=False)
 class Contamination:
     """Evaluation prompts that a training set contains, and the training prompts that they are found by.
@@ -131,8 +119,8 @@ def dataset_similarity(
     *,
     num_samples: int = 1000,
     seed: int = 0,
-) -> DatasetSimilarity:
-    """Similarity S(B, D) of a benchmark B to a training set D, with its interval.
+) -> metrics.Figure:
+    """Similarity S(B, D) of a benchmark B to a training set D, with a 95 % bootstrap interval over B.
 
     ``S(B, D) = mean over q in B of max over q' in D of cos(q, q')``
 
@@ -157,7 +145,7 @@ def dataset_similarity(
     similarity = max_similarity(eval_embedding, train_embedding).similarity.astype(np.float64)
     rng, count = np.random.default_rng(seed), len(similarity)
     samples = np.asarray([similarity[rng.integers(count, size=count)].mean() for _ in range(num_samples)])
-    return DatasetSimilarity(float(similarity.mean()), metrics.percentile_interval(samples))
+    return metrics.Figure.of(float(similarity.mean()), samples)
 
 
 def max_similarity(

@@ -160,25 +160,27 @@ class TestDatasetSimilarity:
         actual = data.dataset_similarity(evaluated, train)
         best = [7 / 5 / np.sqrt(2), 1 / np.sqrt(2), -1 / np.sqrt(2)]
         assert actual.value == pytest.approx(np.mean(best), abs=1e-6)
-        assert actual.interval.low >= -1 / np.sqrt(2) - 1e-6
-        assert actual.interval.high <= 7 / 5 / np.sqrt(2) + 1e-6
+        assert actual.low >= -1 / np.sqrt(2) - 1e-6
+        assert actual.high <= 7 / 5 / np.sqrt(2) + 1e-6
 
     def test_the_interval_is_that_of_a_mean(self) -> None:
         evaluated, train = embeddings(400, 0), embeddings(30, 1)
         best = cosine_similarity(evaluated, train).max(axis=1)
         actual = data.dataset_similarity(evaluated, train, num_samples=4000)
         half_width = 1.96 * best.std() / np.sqrt(400)
-        np.testing.assert_allclose(actual.interval, [best.mean() - half_width, best.mean() + half_width], atol=3e-3)
-        assert actual.interval.low < actual.value < actual.interval.high
+        expected = [best.mean() - half_width, best.mean() + half_width]
+        np.testing.assert_allclose([actual.low, actual.high], expected, atol=3e-3)
+        assert actual.low < actual.value < actual.high
 
     def test_seeds(self) -> None:
         evaluated, train = embeddings(40, 0), embeddings(30, 1)
         again = data.dataset_similarity(evaluated, train, seed=3)
         assert data.dataset_similarity(evaluated, train, seed=3) == again
-        assert data.dataset_similarity(evaluated, train, seed=4).interval != again.interval
+        assert data.dataset_similarity(evaluated, train, seed=4).low != again.low
         with pytest.raises(InputError, match="num_samples must be at least 1; got 0"):
             data.dataset_similarity(evaluated, train, num_samples=0)
 
     def test_a_set_is_as_near_as_can_be_to_what_holds_it(self) -> None:
         train = embeddings(30, 1)
-        np.testing.assert_allclose(data.dataset_similarity(train[:9], train).interval, [1, 1], atol=1e-6)
+        actual = data.dataset_similarity(train[:9], train)
+        np.testing.assert_allclose([actual.low, actual.high], [1, 1], atol=1e-6)
