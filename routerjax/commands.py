@@ -124,7 +124,7 @@ def score(arguments: argparse.Namespace) -> None:
     from routerjax.features import EmbeddingCache
     from routerjax.policies import route
     from routerjax.router import load_router, router_folder
-    from routerjax.tables import read_prompt_table, require_writable
+    from routerjax.tables import prepare, read_prompt_table, require_writable
 
     # All that can be refused is refused before the prompts are encoded.
     require_writable(arguments.output)
@@ -137,7 +137,7 @@ def score(arguments: argparse.Namespace) -> None:
     clashing = {"win_prob", "model"} & set(table.columns)
     if clashing:
         raise InputError(f"{arguments.input} has a column {min(clashing)} already, which score would write: rename it")
-    output = table.prepare(arguments.output)
+    output = prepare(table.table, arguments.output)
     added, chosen = {}, None
     with EmbeddingCache() as cache:
         if router.has_pair:

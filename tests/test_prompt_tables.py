@@ -16,7 +16,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from routerjax.errors import InputError
-from routerjax.tables import PromptTable, read_prompt_table, read_table
+from routerjax.tables import open_table, prepare, read_prompt_table, read_table
 
 
 def stdin(monkeypatch: pytest.MonkeyPatch, content: bytes) -> None:
@@ -28,7 +28,7 @@ def stdin(monkeypatch: pytest.MonkeyPatch, content: bytes) -> None:
 def score(path: Path, output: Path) -> None:
     """Add a column to a table, as the command does."""
     table = read_prompt_table(str(path))
-    table.prepare(str(output)).write({"win_prob": pa.array(np.full(len(table.prompts), 0.5, np.float32))})
+    prepare(table.table, str(output)).write({"win_prob": pa.array(np.full(len(table.prompts), 0.5, np.float32))})
 
 
 # Texts as they stand in files; half an emoji is replaced where text is read, and has a test of its own.
@@ -170,7 +170,7 @@ def test_json_lines_as_csv_and_as_parquet(tmp_path: Path) -> None:
     (tmp_path / "in.jsonl").write_text(rows.replace('"y"', "1"))
     for ending in ("csv", "parquet"):
         with pytest.raises(InputError, match=r"in\.jsonl: column tags mixes kinds of values"):
-            read_prompt_table(str(tmp_path / "in.jsonl")).prepare(str(tmp_path / f"mixed.{ending}"))
+            prepare(open_table(tmp_path / "in.jsonl"), str(tmp_path / f"mixed.{ending}"))
 
 
 @pytest.mark.parametrize(
@@ -182,21 +182,21 @@ def test_json_lines_as_csv_and_as_parquet(tmp_path: Path) -> None:
     ],
 )
 def test_what_has_no_text_is_refused_by_its_name(column: pa.Array, message: str) -> None:
-    table = PromptTable(["a"], ["prompt", "c"], pa.table({"prompt": ["a"], "c": column}))
+    table = pa.table({"prompt": ["a"], "c": column})
     with pytest.raises(InputError, match=message):
-        table.prepare("-")
+        prepare(table, "-")
 
 
 def test_what_a_format_cannot_hold_is_refused_by_its_name(tmp_path: Path) -> None:
     (tmp_path / "in.jsonl").write_text('{"prompt": "a", "empty": {}}')
     table = read_prompt_table(str(tmp_path / "in.jsonl"))
     with pytest.raises(InputError, match=r"out\.parquet: column empty cannot be written to parquet"):
-        table.prepare(str(tmp_path / "out.parquet"))
+        prepare(table.table, str(tmp_path / "out.parquet"))
     kind = pa.struct([("x", pa.int64()), ("x", pa.int64())])
     twice = pa.StructArray.from_arrays([pa.array([1]), pa.array([2])], fields=list(kind))
-    pair = PromptTable(["a"], ["prompt", "pair"], pa.table({"prompt": ["a"], "pair": twice}))
+    pair = pa.table({"prompt": ["a"], "pair": twice})
     with pytest.raises(InputError, match=r"column pair \(struct.*duplicate field names"):
-        pair.prepare("-")
+        prepare(pair, "-")
     pyarrow.parquet.write_table(pa.table([["a"], ["b"], ["c"]], ["prompt", "id", "id"]), tmp_path / "in.parquet")
     with pytest.raises(InputError, match=r"in\.parquet has two columns 'id'"):
         read_prompt_table(str(tmp_path / "in.parquet"))

@@ -13,13 +13,12 @@ from routerjax.tables.columns import (
 from routerjax.tables.json_lines import json_objects
 from routerjax.tables.prompts import INPUT_FORMATS, PromptTable, read_prompt_table
 from routerjax.tables.read import ENDINGS, OpenTable, open_table, read_table
-from routerjax.tables.write import PreparedOutput, require_writable, write_table
+from routerjax.tables.write import prepare, require_writable, write_table
 
 __all__ = [
     "ENDINGS",
     "INPUT_FORMATS",
     "OpenTable",
-    "PreparedOutput",
     "PromptTable",
     "Texts",
     "first_appearance",
@@ -29,6 +28,7 @@ __all__ = [
     "matrix_column",
     "number_column",
     "open_table",
+    "prepare",
     "read_prompt_table",
     "read_table",
     "require_columns",

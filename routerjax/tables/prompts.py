@@ -14,7 +14,6 @@ from routerjax.errors import InputError
 from routerjax.tables.columns import require_columns, text_column
 from routerjax.tables.json_lines import json_objects, text_lines
 from routerjax.tables.read import OpenTable, json_table, open_json_lines, open_table
-from routerjax.tables.write import PreparedOutput, prepare
 
 logger = logging.getLogger(__name__)
 
@@ -29,20 +28,12 @@ class PromptTable:
     Attributes:
         prompts: one a row.
         columns: names of all columns, ``prompt`` among them.
-        table: what they were read from.
+        table: what they were read from, for :func:`routerjax.tables.prepare`.
     """
 
     prompts: list[str]
     columns: list[str]
     table: OpenTable | pa.Table
-
-    def prepare(self, path: str) -> PreparedOutput:
-        """Bring all columns into the form in which they will be written; see :func:`routerjax.tables.write.prepare`.
-
-        Raises:
-            InputError: as there.
-        """
-        return prepare(self.table, path)
 
 
 def read_prompt_table(path: str, *, input_format: str | None = None, progress: bool = False) -> PromptTable:
