@@ -6,20 +6,27 @@ import functools
 from collections.abc import Sequence
 from contextlib import AbstractContextManager
 from dataclasses import dataclass
+from typing import cast
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 
 from routerjax.data import simulate_arena
-from routerjax.errors import InputError
-from routerjax.features import Embeddings
+from routerjax.errors import InputError, VerificationError
+from routerjax.features import Embeddings, TokenFeaturizer
+from routerjax.models import describe_encoder
 from routerjax.policies import Policy, WinProb
 from routerjax.router import Router
 from routerjax.scoring import apply_module
 from routerjax.typing import Array
 
 NUM_GOLDEN = 48
+NUM_COMPARED = 8
+"""Prompts whose scores are compared by a format that is read again: the last ones."""
+SCORE_TOLERANCE, ROUNDED_TOLERANCE = 1e-5, 5e-2
+"""Largest difference of scores that is accepted in float32, and of a router that is stored and computes in bfloat16:
+times the largest score where that is above 1."""
 
 
 def artefact_precision() -> AbstractContextManager[object]:
@@ -50,6 +57,38 @@ def golden_outputs(router: Router, query: Sequence[str] | Embeddings, tolerance:
         scores = apply_module(router.module, router.variables, jax.tree.map(jnp.asarray, arrays))
         outputs["model"] = np.asarray(router.choose(router.variables, scores, _Settled(router.policy, tolerance)))
     return outputs
+
+
+def compare_scores(router: Router, written: Router, prompts: Sequence[str], *, is_reversed: bool = False) -> float:
+    """Compare tokens, scores, and where a tie has a score, which is in them alone, outcome probabilities.
+
+    Args:
+        router: that was exported.
+        written: what was read again.
+        prompts: the last of them are scored, so that one that is cut is among them.
+        is_reversed: the scores of what was written are in the opposite order.
+
+    Returns:
+        The largest difference.
+
+    Raises:
+        VerificationError: tokens differ, or a score by more than the rounding of the type that it is computed in.
+    """
+    ours, theirs = (cast(TokenFeaturizer, each.featurizer) for each in (router, written))
+    if ours.tokenizer.token_ids(prompts) != theirs.tokenizer.token_ids(prompts):
+        raise VerificationError("its tokens are others")
+    scored = prompts[-NUM_COMPARED:]
+    scores = router.scores(scored)
+    expected, actual = scores[:, ::-1] if is_reversed else scores, written.scores(scored)
+    if len(router.likelihood.output_names(router.models)) > scores.shape[1]:
+        expected = np.concatenate([expected, router.outcome_prob(scored)], axis=1)
+        actual = np.concatenate([actual, written.outcome_prob(scored)], axis=1)
+    difference = float(np.abs(actual - expected).max())
+    is_rounded = describe_encoder(ours.encoder)["dtype"] != "float32"
+    tolerance = ROUNDED_TOLERANCE if is_rounded else SCORE_TOLERANCE
+    if not difference <= tolerance * max(1.0, float(np.abs(expected).max())):
+        raise VerificationError(f"scores differ by {difference:.1e}")
+    return difference
 
 
 @dataclass(frozen=True)

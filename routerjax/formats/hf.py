@@ -1,12 +1,11 @@
-"""Hugging Face's own format: a classifier that transformers loads, written and read."""
+"""Hugging Face's own format: a classifier or a language model that transformers loads, written and read."""
 
 from __future__ import annotations
 
 import dataclasses
 import hashlib
-import json
 import os
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from pathlib import Path
 from typing import cast
 
@@ -14,12 +13,25 @@ import jax
 import numpy as np
 
 from routerjax.errors import InputError, VerificationError
-from routerjax.families import BERT
+from routerjax.families import BERT, CAUSAL
 from routerjax.features import Embeddings, TokenFeaturizer, load_tokens
+from routerjax.formats.decoder_folder import (
+    SCORE,
+    classifier_tensors,
+    decoder_config,
+    language_model_tensors,
+    load_decoder_tokens,
+    merged,
+    num_new_labels,
+    require_whole,
+    weights_content,
+)
 from routerjax.formats.format import ReadableFormat, WritableFormat
+from routerjax.formats.golden import compare_scores
 from routerjax.formats.hf_settings import (
     SECTION,
     HfSettings,
+    is_language_model,
     load_hf,
     read_settings,
     require_no_params,
@@ -27,38 +39,35 @@ from routerjax.formats.hf_settings import (
     router_settings,
     settings_as_json,
 )
+from routerjax.formats.tokenizer_folder import json_bytes, padding_token, tokenizer_files
 from routerjax.likelihoods import BRADLEY_TERRY
-from routerjax.models import BertRouter, unstack_layers
+from routerjax.models import BertRouter, CausalRouter, unstack_layers
 from routerjax.policies import Threshold
 from routerjax.pretrained import (
-    RESOLVED_FILE,
-    TOKENIZER_CONFIG,
-    TOKENIZER_FILE,
+    DECODER_TYPES,
     BertConfig,
     bert_names,
+    decoder_class,
+    labels_json,
     locate,
     publish_weights,
-    read_bert_config,
-    tensor_bytes,
+    read_json,
+    read_labels,
 )
 from routerjax.router import Router
-
-TOLERANCE = 1e-5
-"""Largest difference of score that is accepted: times the largest score where that is above 1."""
-NUM_COMPARED = 8
-"""The last golden prompts, so many: the one that is cut among them."""
 
 TRANSFORMERS_LABELS = ("LABEL_0", "LABEL_1")
 """Labels that transformers gives a classifier whose configuration names none."""
 
 
 class HuggingFace(ReadableFormat, WritableFormat):
-    """A folder that ``AutoModelForSequenceClassification`` and ``AutoTokenizer`` of transformers load: family ``bert``.
+    """A folder that ``AutoModelForSequenceClassification`` and ``AutoTokenizer`` of transformers load.
 
     Its logits are the router's scores, labelled with the names of the models; those of ``three_labels`` are (strong
-    wins, tie, weak wins) of the router's pair, the order in which RouteLLM's code reads a classifier. The pair,
-    likelihood and threshold go into ``config.json`` under ``routerjax``, with a hash of them. What was imported and not
-    trained gives back the tensors bit for bit.
+    wins, tie, weak wins) of the router's pair, the order in which RouteLLM's code reads a classifier. A decoder whose
+    labels are tokens is a folder for ``AutoModelForCausalLM``, whose last logits after the last token are the scores.
+    Adapters are added to the weights. The pair, likelihood and threshold go into ``config.json`` under ``routerjax``,
+    with a hash of them. What was imported and not trained gives back the tensors bit for bit.
     """
 
     name = "hf"
@@ -78,9 +87,15 @@ class HuggingFace(ReadableFormat, WritableFormat):
                 none.
         """
         folder = locate(source)
-        settings, featurizer = read_settings(folder), load_tokens(source)
+        is_decoder = read_json(folder / "config.json", dict).get("model_type") in DECODER_TYPES
+        settings, featurizer = read_settings(folder), load_decoder_tokens(source) if is_decoder else load_tokens(source)
         if settings is None:
-            labels = read_bert_config(folder).labels or TRANSFORMERS_LABELS
+            if is_language_model(folder):
+                raise InputError(
+                    f"{source} is a language model whose labels nothing names: import it with --format routellm-causal "
+                    "if it is RouteLLM's, or train a router on it"
+                )
+            labels = read_labels(folder) or TRANSFORMERS_LABELS
             if strong is None or weak is None:
                 raise InputError(
                     f"{source} does not say which models it routes between: give --strong and --weak, two of "
@@ -96,18 +111,26 @@ class HuggingFace(ReadableFormat, WritableFormat):
 
     def require_form(self, router: Router) -> None:
         """Refuse what is no classifier of transformers, such as one with another head than the architecture's."""
-        if not isinstance(router.module, BertRouter):
+        if not isinstance(router.module, BertRouter | CausalRouter):
             raise InputError(
-                f"Hugging Face's format holds classifiers ({BERT.name}), got a router of family {router.family}"
+                f"Hugging Face's format holds classifiers ({BERT.name}, {CAUSAL.name}), got a router of family "
+                f"{router.family}"
             )
         if "calibration" in router.variables:
             raise InputError("Hugging Face's format has no place for a calibration: export the router without it")
         require_no_params(router.likelihood)
         require_threshold_policy(router.policy)
-        head = router.module.head
-        if head != "architecture":
+        if isinstance(router.module, CausalRouter):
+            require_whole(router)
+            bias = router.variables["params"].get("classifier", {}).get("bias", np.zeros(1))
+            if np.any(np.asarray(bias)):
+                raise InputError(
+                    "classifiers of transformers on a decoder have no bias, and the router's is not 0: export it as "
+                    "p2l or stablehlo, or train with the router attribute use_bias=False"
+                )
+        elif router.module.head != "architecture":
             raise InputError(
-                f"transformers has no classifier with the head {head!r}; train with the router attribute "
+                f"transformers has no classifier with the head {router.module.head!r}; train with the router attribute "
                 "head='architecture'"
             )
         if cast(TokenFeaturizer, router.featurizer).truncation == "middle":
@@ -117,19 +140,11 @@ class HuggingFace(ReadableFormat, WritableFormat):
         """Write the configuration, the weights and the tokenizer's files."""
         del query
         plain = _as_published(router)
-        featurizer, module = cast(TokenFeaturizer, plain.featurizer), cast(BertRouter, plain.module)
-        config = BertConfig(
-            encoder=featurizer.to_dict()["encoder"],
-            classifier_dropout_rate=module.dropout_rate,
-            labels=plain.likelihood.output_names(plain.models),
-        )
-        names = bert_names(module.encoder.model_type, head=True)
-        # torch's loaders ask for the metadata that torch's savers write.
-        weights = tensor_bytes(publish_weights(plain.variables["params"], names), {"format": "pt"})
-        settings = router_settings(plain, featurizer.max_length, hashlib.sha256(weights).hexdigest())
-        files = {
-            **_tokenizer_files(featurizer),
-            "config.json": _json_bytes({**config.to_json(), SECTION: settings_as_json(settings)}),
+        is_decoder = isinstance(plain.module, CausalRouter)
+        config, weights, files = _decoder_files(plain) if is_decoder else _classifier_files(plain)
+        settings = router_settings(plain, hashlib.sha256(weights).hexdigest())
+        files |= {
+            "config.json": json_bytes({**config, SECTION: settings_as_json(settings)}),
             "model.safetensors": weights,
         }
         for name, content in files.items():
@@ -141,32 +156,75 @@ class HuggingFace(ReadableFormat, WritableFormat):
         settings = [(one.models, one.policy, one.likelihood) for one in (written, _as_published(router))]
         if settings[0] != settings[1]:
             raise VerificationError("its settings are others")
-        if written.featurizer.fingerprint != router.featurizer.fingerprint:
-            raise VerificationError("its tokens are others")
-        prompts = cast(Sequence[str], query)
-        expected = _scores(router, prompts)
-        difference = float(np.abs(_scores(written, prompts) - expected).max())
-        if not difference <= TOLERANCE * max(1.0, float(np.abs(expected).max())):
-            raise VerificationError(f"scores differ by {difference:.1e}")
-        return {"model.safetensors": difference}
+        return {
+            "model.safetensors": compare_scores(
+                router, written, cast(Sequence[str], query), is_reversed=_are_labels_reversed(router)
+            )
+        }
 
     def usage(self, router: Router, path: Path) -> str:
         """The classes of transformers that load it."""
-        return "transformers' AutoModelForSequenceClassification and AutoTokenizer load it"
+        is_labelled = isinstance(router.module, CausalRouter) and router.module.head != "linear"
+        kind = "AutoModelForCausalLM" if is_labelled else "AutoModelForSequenceClassification"
+        text = cast(TokenFeaturizer, router.featurizer).template.render("PROMPT")
+        around = "" if text == "PROMPT" else f"; its texts are {text!r}, to which no special tokens are added"
+        return f"transformers' {kind} and AutoTokenizer load it{around}"
+
+
+def _classifier_files(router: Router) -> tuple[dict[str, object], bytes, dict[str, bytes]]:
+    """Configuration, weights and tokenizer of a classifier of the BERT family."""
+    featurizer, module = cast(TokenFeaturizer, router.featurizer), cast(BertRouter, router.module)
+    config = BertConfig(
+        encoder=featurizer.to_dict()["encoder"],
+        classifier_dropout_rate=module.dropout_rate,
+        labels=router.likelihood.output_names(router.models),
+    )
+    tensors = publish_weights(router.variables["params"], bert_names(module.encoder.model_type, head=True))
+    return config.to_json(), weights_content(tensors), tokenizer_files(featurizer)
+
+
+def _decoder_files(router: Router) -> tuple[dict[str, object], bytes, dict[str, bytes]]:
+    """Configuration, weights and tokenizer of a decoder without adapters, with either head."""
+    featurizer, module = cast(TokenFeaturizer, router.featurizer), cast(CausalRouter, router.module)
+    names = router.likelihood.output_names(router.models)
+    pad_id, pad_token = padding_token(featurizer)
+    if module.head != "linear":
+        added = [f"<|route:{name}|>" for name in names[: num_new_labels(module)]]
+        size = module.encoder.vocab_size + len(added)
+        class_name = decoder_class(module.encoder.model_type, "CausalLM")
+        config = decoder_config(router, class_name=class_name, vocab_size=size)
+        tensors = language_model_tensors(router)
+    else:
+        added = []
+        class_name = decoder_class(module.encoder.model_type, "SequenceClassification")
+        config = {**decoder_config(router, class_name=class_name), **labels_json(names)}
+        tensors = classifier_tensors(router, SCORE)
+    files = tokenizer_files(featurizer, pad_token=pad_token, added=added)
+    return {**config, "pad_token_id": pad_id}, weights_content(tensors), files
 
 
 def _as_published(router: Router) -> Router:
-    """Copy of the router in the form of the file: layer by layer, and labels with the strong model first."""
+    """Copy of the router in the form of the file: layer by layer or without adapters, and labels with the strong model
+    first.
+    """
+    router = merged(router) if isinstance(router.module, CausalRouter) else router
     featurizer, params, models = cast(TokenFeaturizer, router.featurizer), router.variables["params"], router.models
-    module = cast(BertRouter, router.module)
-    if module.encoder.scan_layers:
+    module = router.module
+    if isinstance(module, CausalRouter):
+        if module.head == "linear":
+            module = module.clone(use_bias=False, parent=None)
+            params = {**params, "classifier": {"kernel": params["classifier"]["kernel"]}}
+    elif isinstance(module, BertRouter) and module.encoder.scan_layers:
         encoder = module.encoder.clone(scan_layers=False, parent=None)
         featurizer = dataclasses.replace(featurizer, encoder=encoder)
         module = module.clone(encoder=encoder, parent=None)
         params = {**params, "encoder": unstack_layers(params["encoder"])}
     if _are_labels_reversed(router):
-        classifier = jax.tree.map(lambda leaf: leaf[..., ::-1], params["classifier"])
-        params, models = {**params, "classifier": classifier}, models[::-1]
+        params, models = dict(params), models[::-1]
+        if "label_embedding" in params:
+            params["label_embedding"] = params["label_embedding"][::-1]
+        else:
+            params["classifier"] = jax.tree.map(lambda leaf: leaf[..., ::-1], params["classifier"])
     return dataclasses.replace(
         router, module=module, featurizer=featurizer, models=models, variables={"params": params}
     )
@@ -175,33 +233,3 @@ def _as_published(router: Router) -> Router:
 def _are_labels_reversed(router: Router) -> bool:
     """Return True if the logits are (weak wins, tie, strong wins): a training run sorts its models by name."""
     return router.likelihood.is_of_one_pair and router.strong == router.models[1]
-
-
-def _tokenizer_files(featurizer: TokenFeaturizer) -> dict[str, bytes]:
-    """The tokenizer's own files, told which tokens the router reads; the resolved one where nothing configures it."""
-    reads = {"model_max_length": featurizer.max_length, "truncation_side": featurizer.truncation}
-    files = {name: content for name, content in featurizer.files.items() if name != RESOLVED_FILE}
-    described = featurizer.tokenizer_config
-    if described:
-        is_told = all(described.get(name) == value for name, value in reads.items())
-        return files if is_told else {**files, TOKENIZER_CONFIG: _json_bytes({**described, **reads})}
-    tokenizer = featurizer.tokenizer
-    config = {
-        "tokenizer_class": "PreTrainedTokenizerFast",
-        "pad_token": tokenizer.tokenizer.id_to_token(featurizer.encoder.padding_id),
-        **reads,
-        "model_input_names": ["input_ids", "attention_mask"],
-    }
-    return {**files, TOKENIZER_FILE: tokenizer.tokenizer_json, TOKENIZER_CONFIG: _json_bytes(config)}
-
-
-def _scores(router: Router, query: Sequence[str]) -> np.ndarray:
-    """Scores, in the order of the file, and outcome probabilities, in which alone a tie's logit is."""
-    prompts = query[-NUM_COMPARED:]
-    scores = router.scores(prompts)
-    ordered = scores[:, ::-1] if _are_labels_reversed(router) else scores
-    return np.concatenate([ordered, router.outcome_prob(prompts)], axis=1)
-
-
-def _json_bytes(content: Mapping[str, object]) -> bytes:
-    return (json.dumps(content, indent=2, ensure_ascii=False) + "\n").encode()

@@ -1,4 +1,4 @@
-"""Classifiers in Hugging Face's format as routers: what their files say, and the settings that routerjax adds."""
+"""Models in Hugging Face's format as routers: what their files say, and the settings that routerjax adds."""
 
 from __future__ import annotations
 
@@ -6,17 +6,27 @@ import dataclasses
 import logging
 from collections.abc import Sequence
 from pathlib import Path
-from typing import NamedTuple
+from typing import NamedTuple, cast
 
 from routerjax.errors import InputError
 from routerjax.families import BERT, pretrained_params
 from routerjax.features import TokenFeaturizer
+from routerjax.formats.decoder_folder import SCORE, load_classifier, load_language_model
 from routerjax.likelihoods import Likelihood, read_likelihood
+from routerjax.models import Decoder
 from routerjax.policies import Policy, Threshold, read_policy
-from routerjax.pretrained import read_bert_config, read_json, weights_sha256
+from routerjax.pretrained import (
+    NO_TEMPLATE,
+    ChatTemplate,
+    decoder_class,
+    read_bert_config,
+    read_json,
+    read_labels,
+    weights_sha256,
+)
 from routerjax.router.router import Router
 from routerjax.sealing import seal, unseal
-from routerjax.validation import coerce
+from routerjax.validation import coerce, from_json
 
 logger = logging.getLogger(__name__)
 
@@ -33,7 +43,8 @@ CHANGES = (
 class HfSettings(NamedTuple):
     """Settings of a router besides its logits; see :class:`routerjax.router.Router`.
 
-    ``weights_sha256`` is that of the weights which the threshold was found for.
+    ``weights_sha256`` is that of the weights which the threshold was found for; ``template`` is what a prompt is put
+    into.
     """
 
     models: Sequence[str]
@@ -41,6 +52,7 @@ class HfSettings(NamedTuple):
     likelihood: Likelihood
     max_length: int
     weights_sha256: str | None = None
+    template: ChatTemplate = NO_TEMPLATE
 
 
 def require_no_params(likelihood: Likelihood) -> None:
@@ -58,20 +70,23 @@ def require_threshold_policy(policy: Policy) -> Threshold:
     return policy
 
 
-def router_settings(router: Router, max_length: int, weights_sha256: str) -> HfSettings:
-    """Settings of a router."""
+def router_settings(router: Router, weights_sha256: str) -> HfSettings:
+    """Settings of a router that reads text."""
+    featurizer = cast(TokenFeaturizer, router.featurizer)
     return HfSettings(
         models=list(router.models),
         policy=require_threshold_policy(router.policy),
         likelihood=router.likelihood,
-        max_length=max_length,
+        max_length=featurizer.max_length,
         weights_sha256=weights_sha256,
+        template=featurizer.template,
     )
 
 
 def settings_as_json(settings: HfSettings) -> dict[str, object]:
     """The section of ``config.json``, with the hash of its own content."""
     records = {"policy": settings.policy.to_dict(), "likelihood": settings.likelihood.to_dict()}
+    records["template"] = dataclasses.asdict(settings.template)
     return seal({**settings._asdict(), **records})
 
 
@@ -93,13 +108,15 @@ def read_settings(folder: Path) -> HfSettings | None:
             if not isinstance(fields.get(name), dict):
                 raise InputError(f"{name} must be an object, got {fields.get(name)!r:.40}")
         policy = require_threshold_policy(read_policy(fields["policy"]))
-        settings = HfSettings(**{**fields, "policy": policy, "likelihood": read_likelihood(fields["likelihood"])})
+        records = {"policy": policy, "likelihood": read_likelihood(fields["likelihood"])}
+        records["template"] = from_json(fields.get("template"), ChatTemplate, "template")
+        settings = HfSettings(**{**fields, **records})
         _check(settings)
     except (TypeError, ValueError) as error:
         raise InputError(f"{where} is damaged: {error}") from error
     expected = settings.likelihood.output_names(tuple(settings.models))
-    labels = read_bert_config(folder).labels
-    if labels != expected:
+    labels = read_labels(folder)
+    if labels != expected and not is_language_model(folder):
         raise InputError(
             f"{folder / 'config.json'}: id2label was changed after routerjax wrote it: expected {', '.join(expected)}, "
             f"got {', '.join(labels or ['none'])}; {CHANGES}"
@@ -118,8 +135,15 @@ def _check(settings: HfSettings) -> None:
     coerce(settings.weights_sha256, str | None, "weights_sha256")
 
 
+def is_language_model(folder: Path) -> bool:
+    """Return True if the folder's ``config.json`` is of a language model rather than a classifier."""
+    config = read_json(folder / "config.json", dict)
+    model_type, classes = config.get("model_type"), config.get("architectures")
+    return isinstance(model_type, str) and classes == [decoder_class(model_type, "CausalLM")]
+
+
 def load_hf(folder: Path, featurizer: TokenFeaturizer, settings: HfSettings) -> Router:
-    """The router whose scores are the logits of a classifier of the BERT family, as transformers computes them.
+    """The router whose scores are the logits of a classifier, or of a language model's last tokens.
 
     A threshold that was found for other weights, which somebody trained further since, is dropped; it is logged.
 
@@ -131,14 +155,20 @@ def load_hf(folder: Path, featurizer: TokenFeaturizer, settings: HfSettings) -> 
     Raises:
         InputError: damaged, of another architecture, without a classifier, or of another number of labels.
     """
-    config = read_bert_config(folder)
-    attributes = {"head": "architecture", "dropout_rate": config.classifier_dropout_rate}
     models, likelihood = tuple(settings.models), settings.likelihood
-    featurizer = dataclasses.replace(featurizer, max_length=settings.max_length)
-    outputs = len(likelihood.output_names(models))
-    module = BERT.make_module(num_outputs=outputs, attributes=attributes, featurizer=featurizer)
-    if config.labels is not None and len(config.labels) != outputs:
-        raise InputError(f"{folder}: expected {outputs} labels, got {len(config.labels)}: {', '.join(config.labels)}")
+    featurizer = dataclasses.replace(featurizer, max_length=settings.max_length, template=settings.template)
+    labels, outputs = read_labels(folder), len(likelihood.output_names(models))
+    is_decoder, is_labelled = isinstance(featurizer.encoder, Decoder), is_language_model(folder)
+    if labels is not None and len(labels) != outputs and not is_labelled:
+        raise InputError(f"{folder}: expected {outputs} labels, got {len(labels)}: {', '.join(labels)}")
+    if is_labelled:
+        module, featurizer, params = load_language_model(folder, featurizer, outputs)
+    elif is_decoder:
+        module, params = load_classifier(folder, featurizer, outputs, SCORE, use_bias=False)
+    else:
+        attributes = {"head": "architecture", "dropout_rate": read_bert_config(folder).classifier_dropout_rate}
+        module = BERT.make_module(num_outputs=outputs, attributes=attributes, featurizer=featurizer)
+        params = pretrained_params(module, folder)
     sha256, policy, source = weights_sha256(folder), settings.policy, featurizer.source
     if policy.chooses and settings.weights_sha256 != sha256:
         logger.warning(
@@ -151,6 +181,6 @@ def load_hf(folder: Path, featurizer: TokenFeaturizer, settings: HfSettings) -> 
         models=models,
         policy=policy,
         likelihood=likelihood,
-        variables={"params": pretrained_params(module, folder)},
+        variables={"params": params},
         provenance={"imported_from": source, "sha256": sha256},
     )

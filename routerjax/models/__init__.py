@@ -3,6 +3,7 @@
 A family: ``module.apply(variables, query) -> scores [batch, models]``; with ``deterministic`` where training has noise.
 """
 
+from routerjax.models.adapters import merge_adapters
 from routerjax.models.baselines import (
     NearestNeighbors,
     nearest_neighbors_memory,
@@ -55,6 +56,7 @@ __all__ = [
     "for_scoring",
     "last_token",
     "make_encoder",
+    "merge_adapters",
     "nearest_centroid",
     "nearest_neighbors_memory",
     "similarity_weighted_memory",

@@ -17,12 +17,13 @@ class CausalRouter(nn.Module):
     """The causal language model as a router: scores from the hidden state of the prompt's last token.
 
     Heads: ``tokens`` are the logits of as many label tokens at the end of the vocabulary, one forward pass for all of
-    them, without the logits of any other token. ``linear`` is a linear layer with a bias.
+    them, without the logits of any other token. ``linear`` is a linear layer.
 
     Attributes:
         encoder: what makes the hidden states.
         num_models: columns of the scores.
         head: ``tokens`` or ``linear``.
+        use_bias: the linear layer has a bias. The classifiers of transformers have none.
 
     Reference:
         RouteLLM (arXiv 2406.18665), section 4.1; Frick et al., "Prompt-to-Leaderboard" (arXiv 2502.14855).
@@ -31,6 +32,7 @@ class CausalRouter(nn.Module):
     encoder: Decoder
     num_models: int
     head: Literal["tokens", "linear"] = "linear"
+    use_bias: bool = True
 
     @nn.compact
     def __call__(self, query: Query, *, deterministic: bool = True) -> Float[Array, "batch outputs"]:
@@ -45,6 +47,7 @@ class CausalRouter(nn.Module):
                 name="classifier",
                 initializer_range=config.initializer_range,
                 dtype=jnp.dtype("float32"),
+                use_bias=self.use_bias,
             )(last)
         initializer = nn.with_logical_partitioning(
             nn.initializers.normal(config.initializer_range), ("models", "embed")

@@ -67,6 +67,7 @@ class DecoderConfig:
         lora_rank, lora_alpha, lora_rank_stabilized, lora_targets: low-rank adapters, see
             :class:`routerjax.models.decoder_layers.Adapters`; a rank of 0 trains the weights themselves.
         added_tokens: tokens after the vocabulary, with embeddings that are trained even where adapters are.
+        tie_embeddings: the files have the token table as the output layer, too; its rows are the logits' weights.
         logit_cap: the logits of tokens become ``cap * tanh(logit / cap)``; 0 leaves them as they are.
         dtype: of the matmuls; softmax, norms and scores are in float32.
         param_dtype: that the weights are stored in.
@@ -106,6 +107,7 @@ class DecoderConfig:
     lora_rank_stabilized: bool = False
     lora_targets: tuple[str, ...] = PROJECTIONS
     added_tokens: Whole = 0
+    tie_embeddings: bool = False
     logit_cap: NonNegative = 0.0
     dtype: jnp.dtype = FLOAT32
     param_dtype: jnp.dtype = FLOAT32

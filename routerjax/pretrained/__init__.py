@@ -1,9 +1,16 @@
 """Pretrained models on disk: where they are, what they are, and their tensors under our names."""
 
 from routerjax.pretrained import routellm
-from routerjax.pretrained.bert import BertConfig, bert_names, read_bert_config, read_bert_encoder
+from routerjax.pretrained.bert import (
+    BertConfig,
+    bert_names,
+    labels_json,
+    read_bert_config,
+    read_bert_encoder,
+    read_labels,
+)
 from routerjax.pretrained.chat_template import NO_TEMPLATE, ChatTemplate, parse_template, read_chat_template
-from routerjax.pretrained.decoder import DECODER_TYPES, decoder_names, read_decoder
+from routerjax.pretrained.decoder import DECODER_TYPES, decoder_class, decoder_json, decoder_names, read_decoder
 from routerjax.pretrained.encoder import encoder_names, read_encoder
 from routerjax.pretrained.files import file_sha256, find_file, parse_json, read_bytes, read_json, read_text_file
 from routerjax.pretrained.identity import encoder_sha256
@@ -33,6 +40,7 @@ from routerjax.pretrained.weights import (
     require_sizes,
     stored_weights,
     tensor_bytes,
+    weights_files,
     weights_sha256,
 )
 
@@ -52,11 +60,14 @@ __all__ = [
     "TensorNames",
     "bert_names",
     "count_numbers",
+    "decoder_class",
+    "decoder_json",
     "decoder_names",
     "encoder_names",
     "encoder_sha256",
     "file_sha256",
     "find_file",
+    "labels_json",
     "locate",
     "parse_json",
     "parse_template",
@@ -69,6 +80,7 @@ __all__ = [
     "read_decoder",
     "read_encoder",
     "read_json",
+    "read_labels",
     "read_sentence_modules",
     "read_text_file",
     "read_tokenizer",
@@ -80,5 +92,6 @@ __all__ = [
     "tensor_bytes",
     "tokenizer_config",
     "transformer_folder",
+    "weights_files",
     "weights_sha256",
 ]

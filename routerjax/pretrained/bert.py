@@ -42,7 +42,7 @@ class BertConfig:
 
     def to_json(self) -> dict[str, object]:
         """The ``config.json`` of a classifier, as transformers reads it: the inverse of :func:`read_bert_config`."""
-        architecture, labels = ARCHITECTURES[self.encoder["model_type"]], dict(enumerate(self.labels or ()))
+        architecture = ARCHITECTURES[self.encoder["model_type"]]
         key = architecture.classifier_dropout
         return {
             "architectures": [architecture.class_name],
@@ -50,10 +50,17 @@ class BertConfig:
             **{theirs: self.encoder[ours] for ours, theirs in architecture.keys.items()},
             architecture.activation: "gelu",
             **({} if key is None else {key: self.classifier_dropout_rate}),
-            "id2label": {str(index): label for index, label in labels.items()},
-            "label2id": {label: index for index, label in labels.items()},
+            **labels_json(self.labels or ()),
             "dtype": "float32",
         }
+
+
+def labels_json(labels: Sequence[str]) -> dict[str, object]:
+    """Names of a classifier's outputs, as a ``config.json`` has them."""
+    return {
+        "id2label": {str(index): label for index, label in enumerate(labels)},
+        "label2id": {label: index for index, label in enumerate(labels)},
+    }
 
 
 def read_bert_config(folder: Path) -> BertConfig:
@@ -66,11 +73,22 @@ def read_bert_config(folder: Path) -> BertConfig:
     """
     path, architecture, config = _read(folder)
     encoder, key = _encoder(path, architecture, config), architecture.classifier_dropout
-    read = _as_transformers_reads(path, config, ("id2label",) if key is None else ("id2label", key))
-    dropout = read.get(str(key))
+    dropout = None if key is None else _as_transformers_reads(path, config, (key,))[key]
     rate = encoder["dropout_rate"] if dropout is None else _number(dropout, f"{path}: {key}", whole=False, below=1)
-    labels = _labels(read["id2label"], path) if {"id2label", "num_labels"} & set(config) else None
-    return BertConfig(encoder=encoder, classifier_dropout_rate=rate, labels=labels)
+    return BertConfig(encoder=encoder, classifier_dropout_rate=rate, labels=read_labels(folder))
+
+
+def read_labels(folder: Path) -> tuple[str, ...] | None:
+    """Read the names of a classifier's outputs from a ``config.json`` of whichever architecture; None if it has none.
+
+    Raises:
+        InputError: no such file, damaged, or labels that are none.
+    """
+    path = folder / CONFIG_FILE
+    config = read_json(path, dict)
+    if not {"id2label", "num_labels"} & set(config):
+        return None
+    return _labels(_as_transformers_reads(path, config, ("id2label",))["id2label"], path)
 
 
 def read_bert_encoder(folder: Path) -> dict[str, Any]:

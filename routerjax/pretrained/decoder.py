@@ -4,9 +4,10 @@ from __future__ import annotations
 
 import functools
 import json
+import re
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 from routerjax.errors import InputError
 from routerjax.pretrained.files import read_json
@@ -45,7 +46,10 @@ _OF_TYPE: Mapping[str, Mapping[str, object]] = {
     "qwen3": {"qk_norm": True},
     "gemma3_text": {"qk_norm": True, "sandwich_norms": True, "norm_offset": 1.0, "scale_embeddings": True},
 }
+_WITH_LAYER_TYPES = ("qwen2", "qwen3", "gemma3_text")
 DECODER_TYPES = tuple(_OF_TYPE)
+HEADS = ("lm_head.weight", "score.weight")
+"""Tensors of the layers that transformers puts on top of a decoder."""
 
 
 def read_decoder(folder: Path) -> dict[str, Any]:
@@ -93,6 +97,7 @@ def _fields(path: Path, config: Any) -> dict[str, Any]:
         "windows": _windows(config),
         "attention_dropout_rate": config.attention_dropout or 0.0,
         "initializer_range": config.initializer_range,
+        "tie_embeddings": bool(config.tie_word_embeddings),
         "logit_cap": getattr(config, "final_logit_softcapping", None) or 0.0,
         **_rope(config, path),
         **_OF_TYPE[config.model_type],
@@ -122,13 +127,73 @@ def _rope(config: Any, path: Path) -> dict[str, Any]:
     }
 
 
-def decoder_names(model_type: str, *, num_layers: int, has_final_norm: bool = True) -> TensorNames:
+def decoder_class(model_type: str, task: Literal["CausalLM", "SequenceClassification"]) -> str:
+    """Name of the class of transformers that holds a decoder with a head."""
+    special = {("gemma3_text", "CausalLM"): "Gemma3", ("gemma3_text", "SequenceClassification"): "Gemma3Text"}
+    return f"{special.get((model_type, task), model_type.capitalize())}For{task}"
+
+
+def decoder_json(decoder: Mapping[str, Any]) -> dict[str, Any]:
+    """The ``config.json`` of a decoder, as transformers reads it: the inverse of :func:`read_decoder`.
+
+    Args:
+        decoder: fields of a :class:`routerjax.models.DecoderConfig`; added tokens count as rows of the vocabulary.
+    """
+    windows, model_type = tuple(decoder["windows"]), decoder["model_type"]
+    is_gemma = bool(decoder["scale_embeddings"])
+    kinds = {name: kind for kind, name in _ACTIVATIONS.items()}
+    rope = _rope_json(decoder["rope_base"], tuple(decoder["rope_scaling"]))
+    if decoder["rope_local_base"]:
+        local = _rope_json(decoder["rope_local_base"], ())
+        rope = {"full_attention": rope, "sliding_attention": local}
+    window: dict[str, Any] = {"sliding_window": max(windows) or None}
+    if model_type in _WITH_LAYER_TYPES:
+        window |= {"layer_types": ["sliding_attention" if each else "full_attention" for each in windows]}
+        window |= {"use_sliding_window": any(windows)}
+    scalar = decoder["attention_scale"] ** -2
+    scalar = round(scalar) if round(scalar) ** -0.5 == decoder["attention_scale"] else scalar
+    return {
+        "model_type": model_type,
+        "vocab_size": decoder["vocab_size"] + decoder["added_tokens"],
+        "hidden_size": decoder["width"],
+        "num_hidden_layers": decoder["num_layers"],
+        "num_attention_heads": decoder["num_heads"],
+        "num_key_value_heads": decoder["num_key_heads"],
+        "head_dim": decoder["head_dim"],
+        "intermediate_size": decoder["mlp_dim"],
+        "max_position_embeddings": decoder["max_positions"],
+        "hidden_activation" if is_gemma else "hidden_act": kinds[decoder["activation"]],
+        "rms_norm_eps": decoder["norm_epsilon"],
+        "attention_bias": decoder["out_bias"],
+        "mlp_bias": decoder["mlp_bias"],
+        "attention_dropout": decoder["attention_dropout_rate"],
+        "initializer_range": decoder["initializer_range"],
+        "tie_word_embeddings": decoder["tie_embeddings"],
+        "rope_parameters": rope,
+        **window,
+        **({"query_pre_attn_scalar": scalar} if is_gemma else {}),
+        **({"final_logit_softcapping": decoder["logit_cap"]} if decoder["logit_cap"] else {}),
+        "dtype": str(decoder["param_dtype"]),
+    }
+
+
+def _rope_json(base: float, scaling: tuple[float, ...]) -> dict[str, Any]:
+    kind = next(name for name, keys in _ROPE_SCALING.items() if len(keys) == len(scaling))
+    values = dict(zip(_ROPE_SCALING[kind], scaling, strict=True))
+    whole = {key: int(value) for key, value in values.items() if key.startswith("original")}  # as transformers asks
+    return {"rope_type": kind, "rope_theta": base, **values, **whole}
+
+
+def decoder_names(
+    model_type: str, *, num_layers: int, has_final_norm: bool = True, head: Mapping[str, str] | None = None
+) -> TensorNames:
     """Tensors of a causal language model in transformers -> parameters of a module that holds it as ``encoder``.
 
     Args:
         model_type: as in config.json.
         num_layers: that are taken, the lowest.
         has_final_norm: False leaves the norm after the last layer out.
+        head: tensors of a layer on top -> our paths. Those of :data:`HEADS` that are not among them are left out.
     """
     sandwich = bool(_OF_TYPE[model_type].get("sandwich_norms"))
     table = {"model.embed_tokens.weight": "encoder/token_embedding", "model.norm.weight": "encoder/final_norm/scale"}
@@ -139,7 +204,8 @@ def decoder_names(model_type: str, *, num_layers: int, has_final_norm: bool = Tr
             table[f"model.layers.{{}}.{published}.{theirs}"] = f"encoder/layers/{ours}/{part}"
     # Checkpoints of the bare model have no prefix.
     aliases = ((r"^(embed_tokens|layers|norm)\.", r"model.\1."),)
-    ignored = [r"lm_head\.weight", r"score\.weight", r".*rotary_emb\.inv_freq"]
+    table |= head or {}
+    ignored = [r".*rotary_emb\.inv_freq", *(re.escape(name) for name in HEADS if name not in table)]
     if not has_final_norm:
         del table["model.norm.weight"]
         ignored.append(r"model\.norm\.weight")

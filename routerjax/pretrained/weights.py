@@ -234,7 +234,7 @@ def weights_sha256(path: Path) -> str:
     Raises:
         InputError: no weights there.
     """
-    each = [file_sha256(file) for file in _files(path)]
+    each = [file_sha256(file) for file in weights_files(path)]
     return each[0] if len(each) == 1 else hashlib.sha256("".join(each).encode()).hexdigest()
 
 
@@ -248,7 +248,7 @@ def _layer(path: str) -> str:
 
 def _tensors(path: Path) -> Iterator[tuple[Path, str, safetensors.safe_open]]:
     """The file of each tensor, the tensor's name, and the open file: of one file, or of all shards."""
-    for file in _files(path):
+    for file in weights_files(path):
         try:
             refuse_lfs_pointer(file)
             with safetensors.safe_open(file, framework="numpy") as tensors:
@@ -258,7 +258,12 @@ def _tensors(path: Path) -> Iterator[tuple[Path, str, safetensors.safe_open]]:
             raise InputError(f"{file} is not a complete safetensors file: {error}") from error
 
 
-def _files(path: Path) -> list[Path]:
+def weights_files(path: Path) -> list[Path]:
+    """The file, or a folder's ``model.safetensors`` or its shards.
+
+    Raises:
+        InputError: the folder has none of these, or not all shards.
+    """
     if not path.is_dir():
         return [path]
     if find_file(path / WEIGHTS_FILE) is not None:

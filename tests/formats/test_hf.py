@@ -132,7 +132,7 @@ def test_only_what_transformers_computes_is_written_and_nothing_over_anything(tm
         formats.export(tiny_text_router(tmp_path, attributes={"head": "linear"}), tmp_path / "out", "hf")
     with pytest.raises(InputError, match="no place for the loss davidson"):
         formats.export(tiny_text_router(tmp_path, loss="davidson"), tmp_path / "out", "hf")
-    with pytest.raises(InputError, match=r"classifiers \(bert\), got a router of family mf"):
+    with pytest.raises(InputError, match=r"classifiers \(bert, causal\), got a router of family mf"):
         formats.export(tiny_router(tmp_path), tmp_path / "out", "hf")
     calibrated = dataclasses.replace(router, variables={**router.variables, "calibration": {}})
     with pytest.raises(InputError, match="no place for a calibration"):

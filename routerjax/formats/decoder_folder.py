@@ -1,0 +1,193 @@
+"""Folders of decoders as transformers has them, and what builds on it: tensors and configuration, out and in."""
+
+from __future__ import annotations
+
+import dataclasses
+import os
+from collections.abc import Mapping
+from pathlib import Path
+from typing import cast
+
+import flax.linen as nn
+import jax
+import jax.numpy as jnp
+import numpy as np
+import safetensors
+
+from routerjax.errors import InputError
+from routerjax.families import CAUSAL
+from routerjax.features import TokenFeaturizer, load_tokens
+from routerjax.models import CausalRouter, Decoder, describe_encoder, merge_adapters
+from routerjax.pretrained import (
+    decoder_json,
+    decoder_names,
+    locate,
+    publish_weights,
+    read_json,
+    read_weights,
+    tensor_bytes,
+    weights_files,
+)
+from routerjax.router import Router
+from routerjax.typing import PyTree
+
+LM_HEAD = "lm_head.weight"
+SCORE = {"score.weight": "classifier/kernel"}
+"""The head of a classifier of transformers, which has no bias."""
+
+
+def merged(router: Router) -> Router:
+    """Copy of a router with its adapters, if any, added to the weights."""
+    module, featurizer = cast(CausalRouter, router.module), cast(TokenFeaturizer, router.featurizer)
+    variables, config = merge_adapters(router.variables, module.encoder.config)
+    encoder = Decoder(config)
+    return dataclasses.replace(
+        router,
+        module=module.clone(encoder=encoder, parent=None),
+        featurizer=dataclasses.replace(featurizer, encoder=encoder),
+        variables=variables,
+    )
+
+
+def require_whole(router: Router) -> None:
+    """Refuse a decoder of the lowest layers alone: other programs would normalise what comes of them."""
+    if not cast(CausalRouter, router.module).encoder.config.final_norm:
+        raise InputError("the router reads a lower layer (features.layer), which this format has no place for")
+
+
+def num_new_labels(module: CausalRouter) -> int:
+    """Label tokens that are rows after the vocabulary; 0 where the encoder's added tokens are these labels."""
+    return 0 if module.encoder.config.added_tokens >= module.num_models else module.num_models
+
+
+def decoder_config(router: Router, *, class_name: str, vocab_size: int | None = None) -> dict[str, object]:
+    """The ``config.json`` of a router without adapters."""
+    described = describe_encoder(cast(CausalRouter, router.module).encoder)
+    sizes = {} if vocab_size is None else {"vocab_size": vocab_size}
+    return {"architectures": [class_name], **decoder_json(described), **sizes}
+
+
+def classifier_tensors(router: Router, head: Mapping[str, str]) -> dict[str, np.ndarray]:
+    """Tensors of a router without adapters whose head is a linear layer.
+
+    Args:
+        router: see :func:`merged`.
+        head: published name -> our path of each tensor of the head.
+    """
+    params = router.variables["params"]
+    encoder = {**params["encoder"], "token_embedding": _token_rows(params["encoder"])}
+    tree = {"encoder": {name: leaf for name, leaf in encoder.items() if name != "added_embedding"}}
+    return publish(router, {**tree, "classifier": params["classifier"]}, head)
+
+
+def language_model_tensors(router: Router) -> dict[str, np.ndarray]:
+    """Tensors of a router without adapters whose labels are tokens: the last rows of the output layer.
+
+    Where the output layer is not the token table itself, its other rows are read from the folder that the encoder came
+    from. The router has no use for them, and a router folder and its devices would else hold a table more.
+
+    Raises:
+        InputError: that folder is not there, or its output layer is another one.
+    """
+    params, module = router.variables["params"], cast(CausalRouter, router.module)
+    rows, labels = _token_rows(params["encoder"]), np.asarray(params["label_embedding"]).astype(_dtype(router))
+    if num_new_labels(module):
+        rows = np.concatenate([rows, labels])
+    elif module.encoder.config.tie_embeddings:
+        rows = np.concatenate([rows[: -len(labels)], labels])
+    tree = {name: leaf for name, leaf in params["encoder"].items() if name != "added_embedding"}
+    tensors = publish(router, {"encoder": {**tree, "token_embedding": rows}}, {})
+    if not module.encoder.config.tie_embeddings:
+        others = _output_rows(cast(TokenFeaturizer, router.featurizer).source, len(rows) - len(labels), rows.shape[1])
+        tensors[LM_HEAD] = np.concatenate([others.astype(labels.dtype), labels])
+    return tensors
+
+
+def publish(router: Router, params: PyTree, head: Mapping[str, str]) -> dict[str, np.ndarray]:
+    """Parameters under the names of transformers, all in the type that the weights are stored in."""
+    config = cast(CausalRouter, router.module).encoder.config
+    names = decoder_names(config.model_type, num_layers=config.num_layers, head=head)
+    return publish_weights(jax.tree.map(lambda leaf: np.asarray(leaf).astype(_dtype(router)), params), names)
+
+
+def weights_content(tensors: Mapping[str, np.ndarray]) -> bytes:
+    """Content of ``model.safetensors``, with the metadata that torch's loaders ask for."""
+    return tensor_bytes(tensors, {"format": "pt"})
+
+
+def load_decoder_tokens(source: str | os.PathLike[str]) -> TokenFeaturizer:
+    """Featurizer of a decoder's folder; weights that its configuration calls bfloat16 are stored and scored in that."""
+    config = read_json(locate(source) / "config.json", dict)
+    dtype = config.get("dtype", config.get("torch_dtype"))
+    return load_tokens(source, chosen={"param_dtype": "bfloat16", "dtype": "bfloat16"} if dtype == "bfloat16" else {})
+
+
+def load_classifier(
+    folder: Path, featurizer: TokenFeaturizer, num_outputs: int, head: Mapping[str, str], *, use_bias: bool
+) -> tuple[nn.Module, PyTree]:
+    """The module and its parameters, of a folder whose head is linear; see :func:`classifier_tensors`."""
+    attributes = {"head": "linear", "use_bias": use_bias}
+    module = CAUSAL.make_module(num_outputs=num_outputs, attributes=attributes, featurizer=featurizer)
+    return module, _read(folder, cast(Decoder, featurizer.encoder), head, _shapes(module))
+
+
+def load_language_model(
+    folder: Path, featurizer: TokenFeaturizer, num_labels: int
+) -> tuple[nn.Module, TokenFeaturizer, PyTree]:
+    """The module, its featurizer and parameters, of a folder whose last tokens are the labels."""
+    config = cast(Decoder, featurizer.encoder).config
+    if config.vocab_size <= num_labels:
+        raise InputError(f"{folder}: expected {num_labels} label tokens, got a vocabulary of {config.vocab_size}")
+    vocab_size = config.vocab_size - num_labels
+    encoder = Decoder(dataclasses.replace(config, vocab_size=vocab_size, added_tokens=num_labels))
+    labelled = dataclasses.replace(featurizer, encoder=encoder)
+    module = CAUSAL.make_module(num_outputs=num_labels, attributes={"head": "tokens"}, featurizer=labelled)
+    shapes = dict(_shapes(cast(nn.Module, module.clone(encoder=featurizer.encoder, parent=None))))
+    shapes.pop("label_embedding")
+    head = {} if config.tie_embeddings else {LM_HEAD: "output"}
+    if head:
+        shapes["output"] = jax.ShapeDtypeStruct((config.vocab_size, config.width), config.param_dtype)
+    params = _read(folder, cast(Decoder, featurizer.encoder), head, shapes)
+    rows = params["encoder"]["token_embedding"]
+    output = jnp.asarray(params.get("output", rows)[vocab_size:], jnp.float32)
+    tables = {"token_embedding": rows[:vocab_size], "added_embedding": rows[vocab_size:]}
+    return module, labelled, {"encoder": {**params["encoder"], **tables}, "label_embedding": output}
+
+
+def _read(folder: Path, decoder: Decoder, head: Mapping[str, str], shapes: PyTree) -> PyTree:
+    config = decoder.config
+    names = decoder_names(config.model_type, num_layers=config.num_layers, head=head)
+    return jax.tree.map(jnp.asarray, read_weights(folder, names, shapes))
+
+
+def _shapes(module: nn.Module) -> PyTree:
+    example = {name: jnp.zeros((1, 2), jnp.int32) for name in ("token_ids", "attention_mask")}
+    return nn.meta.unbox(jax.eval_shape(module.init, jax.random.key(0), example))["params"]
+
+
+def _dtype(router: Router) -> np.dtype:
+    return cast(CausalRouter, router.module).encoder.config.param_dtype
+
+
+def _token_rows(encoder: PyTree) -> np.ndarray:
+    """The token table, with the rows of added tokens after it."""
+    tables = (encoder.get(name) for name in ("token_embedding", "added_embedding"))
+    return np.concatenate([np.asarray(table) for table in tables if table is not None])
+
+
+def _output_rows(source: str, count: int, width: int) -> np.ndarray:
+    """The first rows of the output layer of a folder."""
+    try:
+        folder = locate(source, download=False)
+    except InputError as error:
+        raise InputError(
+            f"a language model has an output layer, which is that of the folder the router's encoder came from: {error}"
+        ) from error
+    for file in weights_files(folder):
+        with safetensors.safe_open(file, framework="numpy") as tensors:
+            if LM_HEAD in set(tensors.keys()):
+                rows = tensors.get_slice(LM_HEAD)[:count]
+                if rows.shape == (count, width):
+                    return rows
+                raise InputError(f"{file}: {LM_HEAD} must have {count} rows of {width}, got {rows.shape}")
+    raise InputError(f"{folder} has no {LM_HEAD}, the output layer of the router's encoder")
