@@ -7,7 +7,7 @@ import jax
 import numpy as np
 import pytest
 
-from routerjax import InputError, features, formats, load_router
+from routerjax import InputError, features, formats, load_router, save_router
 from routerjax.cli import main
 from routerjax.config import FeatureConfig
 from routerjax.families import CAUSAL, pretrained_variables
@@ -117,3 +117,16 @@ def test_a_run_from_the_command_line(folder: Path, arena: Path, tmp_path: Path) 
     assert np.abs(trained).max() > 0
     assert json.loads((tmp_path / "run" / "router" / "router.json").read_text())["family"] == "causal"
     formats.export(router, tmp_path / "bundle", "stablehlo")
+
+
+@pytest.mark.parametrize("chosen", [{}, {"lora_rank": 2}])
+def test_a_router_in_bfloat16_is_stored_and_scored_in_it(tmp_path: Path, chosen: dict) -> None:
+    router = tiny_text_router(tmp_path, family="causal", chosen={"param_dtype": "bfloat16", **chosen})
+    save_router(router, tmp_path / "saved")
+    loaded = load_router(tmp_path / "saved")
+    weights = loaded.variables["memory" if chosen else "params"]["encoder"]["layers"]["up"]["kernel"]
+    assert (str(weights.dtype), str(loaded.featurizer.encoder.config.dtype)) == ("bfloat16", "bfloat16")
+    np.testing.assert_array_equal(loaded.win_prob(TEXTS), router.win_prob(TEXTS))
+    wide = tiny_text_router(tmp_path, family="causal", chosen=chosen)
+    np.testing.assert_allclose(loaded.win_prob(TEXTS), wide.win_prob(TEXTS), rtol=0, atol=0.05)
+    formats.export(loaded, tmp_path / "bundle", "stablehlo")
