@@ -18,6 +18,7 @@ Rules = Sequence[tuple[str, str | tuple[str, ...] | None]]
 RULES: Rules = (
     ("batch", "data"),
     ("embed", "data"),
+    ("rank", "data"),
     ("vocab", "model"),
     ("mlp", "model"),
     ("heads", "model"),

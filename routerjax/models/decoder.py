@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 import functools
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Literal
 
 import flax.linen as nn
 import jax
 import jax.numpy as jnp
+from flax.linen import spmd
 from jaxtyping import Array, Bool, Float, Int
 
 from routerjax.config import Count, Fraction, NonNegative, Positive, Whole
@@ -141,23 +142,39 @@ class DecoderLayer(nn.Module):
     def __call__(
         self,
         hidden: Float[Array, "tokens embed"],
-        attended: Bool[Array, "batch query key"],
-        angles: tuple[Float[Array, "batch length half"], Float[Array, "batch length half"]],
-    ) -> Float[Array, "tokens embed"]:
+        window: Int[Array, ""],
+        is_token: Bool[Array, "batch length"],
+        angles: Sequence[tuple[Float[Array, "batch length half"], Float[Array, "batch length half"]]],
+    ) -> tuple[Float[Array, "tokens embed"], None]:
         """Apply one layer to tokens that lie flat, ``[batch * length, embed]``.
 
         Args:
             hidden: of the layer below.
-            attended: the keys that each query attends to.
-            angles: cosine and sine of the rotary positions.
+            window: tokens that each attends to, 0 for all before it.
+            is_token: false on padding.
+            angles: cosine and sine of the rotary positions: of layers without a window, and of those with one if they
+                are others.
+
+        Returns:
+            The hidden states, and None, as a scan over layers takes them.
         """
         config = self.config
-        hidden = hidden + self._norm("attention_out_norm", config.sandwich_norms)(
-            self._attention(self._norm("attention_norm")(hidden), attended, angles)
+        hidden = spmd.with_logical_constraint(hidden, ("batch", "embed"))
+        # Not known to be the same in all layers: a scan would make what is [length, length] ahead of its loop, and
+        # carry it.
+        at, lowest, window = jax.lax.optimization_barrier(
+            (jnp.arange(is_token.shape[1]), jnp.finfo(jnp.float32).min, window)
         )
-        return hidden + self._norm("mlp_out_norm", config.sandwich_norms)(
+        distance = (at[:, None] - at[None, :])[None]
+        attended = (distance >= 0) & is_token[:, None, :] & ((window == 0) | (distance < window))
+        turn = jax.tree.map(functools.partial(jnp.where, window > 0), angles[-1], angles[0])
+        hidden = hidden + self._norm("attention_out_norm", config.sandwich_norms)(
+            self._attention(self._norm("attention_norm")(hidden), attended, lowest, turn)
+        )
+        hidden = hidden + self._norm("mlp_out_norm", config.sandwich_norms)(
             self._mlp(self._norm("mlp_norm")(hidden)),
         )
+        return spmd.with_logical_constraint(hidden, ("batch", "embed")), None
 
     def _norm(self, name: str, is_there: bool = True) -> Callable[[Array], Array]:
         return rms_norm(self.config, name) if is_there else lambda hidden: hidden
@@ -180,6 +197,7 @@ class DecoderLayer(nn.Module):
         self,
         hidden: Float[Array, "tokens embed"],
         attended: Bool[Array, "batch query key"],
+        lowest: Float[Array, ""],
         angles: tuple[Array, Array],
     ) -> Float[Array, "tokens embed"]:
         config, (batch, length, _) = self.config, attended.shape
@@ -199,7 +217,7 @@ class DecoderLayer(nn.Module):
         key, value = key.transpose(0, 2, 3, 1), value.transpose(0, 2, 1, 3)
         logits = jnp.matmul(query, key, preferred_element_type=jnp.float32)
         logits = logits.reshape(batch, config.num_key_heads, group, length, length)
-        logits = jnp.where(attended[:, None, None], logits, jnp.finfo(jnp.float32).min)
+        logits = jnp.where(attended[:, None, None], logits, lowest)
         # Softmax, with the division after the sum over keys: there are fewer values of a head than keys.
         weights = jnp.exp(logits - jax.lax.stop_gradient(logits.max(axis=-1, keepdims=True)))
         total = weights.sum(axis=-1, keepdims=True)
@@ -267,30 +285,20 @@ class Decoder(nn.Module):
         if length > config.max_positions:
             raise ValueError(f"this decoder reads at most {config.max_positions} tokens, got {length}")
         hidden = self._embed(token_ids).reshape(-1, config.width)
-        at = jnp.arange(length)
-        distance = (at[:, None] - at[None, :])[None]
-        causal = (distance >= 0) & is_token[:, None, :]
-        angles = self._angles(is_token)
-
-        def layer(carry: Array, one: DecoderLayer, window: Array) -> Array:
-            near = causal & ((window == 0) | (distance < window))
-            local = angles[1] if len(angles) > 1 else angles[0]
-            chosen = jax.tree.map(functools.partial(jnp.where, window > 0), local, angles[0])
-            return one(carry, near, chosen)
-
+        layer_class = DecoderLayer
+        if config.remat:
+            layer_class = nn.remat(DecoderLayer, prevent_cse=False, policy=REMAT_POLICIES[config.remat_policy])
         scan = nn.scan(
-            lambda one, carry, window: (layer(carry, one, window), None),
+            layer_class,
             variable_axes={"params": 0, FROZEN: 0},
             split_rngs={"params": True, "dropout": True},
+            in_axes=(0, nn.broadcast, nn.broadcast),
             length=config.num_layers,
             unroll=min(config.unroll, config.num_layers),
             metadata_params={nn.PARTITION_NAME: "layers"},
         )
-        layer_class = DecoderLayer
-        if config.remat:
-            layer_class = nn.remat(DecoderLayer, prevent_cse=False, policy=REMAT_POLICIES[config.remat_policy])
-        one = layer_class(config, deterministic, name="layers")
-        hidden, _ = scan(one, hidden, jnp.asarray(config.windows, jnp.int32))
+        windows = jnp.asarray(config.windows, jnp.int32)
+        hidden, _ = scan(config, deterministic, name="layers")(hidden, windows, is_token, self._angles(is_token))
         if config.final_norm:
             hidden = rms_norm(config, "final_norm")(hidden)
         return hidden.reshape(batch, length, config.width)
@@ -311,12 +319,21 @@ class Decoder(nn.Module):
             normal = nn.initializers.normal(config.initializer_range)
             added = weight(self, "added_embedding", normal, axes, shape, dtype=config.param_dtype, frozen=False)
             is_added = (token_ids >= config.vocab_size)[..., None]
-            place = jnp.maximum(token_ids - config.vocab_size, 0)
-            hidden = jnp.where(is_added, added[place], table[jnp.minimum(token_ids, config.vocab_size - 1)])
+            place, known = jnp.maximum(token_ids - config.vocab_size, 0), jnp.minimum(token_ids, config.vocab_size - 1)
+            hidden = jnp.where(is_added, self._rows(added, place), self._rows(table, known))
         else:
-            hidden = table[token_ids]
-        hidden = hidden.astype(config.dtype)
+            hidden = self._rows(table, token_ids)
         return hidden * jnp.asarray(config.width**0.5, config.dtype) if config.scale_embeddings else hidden
+
+    def _rows(
+        self, table: Float[Array, "vocab embed"], ids: Int[Array, "batch length"]
+    ) -> Float[Array, "batch length embed"]:
+        """Rows of a table that may be stored in parts: each device reads its columns of all tokens, and gives them to
+        the device that has the tokens. The table itself stays where it is.
+        """
+        rows = table[spmd.with_logical_constraint(ids, (None, None))].astype(self.config.dtype)
+        rows = spmd.with_logical_constraint(rows, (None, None, "embed"))
+        return spmd.with_logical_constraint(rows, ("batch", None, "embed"))
 
     def _angles(self, is_token: Bool[Array, "batch length"]) -> list[tuple[Array, Array]]:
         """Cosine and sine of the rotary positions: of layers that attend to all, and of those that have a window."""

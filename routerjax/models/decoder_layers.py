@@ -11,6 +11,7 @@ import flax.linen as nn
 import jax
 import jax.numpy as jnp
 import numpy as np
+from flax.linen import spmd
 from jaxtyping import Array, Float
 
 FLOAT32 = jnp.dtype("float32")
@@ -18,6 +19,8 @@ FROZEN = "memory"
 """The collection of the weights that low-rank adapters are added to: stored, never optimised."""
 
 Initializer = Callable[..., Array]
+GATHERED = ("embed", "rank")
+"""Axes of kernels that lie across the devices that the batch is split over: whole where the kernel is used."""
 PROJECTIONS = ("query", "key", "value", "out", "gate", "up", "down")
 
 
@@ -126,7 +129,7 @@ class Linear(nn.Module):
         shape, frozen = (hidden.shape[-1], self.features), self.adapters.rank > 0
         normal, zeros = nn.initializers.normal(self.initializer_range), nn.initializers.zeros_init()
         kernel = weight(self, "kernel", normal, self.axes, shape, dtype=self.param_dtype, frozen=frozen)
-        projected = jnp.matmul(hidden.astype(self.dtype), kernel.astype(self.dtype))
+        projected = self._project(hidden, kernel, self.axes)
         if self.use_bias:
             bias = weight(self, "bias", zeros, self.axes[1:], shape[1:], dtype=self.param_dtype, frozen=frozen)
             projected = projected + bias.astype(self.dtype)[None]
@@ -137,8 +140,25 @@ class Linear(nn.Module):
         uniform = nn.initializers.variance_scaling(1.0 / 3.0, "fan_in", "uniform")
         low = weight(self, "lora_a", uniform, (self.axes[0], "rank"), (shape[0], rank), dtype=FLOAT32, frozen=False)
         high = weight(self, "lora_b", zeros, ("rank", self.axes[1]), (rank, shape[1]), dtype=FLOAT32, frozen=False)
-        reduced = jnp.matmul(hidden.astype(self.dtype), low.astype(self.dtype))
-        return projected + jnp.matmul(reduced, high.astype(self.dtype)) * jnp.asarray(self.adapters.scale, self.dtype)
+        added = self._project(self._project(hidden, low, (self.axes[0], "rank")), high, ("rank", self.axes[1]))
+        return projected + added * jnp.asarray(self.adapters.scale, self.dtype)
+
+    def _project(
+        self, hidden: Float[Array, "tokens in"], kernel: Float[Array, "in out"], axes: tuple[str, str]
+    ) -> Float[Array, "tokens out"]:
+        """Multiply by a kernel that may be stored in parts across the devices that the batch is split over.
+
+        It is gathered as it is used, in the matmul's type, and again in the backward pass: what is kept of the forward
+        pass is each device's own part.
+        """
+
+        def project(hidden: Array, kernel: Array) -> Array:
+            used = spmd.with_logical_constraint(kernel.astype(self.dtype), axes)
+            used = spmd.with_logical_constraint(used, tuple(None if axis in GATHERED else axis for axis in axes))
+            projected = jnp.matmul(hidden.astype(self.dtype), used)
+            return spmd.with_logical_constraint(projected, ("batch", axes[1]))
+
+        return jax.checkpoint(project, prevent_cse=False)(hidden, kernel)
 
 
 def rotary_frequencies(head_dim: int, base: float, scaling: tuple[float, ...] = ()) -> Float[np.ndarray, "half"]:

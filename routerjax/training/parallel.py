@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
+import contextlib
 import functools
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from typing import Any, TypeVar
 
 import flax.linen as nn
@@ -38,7 +39,7 @@ class Wrapper:
     def __call__(
         self, step: Callable[..., tuple[Carry, PyTree]], axes: tuple[PyTree, ...] = (None, 0, None)
     ) -> Callable[..., tuple[Carry, PyTree]]:
-        """Compile a step.
+        """Compile a step. The function also has ``lower``, to be compiled ahead of time, as ``jax.jit``'s have.
 
         Args:
             step: see :func:`routerjax.training.make_train_step`.
@@ -170,25 +171,15 @@ class _Mesh(Wrapper):
         self, step: Callable[..., tuple[Carry, PyTree]], axes: tuple[PyTree, ...] = (None, 0, None)
     ) -> Callable[..., tuple[Carry, PyTree]]:
         del axes
-        compiled = None
 
-        def run(carry: Carry, *arguments: PyTree) -> tuple[Carry, PyTree]:
-            nonlocal compiled
-            if compiled is None:
-                places = jax.tree.map(lambda leaf: leaf.sharding, carry)
-                compiled = self.jit(step, donate_argnums=0, out_shardings=(places, self._sharding()))
-            return compiled(carry, *arguments)
+        def made_for(carry: Carry, *_: PyTree) -> dict[str, Any]:
+            places = jax.tree.map(lambda leaf: leaf.sharding, carry)
+            return {"donate_argnums": 0, "out_shardings": (places, self._sharding())}
 
-        return run
+        return _OnMesh(self, step, made_for)
 
     def jit(self, function: Callable[..., Any], **options: Any) -> Callable[..., Any]:
-        compiled = jax.jit(function, **options)
-
-        def run(*arguments: PyTree) -> PyTree:
-            with jax.set_mesh(self.mesh), nn.logical_axis_rules(self.rules):
-                return compiled(*arguments)
-
-        return run
+        return _OnMesh(self, function, lambda *_: options)
 
     def put(self, tree: PyTree, axis: int | None = None) -> PyTree:
         if axis is None:
@@ -225,6 +216,30 @@ class _Mesh(Wrapper):
 
     def _sharding(self, *axes: str | tuple[str, ...] | None) -> jax.NamedSharding:
         return jax.NamedSharding(self.mesh, jax.P(*axes))
+
+
+class _OnMesh:
+    """A function compiled for a mesh, and traced under its rules, with the options that its first arguments ask for."""
+
+    def __init__(self, wrapper: _Mesh, function: Callable[..., Any], options: Callable[..., dict[str, Any]]) -> None:
+        self._wrapper, self._function, self._options = wrapper, function, options
+        self._compiled: Any = None
+
+    def __call__(self, *arguments: PyTree) -> PyTree:
+        with self._context(arguments):
+            return self._compiled(*arguments)
+
+    def lower(self, *arguments: PyTree) -> jax.stages.Lowered:
+        """Trace it, to be compiled ahead of time, as ``jax.jit`` does; arrays or their shapes with shardings."""
+        with self._context(arguments):
+            return self._compiled.lower(*arguments)
+
+    @contextlib.contextmanager
+    def _context(self, arguments: tuple[PyTree, ...]) -> Iterator[None]:
+        if self._compiled is None:
+            self._compiled = jax.jit(self._function, **self._options(*arguments))
+        with jax.set_mesh(self._wrapper.mesh), nn.logical_axis_rules(self._wrapper.rules):
+            yield
 
 
 def _placed(leaf: Any, place: jax.NamedSharding) -> Array:
