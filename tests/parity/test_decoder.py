@@ -9,7 +9,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from routerjax.models import CausalRouter, Decoder, DecoderConfig, describe_encoder
+from routerjax.models import CausalRouter, Decoder, DecoderConfig, describe_encoder, make_encoder, up_to_layer
 from routerjax.pretrained import encoder_names, publish_weights, read_encoder, read_weights
 
 pytestmark = pytest.mark.parity
@@ -155,3 +155,26 @@ def test_gradients(pair, remat) -> None:
     for name, value in expected.items():
         error = np.linalg.norm(ours[name] - value) / np.linalg.norm(value)
         assert error < 1e-3, f"{name}: {error}"
+
+
+@pytest.mark.parametrize("layer", [1, 2])
+def test_hidden_states_of_a_lower_layer(pair, layer, tmp_path) -> None:
+    import torch
+
+    model, router, params = pair
+    query = padded("right")
+    described = up_to_layer(describe_encoder(router.encoder), layer, "layer")
+    model.save_pretrained(tmp_path)
+    lowest = jax.tree.map(
+        lambda leaf: jax.ShapeDtypeStruct((layer, *leaf.shape[1:]), leaf.dtype), params["encoder"]["layers"]
+    )
+    expected = {"token_embedding": params["encoder"]["token_embedding"], "layers": lowest}
+    read = read_weights(tmp_path, encoder_names(described), {"encoder": expected})
+    with torch.inference_mode():
+        ids, mask = (torch.from_numpy(query[name]) for name in ("token_ids", "attention_mask"))
+        hidden = model(ids, attention_mask=mask, output_hidden_states=True).hidden_states[layer].numpy()
+    is_token = query["attention_mask"] > 0
+    ours = np.asarray(jax.jit(make_encoder(described, "encoder").apply)({"params": read["encoder"]}, query))
+    np.testing.assert_allclose(
+        ours[is_token] / np.abs(hidden).max(), hidden[is_token] / np.abs(hidden).max(), atol=1e-5
+    )

@@ -31,6 +31,9 @@ def save_transformer(folder: Path, model_type: str) -> Path:
     import transformers
 
     sizes = {"hidden_size": 16, "num_hidden_layers": 2, "num_attention_heads": 4, "intermediate_size": 32}
+    is_decoder = model_type in ("qwen3", "mistral")
+    if is_decoder:
+        sizes |= {"num_key_value_heads": 2, "head_dim": 8}
     tokenizer = make_tokenizer(model_type)
     config = transformers.AutoConfig.for_model(
         model_type, vocab_size=tokenizer.get_vocab_size(), max_position_embeddings=66, **sizes
@@ -41,9 +44,15 @@ def save_transformer(folder: Path, model_type: str) -> Path:
         for parameter in model.parameters():
             parameter.normal_(0, 0.3)
     model.save_pretrained(folder)
-    first, last, padding = ("[CLS]", "[SEP]", "[PAD]") if model_type == "bert" else ("<s>", "</s>", "<pad>")
+    is_bert = model_type == "bert" or is_decoder
+    first, last, padding = ("[CLS]", "[SEP]", "[PAD]") if is_bert else ("<s>", "</s>", "<pad>")
     fast = transformers.PreTrainedTokenizerFast(
-        tokenizer_object=tokenizer, cls_token=first, sep_token=last, pad_token=padding, model_max_length=64
+        tokenizer_object=tokenizer,
+        cls_token=first,
+        sep_token=last,
+        pad_token=padding,
+        model_max_length=64,
+        padding_side="left" if is_decoder else "right",
     )
     fast.save_pretrained(folder)
     return folder
@@ -51,6 +60,12 @@ def save_transformer(folder: Path, model_type: str) -> Path:
 
 def bare(_: int) -> list:
     return []
+
+
+def normalized(_: int) -> list:
+    from sentence_transformers.base.modules import Normalize
+
+    return [Normalize()]
 
 
 def everything(width: int) -> list:
@@ -91,6 +106,8 @@ def spell_as_before(folder: Path, max_length: int) -> None:
         ("bert", tuple(OLD_KEYS), everything),
         ("mpnet", "mean", bare),
         ("xlm-roberta", ("lasttoken", "weightedmean"), bare),
+        ("qwen3", "lasttoken", normalized),  # as Qwen3-Embedding
+        ("mistral", "lasttoken", normalized),  # as e5-mistral
     ],
 )
 def test_embeddings_are_those_of_the_library(
