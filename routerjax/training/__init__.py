@@ -2,7 +2,7 @@
 
 from routerjax.training.checkpoint import Checkpoints
 from routerjax.training.loop import FitResult, Resume, fit
-from routerjax.training.optimizer import AdamW, learning_rate_schedule, make_optimizer
+from routerjax.training.optimizer import AdamW, learning_rate_schedule
 from routerjax.training.parallel import (
     Wrapper,
     jit_step,
@@ -31,7 +31,6 @@ __all__ = [
     "jit_step",
     "learning_rate_schedule",
     "loop_steps",
-    "make_optimizer",
     "make_train_step",
     "mesh_step",
     "pmap_step",

@@ -76,11 +76,6 @@ class AdamW:
         return optax.chain(_scale(jax.tree.map(lambda rate: rate != 0.0, rates)), parts, _scale(rates))
 
 
-def make_optimizer(config: OptimizerConfig, num_steps: int) -> optax.GradientTransformation:
-    """AdamW on the schedule, for parameters that learn alike; see :class:`AdamW`."""
-    return AdamW(config).transformation(num_steps)
-
-
 def learning_rate_schedule(config: OptimizerConfig, num_steps: int) -> optax.Schedule:
     """Linear warm-up to the peak, then cosine decay to ``final_fraction`` of it at ``num_steps``."""
     warmup_steps = round(config.warmup_fraction * num_steps)

@@ -76,7 +76,7 @@ def test_one_step_changes_every_parameter() -> None:
 
     battles = random_battles()
     module = models.MatrixFactorization(num_models=NUM_MODELS, model_dim=8)
-    optimizer = training.make_optimizer(OptimizerConfig(warmup_fraction=0.0), 10)
+    optimizer = training.AdamW(OptimizerConfig(warmup_fraction=0.0)).transformation(10)
     initialise = jax.jit(lambda key: training.create_state(module, battles.query, optimizer, key=key))
     state = initialise(jax.random.key(0))
     before = jax.tree.map(np.asarray, state.variables)

@@ -94,7 +94,7 @@ def test_steps_are_those_of_torch_adamw(gradient_clip: float | None) -> None:
     )
     reference = TorchMatrixFactorization(num_models=NUM_MODELS, model_dim=8, width=WIDTH)
     module = models.MatrixFactorization(num_models=NUM_MODELS, model_dim=8, bias=False, normalize_models=True)
-    optimizer = training.make_optimizer(config, NUM_STEPS)
+    optimizer = training.AdamW(config).transformation(NUM_STEPS)
     batches = [random_battles(seed=seed) for seed in range(NUM_STEPS)]
     state = training.create_state(module, batches[0].query, optimizer, key=jax.random.key(0))
     trained = {"params": our_names(dict(reference.named_parameters()))}

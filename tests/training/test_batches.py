@@ -92,7 +92,7 @@ def test_devices_and_micro_batches_make_the_gradient_and_the_update_of_one_batch
         battles = [np.pad(leaf, [(0, more), *[(0, 0)] * (leaf.ndim - 1)]) for leaf in together._replace(query={})[1:]]
         return PreferenceBatch(query, *battles)
 
-    transformation = training.make_optimizer(OPTIMIZER, 5)
+    transformation = training.AdamW(OPTIMIZER).transformation(5)
     loss, constant = BradleyTerry(), {"weight_per_step": 2.0}
     many = training.accumulating_step(MODULE, loss, transformation, **constant, wrapper=training.pmap_step)
     one = training.jit_step(training.make_train_step(MODULE, loss, transformation, **constant))

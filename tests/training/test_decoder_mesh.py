@@ -81,7 +81,7 @@ def trained(devices: str, lora_rank: int, remat: bool = True) -> tuple[PyTree, P
     rng = np.random.default_rng(1)
     variables = jax.tree.map(lambda leaf: 0.3 * rng.standard_normal(leaf.shape).astype(leaf.dtype), shapes)
     recipe = OptimizerConfig(learning_rate=1e-3, warmup_fraction=0.0, final_fraction=1.0, weight_decay=0.0)
-    optimizer, key = training.make_optimizer(recipe, 3), jax.random.key(0)
+    optimizer, key = training.AdamW(recipe).transformation(3), jax.random.key(0)
     state = training.create_state(
         module, parts[0].query, optimizer, key=key, variables=variables, wrapper=recording.wrapper
     )

@@ -89,7 +89,7 @@ def assert_same_run(one: training.FitResult, other: training.FitResult) -> None:
 def saved_state(directory: Path) -> tuple[int, object]:
     """Number and content of the newest checkpoint."""
     with training.Checkpoints(directory / "checkpoints") as checkpoints:
-        optimizer = training.make_optimizer(OPTIMIZER, 42)
+        optimizer = training.AdamW(OPTIMIZER).transformation(42)
         state = training.create_state(MODULE, TRAIN.query, optimizer, key=jax.random.key(0))
         number, tree, _ = checkpoints.restore({"state": state, "best": jax.device_get(state.trained)})
         return number, tree

@@ -90,7 +90,7 @@ def test_eight_devices_have_the_gradient_of_one() -> None:
 
 
 def test_eight_devices_make_the_update_of_one_over_five_steps() -> None:
-    optimizer = training.make_optimizer(OptimizerConfig(learning_rate=1e-3, warmup_fraction=0.0), 100)
+    optimizer = training.AdamW(OptimizerConfig(learning_rate=1e-3, warmup_fraction=0.0)).transformation(100)
     step = training.make_train_step(MODULE, BradleyTerry(), optimizer, weight_per_step=WEIGHT)
     initial = jax.tree.map(np.asarray, start(optimizer).variables)
     updates = []
@@ -131,7 +131,7 @@ def test_a_batch_that_does_not_fall_into_parts_is_refused() -> None:
 
 
 def test_steps_in_a_loop_are_single_steps_in_whatever_parts() -> None:
-    optimizer = training.make_optimizer(OptimizerConfig(), 10)
+    optimizer = training.AdamW(OptimizerConfig()).transformation(10)
     step = training.make_train_step(MODULE, BradleyTerry(), optimizer, weight_per_step=WEIGHT)
     order = jnp.asarray(training.epoch_order(seed=0, epoch=0, num_battles=100, batch_size=32))
     run = training.jit_step(training.loop_steps(step))
