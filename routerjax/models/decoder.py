@@ -5,7 +5,7 @@ from __future__ import annotations
 import functools
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
-from typing import Literal
+from typing import Any, Literal
 
 import flax.linen as nn
 import jax
@@ -288,11 +288,12 @@ class Decoder(nn.Module):
         layer_class = DecoderLayer
         if config.remat:
             layer_class = nn.remat(DecoderLayer, prevent_cse=False, policy=REMAT_POLICIES[config.remat_policy])
+        in_axes: Any = (0, nn.broadcast, nn.broadcast)
         scan = nn.scan(
             layer_class,
             variable_axes={"params": 0, FROZEN: 0},
             split_rngs={"params": True, "dropout": True},
-            in_axes=(0, nn.broadcast, nn.broadcast),
+            in_axes=in_axes,
             length=config.num_layers,
             unroll=min(config.unroll, config.num_layers),
             metadata_params={nn.PARTITION_NAME: "layers"},

@@ -205,14 +205,14 @@ class _Mesh(Wrapper):
         else:
             boxed = {name: _boxed_like(boxed.get(name), collection) for name, collection in variables.items()}
             places = shardings(boxed, self.mesh, self.rules)
-            # Part by part, so that the host need not hold what is stored on disk.
             variables = jax.tree.map(_placed, variables, places)
 
         def in_boxes(variables: Variables) -> StateT:
             return begin(nn.meta.replace_boxed(boxed, variables))
 
         places = shardings(jax.eval_shape(in_boxes, variables), self.mesh, self.rules)
-        return self.jit(begin, out_shardings=places)(variables)
+        # Donated, so that the devices hold what is placed once.
+        return self.jit(begin, out_shardings=places, donate_argnums=0)(variables)
 
     def _sharding(self, *axes: str | tuple[str, ...] | None) -> jax.NamedSharding:
         return jax.NamedSharding(self.mesh, jax.P(*axes))
@@ -243,7 +243,13 @@ class _OnMesh:
 
 
 def _placed(leaf: Any, place: jax.NamedSharding) -> Array:
-    return jax.make_array_from_callback(leaf.shape, place, lambda index: np.array(leaf[index]))
+    """Copy an array to its devices, one part after another, so that the host holds one part at a time."""
+    # A view is copied: what is placed is donated later, and its memory must be nobody else's.
+    parts = [
+        jax.device_put(np.require(leaf[index], requirements="O"), device).block_until_ready()
+        for device, index in place.addressable_devices_indices_map(leaf.shape).items()
+    ]
+    return jax.make_array_from_single_device_arrays(leaf.shape, place, parts)
 
 
 def _boxed_like(boxed: PyTree, arrays: PyTree) -> PyTree:
