@@ -82,18 +82,23 @@ def _parser() -> argparse.ArgumentParser:
     demo.set_defaults(run=commands.demo)
 
     train = subparsers.add_parser("train", help="train the router that a configuration describes")
-    train.add_argument("config", type=Path, metavar="CONFIG.py", help="a Python file that defines get_config()")
-    train.add_argument(
-        "--set",
-        nargs="+",
-        action="extend",
-        default=[],
-        metavar="NAME=VALUE",
-        help="optimizer.learning_rate=1e-4 ...; a tuple is written as JSON, 'data.battles.0.drop_where=[\"spam\"]'",
-    )
+    plan = subparsers.add_parser("plan", help="memory and operations of a run, before it, and what would make it fit")
+    for command in (train, plan):
+        command.add_argument("config", type=Path, metavar="CONFIG.py", help="a Python file that defines get_config()")
+        command.add_argument(
+            "--set",
+            nargs="+",
+            action="extend",
+            default=[],
+            metavar="NAME=VALUE",
+            help="optimizer.learning_rate=1e-4 ...; a tuple is written as JSON, 'data.battles.0.drop_where=[\"spam\"]'",
+        )
     train.add_argument("--output", type=Path, required=True, metavar="DIR", help="a new folder for the run")
     train.add_argument("--resume", action="store_true", help="go on from the last checkpoint in --output")
     train.set_defaults(run=commands.train)
+    plan.add_argument("--devices", required=True, metavar="NxMEMORY", help="to train on, such as 8x80GB")
+    plan.add_argument("--json", action="store_true", help="print the plan as JSON")
+    plan.set_defaults(run=commands.plan)
 
     evaluate = subparsers.add_parser("evaluate", help="cost-quality curves with controls and 95%% intervals")
     evaluate.add_argument("routers", nargs="*", type=Path, metavar="ROUTER", help="router folders, or runs of train")

@@ -40,6 +40,17 @@ def train(arguments: argparse.Namespace) -> None:
     _say(f"router written to {arguments.output / 'router'}")
 
 
+def plan(arguments: argparse.Namespace) -> None:
+    """Plan a run."""
+    import json
+
+    from routerjax.pipeline import Devices, describe_plan, plan_run
+
+    planned = plan_run(arguments.config, arguments.set, Devices.parse(arguments.devices))
+    for line in [json.dumps(planned)] if arguments.json else describe_plan(planned):
+        _say(line)
+
+
 def evaluate(arguments: argparse.Namespace) -> None:
     """Evaluate routers and score files beside the controls."""
     from rich.console import Console

@@ -35,7 +35,7 @@ def test_help_needs_no_jax() -> None:
     program = """
 import contextlib, io, sys
 from routerjax.cli import main
-commands = ["demo", "train", "evaluate", "calibrate", "score", "export", "import"]
+commands = ["demo", "train", "plan", "evaluate", "calibrate", "score", "export", "import"]
 for arguments in [["--help"], *([name, "--help"] for name in commands)]:
     said = io.StringIO()
     with contextlib.redirect_stdout(said), contextlib.suppress(SystemExit):

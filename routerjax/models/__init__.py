@@ -24,6 +24,7 @@ from routerjax.models.encoders import (
     up_to_layer,
     with_choices,
 )
+from routerjax.models.flops import Flops, training_flops
 from routerjax.models.matrix_factorization import MatrixFactorization
 from routerjax.models.sentence import EMBEDDING_LAYERS, POOLINGS, EmbedThen, Normalize, Pooling, SentenceEmbedding
 from routerjax.models.similarity_weighted import (
@@ -44,6 +45,7 @@ __all__ = [
     "DecoderConfig",
     "EmbedThen",
     "Encoder",
+    "Flops",
     "MatrixFactorization",
     "NearestNeighbors",
     "Normalize",
@@ -61,6 +63,7 @@ __all__ = [
     "nearest_neighbors_memory",
     "similarity_weighted_memory",
     "stack_layers",
+    "training_flops",
     "typed_choices",
     "unstack_layers",
     "up_to_layer",

@@ -3,6 +3,16 @@
 from routerjax.pipeline.battles import load_preferences
 from routerjax.pipeline.calibrate import CALIBRATION_FIGURES, calibrate_router
 from routerjax.pipeline.config_file import load_config
+from routerjax.pipeline.plan import Devices, describe_plan, plan_run
 from routerjax.pipeline.train import train_router
 
-__all__ = ["CALIBRATION_FIGURES", "calibrate_router", "load_config", "load_preferences", "train_router"]
+__all__ = [
+    "CALIBRATION_FIGURES",
+    "Devices",
+    "calibrate_router",
+    "describe_plan",
+    "load_config",
+    "load_preferences",
+    "plan_run",
+    "train_router",
+]

@@ -61,7 +61,7 @@ def train_router(config: ExperimentConfig, output: str | Path, *, resume: bool =
         InputError: the data, the names or the folder cannot be used; another process trains into it.
     """
     output = Path(output)
-    config = _typed(config)
+    config = typed_config(config)
     if resume:
         require_run(output)
     with run_folder(output, resume=resume):
@@ -163,8 +163,8 @@ def _log_both_bad(preferences: Preferences, likelihood: Likelihood) -> None:
         logger.warning("the battles do not tell ties of two bad answers from others, as %s does", likelihood.name)
 
 
-def _typed(config: ExperimentConfig) -> ExperimentConfig:
-    """The configuration with attributes in the types of the modules that they are of."""
+def typed_config(config: ExperimentConfig) -> ExperimentConfig:
+    """Copy of a configuration with attributes in the types of the modules that they are of."""
     attributes = find_family(config.router.family).typed_attributes(config.router.attributes)
     encoder_attributes = typed_choices(config.features.encoder_attributes)
     return dataclasses.replace(

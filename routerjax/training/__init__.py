@@ -1,5 +1,6 @@
 """Training: a pure step, its wrappers over devices, checkpoints, and the loop. Knows no router family."""
 
+from routerjax.training.ahead import StepMemory, step_memory
 from routerjax.training.checkpoint import Checkpoints
 from routerjax.training.loop import FitResult, Resume, fit
 from routerjax.training.optimizer import AdamW, learning_rate_schedule
@@ -22,6 +23,7 @@ __all__ = [
     "Checkpoints",
     "FitResult",
     "Resume",
+    "StepMemory",
     "TrainState",
     "Wrapper",
     "accumulating_step",
@@ -36,6 +38,7 @@ __all__ = [
     "pmap_step",
     "require_divisible",
     "require_one_process",
+    "step_memory",
     "take",
     "weighted_loss_sum",
     "wrapper_of",

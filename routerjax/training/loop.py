@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import contextlib
-import dataclasses
 import json
 import logging
 import time
@@ -18,7 +17,7 @@ import optax
 import tqdm
 
 from routerjax.config import OptimizerConfig, TrainingConfig, identity_of
-from routerjax.likelihoods import BRADLEY_TERRY, COLLECTION, Likelihood
+from routerjax.likelihoods import BRADLEY_TERRY, Likelihood
 from routerjax.training.checkpoint import Checkpoints, placed_like, sha256_of
 from routerjax.training.compilation import compile_clock
 from routerjax.training.interrupt import deferred_interrupt
@@ -116,9 +115,7 @@ def fit(
     num_steps = train.steps_per_epoch * training.epochs
     recipe = AdamW(optimizer) if isinstance(optimizer, OptimizerConfig) else optimizer
     if isinstance(recipe, AdamW):
-        no_depths = jax.tree.map(lambda _: None, likelihood.initial_params())
-        learned = {COLLECTION: no_depths} if no_depths else {}
-        recipe = dataclasses.replace(recipe, depths={"params": recipe.depths, **learned})
+        recipe = recipe.with_likelihood(likelihood)
     transformation = recipe.transformation(num_steps) if isinstance(recipe, AdamW) else recipe
     state = create_state(
         module,

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 from dataclasses import dataclass
 
 import jax
@@ -11,6 +12,7 @@ import optax
 
 from routerjax.config import OptimizerConfig
 from routerjax.errors import InputError
+from routerjax.likelihoods import COLLECTION, Likelihood
 from routerjax.typing import PyTree
 
 
@@ -58,6 +60,16 @@ class AdamW:
             return np.where(is_frozen, 0.0, config.encoder_rate * config.layer_decay ** (max(largest) - depth))
 
         return jax.tree.map(rate, self.depths, is_leaf=lambda depth: depth is None)
+
+    def with_likelihood(self, likelihood: Likelihood) -> AdamW:
+        """Copy for ``{"params": ..., "likelihood": ...}``, the latter where the likelihood has parameters.
+
+        Args:
+            likelihood: its parameters are of no depth; ``depths`` are those of ``params``.
+        """
+        no_depths = jax.tree.map(lambda _: None, likelihood.initial_params())
+        learned = {COLLECTION: no_depths} if no_depths else {}
+        return dataclasses.replace(self, depths={"params": self.depths, **learned})
 
     def schedule(self, num_steps: int) -> optax.Schedule:
         """Learning rate of a run of so many steps."""

@@ -48,9 +48,9 @@ class Wrapper:
         del axes
         return jax.jit(step, donate_argnums=0)
 
-    def jit(self, function: Callable[..., Any]) -> Callable[..., Any]:
+    def jit(self, function: Callable[..., Any], **options: Any) -> Callable[..., Any]:
         """Compile what is no step, such as the loss on held-out battles; its arguments are whole."""
-        return jax.jit(function)
+        return jax.jit(function, **options)
 
     def put(self, tree: PyTree, axis: int | None = None) -> PyTree:
         """Send arrays to the devices, so that those that stay the same are sent once.
@@ -70,9 +70,23 @@ class Wrapper:
         """
         return self.put(battles, 0)
 
+    def places(self, boxed: PyTree) -> PyTree:
+        """Sharding of each array of a state, in the form of the tree without its boxes; None where there is one device.
+
+        Args:
+            boxed: arrays or their shapes, in the boxes of ``nn.with_logical_partitioning``.
+        """
+        return jax.tree.map(lambda _: None, nn.meta.unbox(boxed))
+
+    def part_shapes(self, tree: PyTree) -> PyTree:
+        """Shapes and shardings of sums like ``tree`` for each part to add to."""
+        return jax.tree.map(lambda leaf: jax.ShapeDtypeStruct(leaf.shape, leaf.dtype), tree)
+
     def zeros(self, tree: PyTree) -> PyTree:
         """Zeros like ``tree`` for each part to add to."""
-        return jax.tree.map(jnp.zeros_like, tree)
+        shapes = self.part_shapes(tree)
+        places = jax.tree.map(lambda leaf: leaf.sharding, shapes)
+        return self.jit(lambda: jax.tree.map(jnp.zeros_like, shapes), out_shardings=places)()
 
     def start(
         self,
@@ -136,11 +150,15 @@ class _Pmap(Wrapper):
             raise InputError(f"pmap splits a batch into {self.num_parts} parts, each with the queries of its battles")
         return self.put(battles._replace(query_index=query_index.astype(np.int32)), 0)
 
-    def zeros(self, tree: PyTree) -> PyTree:
-        def make() -> PyTree:
-            return jax.tree.map(lambda leaf: jnp.zeros((self.num_parts, *leaf.shape), leaf.dtype), tree)
+    def places(self, boxed: PyTree) -> PyTree:
+        return jax.tree.map(lambda _: self._sharding(), nn.meta.unbox(boxed))
 
-        return jax.jit(make, out_shardings=self._sharding(BATCH_AXIS))()
+    def part_shapes(self, tree: PyTree) -> PyTree:
+        def of_parts(leaf: Array) -> jax.ShapeDtypeStruct:
+            shape = (self.num_parts, *leaf.shape)
+            return jax.ShapeDtypeStruct(shape, leaf.dtype, sharding=self._sharding(BATCH_AXIS))
+
+        return jax.tree.map(of_parts, tree)
 
     def start(
         self,
@@ -188,9 +206,15 @@ class _Mesh(Wrapper):
             require_divisible(leaf.shape[axis], self.num_parts)
         return jax.device_put(tree, self._sharding(*[None] * axis, mesh_axes("batch", self.rules)))
 
-    def zeros(self, tree: PyTree) -> PyTree:
-        places = jax.tree.map(lambda leaf: getattr(leaf, "sharding", self._sharding()), tree)
-        return self.jit(lambda: jax.tree.map(jnp.zeros_like, tree), out_shardings=places)()
+    def places(self, boxed: PyTree) -> PyTree:
+        return shardings(boxed, self.mesh, self.rules)
+
+    def part_shapes(self, tree: PyTree) -> PyTree:
+        def placed(leaf: Array) -> jax.ShapeDtypeStruct:
+            place = getattr(leaf, "sharding", self._sharding())
+            return jax.ShapeDtypeStruct(leaf.shape, leaf.dtype, sharding=place)
+
+        return jax.tree.map(placed, tree)
 
     def start(
         self,
@@ -200,17 +224,17 @@ class _Mesh(Wrapper):
     ) -> StateT:
         boxed = jax.eval_shape(initialise)
         if variables is None:
-            places = shardings(boxed, self.mesh, self.rules)
+            places = self.places(boxed)
             variables = self.jit(lambda: nn.meta.unbox(initialise()), out_shardings=places)()
         else:
             boxed = {name: _boxed_like(boxed.get(name), collection) for name, collection in variables.items()}
-            places = shardings(boxed, self.mesh, self.rules)
+            places = self.places(boxed)
             variables = jax.tree.map(_placed, variables, places)
 
         def in_boxes(variables: Variables) -> StateT:
             return begin(nn.meta.replace_boxed(boxed, variables))
 
-        places = shardings(jax.eval_shape(in_boxes, variables), self.mesh, self.rules)
+        places = self.places(jax.eval_shape(in_boxes, variables))
         # Donated, so that the devices hold what is placed once.
         return self.jit(begin, out_shardings=places, donate_argnums=0)(variables)
 

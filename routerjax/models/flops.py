@@ -1,0 +1,71 @@
+"""Floating-point operations of a training step, from sizes alone."""
+
+from __future__ import annotations
+
+import re
+from typing import Any, NamedTuple
+
+import flax.traverse_util
+
+from routerjax.models.decoder import Decoder
+from routerjax.models.encoders import Encoder
+from routerjax.typing import Variables
+
+LAYER = re.compile(r"layers|layer_\d+")
+MATRICES = ("kernel", "lora_a", "lora_b")
+
+
+class Flops(NamedTuple):
+    """Floating-point operations; a product and its sum are two.
+
+    Attributes:
+        forward: from tokens to scores.
+        backward: the gradients of what is trained, and those of the activations that they need.
+        recomputed: activations that are computed again in the backward pass, see ``remat``.
+    """
+
+    forward: int
+    backward: int
+    recomputed: int
+
+    @property
+    def total(self) -> int:
+        """All of them."""
+        return sum(self)
+
+
+def training_flops(encoder: Encoder, trained: Variables, fixed: Variables, *, rows: int, length: int) -> Flops:
+    """Count the operations of the loss of one batch and of its gradient, padding included.
+
+    Matmuls are counted, and nothing else: norms, softmax and activations are a few percent where layers are narrow, and
+    less where they are wide. A matrix ``[in, out]`` costs ``2 in out`` a token, and in the backward pass twice that if
+    it is trained, once if it is frozen; attention costs ``4 length width`` a token and layer, and twice that backward.
+
+    Args:
+        encoder: of the router.
+        trained, fixed: the router's collections, as arrays or as shapes: those that are optimised, and the others.
+        rows: prompts.
+        length: tokens of each.
+
+    Returns:
+        Operations of all devices together.
+    """
+    is_decoder, tokens = isinstance(encoder, Decoder), rows * length
+    of = encoder.config if is_decoder else encoder
+    width = of.num_heads * of.head_dim if is_decoder else encoder.width
+    keeps_matmuls = is_decoder and of.remat_policy == "dots"
+    forward = 4 * tokens * length * width * of.num_layers
+    backward, recomputed = 2 * forward, forward
+    for collection, is_trained in ((trained, True), (fixed, False)):
+        leaves: dict[tuple[str, ...], Any] = dict(flax.traverse_util.flatten_dict(dict(collection)))
+        for path, leaf in leaves.items():
+            if path[-1] not in MATRICES:
+                continue
+            in_layer = any(LAYER.fullmatch(name) for name in path)
+            once = 2 * leaf.size * (tokens if in_layer else rows)  # the head's are of the pooled vector
+            forward += once
+            backward += once * (1 + is_trained)
+            # What a decoder's layer ends with is added to its input: no gradient needs the sum again.
+            if in_layer and not keeps_matmuls and not (is_decoder and "down" in path):
+                recomputed += once
+    return Flops(forward, backward, recomputed if of.remat else 0)
