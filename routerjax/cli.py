@@ -162,6 +162,14 @@ def _parser() -> argparse.ArgumentParser:
     )
     importing.add_argument("--format", required=True, choices=FORMATS, metavar="FORMAT", help="%(choices)s")
     importing.add_argument("--output", type=Path, required=True, metavar="DIR", help="a new folder for the router")
+    importing.add_argument(
+        "--set",
+        nargs="+",
+        action="extend",
+        default=[],
+        metavar="NAME=VALUE",
+        help="options of the format: loss=bag of p2l; system=..., user=... {prompt} of routellm-causal",
+    )
     importing.set_defaults(run=commands.import_router)
     for command in (evaluate, calibrate, score, export):
         command.add_argument(

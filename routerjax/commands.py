@@ -198,7 +198,14 @@ def import_router(arguments: argparse.Namespace) -> None:
     from routerjax import formats
     from routerjax.router import save_router
 
-    router = formats.read(arguments.source, arguments.format, strong=arguments.strong, weak=arguments.weak)
+    options = {}
+    for assignment in arguments.set:
+        name, separator, options[name] = assignment.partition("=")
+        if not separator:
+            raise InputError(f"--set takes NAME=VALUE, got {assignment!r}")
+    router = formats.read(
+        arguments.source, arguments.format, strong=arguments.strong, weak=arguments.weak, options=options
+    )
     save_router(router, arguments.output)
     _say(f"router of {len(router.models)} models written to {arguments.output}: {router.strong} or {router.weak}")
     _say(f"it reads {router.featurizer.description}")

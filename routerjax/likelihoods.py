@@ -8,6 +8,7 @@
 - ``rao_kupper_by_prompt``: Rao and Kupper's, with a threshold of each prompt, from such an output.
 - ``grounded_rao_kupper``: likewise, and with a fourth outcome, that both answers are bad: scores have a zero.
 - ``three_labels``: the outputs are not models but win, tie and loss of ONE pair: RouteLLM's released classifiers.
+- ``five_ratings``: likewise, the ratings from 1 to 5 of the second model's answer: RouteLLM's causal classifier.
 """
 
 from __future__ import annotations
@@ -299,6 +300,35 @@ class ThreeLabels(Likelihood):
         """The logits' softmax; of a battle the other way round, read backwards."""
         del params
         log_prob = jax.nn.log_softmax(scores.astype(jnp.float32), axis=-1)[sides.query_index]
+        return jnp.where((sides.model_a < sides.model_b)[:, None], log_prob, log_prob[:, ::-1])
+
+
+@register_likelihood
+class FiveRatings(Likelihood):
+    """A softmax over ratings from 1 to 5 of the second of two models' answers.
+
+    A rating of 5 is a win of the second model, 4 a tie, and less a win of the first; with the readout ``win``,
+    P(the first is better) = 1 - P(4) - P(5).
+
+    Reference:
+        The causal classifier of RouteLLM's code, for P; that 4 rather than 5 is the tie is ours.
+    """
+
+    name = "five_ratings"
+    is_of_one_pair = True
+
+    def output_names(self, models: tuple[str, ...]) -> tuple[str, ...]:
+        """The five ratings."""
+        if len(models) != 2:
+            raise InputError(f"the loss {self.name} is of battles between two models, got {len(models)}")
+        return tuple(f"{models[1]} rated {rating}" for rating in range(1, 6))
+
+    def log_prob(self, params: PyTree, scores: Float[Array, "prompts outputs"], sides: Sides) -> Array:
+        """Sums of the ratings' softmax; of a battle the other way round, read backwards."""
+        del params
+        rating = jax.nn.log_softmax(scores.astype(jnp.float32), axis=-1)[sides.query_index]
+        first_wins = jax.nn.logsumexp(rating[:, :3], axis=-1)
+        log_prob = jnp.stack([first_wins, rating[:, 3], rating[:, 4]], axis=-1)
         return jnp.where((sides.model_a < sides.model_b)[:, None], log_prob, log_prob[:, ::-1])
 
 

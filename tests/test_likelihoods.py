@@ -94,13 +94,13 @@ def test_likelihoods_of_prompt_to_leaderboard_read_their_scores_as_it_does() -> 
 @pytest.mark.parametrize("name", LIKELIHOODS)
 def test_outcomes_are_as_many_as_is_said_and_sum_to_one(name: str) -> None:
     likelihood = make_likelihood(name)
-    scores = np.asarray([[1.0, 0.0, -1.0, 0.2], [0.5, 2.0, 0.0, -0.7]], np.float32)
+    scores = np.asarray([[1.0, 0.0, -1.0, 0.2, 0.4], [0.5, 2.0, 0.0, -0.7, 0.1]], np.float32)
     outputs = len(likelihood.output_names(("x", "y")))
     params = likelihood.initial_params()
     prob = jax.jit(likelihood.outcome_prob)({"likelihood": params}, scores[:, :outputs], 0, 1)
     assert prob.shape == (2, likelihood.num_outcomes)
     np.testing.assert_allclose(prob.sum(axis=1), 1, rtol=1e-6)
-    assert likelihood.model_scores(scores[:, :outputs]).shape[1] == (3 if likelihood.is_of_one_pair else 2)
+    assert likelihood.model_scores(scores[:, :outputs]).shape[1] == (outputs if likelihood.is_of_one_pair else 2)
 
 
 def test_three_labels_equal_sklearn_and_battles_the_other_way_round_are_read_backwards() -> None:
@@ -126,7 +126,9 @@ def test_three_labels_equal_sklearn_and_battles_the_other_way_round_are_read_bac
 
 @pytest.mark.parametrize("name", [name for name in LIKELIHOODS if name != "bradley_terry"])
 def test_readouts(name: str) -> None:
-    scores, variables = np.asarray([[0.7, -0.4, 0.3]], np.float32), {"likelihood": {"tie": np.float32(0.3)}}
+    outputs = len(make_likelihood(name).output_names(("x", "y")))
+    scores = np.asarray([[0.7, -0.4, 0.3, 0.1, -0.2]], np.float32)[:, : max(outputs, 3)]
+    variables = {"likelihood": {"tie": np.float32(0.3)}}
     readouts = ("half_tie", "win", "decisive")
 
     @jax.jit
@@ -203,7 +205,7 @@ def test_a_likelihood_is_kept_as_json_and_equal_ones_are_the_same_key(name: str)
     assert read_likelihood(likelihood.to_dict()) == likelihood
     assert hash(read_likelihood(likelihood.to_dict())) == hash(likelihood)
     assert likelihood != make_likelihood(name)
-    assert likelihood.output_names(("big", "small"))[:1] in (("big",), ("big wins",))
+    assert likelihood.output_names(("big", "small"))[:1] in (("big",), ("big wins",), ("small rated 1",))
 
 
 def test_unknown_names_suggest_the_nearest() -> None:

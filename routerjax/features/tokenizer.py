@@ -150,14 +150,27 @@ class TextTokenizer:
     @functools.cached_property
     def special_tokens(self) -> tuple[Int32[np.ndarray, "before"], Int32[np.ndarray, "after"]]:
         """Special tokens that stand before and after those of a text, or the template's."""
+        rendered = []
         for probe in PROBES:
             whole = self._encode([self.template.render(probe)], add_special_tokens=not self._has_template)
             ((plain,), (ids,)) = self._encode([probe]), whole
             if max(ids, default=0) > LARGEST_ID:
                 raise InputError(f"the tokenizer has the token id {max(ids)}, more than {LARGEST_ID}")
-            for start in range(len(ids) - len(plain) + 1) if plain else ():
-                if ids[start : start + len(plain)] == plain:
-                    return np.asarray(ids[:start], np.int32), np.asarray(ids[start + len(plain) :], np.int32)
+            rendered.append((plain, ids))
+        places = [
+            (ids[:start], ids[start + len(plain) :])
+            for plain, ids in rendered
+            for start in range(len(ids) - len(plain) + 1 if plain else 0)
+            if ids[start : start + len(plain)] == plain
+        ]
+
+        def count(place: tuple[list[int], list[int]]) -> int:
+            return sum(ids == [*place[0], *plain, *place[1]] for plain, ids in rendered)
+
+        if places:
+            # A template may hold one of these texts itself, but the others stand where the prompt does.
+            before, after = max(places, key=count)
+            return np.asarray(before, np.int32), np.asarray(after, np.int32)
         around = "the template" if self._has_template else "special ones"
         raise InputError(f"the tokenizer does not read {', '.join(PROBES)} as tokens between {around}")
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import os
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import cast
 
@@ -17,8 +17,10 @@ import safetensors
 from routerjax.errors import InputError
 from routerjax.families import CAUSAL
 from routerjax.features import TokenFeaturizer, load_tokens
+from routerjax.formats.tokenizer_folder import padding_token, tokenizer_files
 from routerjax.models import CausalRouter, Decoder, describe_encoder, merge_adapters
 from routerjax.pretrained import (
+    decoder_class,
     decoder_json,
     decoder_names,
     locate,
@@ -67,17 +69,36 @@ def decoder_config(router: Router, *, class_name: str, vocab_size: int | None = 
     return {"architectures": [class_name], **decoder_json(described), **sizes}
 
 
-def classifier_tensors(router: Router, head: Mapping[str, str]) -> dict[str, np.ndarray]:
-    """Tensors of a router without adapters whose head is a linear layer.
+def linear_tensors(router: Router, layers: PyTree, head: Mapping[str, str]) -> dict[str, np.ndarray]:
+    """Tensors of a router without adapters whose head is linear.
 
     Args:
         router: see :func:`merged`.
-        head: published name -> our path of each tensor of the head.
+        layers: parameters of the head.
+        head: published name -> path in ``layers`` of each tensor of the head.
     """
     params = router.variables["params"]
     encoder = {**params["encoder"], "token_embedding": _token_rows(params["encoder"])}
     tree = {"encoder": {name: leaf for name, leaf in encoder.items() if name != "added_embedding"}}
-    return publish(router, {**tree, "classifier": params["classifier"]}, head)
+    return publish(router, {**tree, **layers}, head)
+
+
+def language_model_files(
+    router: Router, label_tokens: Sequence[str]
+) -> tuple[dict[str, object], bytes, dict[str, bytes]]:
+    """Configuration, weights and tokenizer of a router without adapters whose labels are tokens.
+
+    Args:
+        router: see :func:`merged`.
+        label_tokens: texts of the labels; the tokenizer gets them unless the encoder's added tokens are these labels.
+    """
+    featurizer, module = cast(TokenFeaturizer, router.featurizer), cast(CausalRouter, router.module)
+    added = label_tokens[: num_new_labels(module)]
+    pad_id, pad_token = padding_token(featurizer)
+    class_name, size = decoder_class(module.encoder.model_type, "CausalLM"), module.encoder.vocab_size + len(added)
+    config = {**decoder_config(router, class_name=class_name, vocab_size=size), "pad_token_id": pad_id}
+    files = tokenizer_files(featurizer, pad_token=pad_token, added=added)
+    return config, weights_content(language_model_tensors(router)), files
 
 
 def language_model_tensors(router: Router) -> dict[str, np.ndarray]:
@@ -122,13 +143,24 @@ def load_decoder_tokens(source: str | os.PathLike[str]) -> TokenFeaturizer:
     return load_tokens(source, chosen={"param_dtype": "bfloat16", "dtype": "bfloat16"} if dtype == "bfloat16" else {})
 
 
-def load_classifier(
-    folder: Path, featurizer: TokenFeaturizer, num_outputs: int, head: Mapping[str, str], *, use_bias: bool
-) -> tuple[nn.Module, PyTree]:
-    """The module and its parameters, of a folder whose head is linear; see :func:`classifier_tensors`."""
-    attributes = {"head": "linear", "use_bias": use_bias}
+def read_tensors(folder: Path, module: nn.Module, head: Mapping[str, str], layers: PyTree) -> PyTree:
+    """Read the parameters of a folder whose head is linear; the inverse of :func:`linear_tensors`.
+
+    Args:
+        folder: with the weights.
+        module: a :class:`CausalRouter`.
+        head: published name -> path in ``layers`` of each tensor of the head.
+        layers: shapes of the head's parameters.
+    """
+    encoder = _shapes(module)["encoder"]
+    return _read(folder, cast(CausalRouter, module).encoder, head, {"encoder": encoder, **layers})
+
+
+def load_classifier(folder: Path, featurizer: TokenFeaturizer, num_outputs: int) -> tuple[nn.Module, PyTree]:
+    """The module and its parameters, of a folder of transformers' classifier."""
+    attributes = {"head": "linear", "use_bias": False}
     module = CAUSAL.make_module(num_outputs=num_outputs, attributes=attributes, featurizer=featurizer)
-    return module, _read(folder, cast(Decoder, featurizer.encoder), head, _shapes(module))
+    return module, read_tensors(folder, module, SCORE, {"classifier": _shapes(module)["classifier"]})
 
 
 def load_language_model(

@@ -12,7 +12,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, ClassVar, NoReturn, TypeVar
 
 from routerjax.atomic import new_directory, refuse_existing
-from routerjax.errors import InputError, VerificationError, choose
+from routerjax.errors import InputError, VerificationError, choose, nearest
 from routerjax.registry import Registry
 
 if TYPE_CHECKING:
@@ -23,7 +23,10 @@ logger = logging.getLogger(__name__)
 
 
 class Format(abc.ABC):
-    """A router on disk as another program has it: :class:`ReadableFormat`, :class:`WritableFormat`, or both."""
+    """A router on disk as another program has it: :class:`ReadableFormat`, :class:`WritableFormat`, or both.
+
+    A dataclass has its fields as options of :func:`read`: what the files of the format do not say.
+    """
 
     name: ClassVar[str]
 
@@ -84,6 +87,8 @@ FORMATS: Registry[type[Format]] = Registry(
         "routellm-mf": "routerjax.formats.routellm:Factorization",
         "routellm-sw": "routerjax.formats.routellm:SimilarityWeightedRanking",
         "routellm-bert": "routerjax.formats.routellm:Classifier",
+        "routellm-causal": "routerjax.formats.routellm_causal:CausalClassifier",
+        "p2l": "routerjax.formats.p2l:PromptToLeaderboard",
     },
 )
 """Formats by name; a package adds its own by an entry point ``routerjax.formats``."""
@@ -95,25 +100,41 @@ register_format = FORMATS.register
 """Make a format known by its name, to the command line too; see :meth:`routerjax.registry.Registry.register`."""
 
 
-def find_format(name: str, kind: type[KindT]) -> KindT:
+def find_format(name: str, kind: type[KindT], options: Mapping[str, object] | None = None) -> KindT:
     """The format of a name.
 
     Args:
         name: in :data:`FORMATS`.
         kind: :class:`ReadableFormat` or :class:`WritableFormat`.
+        options: of the format; text, as a command line gives it, is read by its type.
 
     Raises:
-        InputError: no such format, or not of that kind; lists those that there are.
+        InputError: no such format, or not of that kind; lists those that there are. No such option, or a value of
+            another type.
     """
     format = choose(name, FORMATS, "the format")
     if not issubclass(format, kind):
         verb = {ReadableFormat: "read", WritableFormat: "written"}[kind]
         able = [other for other, entry in FORMATS.items() if issubclass(entry, kind)]
         raise InputError(f"routers cannot be {verb} in the format {name!r}, but in {', '.join(able)}")
-    return format()
+    from routerjax.validation import field_types, typed  # numpy, which the command line does without until now
+
+    types = field_types(format) if dataclasses.is_dataclass(format) else {}
+    for option in options or {}:
+        if option not in types:
+            listed = ", ".join(types) or "no options"
+            raise InputError(f"the format {name!r} takes {listed}, got {option!r}{nearest(option, types)}")
+    return format(**typed(options or {}, types, name))
 
 
-def read(source: str | os.PathLike[str], format: str, *, strong: str | None = None, weak: str | None = None) -> Router:
+def read(
+    source: str | os.PathLike[str],
+    format: str,
+    *,
+    strong: str | None = None,
+    weak: str | None = None,
+    options: Mapping[str, object] | None = None,
+) -> Router:
     """Read a router of another program.
 
     Args:
@@ -121,11 +142,12 @@ def read(source: str | os.PathLike[str], format: str, *, strong: str | None = No
         format: a name in :data:`FORMATS`.
         strong: the strong model; default what the source says, or what its program takes.
         weak: likewise.
+        options: of the format: what its files do not say.
 
     Raises:
-        InputError: no such format, no such source, a damaged one, or an unknown model.
+        InputError: no such format or option, no such source, a damaged one, or an unknown model.
     """
-    router = find_format(format, ReadableFormat).read(source, strong=strong, weak=weak)
+    router = find_format(format, ReadableFormat, options).read(source, strong=strong, weak=weak)
     provenance = {"imported_from": os.fspath(source), "format": format, **router.provenance}
     return dataclasses.replace(router, provenance=provenance)
 

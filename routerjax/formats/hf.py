@@ -17,12 +17,11 @@ from routerjax.families import BERT, CAUSAL
 from routerjax.features import Embeddings, TokenFeaturizer, load_tokens
 from routerjax.formats.decoder_folder import (
     SCORE,
-    classifier_tensors,
     decoder_config,
-    language_model_tensors,
+    language_model_files,
+    linear_tensors,
     load_decoder_tokens,
     merged,
-    num_new_labels,
     require_whole,
     weights_content,
 )
@@ -187,20 +186,13 @@ def _decoder_files(router: Router) -> tuple[dict[str, object], bytes, dict[str, 
     """Configuration, weights and tokenizer of a decoder without adapters, with either head."""
     featurizer, module = cast(TokenFeaturizer, router.featurizer), cast(CausalRouter, router.module)
     names = router.likelihood.output_names(router.models)
-    pad_id, pad_token = padding_token(featurizer)
     if module.head != "linear":
-        added = [f"<|route:{name}|>" for name in names[: num_new_labels(module)]]
-        size = module.encoder.vocab_size + len(added)
-        class_name = decoder_class(module.encoder.model_type, "CausalLM")
-        config = decoder_config(router, class_name=class_name, vocab_size=size)
-        tensors = language_model_tensors(router)
-    else:
-        added = []
-        class_name = decoder_class(module.encoder.model_type, "SequenceClassification")
-        config = {**decoder_config(router, class_name=class_name), **labels_json(names)}
-        tensors = classifier_tensors(router, SCORE)
-    files = tokenizer_files(featurizer, pad_token=pad_token, added=added)
-    return {**config, "pad_token_id": pad_id}, weights_content(tensors), files
+        return language_model_files(router, [f"<|route:{name}|>" for name in names])
+    pad_id, pad_token = padding_token(featurizer)
+    class_name = decoder_class(module.encoder.model_type, "SequenceClassification")
+    config = {**decoder_config(router, class_name=class_name), **labels_json(names), "pad_token_id": pad_id}
+    weights = weights_content(linear_tensors(router, {"classifier": router.variables["params"]["classifier"]}, SCORE))
+    return config, weights, tokenizer_files(featurizer, pad_token=pad_token)
 
 
 def _as_published(router: Router) -> Router:

@@ -11,7 +11,7 @@ from typing import NamedTuple, cast
 from routerjax.errors import InputError
 from routerjax.families import BERT, pretrained_params
 from routerjax.features import TokenFeaturizer
-from routerjax.formats.decoder_folder import SCORE, load_classifier, load_language_model
+from routerjax.formats.decoder_folder import load_classifier, load_language_model
 from routerjax.likelihoods import Likelihood, read_likelihood
 from routerjax.models import Decoder
 from routerjax.policies import Policy, Threshold, read_policy
@@ -164,7 +164,7 @@ def load_hf(folder: Path, featurizer: TokenFeaturizer, settings: HfSettings) -> 
     if is_labelled:
         module, featurizer, params = load_language_model(folder, featurizer, outputs)
     elif is_decoder:
-        module, params = load_classifier(folder, featurizer, outputs, SCORE, use_bias=False)
+        module, params = load_classifier(folder, featurizer, outputs)
     else:
         attributes = {"head": "architecture", "dropout_rate": read_bert_config(folder).classifier_dropout_rate}
         module = BERT.make_module(num_outputs=outputs, attributes=attributes, featurizer=featurizer)

@@ -10,6 +10,7 @@ import safetensors.numpy
 from routerjax import formats
 from tests.decoders import SETTINGS, SIZES, save_tiny_decoder
 from tests.encoders import TEXTS, make_tokenizer
+from tests.formats.test_decoder_routers import TURNS, save_causal, save_p2l
 from tests.formats.test_hf_decoder import ADAPTERS, randomised
 from tests.routers import tiny_text_router
 
@@ -73,3 +74,52 @@ def test_label_tokens_are_the_last_logits(model_type: str, tmp_path: Path) -> No
     formats.export(router, tmp_path / "out", "hf")
     expected = logits(tmp_path / "out", "AutoModelForCausalLM")[:, -3:]
     np.testing.assert_allclose(router.scores(PROMPTS), expected, rtol=0, atol=1e-4)
+
+
+def hidden_states(folder: Path, texts: list[str]) -> tuple[np.ndarray, dict[str, np.ndarray]]:
+    """Normalised hidden state at the last token of each text, which has its special tokens in it, and all tensors."""
+    import torch
+    import transformers
+
+    tokenizer = transformers.AutoTokenizer.from_pretrained(folder)
+    tensors = safetensors.numpy.load_file(folder / "model.safetensors")
+    model = transformers.AutoModel.from_config(transformers.AutoConfig.from_pretrained(folder)).eval()
+    prefix = "model."
+    state = {name[len(prefix) :]: torch.from_numpy(leaf) for name, leaf in tensors.items() if name.startswith(prefix)}
+    model.load_state_dict(state)
+    states = []
+    for text in texts:
+        ids = tokenizer(text, add_special_tokens=False, truncation=False, return_tensors="pt")["input_ids"]
+        with torch.inference_mode():
+            states.append(model(ids).last_hidden_state[0, -1].numpy())
+    return np.stack(states).astype(np.float64), tensors
+
+
+def test_routellms_causal_classifier(tmp_path: Path) -> None:
+    folder = save_causal(tmp_path / "theirs")
+    router = formats.read(folder, "routellm-causal", options=TURNS)
+    system, user = (f"<|start_header_id|>{role}<|end_header_id|>\n\n" for role in ("system", "user"))
+    texts = [f"[CLS]{system}write a poem<|eot_id|>{user}prove {prompt} please<|eot_id|>" for prompt in TEXTS]
+    hidden, tensors = hidden_states(folder, texts)
+    ratings = np.exp(hidden @ tensors["lm_head.weight"][-5:].T.astype(np.float64))
+    expected = 1 - ratings[:, 3:].sum(axis=1) / ratings.sum(axis=1)
+    np.testing.assert_allclose(router.win_prob(TEXTS), expected, rtol=0, atol=1e-5)
+
+
+@pytest.mark.parametrize("loss", ["bt", "bag"])
+def test_p2l(loss: str, tmp_path: Path) -> None:
+    folder = save_p2l(tmp_path / "theirs", loss)
+    router = formats.read(folder, "p2l", strong="a", weak="c")
+    prompts = [*TEXTS, " prove [CLS] it "]
+    texts = [f"[SEP] user {prompt.replace('[CLS]', '<cls>').strip()} [SEP][CLS]" for prompt in prompts]
+    hidden, tensors = hidden_states(folder, texts)
+    beta = hidden @ tensors["head.head.weight"].T.astype(np.float64) + tensors["head.head.bias"]
+    strong, weak = np.exp(beta[:, 0]), np.exp(beta[:, 2])
+    if loss == "bt":
+        expected = strong / (strong + weak)
+    else:
+        eta = hidden @ tensors["head.eta_head.weight"][0].astype(np.float64) + tensors["head.eta_head.bias"][0]
+        theta = np.exp(eta) + 1.000001
+        wins, loses = strong / (strong + theta * weak + 1), weak / (weak + theta * strong + 1)
+        expected = (1 + wins - loses) / 2
+    np.testing.assert_allclose(router.win_prob(prompts), expected, rtol=0, atol=1e-5)

@@ -1,0 +1,236 @@
+"""Prompt-to-Leaderboard: a decoder whose last token's hidden state gives every model a score, read and written."""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+import logging
+import os
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import cast
+
+import jax.numpy as jnp
+import numpy as np
+
+from routerjax.errors import InputError, choose
+from routerjax.families import CAUSAL
+from routerjax.features import Embeddings, TokenFeaturizer
+from routerjax.formats.decoder_folder import (
+    decoder_config,
+    linear_tensors,
+    load_decoder_tokens,
+    merged,
+    read_tensors,
+    require_whole,
+    weights_content,
+)
+from routerjax.formats.format import ReadableFormat, WritableFormat
+from routerjax.formats.golden import compare_scores
+from routerjax.formats.hf_settings import require_threshold_policy
+from routerjax.formats.tokenizer_folder import json_bytes, tokenizer_files
+from routerjax.likelihoods import make_likelihood
+from routerjax.models import CausalRouter
+from routerjax.policies import Threshold
+from routerjax.pretrained import (
+    RESOLVED_FILE,
+    ChatTemplate,
+    find_file,
+    locate,
+    read_chat_template,
+    read_json,
+    resolved_tokenizer,
+    weights_sha256,
+)
+from routerjax.router import Router
+from routerjax.typing import PyTree
+
+logger = logging.getLogger(__name__)
+
+MODELS_FILE, TRAINING_FILE = "model_list.json", "training_config.json"
+LOSSES = {
+    "bt": "bradley_terry",
+    "bt-tie": "bradley_terry",
+    "bt_tie": "bradley_terry",
+    "rk": "rao_kupper_by_prompt",
+    "bag": "grounded_rao_kupper",
+}
+"""``loss_type`` of its training -> our likelihood; the first of a likelihood is written."""
+LAYERS = {"models": "head", "tie": "eta_head"}
+UNREACHABLE = "\ue000"
+"""Put after the CLS token's own text, so that no prompt spells the token."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class PromptToLeaderboard(ReadableFormat, WritableFormat):
+    """A folder of P2L: tensors ``model.*`` and ``head.*``, ``model_list.json`` with the columns, CLS as the last token.
+
+    A text is the chat template's user turn without the beginning of an answer, and the CLS token. A prompt that spells
+    this token has ``<cls>`` in its place. A long prompt loses its beginning, and never the turn around it, where P2L's
+    code cuts the whole text. The folder says nothing of pairs and thresholds. What was imported and not trained gives
+    back the tensors bit for bit.
+
+    Attributes:
+        loss: its training's ``loss_type``, where no ``training_config.json`` says it: bt, bt-tie, rk, or bag for the
+            grounded form.
+
+    Reference:
+        Frick et al., "Prompt-to-Leaderboard" (arXiv 2502.14855), and its code.
+    """
+
+    name = "p2l"
+    compared = "scores"
+
+    loss: str | None = None
+
+    def read(self, source: str | os.PathLike[str], *, strong: str | None = None, weak: str | None = None) -> Router:
+        """Read a router of all models of its list.
+
+        Args:
+            source: a folder, or a Hugging Face name.
+            strong: a model of its list; must be given, and so must ``weak``.
+            weak: likewise.
+
+        Raises:
+            InputError: no such source, damaged, no pair of models named, a loss that is not computed here or is named
+                nowhere.
+        """
+        folder = locate(source)
+        models = tuple(read_json(folder / MODELS_FILE, list))
+        if not all(isinstance(name, str) for name in models):
+            raise InputError(f"{folder / MODELS_FILE} must list names of models, got {str(models)[:80]}")
+        if strong is None or weak is None:
+            raise InputError(
+                f"{source} routes between {len(models)} models and names no pair: give --strong and --weak"
+            )
+        training = read_json(folder / TRAINING_FILE, dict) if find_file(folder / TRAINING_FILE) else {}
+        loss = training.get("loss_type", self.loss)
+        if self.loss not in (None, loss):
+            raise InputError(f"{folder / TRAINING_FILE}: loss_type is {loss!r}, but the option loss is {self.loss!r}")
+        if loss is None:
+            raise InputError(
+                f"{source} has no {TRAINING_FILE} that says its loss_type: give --set loss=NAME, one of "
+                f"{', '.join(LOSSES)}; a name of the folder often says it"
+            )
+        likelihood = make_likelihood(choose(str(loss), LOSSES, f"{source}: loss_type"))
+        featurizer = _with_cls(load_decoder_tokens(source), folder)
+        length = training.get("max_length")
+        if isinstance(length, int) and 2 <= length <= featurizer.encoder.max_length:
+            featurizer = dataclasses.replace(featurizer, max_length=length)
+        outputs = len(likelihood.output_names(models))
+        module = CAUSAL.make_module(num_outputs=outputs, attributes={"head": "linear"}, featurizer=featurizer)
+        kernel = np.zeros((featurizer.width, outputs), np.float32)
+        layers = _split({"kernel": kernel, "bias": kernel[0]}, len(models))
+        read = read_tensors(folder, module, _names(layers), layers)
+        joined = {part: jnp.concatenate([read[name][part] for name in layers], axis=-1) for part in ("kernel", "bias")}
+        return Router(
+            module=module,
+            featurizer=featurizer,
+            models=models,
+            policy=Threshold(strong, weak),
+            likelihood=likelihood,
+            variables={"params": {"encoder": read["encoder"], "classifier": joined}},
+            provenance={"sha256": weights_sha256(folder)},
+        )
+
+    def require_form(self, router: Router) -> None:
+        """Refuse all but a linear head on a CLS token, under a likelihood that P2L has."""
+        module = router.module
+        if not isinstance(module, CausalRouter) or module.head != "linear":
+            raise InputError(f"p2l holds a causal router with head='linear', got one of {router.family}")
+        if router.likelihood.name not in LOSSES.values():
+            losses = ", ".join(dict.fromkeys(LOSSES.values()))
+            raise InputError(f"p2l holds the losses {losses}, got {router.likelihood.name}")
+        if "calibration" in router.variables:
+            raise InputError("p2l has no place for a calibration: export the router without it")
+        require_threshold_policy(router.policy)
+        require_whole(router)
+        featurizer = cast(TokenFeaturizer, router.featurizer)
+        cls = _cls_token(featurizer)
+        if not featurizer.template.suffix.endswith((cls, cls + UNREACHABLE)) or featurizer.truncation != "left":
+            raise InputError(
+                f"p2l reads a score at the token {cls!r} at the end of each text, and keeps the end of a long prompt: "
+                "train with features.template and features.truncation=left that say so"
+            )
+
+    def write(self, router: Router, folder: Path, query: Sequence[str] | Embeddings) -> None:
+        """Write the configuration, the weights, the columns and the tokenizer's files."""
+        del query
+        plain = merged(router)
+        featurizer = cast(TokenFeaturizer, plain.featurizer)
+        loss = next(theirs for theirs, ours in LOSSES.items() if ours == plain.likelihood.name)
+        if router.policy.chooses:
+            logger.warning("p2l has no place for the threshold %s: it is left out", router.threshold)
+        layers = _split(plain.variables["params"]["classifier"], len(plain.models))
+        tensors = linear_tensors(plain, layers, _names(layers))
+        files = {
+            **tokenizer_files(featurizer),
+            "config.json": json_bytes(decoder_config(plain, class_name="P2LModel")),
+            "model.safetensors": weights_content(tensors),
+            MODELS_FILE: (json.dumps(list(plain.models), indent=2) + "\n").encode(),
+            TRAINING_FILE: json_bytes({"loss_type": loss, "max_length": featurizer.max_length}),
+        }
+        for name, content in files.items():
+            (folder / name).write_bytes(content)
+
+    def verify(self, router: Router, folder: Path, query: Sequence[str] | Embeddings) -> dict[str, float]:
+        """Read the folder, and compare scores."""
+        written = self.read(folder, strong=router.strong, weak=router.weak)
+        return {"model.safetensors": compare_scores(router, written, cast(Sequence[str], query))}
+
+    def usage(self, router: Router, path: Path) -> str:
+        """The program that loads it, and what it does not hold."""
+        return f"P2L's code loads it; it says nothing of a pair ({router.strong}, {router.weak}) or a threshold"
+
+
+def _names(layers: PyTree) -> dict[str, str]:
+    """Published name -> path of each tensor of the head."""
+    return {
+        f"head.{theirs}.{kind}": f"{ours}/{part}"
+        for ours, theirs in LAYERS.items()
+        if ours in layers
+        for kind, part in (("weight", "kernel"), ("bias", "bias"))
+    }
+
+
+def _split(classifier: PyTree, count: int) -> PyTree:
+    """The classifier as P2L has it: a layer for the models, and one for what all share."""
+    kernel = np.asarray(classifier["kernel"])
+    bias = np.asarray(classifier.get("bias", np.zeros(kernel.shape[1], np.float32)))
+    parts = {"models": slice(count), "tie": slice(count, None)}
+    split = {name: {"kernel": kernel[:, part], "bias": bias[part]} for name, part in parts.items()}
+    return {name: layer for name, layer in split.items() if layer["bias"].size}
+
+
+def _cls_token(featurizer: TokenFeaturizer) -> str:
+    token = featurizer.tokenizer_config.get("cls_token")
+    token = token.get("content") if isinstance(token, dict) else token
+    if not isinstance(token, str) or not token:
+        raise InputError(f"{featurizer.source}: tokenizer_config.json must name a cls_token, which ends each text")
+    return token
+
+
+def _with_cls(featurizer: TokenFeaturizer, folder: Path) -> TokenFeaturizer:
+    """The featurizer of P2L's texts: a tokenizer that reads CLS at their end and nowhere else."""
+    cls = _cls_token(featurizer)
+    content = json.loads(resolved_tokenizer(featurizer.files))
+    tokens = [token for token in content["added_tokens"] if token["content"] == cls]
+    vocabulary = content["model"].get("vocab")
+    if len(tokens) != 1 or not isinstance(vocabulary, dict):
+        raise InputError(f"{folder}: the tokenizer must have {cls!r} as one added token")
+    tokens[0]["content"] = cls + UNREACHABLE
+    if cls in vocabulary:
+        content["model"]["vocab"] = {name + UNREACHABLE * (name == cls): row for name, row in vocabulary.items()}
+    replaced = {"type": "Replace", "pattern": {"String": cls}, "content": "<cls>"}
+    steps = [replaced, *([] if content["normalizer"] is None else [content["normalizer"]])]
+    content["normalizer"] = {"type": "Sequence", "normalizers": steps}
+    template = read_chat_template(folder, [{"role": "user", "content": "{prompt}"}], add_generation_prompt=False)
+    return dataclasses.replace(
+        featurizer,
+        tokenizer_files={**featurizer.files, RESOLVED_FILE: json.dumps(content, ensure_ascii=False).encode()},
+        template=ChatTemplate(
+            prefix=template.prefix, suffix=template.suffix + cls + UNREACHABLE, strips=template.strips
+        ),
+        truncation="left",
+    )
