@@ -67,7 +67,7 @@ def start(folder: Path) -> training.TrainState:
     return training.create_state(
         module,
         example,
-        training.make_optimizer(OptimizerConfig(learning_rate=1e-3), 10),
+        training.AdamW(OptimizerConfig(learning_rate=1e-3)).transformation(10),
         key=jax.random.key(1),
         variables=variables,
         wrapper=training.mesh_step(make_mesh()),
