@@ -188,6 +188,8 @@ class OptimizerConfig(_Settings):
         encoder_rate: learning rate of a fine-tuned encoder over that of its head, at least 0.
         layer_decay: the learning rate of each of the encoder's layers over that of the layer above it, in (0, 1].
         frozen_layers: so many of the encoder's layers, from the bottom, stay as they are, and so do the embeddings.
+        moments_dtype: that both moments are stored in; in ``bfloat16`` they take half of the memory, and are rounded up
+            or down at random, without which the second would not follow the gradients.
     """
 
     SECTION: ClassVar[str] = "optimizer."
@@ -200,6 +202,7 @@ class OptimizerConfig(_Settings):
     encoder_rate: NonNegative = 1.0
     layer_decay: Annotated[float, Interval(gt=0, le=1)] = 1.0
     frozen_layers: Whole = 0
+    moments_dtype: Literal["float32", "bfloat16"] = "float32"
 
 
 @dataclass(frozen=True, kw_only=True)

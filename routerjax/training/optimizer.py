@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 from dataclasses import dataclass
+from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -13,7 +14,7 @@ import optax
 from routerjax.config import OptimizerConfig
 from routerjax.errors import InputError
 from routerjax.likelihoods import COLLECTION, Likelihood
-from routerjax.typing import PyTree
+from routerjax.typing import Array, PyTree
 
 
 @dataclass(frozen=True)
@@ -79,7 +80,11 @@ class AdamW:
         """Optax transformation of trees of the form of ``depths``, for a run of so many steps."""
         config = self.config
         clip = [] if config.gradient_clip is None else [optax.clip_by_global_norm(config.gradient_clip)]
-        adamw = optax.adamw(self.schedule(num_steps), weight_decay=config.weight_decay)
+        adamw = optax.chain(
+            _with_moments_in(jnp.dtype(config.moments_dtype), optax.scale_by_adam()),
+            optax.add_decayed_weights(config.weight_decay),
+            optax.scale_by_learning_rate(self.schedule(num_steps)),
+        )
         rates, learner = self.rates(), optax.chain(*clip, adamw)
         if isinstance(rates, float):
             return learner
@@ -106,3 +111,37 @@ def _scale(rates: PyTree) -> optax.GradientTransformation:
         return jax.tree.map(lambda update, rate: update * jnp.asarray(rate, update.dtype), updates, rates)
 
     return optax.stateless(update)
+
+
+def _with_moments_in(dtype: jnp.dtype, adam: Any) -> optax.GradientTransformation:
+    """Adam in float32, whatever type the parameters are of, whose moments are stored in ``dtype``."""
+
+    def cast(state: Any, dtype: jnp.dtype) -> Any:
+        return state._replace(mu=optax.tree.cast(state.mu, dtype), nu=optax.tree.cast(state.nu, dtype))
+
+    def init(params: PyTree) -> PyTree:
+        return cast(adam.init(params), dtype)
+
+    def update(updates: PyTree, state: PyTree, params: PyTree | None = None) -> tuple[PyTree, PyTree]:
+        wide = cast(state, jnp.dtype("float32"))
+        updates, wide = adam.update(optax.tree.cast(updates, jnp.float32), wide, params)
+        if dtype == jnp.float32:
+            return updates, wide
+        leaves, structure = jax.tree.flatten((wide.mu, wide.nu))
+        keys = jax.random.split(jax.random.key(wide.count), len(leaves))
+        mu, nu = structure.unflatten(map(_stochastically_rounded, leaves, keys))
+        return updates, wide._replace(mu=mu, nu=nu)
+
+    return optax.GradientTransformation(init, update)
+
+
+def _stochastically_rounded(leaf: Array, key: Array) -> Array:
+    """Round float32 to bfloat16, up or down in proportion to the nearness.
+
+    A second moment decays by a thousandth a step, which is less than half a bit of bfloat16: rounded to the nearest, it
+    would stay where it is.
+    """
+    # The 16 bits that are dropped carry into the ones that are kept as often as they are large.
+    noise = jax.random.bits(key, leaf.shape, jnp.uint16).astype(jnp.uint32)
+    kept = (jax.lax.bitcast_convert_type(leaf, jnp.uint32) + noise) & jnp.uint32(0xFFFF0000)
+    return jax.lax.bitcast_convert_type(kept, jnp.float32).astype(jnp.bfloat16)

@@ -40,7 +40,7 @@ class Sums(NamedTuple):
     Attributes:
         loss: float32 scalar, of weight x loss.
         weight: float32 scalar.
-        gradient: of ``loss`` by the trained variables.
+        gradient: of ``loss`` by the trained variables, in float32 whatever type they are of.
     """
 
     loss: Array
@@ -82,7 +82,7 @@ def make_sums(module: nn.Module, likelihood: Likelihood) -> Callable[[TrainState
             return weighted_loss_sum(likelihood, variables, scores, batch)
 
         loss_sum, gradient = jax.value_and_grad(loss_sum_of)(state.trained)
-        return Sums(loss_sum, jnp.sum(batch.weight), gradient)
+        return Sums(loss_sum, jnp.sum(batch.weight), optax.tree.cast(gradient, jnp.float32))
 
     return sums
 
@@ -194,7 +194,10 @@ def accumulating_step(
         nonlocal total
         if total is None:
             zero: Any = np.zeros((), np.float32)
-            total = wrapper.zeros(Sums(zero, zero, state.trained))
+            wide = jax.tree.map(
+                lambda leaf: jax.ShapeDtypeStruct(leaf.shape, jnp.float32, sharding=leaf.sharding), state.trained
+            )
+            total = wrapper.zeros(Sums(zero, zero, wide))
         for index, part in enumerate(batch):
             total, _ = add_part(total, state, wrapper.split(part), key, np.int32(index))
         (state, total), metrics = finish_step((state, total))
