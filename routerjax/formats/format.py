@@ -89,6 +89,7 @@ FORMATS: Registry[type[Format]] = Registry(
         "routellm-bert": "routerjax.formats.routellm:Classifier",
         "routellm-causal": "routerjax.formats.routellm_causal:CausalClassifier",
         "p2l": "routerjax.formats.p2l:PromptToLeaderboard",
+        "peft": "routerjax.formats.peft:Adapters",
     },
 )
 """Formats by name; a package adds its own by an entry point ``routerjax.formats``."""

@@ -10,7 +10,15 @@ from routerjax.pretrained.bert import (
     read_labels,
 )
 from routerjax.pretrained.chat_template import NO_TEMPLATE, ChatTemplate, parse_template, read_chat_template
-from routerjax.pretrained.decoder import DECODER_TYPES, decoder_class, decoder_json, decoder_names, read_decoder
+from routerjax.pretrained.decoder import (
+    DECODER_TYPES,
+    TARGET_MODULES,
+    adapter_names,
+    decoder_class,
+    decoder_json,
+    decoder_names,
+    read_decoder,
+)
 from routerjax.pretrained.encoder import encoder_names, read_encoder
 from routerjax.pretrained.files import file_sha256, find_file, parse_json, read_bytes, read_json, read_text_file
 from routerjax.pretrained.identity import encoder_sha256
@@ -50,6 +58,7 @@ __all__ = [
     "MINILM",
     "NO_TEMPLATE",
     "RESOLVED_FILE",
+    "TARGET_MODULES",
     "TOKENIZER_CONFIG",
     "TOKENIZER_FILE",
     "TOKENIZER_FILES",
@@ -58,6 +67,7 @@ __all__ = [
     "SentenceModules",
     "StoredTensor",
     "TensorNames",
+    "adapter_names",
     "bert_names",
     "count_numbers",
     "decoder_class",

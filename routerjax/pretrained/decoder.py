@@ -5,7 +5,7 @@ from __future__ import annotations
 import functools
 import json
 import re
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any, Literal
 
@@ -182,6 +182,28 @@ def _rope_json(base: float, scaling: tuple[float, ...]) -> dict[str, Any]:
     values = dict(zip(_ROPE_SCALING[kind], scaling, strict=True))
     whole = {key: int(value) for key, value in values.items() if key.startswith("original")}  # as transformers asks
     return {"rope_type": kind, "rope_theta": base, **values, **whole}
+
+
+def adapter_names(targets: Sequence[str], num_layers: int, head: Mapping[str, str]) -> TensorNames:
+    """Tensors of PEFT's low-rank adapters -> ``layers/<projection>/lora_a/kernel`` and ``lora_b/kernel``.
+
+    Args:
+        targets: our names of the adapted projections.
+        num_layers: of the decoder.
+        head: tensors of a layer on top -> our paths.
+    """
+    table = dict(head)
+    for published, ours in _PROJECTIONS.items():
+        if ours in targets:
+            for theirs, part in (("lora_A", "lora_a"), ("lora_B", "lora_b")):
+                table[f"base_model.model.model.layers.{{}}.{published}.{theirs}.weight"] = (
+                    f"layers/{ours}/{part}/kernel"
+                )
+    return TensorNames(table, num_layers=num_layers)
+
+
+TARGET_MODULES = {published.split(".")[1]: ours for published, ours in _PROJECTIONS.items()}
+"""Name of a projection in transformers -> ours."""
 
 
 def decoder_names(
