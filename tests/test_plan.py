@@ -150,7 +150,7 @@ def test_what_would_fit_is_the_least_change(settings_alone: Path) -> None:
     # Sharded over 8 devices, and then in half as many bytes; adapters are no smaller than matrices of 16 columns.
     kept = [size["total"] - size["temporaries"], *(attempt["kept"] for attempt in impossible["tried"])]
     assert kept[0] > 4 * kept[1]
-    assert kept[1] == pytest.approx(2 * kept[1 + tried.index(changed[1])], rel=0.05)
+    assert kept[1] == pytest.approx(16 / 14 * kept[1 + tried.index(changed[1])], rel=0.05)
     assert len(messages) == 4 + len(least["tried"]) + len(tried)
 
 

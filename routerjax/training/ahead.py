@@ -15,7 +15,7 @@ from routerjax.likelihoods import Likelihood
 from routerjax.training.optimizer import AdamW
 from routerjax.training.parallel import Carry, StateT, Wrapper
 from routerjax.training.state import TrainState, create_state
-from routerjax.training.step import accumulating_step
+from routerjax.training.step import accumulating_step, gradient_shapes
 from routerjax.typing import PreferenceBatch, PyTree, Variables
 
 # Any: they change no shape.
@@ -81,7 +81,7 @@ def step_memory(
     transformation = optimizer.with_likelihood(likelihood).transformation(NUM_STEPS)
     key = jax.random.key(0)
     state = create_state(module, batch.query, transformation, key=key, likelihood=likelihood, wrapper=ahead)
-    gradients = ahead.zeros(state.trained)
+    gradients = ahead.zeros(gradient_shapes(state))
     parts = (state.variables, state.opt_state, gradients)
     parameters, moments, sums = (sum(map(_bytes_on_device, jax.tree.leaves(part))) for part in parts)
     temporaries = None

@@ -194,16 +194,20 @@ def accumulating_step(
         nonlocal total
         if total is None:
             zero: Any = np.zeros((), np.float32)
-            wide = jax.tree.map(
-                lambda leaf: jax.ShapeDtypeStruct(leaf.shape, jnp.float32, sharding=leaf.sharding), state.trained
-            )
-            total = wrapper.zeros(Sums(zero, zero, wide))
+            total = wrapper.zeros(Sums(zero, zero, gradient_shapes(state)))
         for index, part in enumerate(batch):
             total, _ = add_part(total, state, wrapper.split(part), key, np.int32(index))
         (state, total), metrics = finish_step((state, total))
         return state, metrics
 
     return run
+
+
+def gradient_shapes(state: TrainState) -> PyTree:
+    """Shapes and shardings of the sums of gradients: float32, whatever type the parameters are of."""
+    return jax.tree.map(
+        lambda leaf: jax.ShapeDtypeStruct(leaf.shape, jnp.float32, sharding=leaf.sharding), state.trained
+    )
 
 
 def take(battles: PreferenceBatch, indices: Int[Array, "batch"]) -> PreferenceBatch:
