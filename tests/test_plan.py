@@ -147,7 +147,7 @@ def test_what_would_fit_is_the_least_change(settings_alone: Path) -> None:
     alone = [mesh, [*mesh, remat]]
     changed = [[*mesh, remat, bfloat16], [*mesh, remat, bfloat16, stored], [*mesh, remat, bfloat16, stored, adapted]]
     assert tried == [*alone, *([*alone[-1], *more] for more in shared), *changed, *([*changed[-1], *m] for m in shared)]
-    # Sharded over 8 devices, and then in half as many bytes; adapters are no smaller than matrices of 16 columns.
+    # Sharded over 8 devices, and then with parameters, a quarter of what is kept, in half as many bytes.
     kept = [size["total"] - size["temporaries"], *(attempt["kept"] for attempt in impossible["tried"])]
     assert kept[0] > 4 * kept[1]
     assert kept[1] == pytest.approx(16 / 14 * kept[1 + tried.index(changed[1])], rel=0.05)
