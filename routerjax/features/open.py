@@ -48,6 +48,7 @@ def open_featurizer(config: FeatureConfig, *, root: Path = Path(), embeds: bool 
                 f"features.featurizer={config.featurizer!r} takes the place of an encoder and of given embeddings: "
                 "leave one of them out"
             )
+        _refuse_choices(config, f": {config.featurizer} has attributes of its own")
         return read_featurizer({"kind": config.featurizer, **config.attributes}, {})
     if config.embeddings is not None:
         if trains_encoder:
@@ -55,6 +56,11 @@ def open_featurizer(config: FeatureConfig, *, root: Path = Path(), embeds: bool 
         _refuse_choices(config, f": the embeddings are given ({config.embeddings})")
         return read_embeddings(root / config.embeddings).featurizer(config.embeddings)
     if trains_encoder:
+        if config.pooling is not None and not embeds:
+            raise InputError(
+                f"features.pooling={config.pooling!r} is of embeddings, and this family has a head of its own on the "
+                "hidden states: leave it out"
+            )
         return load_tokens(
             config.encoder,
             max_length=config.max_length,

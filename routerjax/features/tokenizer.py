@@ -22,7 +22,7 @@ from routerjax.pretrained import NO_TEMPLATE, ChatTemplate, parse_tokenizer
 from routerjax.prompts import require_texts, valid_text
 
 # Prompts are padded to one of these lengths, and batches to a power of two of rows: each pair is one compilation.
-LENGTHS = (16, 32, 48, 64, 96, 128, 192, 256, 384, 512)
+LENGTHS = (16, 32, 48, *(length for power in range(6, 17) for length in (2**power, 3 * 2 ** (power - 1))))
 # Most tokens of a batch: small ones stay in a CPU's cache, large ones fill an accelerator.
 TOKENS_ON_CPU, TOKENS_ON_ACCELERATOR = 2048, 32768
 # Texts that the tokenizer's threads take at a time; each holds all of its tokens' texts until it is read.
@@ -170,6 +170,15 @@ class TextTokenizer:
         if places:
             # A template may hold one of these texts itself, but the others stand where the prompt does.
             before, after = max(places, key=count)
+            if self._has_template and any(
+                [*before, *plain, *after] != ids
+                for probe, (plain, ids) in zip(PROBES, rendered, strict=True)
+                if probe.isalpha()
+            ):
+                raise InputError(
+                    "the tokenizer joins the prompt with the template around it: end the text before {prompt} with a "
+                    f"line break or a special token, not with a space, got {self.template.prefix[-40:]!r}"
+                )
             return np.asarray(before, np.int32), np.asarray(after, np.int32)
         around = "the template" if self._has_template else "special ones"
         raise InputError(f"the tokenizer does not read {', '.join(PROBES)} as tokens between {around}")

@@ -60,7 +60,7 @@ def golden_outputs(router: Router, query: Sequence[str] | Embeddings, tolerance:
 
 
 def compare_scores(router: Router, written: Router, prompts: Sequence[str], *, is_reversed: bool = False) -> float:
-    """Compare tokens, scores, and where a tie has a score, which is in them alone, outcome probabilities.
+    """Compare tokens, scores, and where there is a pair, the probabilities of its outcomes.
 
     Args:
         router: that was exported.
@@ -80,7 +80,7 @@ def compare_scores(router: Router, written: Router, prompts: Sequence[str], *, i
     scored = prompts[-NUM_COMPARED:]
     scores = router.scores(scored)
     expected, actual = scores[:, ::-1] if is_reversed else scores, written.scores(scored)
-    if len(router.likelihood.output_names(router.models)) > scores.shape[1]:
+    if router.has_pair:
         expected = np.concatenate([expected, router.outcome_prob(scored)], axis=1)
         actual = np.concatenate([actual, written.outcome_prob(scored)], axis=1)
     difference = float(np.abs(actual - expected).max())

@@ -39,7 +39,7 @@ from routerjax.formats.hf_settings import (
     settings_as_json,
 )
 from routerjax.formats.tokenizer_folder import json_bytes, padding_token, tokenizer_files
-from routerjax.likelihoods import BRADLEY_TERRY
+from routerjax.likelihoods import BRADLEY_TERRY, ThreeLabels
 from routerjax.models import BertRouter, CausalRouter, unstack_layers
 from routerjax.policies import Threshold
 from routerjax.pretrained import (
@@ -224,4 +224,4 @@ def _as_published(router: Router) -> Router:
 
 def _are_labels_reversed(router: Router) -> bool:
     """Return True if the logits are (weak wins, tie, strong wins): a training run sorts its models by name."""
-    return router.likelihood.is_of_one_pair and router.strong == router.models[1]
+    return isinstance(router.likelihood, ThreeLabels) and router.strong == router.models[1]

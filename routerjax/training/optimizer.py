@@ -129,13 +129,13 @@ def _with_moments_in(dtype: jnp.dtype, adam: Any) -> optax.GradientTransformatio
             return updates, wide
         leaves, structure = jax.tree.flatten((wide.mu, wide.nu))
         keys = jax.random.split(jax.random.key(wide.count), len(leaves))
-        mu, nu = structure.unflatten(map(_stochastically_rounded, leaves, keys))
+        mu, nu = structure.unflatten(map(stochastically_rounded, leaves, keys))
         return updates, wide._replace(mu=mu, nu=nu)
 
     return optax.GradientTransformation(init, update)
 
 
-def _stochastically_rounded(leaf: Array, key: Array) -> Array:
+def stochastically_rounded(leaf: Array, key: Array) -> Array:
     """Round float32 to bfloat16, up or down in proportion to the nearness.
 
     A second moment decays by a thousandth a step, which is less than half a bit of bfloat16: rounded to the nearest, it

@@ -16,6 +16,7 @@ from jaxtyping import Float, Int
 from routerjax.errors import InputError
 from routerjax.likelihoods import COLLECTION, Likelihood
 from routerjax.scoring import apply_module
+from routerjax.training.optimizer import stochastically_rounded
 from routerjax.training.parallel import Wrapper
 from routerjax.training.state import TrainState, noise_streams
 from routerjax.typing import Array, PreferenceBatch, PyTree, Variables
@@ -113,13 +114,30 @@ def make_update(
             sums = jax.lax.psum(sums, axis_name)
         gradient = jax.tree.map(lambda leaf: leaf / weight_per_step, sums.gradient)
         updates, opt_state = optimizer.update(gradient, state.opt_state, state.trained)
-        state = state.replace(
-            step=state.step + 1, trained=optax.apply_updates(state.trained, updates), opt_state=opt_state
-        )
+        trained = _updated(state.trained, updates, state.step)
+        state = state.replace(step=state.step + 1, trained=trained, opt_state=opt_state)
         norm = optax.tree.norm(gradient)
         return state, {"loss_sum": sums.loss, "weight_sum": sums.weight, "gradient_norm": norm}
 
     return update
+
+
+def _updated(params: PyTree, updates: PyTree, step: Array) -> PyTree:
+    """Add updates; to parameters in bfloat16 rounded up or down at random, in the same way wherever they are.
+
+    Most updates are less than half a bit of a parameter in bfloat16: rounded to the nearest, it would stay where it is.
+    """
+    leaves, structure = jax.tree.flatten(params)
+    if all(leaf.dtype != jnp.bfloat16 for leaf in leaves):
+        return optax.apply_updates(params, updates)
+    keys = jax.random.split(jax.random.fold_in(jax.random.key(1), step), len(leaves))
+
+    def updated(param: Array, update: Array, key: Array) -> Array:
+        if param.dtype != jnp.bfloat16:
+            return param + update.astype(param.dtype)
+        return stochastically_rounded(param.astype(jnp.float32) + update.astype(jnp.float32), key)
+
+    return structure.unflatten(map(updated, leaves, structure.flatten_up_to(updates), keys))
 
 
 def step_key(key: Array, state: TrainState, *, axis_name: str | None = None) -> Array:
