@@ -82,8 +82,9 @@ def grounded_rao_kupper_log_prob(
         tie: any real; the higher, the likelier are ties of good answers.
 
     Example:
-        >>> jnp.exp(grounded_rao_kupper_log_prob(jnp.zeros(()), jnp.zeros(()), jnp.zeros(()))).round(4).tolist()
-        [0.25, 0.16670000553131104, 0.25, 0.33329999446868896]
+        >>> zero = jnp.zeros(())
+        >>> [round(float(prob), 4) for prob in jnp.exp(grounded_rao_kupper_log_prob(zero, zero, zero))]
+        [0.25, 0.1667, 0.25, 0.3333]
 
     Reference:
         Frick et al., "Prompt-to-Leaderboard", arXiv 2502.14855; the loss ``bag`` of its code, without its clipping of

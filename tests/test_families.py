@@ -20,7 +20,7 @@ WIDTH = 6
 
 def config(folder: Path, *, family: str, **router: object) -> ExperimentConfig:
     """40 prompts with three battles each; with two models where the loss is of a pair."""
-    num_models = 2 if router.get("loss") == "three_labels" else 3
+    num_models = 2 if LIKELIHOODS[str(router.get("loss", "bradley_terry"))].is_of_one_pair else 3
     rng = np.random.default_rng(0)
     embedding = rng.standard_normal((40, WIDTH)).astype(np.float32)
     prompts = [f"prompt number {row}" for row in range(40) for _ in range(3)]

@@ -247,7 +247,7 @@ def _embed(
     if isinstance(featurizer, TokenFeaturizer):
         if isinstance(featurizer.encoder, Decoder):
             logger.info(
-                "no nearest-neighbour control: embeddings of a frozen decoder cost as much as training on them; train a "
+                "no nearest-neighbour control: embeddings of a decoder cost as much as training it; train a "
                 "router of family knn on a sentence encoder for one"
             )
             return featurizer, None
