@@ -70,9 +70,10 @@ def test_from_battles_to_a_bundle(tmp_path: Path, family: str, router: dict[str,
     np.testing.assert_allclose(win_prob, expected, atol=1e-6)
     has_ties = loaded.likelihood.name != "bradley_terry"
     assert (outcome[:, 1] > 0).all() == has_ties
-    columns = 3 if loaded.likelihood.name == "three_labels" else len(loaded.models)
-    assert loaded.scores(embeddings).shape == (40, columns)
-    if loaded.likelihood.name != "three_labels":
+    is_of_one_pair = loaded.likelihood.is_of_one_pair
+    columns = loaded.likelihood.output_names(loaded.models) if is_of_one_pair else loaded.models
+    assert loaded.scores(embeddings).shape == (40, len(columns))
+    if not is_of_one_pair:
         other = loaded.win_prob(embeddings, "small", "big")
         opposite = 1 - win_prob if loaded.likelihood.readout == "half_tie" else outcome[:, 2]
         np.testing.assert_allclose(other, opposite, atol=1e-5)
