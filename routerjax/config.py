@@ -20,7 +20,7 @@ Truncation = Literal["left", "right", "middle"]
 """Part of a text with too many tokens that is left out: its beginning, its end, or its middle."""
 
 Pooling = Literal["cls", "max", "mean", "mean_sqrt_len_tokens", "weightedmean", "lasttoken"]
-"""How the hidden states of tokens become one vector."""
+"""Name of the way in which the hidden states of tokens become one vector."""
 
 Count = Annotated[int, Interval(ge=1, le=2**31 - 1)]
 Whole = Annotated[int, Interval(ge=0, le=2**31 - 1)]
@@ -127,11 +127,12 @@ class FeatureConfig(_Settings):
         featurizer: kind of a featurizer of another package, in ``routerjax.features.FEATURIZERS``, in place of an
             encoder; ``attributes`` are its own.
         embeddings: a .npy or .parquet file of given embeddings instead of an encoder's own.
-        train_encoder: fine-tune the encoder with the router, which then stores it; the family ``bert`` always does.
+        train_encoder: fine-tune the encoder with the router, which then stores it; the families ``bert`` and ``causal``
+            always do.
         encoder_attributes: of an encoder that is trained, other than its files say: ``dropout_rate``,
             ``attention_dropout_rate``, ``dtype`` (``bfloat16`` trains in it), ``remat``, ``scan_layers``; of a decoder
-            also ``param_dtype``, ``remat_policy``, ``unroll``, and ``lora_rank``, ``lora_alpha``,
-            ``lora_rank_stabilized``, ``lora_targets``, see :class:`routerjax.models.DecoderConfig`.
+            ``attention_dropout_rate``, ``dtype``, ``param_dtype``, ``remat``, ``remat_policy``, ``lora_rank``,
+            ``lora_alpha``, ``lora_rank_stabilized`` and ``lora_targets``, see :class:`routerjax.models.DecoderConfig`.
         dollars_per_million_tokens: an endpoint's price, for the cost that is logged.
     """
 

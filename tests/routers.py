@@ -90,8 +90,8 @@ def tiny_text_router(
         save_tiny_decoder(source) if family == "causal" else save_tiny_encoder(source)
     reads_text = find_family(family).reads_text
     featurizer = features.load_tokens(source, max_length=48, chosen=chosen, embeds=not reads_text).for_scoring()
-    models = ("big", "small") if loss == "three_labels" else NAMES
     likelihood = make_likelihood(loss, readout=readout)
+    models = ("big", "small") if likelihood.is_of_one_pair else NAMES
     module = find_family(family).make_module(
         num_outputs=len(likelihood.output_names(models)), attributes=attributes or {}, featurizer=featurizer
     )

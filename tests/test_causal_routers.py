@@ -1,5 +1,6 @@
 """Causal language models as routers: templates, padding, adapters, layers, and a run from the command line."""
 
+import dataclasses
 import json
 from pathlib import Path
 
@@ -12,6 +13,8 @@ from routerjax.cli import main
 from routerjax.config import FeatureConfig
 from routerjax.families import CAUSAL, pretrained_variables
 from routerjax.features import load_tokens, open_featurizer
+from routerjax.formats.golden import golden_query
+from routerjax.pretrained import read_encoder
 from tests.decoders import save_tiny_decoder
 from tests.encoders import TEXTS
 from tests.routers import tiny_text_router
@@ -53,6 +56,8 @@ def test_the_chat_template_of_the_tokenizer(folder: Path) -> None:
             "features.instruction is a turn of a chat template: set features.template=chat",
         ),
         ({"template": "{prompt} " + "what " * 40}, "max_length must be at least the 40 tokens of the template"),
+        ({"template": "what{prompt}"}, "the tokenizer joins the prompt with the template around it.*got 'what'"),
+        ({"pooling": "mean"}, "features.pooling='mean' is of embeddings, and this family has a head of its own"),
         ({"layer": 4}, "features.layer must be at most the encoder's 3 layers, got 4"),
         ({"encoder_attributes": {"scan_layers": True}}, "of llama takes attention_dropout_rate, .*got 'scan_layers'"),
         (
@@ -113,6 +118,7 @@ def test_a_run_from_the_command_line(folder: Path, arena: Path, tmp_path: Path) 
     assert main(["train", str(arena / "config.py"), "--set", *settings, "--output", str(tmp_path / "run")]) == 0
     router = load_router(tmp_path / "run" / "router")
     assert np.ptp(router.win_prob(TEXTS)) > 0
+    assert {path.name for path in (tmp_path / "run").iterdir()} == {"config.json", "router", "training"}  # no control
     trained = router.variables["params"]["encoder"]["layers"]["query"]["lora_b"]
     assert np.abs(trained).max() > 0
     assert json.loads((tmp_path / "run" / "router" / "router.json").read_text())["family"] == "causal"
@@ -130,3 +136,34 @@ def test_a_router_in_bfloat16_is_stored_and_scored_in_it(tmp_path: Path, chosen:
     wide = tiny_text_router(tmp_path, family="causal", chosen=chosen)
     np.testing.assert_allclose(loaded.win_prob(TEXTS), wide.win_prob(TEXTS), rtol=0, atol=0.05)
     formats.export(loaded, tmp_path / "bundle", "stablehlo")
+
+
+def test_layers_of_a_kind_that_is_not_computed_are_refused(tmp_path: Path) -> None:
+    folder = save_tiny_decoder(tmp_path / "decoder", model_type="qwen3")
+    config = json.loads((folder / "config.json").read_text())
+    kinds = ["full_attention", "chunked_attention", "full_attention"]
+    (folder / "config.json").write_text(json.dumps({**config, "layer_types": kinds}))
+    with pytest.raises(InputError, match="layer_types must be of sliding_attention, full_attention, got 'chunked_att"):
+        read_encoder(folder)
+
+
+def test_long_prompts_are_padded_to_the_next_of_a_few_lengths(tmp_path: Path) -> None:
+    folder = save_tiny_decoder(tmp_path / "decoder", max_position_embeddings=4096)
+    tokenizer = load_tokens(folder, max_length=2000).tokenizer
+    (batch,) = tokenizer.batches(tokenizer.token_ids(["poem " * 600]))
+    assert batch[1]["token_ids"].shape == (1, 768)
+    assert tokenizer.lengths[-4:] == (768, 1024, 1536, 2000)
+
+
+@pytest.mark.parametrize("length", [900, 4097])
+def test_an_export_is_compared_on_a_prompt_that_is_cut(
+    tmp_path: Path, length: int, caplog: pytest.LogCaptureFixture
+) -> None:
+    folder = save_tiny_decoder(tmp_path / "encoder", max_position_embeddings=8192)
+    router = tiny_text_router(tmp_path, family="causal")
+    router = dataclasses.replace(router, featurizer=load_tokens(folder, max_length=length))
+    with caplog.at_level("INFO"):
+        prompts = golden_query(router)
+    is_cut = router.featurizer.tokenizer.read(prompts).is_cut
+    assert is_cut.tolist() == [False] * (len(prompts) - 1) + [length == 900]
+    assert ("no prompt of the comparison is cut" in caplog.text) == (length > 900)

@@ -21,6 +21,7 @@ from routerjax.models import (
     SentenceEmbedding,
     describe_encoder,
     encoder_sizes,
+    example_tokens,
     stack_layers,
 )
 from routerjax.pretrained import (
@@ -72,9 +73,8 @@ def _with_stored_decoder(module: nn.Module, decoder: Decoder, folder: Path, key:
     def split(variables: Variables) -> tuple[PyTree, Variables]:
         """The decoder's weights, and the variables without them."""
         flat = flax.traverse_util.flatten_dict(dict(variables))
-        is_decoder = {
-            path: path[: depth + 1] == (home, *["encoder"] * depth) and path[-1] not in ADDED for path in flat
-        }
+        top = (home, *["encoder"] * depth)
+        is_decoder = {path: path[: len(top)] == top and path[-1] not in ADDED for path in flat}
         weights = {("encoder", *path[depth + 1 :]): leaf for path, leaf in flat.items() if is_decoder[path]}
         others = {path: leaf for path, leaf in flat.items() if not is_decoder[path]}
         return flax.traverse_util.unflatten_dict(weights), flax.traverse_util.unflatten_dict(others)
@@ -135,8 +135,7 @@ def _stacked(params: PyTree, encoder: BertEncoder) -> PyTree:
 
 
 def _variables(module: nn.Module, key: Array) -> Variables:
-    example = {name: jnp.zeros((1, 2), jnp.int32) for name in ("token_ids", "attention_mask")}
-    return nn.meta.unbox(module.init(key, example))
+    return nn.meta.unbox(module.init(key, example_tokens()))
 
 
 def _init(module: nn.Module, key: Array) -> PyTree:

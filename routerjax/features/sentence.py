@@ -1,4 +1,4 @@
-"""Sentence encoders: text to embeddings with a frozen pretrained BERT, in a few static shapes."""
+"""Sentence encoders: text to embeddings with a frozen pretrained encoder, in a few static shapes."""
 
 from __future__ import annotations
 
@@ -32,6 +32,7 @@ from routerjax.models import (
     SentenceEmbedding,
     describe_encoder,
     encoder_sizes,
+    example_tokens,
     make_encoder,
     up_to_layer,
 )
@@ -232,7 +233,7 @@ def load_encoder(
     pooling: Pooling | None = None,
     layer: int | None = None,
 ) -> SentenceFeaturizer:
-    """Load a sentence encoder of the BERT family, as sentence-transformers saves it.
+    """Load a sentence encoder, as sentence-transformers saves it: of the BERT family, or a decoder.
 
     Its modules are followed: pooling, dense layers, norms, lower case, and the prompt that the library puts before
     each text by default. A plain encoder without ``modules.json`` is read as the library reads it: by the mean.
@@ -329,8 +330,7 @@ def _folders(modules: SentenceModules) -> list[Path]:
 
 
 def _read_params(modules: SentenceModules, module: SentenceEmbedding) -> PyTree:
-    example = {name: jnp.zeros((1, 2), jnp.int32) for name in ("token_ids", "attention_mask")}
-    expected = nn.meta.unbox(jax.eval_shape(module.init, jax.random.key(0), example))["params"]
+    expected = nn.meta.unbox(jax.eval_shape(module.init, jax.random.key(0), example_tokens()))["params"]
     names = encoder_names(describe_encoder(module.encoder))
     params = read_weights(modules.transformer, names, {"encoder": expected["encoder"]})
     for place, layer in enumerate(modules.layers):

@@ -27,6 +27,7 @@ from routerjax.models import (
     SentenceEmbedding,
     describe_encoder,
     encoder_sizes,
+    example_tokens,
     for_scoring,
     make_encoder,
     up_to_layer,
@@ -149,7 +150,7 @@ class TokenFeaturizer(Featurizer):
 
     def example(self) -> dict[str, jax.ShapeDtypeStruct]:
         """Shapes of the query of one prompt of two tokens."""
-        return {name: jax.ShapeDtypeStruct((1, 2), np.int32) for name in ("token_ids", "attention_mask")}
+        return jax.eval_shape(example_tokens)
 
     def require_sizes(self, numbers: int, where: str) -> None:
         """Refuse an encoder of more numbers than a router holds; see :func:`routerjax.pretrained.require_sizes`."""
@@ -223,7 +224,7 @@ def load_tokens(
     layer: int | None = None,
     template: ChatTemplate = NO_TEMPLATE,
 ) -> TokenFeaturizer:
-    """Featurizer of a pretrained folder of the BERT family, whose encoder is to be trained with a router.
+    """Featurizer of a pretrained folder, whose encoder is to be trained with a router.
 
     Args:
         source: a folder with ``config.json`` and ``tokenizer.json``, or with ``modules.json``, which says where they
@@ -238,8 +239,7 @@ def load_tokens(
 
     Raises:
         InputError: damaged, of another architecture, or with layers after the pooling that have weights; or a choice
-            that is none of dropout_rate, attention_dropout_rate, dtype, remat, scan_layers, of another type or out of
-            range.
+            that the encoder has not, of another type or out of range.
     """
     folder = locate(source)
     modules = read_sentence_modules(folder) if embeds else SentenceModules(transformer=transformer_folder(folder))

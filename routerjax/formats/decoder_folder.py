@@ -14,11 +14,12 @@ import jax.numpy as jnp
 import numpy as np
 import safetensors
 
+from routerjax.config import AttributeValue
 from routerjax.errors import InputError
 from routerjax.families import CAUSAL
 from routerjax.features import TokenFeaturizer, load_tokens
 from routerjax.formats.tokenizer_folder import padding_token, tokenizer_files
-from routerjax.models import CausalRouter, Decoder, describe_encoder, merge_adapters
+from routerjax.models import CausalRouter, Decoder, describe_encoder, example_tokens, merge_adapters
 from routerjax.pretrained import (
     decoder_class,
     decoder_json,
@@ -55,6 +56,15 @@ def require_whole(router: Router) -> None:
     """Refuse a decoder of the lowest layers alone: other programs would normalise what comes of them."""
     if not cast(CausalRouter, router.module).encoder.config.final_norm:
         raise InputError("the router reads a lower layer (features.layer), which this format has no place for")
+
+
+def require_no_bias(router: Router, whose: str) -> None:
+    """Refuse a linear head whose bias is not 0: a classifier of transformers on a decoder has none."""
+    if np.any(np.asarray(router.variables["params"].get("classifier", {}).get("bias", 0.0))):
+        raise InputError(
+            f"{whose} on a decoder have no bias, and the router's is not 0: export it as p2l or stablehlo, or train "
+            "with the router attribute use_bias=False"
+        )
 
 
 def num_new_labels(module: CausalRouter) -> int:
@@ -136,11 +146,19 @@ def weights_content(tensors: Mapping[str, np.ndarray]) -> bytes:
     return tensor_bytes(tensors, {"format": "pt"})
 
 
-def load_decoder_tokens(source: str | os.PathLike[str]) -> TokenFeaturizer:
-    """Featurizer of a decoder's folder; weights that its configuration calls bfloat16 are stored and scored in that."""
+def load_decoder_tokens(
+    source: str | os.PathLike[str], chosen: Mapping[str, AttributeValue] | None = None
+) -> TokenFeaturizer:
+    """Featurizer of a decoder's folder; weights that its configuration calls bfloat16 are stored and scored in that.
+
+    Args:
+        source: see :func:`routerjax.features.load_tokens`.
+        chosen: attributes of the encoder besides.
+    """
     config = read_json(locate(source) / "config.json", dict)
     dtype = config.get("dtype", config.get("torch_dtype"))
-    return load_tokens(source, chosen={"param_dtype": "bfloat16", "dtype": "bfloat16"} if dtype == "bfloat16" else {})
+    types = dict.fromkeys(("param_dtype", "dtype"), "bfloat16") if dtype == "bfloat16" else {}
+    return load_tokens(source, chosen={**types, **(chosen or {})})
 
 
 def read_tensors(folder: Path, module: nn.Module, head: Mapping[str, str], layers: PyTree) -> PyTree:
@@ -193,8 +211,7 @@ def _read(folder: Path, decoder: Decoder, head: Mapping[str, str], shapes: PyTre
 
 
 def _shapes(module: nn.Module) -> PyTree:
-    example = {name: jnp.zeros((1, 2), jnp.int32) for name in ("token_ids", "attention_mask")}
-    return nn.meta.unbox(jax.eval_shape(module.init, jax.random.key(0), example))["params"]
+    return nn.meta.unbox(jax.eval_shape(module.init, jax.random.key(0), example_tokens()))["params"]
 
 
 def _dtype(router: Router) -> np.dtype:

@@ -89,7 +89,7 @@ FORMATS: Registry[type[Format]] = Registry(
         "routellm-bert": "routerjax.formats.routellm:Classifier",
         "routellm-causal": "routerjax.formats.routellm_causal:CausalClassifier",
         "p2l": "routerjax.formats.p2l:PromptToLeaderboard",
-        "peft": "routerjax.formats.peft:Adapters",
+        "peft": "routerjax.formats.peft:PeftAdapters",
     },
 )
 """Formats by name; a package adds its own by an entry point ``routerjax.formats``."""
@@ -182,7 +182,7 @@ def export(
     with artefact_precision():
         query = golden_query(router, prompts)
         is_text = isinstance(query, Sequence)
-        default = f"{len(query)} prompts of its own, a long one to be cut among them" if is_text else "embeddings"
+        default = f"{len(query)} prompts of its own, a long one among them" if is_text else "embeddings"
         compared = default if prompts is None else "the given prompts"
         logger.info("exporting, and comparing with the router on %s", compared)
         with new_directory(path) as folder:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import functools
+import logging
 from collections.abc import Sequence
 from contextlib import AbstractContextManager
 from dataclasses import dataclass
@@ -21,6 +22,8 @@ from routerjax.router import Router
 from routerjax.scoring import apply_module
 from routerjax.typing import Array
 
+logger = logging.getLogger(__name__)
+
 NUM_GOLDEN = 48
 NUM_COMPARED = 8
 """Prompts whose scores are compared by a format that is read again: the last ones."""
@@ -38,10 +41,17 @@ def artefact_precision() -> AbstractContextManager[object]:
     return jax.default_matmul_precision("highest")
 
 
-def golden_prompts() -> tuple[str, ...]:
-    """Prompts of the simulated arena, and one longer than any encoder takes."""
+LONGEST_GOLDEN = 4096
+"""Tokens of the longest prompt that an export is compared on: what attends to more of them takes minutes."""
+
+
+def golden_prompts(max_length: int = 512) -> tuple[str, ...]:
+    """Prompts of the simulated arena, and one of more tokens than ``max_length``, where that is at most 4,096."""
     prompts = simulate_arena(num_prompts=NUM_GOLDEN, num_test_prompts=1, seed=0).preferences.unique_prompts
-    return (*prompts, " ".join(prompts))
+    longest = " ".join(prompts)
+    # A word is a token or more.
+    times = 1 + (max_length // len(longest.split()) if max_length <= LONGEST_GOLDEN else 0)
+    return (*prompts, " ".join([longest] * times))
 
 
 def golden_outputs(router: Router, query: Sequence[str] | Embeddings, tolerance: float) -> dict[str, np.ndarray]:
@@ -123,8 +133,11 @@ def golden_query(router: Router, prompts: Sequence[str] | None = None) -> list[s
     Raises:
         InputError: prompts are given for a router that takes embeddings.
     """
-    if router.featurizer.text_function() is not None:
-        return list(golden_prompts() if prompts is None else prompts)
+    reading = router.featurizer.text_function()
+    if reading is not None:
+        if prompts is None and reading.tokenizer.max_length > LONGEST_GOLDEN:
+            logger.info("no prompt of the comparison is cut: the router reads %d tokens", reading.tokenizer.max_length)
+        return list(golden_prompts(reading.tokenizer.max_length) if prompts is None else prompts)
     if prompts is not None:
         raise InputError("golden prompts were given, but this router is exported for embeddings, not text")
     embedding = np.random.default_rng(0).standard_normal((NUM_GOLDEN, router.featurizer.width)).astype(np.float32)

@@ -10,7 +10,6 @@ from pathlib import Path
 from typing import cast
 
 import jax
-import numpy as np
 
 from routerjax.errors import InputError, VerificationError
 from routerjax.families import BERT, CAUSAL
@@ -22,6 +21,7 @@ from routerjax.formats.decoder_folder import (
     linear_tensors,
     load_decoder_tokens,
     merged,
+    require_no_bias,
     require_whole,
     weights_content,
 )
@@ -121,12 +121,7 @@ class HuggingFace(ReadableFormat, WritableFormat):
         require_threshold_policy(router.policy)
         if isinstance(router.module, CausalRouter):
             require_whole(router)
-            bias = router.variables["params"].get("classifier", {}).get("bias", np.zeros(1))
-            if np.any(np.asarray(bias)):
-                raise InputError(
-                    "classifiers of transformers on a decoder have no bias, and the router's is not 0: export it as "
-                    "p2l or stablehlo, or train with the router attribute use_bias=False"
-                )
+            require_no_bias(router, "classifiers of transformers")
         elif router.module.head != "architecture":
             raise InputError(
                 f"transformers has no classifier with the head {router.module.head!r}; train with the router attribute "

@@ -66,8 +66,14 @@ def require_no_params(likelihood: Likelihood) -> None:
 def require_threshold_policy(policy: Policy) -> Threshold:
     """Raise InputError for a policy that is no threshold for one pair of models."""
     if not isinstance(policy, Threshold):
-        raise InputError(f"Hugging Face's format holds the policy {Threshold.name}, got {policy.name!r}")
+        raise InputError(f"this format holds the policy {Threshold.name}, got {policy.name!r}")
     return policy
+
+
+def warn_of_threshold(router: Router, format: str) -> None:
+    """Log that a format has no place for the router's threshold, if it has one."""
+    if router.policy.chooses:
+        logger.warning("%s has no place for the threshold %s: it is left out", format, router.threshold)
 
 
 def router_settings(router: Router, weights_sha256: str) -> HfSettings:

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import dataclasses
 import json
-import logging
 import os
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -28,7 +27,7 @@ from routerjax.formats.decoder_folder import (
 )
 from routerjax.formats.format import ReadableFormat, WritableFormat
 from routerjax.formats.golden import compare_scores
-from routerjax.formats.hf_settings import require_threshold_policy
+from routerjax.formats.hf_settings import require_threshold_policy, warn_of_threshold
 from routerjax.formats.tokenizer_folder import json_bytes, tokenizer_files
 from routerjax.likelihoods import make_likelihood
 from routerjax.models import CausalRouter
@@ -45,8 +44,6 @@ from routerjax.pretrained import (
 )
 from routerjax.router import Router
 from routerjax.typing import PyTree
-
-logger = logging.getLogger(__name__)
 
 MODELS_FILE, TRAINING_FILE = "model_list.json", "training_config.json"
 LOSSES = {
@@ -163,8 +160,7 @@ class PromptToLeaderboard(ReadableFormat, WritableFormat):
         plain = merged(router)
         featurizer = cast(TokenFeaturizer, plain.featurizer)
         loss = next(theirs for theirs, ours in LOSSES.items() if ours == plain.likelihood.name)
-        if router.policy.chooses:
-            logger.warning("p2l has no place for the threshold %s: it is left out", router.threshold)
+        warn_of_threshold(router, self.name)
         layers = _split(plain.variables["params"]["classifier"], len(plain.models))
         tensors = linear_tensors(plain, layers, _names(layers))
         files = {

@@ -10,18 +10,17 @@ from typing import Any, cast
 
 import jax
 import jax.numpy as jnp
-import numpy as np
 
 from routerjax.errors import InputError
 from routerjax.families import CAUSAL, pretrained_variables
-from routerjax.features import Embeddings, TokenFeaturizer, load_tokens
-from routerjax.formats.decoder_folder import require_whole
+from routerjax.features import Embeddings, TokenFeaturizer
+from routerjax.formats.decoder_folder import load_decoder_tokens, require_no_bias, require_whole
 from routerjax.formats.format import ReadableFormat, WritableFormat
 from routerjax.formats.golden import compare_scores
-from routerjax.formats.hf_settings import require_threshold_policy
-from routerjax.formats.tokenizer_folder import json_bytes
+from routerjax.formats.hf_settings import require_threshold_policy, warn_of_threshold
+from routerjax.formats.tokenizer_folder import json_bytes, padding_token
 from routerjax.likelihoods import BRADLEY_TERRY, BradleyTerry
-from routerjax.models import CausalRouter
+from routerjax.models import CausalRouter, DecoderConfig
 from routerjax.policies import Threshold
 from routerjax.pretrained import (
     TARGET_MODULES,
@@ -34,6 +33,7 @@ from routerjax.pretrained import (
     tensor_bytes,
 )
 from routerjax.router import Router
+from routerjax.typing import PyTree
 from routerjax.validation import coerce
 
 CONFIG, WEIGHTS = "adapter_config.json", "adapter_model.safetensors"
@@ -45,7 +45,7 @@ PLAIN_STARTS = (True, False, None, "gaussian")
 
 
 @dataclass(frozen=True, kw_only=True)
-class Adapters(ReadableFormat, WritableFormat):
+class PeftAdapters(ReadableFormat, WritableFormat):
     """A folder that ``PeftModel.from_pretrained`` puts on ``AutoModelForSequenceClassification`` of the base.
 
     It has the adapters and the head of a causal router; the base is the folder that its encoder came from. It says
@@ -96,19 +96,19 @@ class Adapters(ReadableFormat, WritableFormat):
             "lora_rank_stabilized": bool(config.get("use_rslora")),
             "lora_targets": tuple(ours for theirs, ours in TARGET_MODULES.items() if theirs in modules),
         }
-        return _load(folder, load_tokens(base, chosen=chosen), self.models or (strong, weak), Threshold(strong, weak))
+        return _load(folder, load_decoder_tokens(base, chosen), self.models or (strong, weak), Threshold(strong, weak))
 
     def require_form(self, router: Router) -> None:
         """Refuse all but adapters under a linear head without a bias."""
         module = router.module
         if not isinstance(module, CausalRouter) or not module.encoder.config.lora_rank:
             raise InputError("peft holds low-rank adapters of a causal router (features.encoder_attributes.lora_rank)")
-        bias = router.variables["params"].get("classifier", {}).get("bias", np.zeros(1))
-        if module.head != "linear" or np.any(np.asarray(bias)):
+        if module.head != "linear":
             raise InputError(
                 "peft holds the head of a classifier, which is linear without a bias: train with the router attributes "
                 "head='linear' and use_bias=False"
             )
+        require_no_bias(router, "classifiers of peft")
         if not isinstance(router.likelihood, BradleyTerry) or "calibration" in router.variables:
             raise InputError("peft has a place for scores of models alone: for no other loss, and no calibration")
         require_threshold_policy(router.policy)
@@ -117,6 +117,7 @@ class Adapters(ReadableFormat, WritableFormat):
     def write(self, router: Router, folder: Path, query: Sequence[str] | Embeddings) -> None:
         """Write the configuration and the weights."""
         del query
+        warn_of_threshold(router, self.name)
         module, params = cast(CausalRouter, router.module), router.variables["params"]
         decoder = module.encoder.config
         settings = {
@@ -132,11 +133,10 @@ class Adapters(ReadableFormat, WritableFormat):
             "inference_mode": True,
             **PLAIN,
         }
-        layers = {
-            name: {part: {"kernel": params["encoder"]["layers"][name][part]} for part in ("lora_a", "lora_b")}
-            for name in decoder.lora_targets
+        tree = {
+            "layers": _adapters(params["encoder"], decoder),
+            "classifier": {"kernel": params["classifier"]["kernel"]},
         }
-        tree = {"layers": layers, "classifier": {"kernel": params["classifier"]["kernel"]}}
         names = adapter_names(decoder.lora_targets, decoder.num_layers, HEAD)
         (folder / CONFIG).write_bytes(json_bytes(settings))
         (folder / WEIGHTS).write_bytes(tensor_bytes(publish_weights(tree, names), {"format": "pt"}))
@@ -149,11 +149,23 @@ class Adapters(ReadableFormat, WritableFormat):
 
     def usage(self, router: Router, path: Path) -> str:
         """The class of PEFT that loads it."""
-        base = cast(TokenFeaturizer, router.featurizer).source
+        featurizer = cast(TokenFeaturizer, router.featurizer)
+        labels, text = ", ".join(router.models), featurizer.template.render("PROMPT")
+        keeps = {"left": "last", "right": "first"}.get(featurizer.truncation, "first and last")
+        settings = f"num_labels={len(router.models)}, pad_token_id={padding_token(featurizer)[0]}"
         return (
-            f"PeftModel.from_pretrained(AutoModelForSequenceClassification.from_pretrained({base!r}, "
-            f"num_labels={len(router.models)}), {str(path)!r}) loads it; its labels are {', '.join(router.models)}"
+            f"PeftModel.from_pretrained(AutoModelForSequenceClassification.from_pretrained({featurizer.source!r}, "
+            f"{settings}), {str(path)!r}) loads it; its labels are {labels}, and its texts {text!r}, of which it reads "
+            f"the {keeps} {featurizer.max_length} tokens"
         )
+
+
+def _adapters(encoder: PyTree, decoder: DecoderConfig) -> PyTree:
+    """Matrices of the adapters of a decoder's parameters, named so that they are transposed as kernels are."""
+    layers = encoder["layers"]
+    return {
+        name: {part: {"kernel": layers[name][part]} for part in ("lora_a", "lora_b")} for name in decoder.lora_targets
+    }
 
 
 def _load(folder: Path, featurizer: TokenFeaturizer, models: tuple[str, ...], policy: Threshold) -> Router:
@@ -164,13 +176,7 @@ def _load(folder: Path, featurizer: TokenFeaturizer, models: tuple[str, ...], po
     decoder = module.encoder.config
     variables = pretrained_variables(module, locate(featurizer.source), jax.random.key(0))
     params = variables["params"]
-    shapes = {
-        "layers": {
-            name: {part: {"kernel": params["encoder"]["layers"][name][part]} for part in ("lora_a", "lora_b")}
-            for name in decoder.lora_targets
-        },
-        "classifier": params["classifier"],
-    }
+    shapes = {"layers": _adapters(params["encoder"], decoder), "classifier": params["classifier"]}
     names = adapter_names(decoder.lora_targets, decoder.num_layers, HEAD)
     read = read_weights(folder / WEIGHTS, names, shapes)
     layers = {

@@ -20,7 +20,7 @@ from routerjax.formats.decoder_folder import (
 )
 from routerjax.formats.format import ReadableFormat, WritableFormat
 from routerjax.formats.golden import compare_scores
-from routerjax.formats.hf_settings import is_language_model
+from routerjax.formats.hf_settings import is_language_model, warn_of_threshold
 from routerjax.formats.tokenizer_folder import json_bytes
 from routerjax.likelihoods import FiveRatings
 from routerjax.models import CausalRouter
@@ -109,6 +109,7 @@ class CausalClassifier(ReadableFormat, WritableFormat):
     def write(self, router: Router, folder: Path, query: Sequence[str] | Embeddings) -> None:
         """Write the configuration, the weights and the tokenizer's files."""
         del query
+        warn_of_threshold(router, self.name)
         config, weights, files = language_model_files(merged(router), RATINGS)
         for name, content in {**files, "config.json": json_bytes(config), "model.safetensors": weights}.items():
             (folder / name).write_bytes(content)

@@ -69,7 +69,7 @@ class Resamples:
 
 
 RESAMPLES = Resamples()
-"""As many as is usual."""
+"""Number of resamples, as many as is usual."""
 
 
 class Interval(NamedTuple):

@@ -12,12 +12,13 @@ from routerjax.models.bert import BertRouter
 from routerjax.models.bert_encoder import BertEncoder, stack_layers, unstack_layers
 from routerjax.models.causal import CausalRouter
 from routerjax.models.clusters import Clusters, nearest_centroid
-from routerjax.models.decoder import Decoder, DecoderConfig, last_token
+from routerjax.models.decoder import Decoder, DecoderConfig
 from routerjax.models.decoder_layers import FROZEN
 from routerjax.models.encoders import (
     Encoder,
     describe_encoder,
     encoder_sizes,
+    example_tokens,
     for_scoring,
     make_encoder,
     typed_choices,
@@ -55,8 +56,8 @@ __all__ = [
     "battle_tiers",
     "describe_encoder",
     "encoder_sizes",
+    "example_tokens",
     "for_scoring",
-    "last_token",
     "make_encoder",
     "merge_adapters",
     "nearest_centroid",

@@ -33,7 +33,7 @@ def merge_adapters(variables: Variables, config: DecoderConfig) -> tuple[Variabl
         if path[-1] == "kernel" and (*path[:-1], "lora_a") in params:
             low, high = (jnp.asarray(params.pop((*path[:-1], name))) for name in ("lora_a", "lora_b"))
             change = jnp.matmul(low, high, precision="highest")
-            leaf = (jnp.asarray(leaf, jnp.float32) + config.adapters.scale * change).astype(config.param_dtype)
+            leaf = (jnp.asarray(leaf, jnp.float32) + config.lora_scale * change).astype(config.param_dtype)
         params[path] = leaf
     others = {name: leaves for name, leaves in variables.items() if name != FROZEN}
     return {**others, "params": flax.traverse_util.unflatten_dict(params)}, dataclasses.replace(config, lora_rank=0)

@@ -8,8 +8,8 @@ import flax.linen as nn
 import jax.numpy as jnp
 from jaxtyping import Array, Float
 
-from routerjax.models.decoder import Decoder, last_token
-from routerjax.models.layers import dense
+from routerjax.models.decoder import Decoder
+from routerjax.models.layers import dense, last_token
 from routerjax.typing import Query
 
 

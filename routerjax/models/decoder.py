@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import functools
+import math
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, Literal
@@ -18,7 +19,6 @@ from routerjax.models.decoder_layers import (
     FLOAT32,
     FROZEN,
     PROJECTIONS,
-    Adapters,
     Linear,
     RmsNorm,
     rotary_frequencies,
@@ -65,8 +65,9 @@ class DecoderConfig:
         final_norm: normalise the last hidden states; false where a lower layer is pooled.
         attention_dropout_rate: of the attention weights in training.
         initializer_range: standard deviation of initial weights.
-        lora_rank, lora_alpha, lora_rank_stabilized, lora_targets: low-rank adapters, see
-            :class:`routerjax.models.decoder_layers.Adapters`; a rank of 0 trains the weights themselves.
+        lora_rank: of adapters, which alone are trained; 0 trains the weights themselves.
+        lora_alpha: adapters count ``alpha / rank``; lora_rank_stabilized: ``alpha / sqrt(rank)`` (arXiv 2312.03732).
+        lora_targets: projections that have adapters.
         added_tokens: tokens after the vocabulary, with embeddings that are trained even where adapters are.
         tie_embeddings: the files have the token table as the output layer, too; its rows are the logits' weights.
         logit_cap: the logits of tokens become ``cap * tanh(logit / cap)``; 0 leaves them as they are.
@@ -117,14 +118,10 @@ class DecoderConfig:
     unroll: Count = 1
 
     @property
-    def adapters(self) -> Adapters:
-        """Low-rank adapters of the projections."""
-        return Adapters(
-            rank=self.lora_rank,
-            alpha=self.lora_alpha,
-            rank_stabilized=self.lora_rank_stabilized,
-            targets=self.lora_targets,
-        )
+    def lora_scale(self) -> float:
+        """Factor of the adapters."""
+        rank = max(self.lora_rank, 1)
+        return self.lora_alpha / (math.sqrt(rank) if self.lora_rank_stabilized else rank)
 
 
 class DecoderLayer(nn.Module):
@@ -185,8 +182,9 @@ class DecoderLayer(nn.Module):
             features,
             axes,
             use_bias=use_bias,
-            adapted=name in config.lora_targets,
-            adapters=config.adapters,
+            frozen=config.lora_rank > 0,
+            rank=config.lora_rank if name in config.lora_targets else 0,
+            scale=config.lora_scale,
             initializer_range=config.initializer_range,
             dtype=config.dtype,
             param_dtype=config.param_dtype,
@@ -351,11 +349,3 @@ class Decoder(nn.Module):
 def rms_norm(config: DecoderConfig, name: str) -> RmsNorm:
     """RMS norm of a decoder."""
     return RmsNorm(config.norm_epsilon, config.norm_offset, config.param_dtype, config.lora_rank > 0, name=name)
-
-
-def last_token(
-    hidden: Float[Array, "batch length embed"], is_token: Bool[Array, "batch length"]
-) -> Float[Array, "batch embed"]:
-    """Hidden state of each row's last token, wherever its padding is."""
-    place = jnp.max(jnp.where(is_token, jnp.arange(is_token.shape[1]), 0), axis=1)
-    return jnp.take_along_axis(hidden, place[:, None, None], axis=1)[:, 0]

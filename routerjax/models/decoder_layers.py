@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import dataclasses
-import math
 from collections.abc import Callable
 from typing import cast
 
@@ -22,31 +20,6 @@ Initializer = Callable[..., Array]
 GATHERED = ("embed", "rank")
 """Axes of kernels that lie across the devices that the batch is split over: whole where the kernel is used."""
 PROJECTIONS = ("query", "key", "value", "out", "gate", "up", "down")
-
-
-@dataclasses.dataclass(frozen=True, kw_only=True)
-class Adapters:
-    """Low-rank adapters: a projection by ``W`` becomes one by ``W + scale * A B``, of which only A and B are trained.
-
-    Attributes:
-        rank: columns of A and rows of B; 0 for none, so that the weights themselves are trained.
-        alpha: the scale is ``alpha / rank``.
-        rank_stabilized: the scale is ``alpha / sqrt(rank)``.
-        targets: projections that have adapters.
-
-    Reference:
-        Hu et al., "LoRA" (arXiv 2106.09685); Kalajdzievski, "A rank stabilization scaling factor" (arXiv 2312.03732).
-    """
-
-    rank: int = 0
-    alpha: float = 16.0
-    rank_stabilized: bool = False
-    targets: tuple[str, ...] = PROJECTIONS
-
-    @property
-    def scale(self) -> float:
-        """Factor of ``A B``."""
-        return self.alpha / (math.sqrt(self.rank) if self.rank_stabilized else self.rank)
 
 
 def weight(
@@ -107,18 +80,24 @@ class Linear(nn.Module):
         features: width of what comes out.
         axes: logical axes of the kernel, which is ``[in, out]``.
         use_bias: add a bias.
-        adapted: add adapters.
-        adapters: which; the kernel and the bias are frozen if their rank is not 0.
+        frozen: store the kernel and the bias, and do not train them; see :func:`weight`.
+        rank: add adapters: with the kernel ``W`` a projection by ``W + scale * A B``, A having so many columns; 0 for
+            none.
+        scale: of adapters.
         initializer_range: standard deviation of the initial kernel.
         dtype: of the matmul.
         param_dtype: of the kernel and the bias as they are stored; adapters are stored in float32.
+
+    Reference:
+        Hu et al., "LoRA" (arXiv 2106.09685).
     """
 
     features: int
     axes: tuple[str, str]
     use_bias: bool
-    adapted: bool
-    adapters: Adapters
+    frozen: bool
+    rank: int
+    scale: float
     initializer_range: float
     dtype: jnp.dtype
     param_dtype: jnp.dtype
@@ -126,22 +105,21 @@ class Linear(nn.Module):
     @nn.compact
     def __call__(self, hidden: Float[Array, "tokens in"]) -> Float[Array, "tokens out"]:
         """Project each row."""
-        shape, frozen = (hidden.shape[-1], self.features), self.adapters.rank > 0
+        shape, frozen, rank = (hidden.shape[-1], self.features), self.frozen, self.rank
         normal, zeros = nn.initializers.normal(self.initializer_range), nn.initializers.zeros_init()
         kernel = weight(self, "kernel", normal, self.axes, shape, dtype=self.param_dtype, frozen=frozen)
         projected = self._project(hidden, kernel, self.axes)
         if self.use_bias:
             bias = weight(self, "bias", zeros, self.axes[1:], shape[1:], dtype=self.param_dtype, frozen=frozen)
             projected = projected + bias.astype(self.dtype)[None]
-        if not self.adapted or not frozen:
+        if not rank:
             return projected
-        rank = self.adapters.rank
         # Uniform within 1 / sqrt(in), as peft starts A; B starts at 0, so that nothing changes.
         uniform = nn.initializers.variance_scaling(1.0 / 3.0, "fan_in", "uniform")
         low = weight(self, "lora_a", uniform, (self.axes[0], "rank"), (shape[0], rank), dtype=FLOAT32, frozen=False)
         high = weight(self, "lora_b", zeros, ("rank", self.axes[1]), (rank, shape[1]), dtype=FLOAT32, frozen=False)
         added = self._project(self._project(hidden, low, (self.axes[0], "rank")), high, ("rank", self.axes[1]))
-        return projected + added * jnp.asarray(self.adapters.scale, self.dtype)
+        return projected + added * jnp.asarray(self.scale, self.dtype)
 
     def _project(
         self, hidden: Float[Array, "tokens in"], kernel: Float[Array, "in out"], axes: tuple[str, str]

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import typing
 from collections.abc import Mapping
 from typing import Any, TypeAlias
 
@@ -11,8 +12,9 @@ import jax.numpy as jnp
 from routerjax.config import AttributeValue
 from routerjax.errors import InputError, choose, nearest
 from routerjax.models.bert_encoder import BertEncoder
-from routerjax.models.decoder import Decoder, DecoderConfig
+from routerjax.models.decoder import Decoder, DecoderConfig, DecoderType
 from routerjax.models.decoder_layers import PROJECTIONS
+from routerjax.typing import Array
 from routerjax.validation import coerce, field_types, typed
 
 Encoder: TypeAlias = BertEncoder | Decoder
@@ -22,7 +24,7 @@ Encoder: TypeAlias = BertEncoder | Decoder
 WHOSE_CHOICES = "features.encoder_attributes"
 BERT_CHOICES = ("dropout_rate", "attention_dropout_rate", "dtype", "remat", "scan_layers")
 DECODER_CHOICES = (
-    *("attention_dropout_rate", "dtype", "param_dtype", "remat", "remat_policy", "unroll"),
+    *("attention_dropout_rate", "dtype", "param_dtype", "remat", "remat_policy"),
     *("lora_rank", "lora_alpha", "lora_rank_stabilized", "lora_targets"),
 )
 DTYPES = {"float32": jnp.dtype(jnp.float32), "bfloat16": jnp.dtype(jnp.bfloat16)}
@@ -35,6 +37,7 @@ def make_encoder(described: Mapping[str, object], whose: str) -> Encoder:
     Raises:
         InputError: attributes missing or unknown, or a value of another type or out of range.
     """
+    is_decoder = described.get("model_type") in typing.get_args(DecoderType)
     types = _types(described.get("model_type"))
     if set(described) - set(types):
         raise InputError(f"{whose} has {', '.join(types)}; got {', '.join(sorted(set(described) - set(types)))}")
@@ -44,18 +47,31 @@ def make_encoder(described: Mapping[str, object], whose: str) -> Encoder:
         is_dtype = types[name] is jnp.dtype
         checked[name] = choose(str(value), DTYPES, what) if is_dtype else coerce(value, types[name], what)
     try:
-        encoder = Decoder(DecoderConfig(**checked)) if types is _types("llama") else BertEncoder(**checked)
+        encoder = Decoder(DecoderConfig(**checked)) if is_decoder else BertEncoder(**checked)
     except TypeError as error:  # an attribute without default
         raise InputError(f"{whose} has {', '.join(types)}: {error}") from error
-    sizes = vars(encoder.config if isinstance(encoder, Decoder) else encoder)
-    if isinstance(encoder, BertEncoder) and encoder.width % encoder.num_heads:
+    if isinstance(encoder, Decoder):
+        _require_decoder(encoder.config, whose)
+    elif encoder.width % encoder.num_heads:
         raise InputError(f"{whose}.num_heads ({encoder.num_heads}) must divide its width ({encoder.width})")
-    unknown = [name for name in sizes.get("lora_targets", ()) if name not in PROJECTIONS]
+    return encoder
+
+
+def _require_decoder(config: DecoderConfig, whose: str) -> None:
+    unknown = [name for name in config.lora_targets if name not in PROJECTIONS]
     if unknown:
         raise InputError(f"{whose}.lora_targets must be among {', '.join(PROJECTIONS)}, got {unknown[0]!r}")
-    if isinstance(encoder, Decoder) and sizes["num_heads"] % sizes["num_key_heads"]:
-        raise InputError(f"{whose}.num_key_heads ({sizes['num_key_heads']}) must divide num_heads")
-    return encoder
+    if config.num_heads % config.num_key_heads:
+        raise InputError(f"{whose}.num_key_heads ({config.num_key_heads}) must divide num_heads ({config.num_heads})")
+    if len(config.windows) != config.num_layers:
+        raise InputError(f"{whose}.windows must have {config.num_layers} items, one for each layer")
+    if config.head_dim % 2:
+        raise InputError(f"{whose}.head_dim must be even, got {config.head_dim}")
+
+
+def example_tokens() -> dict[str, Array]:
+    """Make a query of one prompt of two tokens; its values do not matter."""
+    return {name: jnp.zeros((1, 2), jnp.int32) for name in ("token_ids", "attention_mask")}
 
 
 def up_to_layer(described: Mapping[str, Any], layer: int | None, whose: str) -> dict[str, Any]:
@@ -80,8 +96,7 @@ def up_to_layer(described: Mapping[str, Any], layer: int | None, whose: str) -> 
 
 def describe_encoder(encoder: Encoder) -> dict[str, Any]:
     """Attributes of an encoder as JSON holds them; the inverse of :func:`make_encoder`."""
-    of = encoder.config if isinstance(encoder, Decoder) else encoder
-    values = {name: getattr(of, name) for name in _types(encoder.model_type)}
+    values = {name: getattr(_fields_of(encoder), name) for name in _types(encoder.model_type)}
     return {
         name: str(value) if isinstance(value, jnp.dtype) else list(value) if isinstance(value, tuple) else value
         for name, value in values.items()
@@ -90,8 +105,11 @@ def describe_encoder(encoder: Encoder) -> dict[str, Any]:
 
 def encoder_sizes(encoder: Encoder) -> dict[str, int]:
     """Numbers that the sizes of an encoder's arrays are products of."""
-    of = encoder.config if isinstance(encoder, Decoder) else encoder
-    return {name: value for name, value in vars(of).items() if type(value) is int}
+    return {name: value for name, value in vars(_fields_of(encoder)).items() if type(value) is int}
+
+
+def _fields_of(encoder: Encoder) -> BertEncoder | DecoderConfig:
+    return encoder.config if isinstance(encoder, Decoder) else encoder
 
 
 def with_choices(encoder: Encoder, chosen: Mapping[str, object]) -> Encoder:
@@ -134,7 +152,6 @@ def typed_choices(chosen: Mapping[str, AttributeValue]) -> dict[str, AttributeVa
 
 def _types(model_type: object) -> dict[str, Any]:
     """Annotation of each attribute of the encoders of an architecture."""
-    decoders = field_types(DecoderConfig)
-    if model_type in decoders["model_type"].__args__:
-        return decoders
+    if model_type in typing.get_args(DecoderType):
+        return field_types(DecoderConfig)
     return {name: kind for name, kind in field_types(BertEncoder).items() if name not in _OF_MODULES}

@@ -47,6 +47,14 @@ def mean_over_tokens(
     return total / jnp.maximum(weight.sum(axis=1), 1.0)[:, None]
 
 
+def last_token(
+    hidden: Float[Array, "batch length embed"], is_token: Bool[Array, "batch length"]
+) -> Float[Array, "batch embed"]:
+    """Hidden state of each row's last token, wherever its padding is."""
+    place = jnp.max(jnp.where(is_token, jnp.arange(is_token.shape[1]), 0), axis=1)
+    return jnp.take_along_axis(hidden, place[:, None, None], axis=1)[:, 0]
+
+
 def dense(
     features: int,
     axes: tuple[str, str],

@@ -12,7 +12,7 @@ from jaxtyping import Array, Bool, Float
 
 from routerjax.config import Pooling
 from routerjax.models.encoders import Encoder
-from routerjax.models.layers import MASKED, dense, gelu, layer_norm, mean_over_tokens, unit_length
+from routerjax.models.layers import MASKED, dense, gelu, last_token, layer_norm, mean_over_tokens, unit_length
 from routerjax.scoring import mode
 from routerjax.typing import Query
 
@@ -36,11 +36,6 @@ def _weighted_mean(hidden: Hidden, is_token: Mask) -> Embedding:
     return jnp.einsum("ble,bl->be", hidden, weight) / jnp.maximum(weight.sum(axis=1), 1.0)[:, None]
 
 
-def _last(hidden: Hidden, is_token: Mask) -> Embedding:
-    place = jnp.maximum(is_token.sum(axis=1) - 1, 0)
-    return jnp.take_along_axis(hidden, place[:, None, None], axis=1)[:, 0]
-
-
 # Rows are padded on the right, so that the first token is at 0.
 POOLINGS: Mapping[Pooling, Callable[[Hidden, Mask], Embedding]] = {
     "cls": lambda hidden, is_token: hidden[:, 0],
@@ -48,7 +43,7 @@ POOLINGS: Mapping[Pooling, Callable[[Hidden, Mask], Embedding]] = {
     "mean": mean_over_tokens,
     "mean_sqrt_len_tokens": _mean_sqrt_len,
     "weightedmean": _weighted_mean,
-    "lasttoken": _last,
+    "lasttoken": last_token,
 }
 ACTIVATIONS: Mapping[Activation, Callable[[Embedding], Embedding]] = {
     "identity": lambda embedding: embedding,

@@ -13,7 +13,7 @@ from pathlib import Path
 
 from routerjax.atomic import refuse_existing
 from routerjax.errors import InputError
-from routerjax.router import load_router
+from routerjax.router import require_router
 
 logger = logging.getLogger(__name__)
 
@@ -60,7 +60,7 @@ def require_loadable(path: Path) -> None:
     if not path.exists() or (path.is_dir() and not any(path.iterdir())):
         return
     try:
-        load_router(path)
+        require_router(path)
     except InputError as error:
         raise InputError(f"{path} is damaged ({error}): remove it, and --resume writes it again") from error
 

@@ -37,7 +37,7 @@ from routerjax.pipeline.battles import load_preferences
 from routerjax.pipeline.provenance import describe_run, require_run, require_same_run, write_json
 from routerjax.pipeline.run_folder import require_loadable, run_folder
 from routerjax.policies import Threshold
-from routerjax.router import Router, load_router, save_router
+from routerjax.router import Router, require_router, save_router
 from routerjax.typing import PreferenceBatch, Variables
 
 logger = logging.getLogger(__name__)
@@ -49,8 +49,8 @@ def train_router(config: ExperimentConfig, output: str | Path, *, resume: bool =
     ``output`` then holds ``config.json``, ``router/`` (see :func:`routerjax.save_router`), ``knn/`` (the
     nearest-neighbour control on the same battles), and ``training/`` (checkpoints, metrics.jsonl, TensorBoard files).
     Neither router has seen the battles that are held out, whether it learns parameters or remembers battles.
-    A router that reads text itself has no control where its encoder's files say that it makes embeddings in a way that
-    is not computed here; the reason is logged.
+    A router that reads text itself has no control where its encoder is a decoder, or where its files say that it makes
+    embeddings in a way that is not computed here; the reason is logged.
 
     Args:
         config: see :class:`routerjax.config.ExperimentConfig`.
@@ -149,7 +149,7 @@ def _train(config: ExperimentConfig, output: Path, *, resume: bool) -> Router:
         folder = output / name
         if not (folder.is_dir() and any(folder.iterdir())):  # a run killed between the two has one of them already
             save_router(router, folder)
-        load_router(folder)  # what is said to be written can be loaded
+        require_router(folder)  # what is said to be written can be loaded
     return routers["router"]
 
 

@@ -13,8 +13,8 @@ from typing import Any
 
 from routerjax.errors import InputError
 from routerjax.pretrained.architectures import ARCHITECTURES, EMBEDDINGS, Architecture
+from routerjax.pretrained.auto_classes import from_pretrained
 from routerjax.pretrained.files import read_json
-from routerjax.pretrained.library import from_pretrained
 from routerjax.pretrained.weights import TensorNames
 
 logger = logging.getLogger(__name__)

@@ -9,13 +9,13 @@ from pathlib import Path
 from typing import Any
 
 from routerjax.errors import InputError
-from routerjax.pretrained.library import from_pretrained
+from routerjax.pretrained.auto_classes import from_pretrained
 from routerjax.pretrained.tokenizer_files import read_tokenizer_files
 
 logger = logging.getLogger(__name__)
 
 PROMPT = "{prompt}"
-"""Where the prompt stands in the turns."""
+"""Mark of the prompt's place in the turns."""
 # Found in no template; its ends are neither white space nor anything that a template would treat in a way of its own.
 PLACEHOLDER = "prompt-3f9c2b7e-placeholder"
 # Texts that a template might change: white space around them, quotes, markup, the syntax of templates themselves.

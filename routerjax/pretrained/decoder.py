@@ -10,8 +10,8 @@ from pathlib import Path
 from typing import Any, Literal
 
 from routerjax.errors import InputError
+from routerjax.pretrained.auto_classes import from_pretrained
 from routerjax.pretrained.files import read_json
-from routerjax.pretrained.library import from_pretrained
 from routerjax.pretrained.weights import TensorNames
 
 # In transformers' words -> ours.
@@ -94,7 +94,7 @@ def _fields(path: Path, config: Any) -> dict[str, Any]:
         "out_bias": has_bias,
         "mlp_bias": bool(getattr(config, "mlp_bias", False)),
         "attention_scale": (getattr(config, "query_pre_attn_scalar", None) or head_dim) ** -0.5,
-        "windows": _windows(config),
+        "windows": _windows(config, path),
         "attention_dropout_rate": config.attention_dropout or 0.0,
         "initializer_range": config.initializer_range,
         "tie_embeddings": bool(config.tie_word_embeddings),
@@ -104,13 +104,17 @@ def _fields(path: Path, config: Any) -> dict[str, Any]:
     }
 
 
-def _windows(config: Any) -> tuple[int, ...]:
+def _windows(config: Any, path: Path) -> tuple[int, ...]:
     """Tokens that each layer attends to; 0 for all before it."""
     window = getattr(config, "sliding_window", None) or 0
     types = getattr(config, "layer_types", None)
     if types is None:
         return (window,) * config.num_hidden_layers
-    return tuple(window if kind == "sliding_attention" else 0 for kind in types)
+    of_type = {"sliding_attention": window, "full_attention": 0}
+    unknown = sorted(set(types) - set(of_type))
+    if unknown:
+        raise InputError(f"{path}: layer_types must be of {', '.join(of_type)}, got {unknown[0]!r}")
+    return tuple(of_type[name] for name in types)
 
 
 def _rope(config: Any, path: Path) -> dict[str, Any]:

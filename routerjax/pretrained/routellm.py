@@ -68,7 +68,7 @@ TRAINING_PROMPTS = "Q.weight"
 """The frozen embeddings of the training prompts, which the training code keeps among its weights."""
 
 SECTIONS = ("mf", "sw_ranking", "causal_llm", "bert", "random")
-"""What a RouteLLM configuration may have a section for."""
+"""Routers that a RouteLLM configuration may have a section for."""
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -71,7 +71,7 @@ class StoredTensor:
         with safetensors.safe_open(file, framework="numpy") as tensors:
             part = tensors.get_slice(name)[inner[::-1] if self.is_transposed else inner or ...]
         with np.errstate(over="ignore"):  # a float64 beyond float32, which is found not finite
-            part = part.astype(self.dtype)
+            part = part.astype(self.dtype, copy=False)
         if not np.isfinite(part).all():
             raise InputError(
                 f"{file}: weights must be finite numbers, got NaN or infinity in {name}: the training that made them "

@@ -13,8 +13,8 @@ import tokenizers
 
 from routerjax.config import Truncation
 from routerjax.errors import InputError
+from routerjax.pretrained.auto_classes import from_pretrained
 from routerjax.pretrained.files import find_file, parse_json, read_text_file
-from routerjax.pretrained.library import from_pretrained
 from routerjax.pretrained.tokenizer_bounds import require_bounded, tokenizer_steps
 
 logger = logging.getLogger(__name__)
@@ -29,7 +29,7 @@ TOKENIZER_FILES = (
 )
 """Files of a tokenizer, as a folder of transformers has them."""
 RESOLVED_FILE = "resolved_tokenizer.json"
-"""Where a router keeps the tokenizer that all of these files describe, if it is not ``tokenizer.json`` as it stands."""
+"""File in which a router keeps the tokenizer that all of these describe, where ``tokenizer.json`` is not it."""
 # SHA-256 of the files of a tokenizer that all say the same, so that nobody need be asked: of all-MiniLM-L6-v2's.
 AS_THEY_STAND = {
     TOKENIZER_FILE: "be50c3628f2bf5bb5e3a7f17b1f74611b2561a3a27eeab05e5aa30f411572037",

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import functools
 import hashlib
 import os
@@ -68,7 +69,17 @@ def load_router(path: str | os.PathLike[str], *, encoder: str | None = None) -> 
         InputError: no such folder, another format, changed since it was written, or files damaged or not belonging
             together.
     """
-    folder = Path(path)
+    router = _read(Path(path), encoder)
+    return dataclasses.replace(router, variables=jax.tree.map(jnp.asarray, router.variables))
+
+
+def require_router(path: str | os.PathLike[str]) -> None:
+    """Raise InputError unless a router folder can be loaded; its tensors stay on the host."""
+    _read(Path(path), None)
+
+
+def _read(folder: Path, encoder: str | None) -> Router:
+    """The router of a folder, its tensors on the host."""
     description = read_description(folder)
     variables = _read_variables(folder, description.tensors_sha256)
     try:
@@ -125,7 +136,7 @@ def _read_variables(folder: Path, sha256: str) -> Variables:
             )
         if is_float and not np.isfinite(leaf).all():
             raise InputError(f"{path}: {name} must be finite, got NaN or infinity: the training diverged; train again")
-    return flax.traverse_util.unflatten_dict({name: jnp.asarray(leaf) for name, leaf in flat.items()}, sep="/")
+    return flax.traverse_util.unflatten_dict(flat, sep="/")
 
 
 def _read_files(description: RouterDescription, folder: Path) -> dict[str, bytes]:

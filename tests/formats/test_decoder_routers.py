@@ -129,3 +129,10 @@ def test_what_a_folder_of_p2l_does_not_say_is_asked_for(tmp_path: Path) -> None:
         formats.read(folder, "p2l", strong="a", weak="b", options={"loss": "rk"})
     with pytest.raises(InputError, match=r"p2l reads a score at the token|must name a cls_token"):
         formats.export(tiny_text_router(tmp_path, family="causal"), tmp_path / "out", "p2l")
+
+
+def test_a_threshold_that_a_format_has_no_place_for_is_said(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+    router = read_causal(save_causal(tmp_path / "base")).with_threshold(0.4)
+    with caplog.at_level("WARNING"):
+        formats.export(router, tmp_path / "out", "routellm-causal")
+    assert "routellm-causal has no place for the threshold 0.4: it is left out" in caplog.text

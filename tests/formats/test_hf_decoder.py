@@ -11,6 +11,7 @@ import safetensors.numpy
 
 from routerjax import InputError, Router, formats
 from routerjax.models import describe_encoder, make_encoder, merge_adapters
+from routerjax.policies import Threshold
 from routerjax.pretrained import ChatTemplate, decoder_json, read_decoder
 from tests.decoders import SETTINGS, save_tiny_decoder
 from tests.encoders import TEXTS
@@ -131,3 +132,12 @@ def test_what_a_language_model_lacks_is_said(adapted: Router, tmp_path: Path) ->
 
 def save_base(folder: Path) -> Path:
     return save_tiny_decoder(folder, architectures=["LlamaForCausalLM"])
+
+
+@pytest.mark.parametrize("loss", ["three_labels", "five_ratings"])
+def test_a_pair_the_other_way_round_has_the_same_outcomes_again(loss: str, tmp_path: Path) -> None:
+    router = tiny_text_router(tmp_path, family="causal", loss=loss, attributes={"head": "tokens"})
+    router = dataclasses.replace(randomised(router), policy=Threshold("small", "big"))
+    formats.export(router, tmp_path / "out", "hf")
+    again = formats.read(tmp_path / "out", "hf")
+    np.testing.assert_allclose(again.outcome_prob(TEXTS), router.outcome_prob(TEXTS), rtol=0, atol=1e-5)

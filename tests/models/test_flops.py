@@ -27,7 +27,7 @@ def causal(**chosen: object) -> models.CausalRouter:
     "module",
     [
         causal(),
-        causal(lora_rank=8),
+        causal(lora_rank=8, added_tokens=1),  # a trained embedding: the lowest layer's input has a gradient, too
         causal(remat=True),
         causal(remat=True, remat_policy="dots"),
         models.BertRouter(BERT, num_models=3),
@@ -44,5 +44,4 @@ def test_operations_of_a_step_are_those_that_xla_counts(module: nn.Module) -> No
     program = jax.jit(make_sums(module, BRADLEY_TERRY)).lower(state, batch, jax.random.key(0))
     rows, length = batch.query["token_ids"].shape
     counted = models.training_flops(module.encoder, state.trained, state.fixed, rows=rows, length=length)
-    # Under adapters, newer versions leave out the gradient of what the lowest layer reads; a loop over layers has it.
-    assert counted.total == pytest.approx(program.cost_analysis()["flops"], rel=0.03)
+    assert counted.total == pytest.approx(program.cost_analysis()["flops"], rel=0.02)
