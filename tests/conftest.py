@@ -10,7 +10,8 @@ os.environ["XLA_FLAGS"] = f"{os.environ.get('XLA_FLAGS', '')} --xla_force_host_p
 if os.environ.get("JAX_DISABLE_MOST_OPTIMIZATIONS") == "1" and importlib.metadata.version("jax").startswith("0.10."):
     # Halves the time that XLA takes to compile. Later versions do not know it, and abort.
     os.environ["XLA_FLAGS"] += " --xla_cpu_use_fusion_emitters=false"
-os.environ["JAX_PLATFORMS"] = "cpu"
+if os.environ.get("JAX_PLATFORMS") != "cuda,cpu":  # of `make gpu-check`
+    os.environ["JAX_PLATFORMS"] = "cpu"
 os.environ["HF_HUB_OFFLINE"] = "1"
 
 # A program that several tests compile is compiled once: by xdist's workers, and by the processes that tests start, too.

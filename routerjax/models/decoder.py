@@ -15,6 +15,7 @@ from flax.linen import spmd
 from jaxtyping import Array, Bool, Float, Int
 
 from routerjax.config import Count, Fraction, NonNegative, Positive, Whole
+from routerjax.models.attention import cudnn_attention, padding_right, plain_attention
 from routerjax.models.decoder_layers import (
     FLOAT32,
     FROZEN,
@@ -63,6 +64,7 @@ class DecoderConfig:
         rope_base, rope_scaling: see :func:`routerjax.models.decoder_layers.rotary_frequencies`.
         rope_local_base: the base of layers with a window; 0 for the same as of the others.
         final_norm: normalise the last hidden states; false where a lower layer is pooled.
+        attention: ``plain`` operations, which run everywhere, or ``cudnn``, a kernel of NVIDIA's GPUs for bfloat16.
         attention_dropout_rate: of the attention weights in training.
         initializer_range: standard deviation of initial weights.
         lora_rank: of adapters, which alone are trained; 0 trains the weights themselves.
@@ -102,6 +104,7 @@ class DecoderConfig:
     rope_local_base: NonNegative = 0.0
     rope_scaling: tuple[Positive, ...] = ()
     final_norm: bool = True
+    attention: Literal["plain", "cudnn"] = "plain"
     attention_dropout_rate: Fraction = 0.0
     initializer_range: NonNegative = 0.02
     lora_rank: Whole = 0
@@ -157,21 +160,24 @@ class DecoderLayer(nn.Module):
         """
         config = self.config
         hidden = spmd.with_logical_constraint(hidden, ("batch", "embed"))
+        turn = jax.tree.map(functools.partial(jnp.where, window > 0), angles[-1], angles[0])
+        hidden = hidden + self._norm("attention_out_norm", config.sandwich_norms)(
+            self._attention(self._norm("attention_norm")(hidden), is_token, window, turn)
+        )
+        hidden = hidden + self._norm("mlp_out_norm", config.sandwich_norms)(
+            self._mlp(self._norm("mlp_norm")(hidden)),
+        )
+        return spmd.with_logical_constraint(hidden, ("batch", "embed")), None
+
+    def _attended(self, is_token: Bool[Array, "batch length"], window: Int[Array, ""]) -> tuple[Array, Array]:
+        """Keys that each query attends to, bool ``[batch, length, length]``, and the logit of the others."""
         # Not known to be the same in all layers: a scan would make what is [length, length] ahead of its loop, and
         # carry it.
         at, lowest, window = jax.lax.optimization_barrier(
             (jnp.arange(is_token.shape[1]), jnp.finfo(jnp.float32).min, window)
         )
         distance = (at[:, None] - at[None, :])[None]
-        attended = (distance >= 0) & is_token[:, None, :] & ((window == 0) | (distance < window))
-        turn = jax.tree.map(functools.partial(jnp.where, window > 0), angles[-1], angles[0])
-        hidden = hidden + self._norm("attention_out_norm", config.sandwich_norms)(
-            self._attention(self._norm("attention_norm")(hidden), attended, lowest, turn)
-        )
-        hidden = hidden + self._norm("mlp_out_norm", config.sandwich_norms)(
-            self._mlp(self._norm("mlp_norm")(hidden)),
-        )
-        return spmd.with_logical_constraint(hidden, ("batch", "embed")), None
+        return (distance >= 0) & is_token[:, None, :] & ((window == 0) | (distance < window)), lowest
 
     def _norm(self, name: str, is_there: bool = True) -> Callable[[Array], Array]:
         return rms_norm(self.config, name) if is_there else lambda hidden: hidden
@@ -194,11 +200,11 @@ class DecoderLayer(nn.Module):
     def _attention(
         self,
         hidden: Float[Array, "tokens embed"],
-        attended: Bool[Array, "batch query key"],
-        lowest: Float[Array, ""],
+        is_token: Bool[Array, "batch length"],
+        window: Int[Array, ""],
         angles: tuple[Array, Array],
     ) -> Float[Array, "tokens embed"]:
-        config, (batch, length, _) = self.config, attended.shape
+        config, (batch, length) = self.config, is_token.shape
 
         def heads(name: str, count: int) -> Float[Array, "batch length heads head_dim"]:
             linear = self._linear(name, count * config.head_dim, ("embed", "heads"), use_bias=config.qkv_bias)
@@ -208,22 +214,15 @@ class DecoderLayer(nn.Module):
         value = heads("value", config.num_key_heads)
         query = rotate(self._norm("query_norm", config.qk_norm)(query), *angles)
         key = rotate(self._norm("key_norm", config.qk_norm)(key), *angles)
-        # Queries of one head of keys lie together: [batch, key heads, queries of each x length, head_dim].
-        group = config.num_heads // config.num_key_heads
-        query = query.reshape(batch, length, config.num_key_heads, group, config.head_dim).transpose(0, 2, 3, 1, 4)
-        query = query.reshape(batch, config.num_key_heads, group * length, config.head_dim) * config.attention_scale
-        key, value = key.transpose(0, 2, 3, 1), value.transpose(0, 2, 1, 3)
-        logits = jnp.matmul(query, key, preferred_element_type=jnp.float32)
-        logits = logits.reshape(batch, config.num_key_heads, group, length, length)
-        logits = jnp.where(attended[:, None, None], logits, lowest)
-        # Softmax, with the division after the sum over keys: there are fewer values of a head than keys.
-        weights = jnp.exp(logits - jax.lax.stop_gradient(logits.max(axis=-1, keepdims=True)))
-        total = weights.sum(axis=-1, keepdims=True)
-        weights = nn.Dropout(config.attention_dropout_rate, deterministic=self.deterministic)(weights)
-        weights = weights.astype(config.dtype).reshape(batch, config.num_key_heads, group * length, length)
-        mixed = jnp.matmul(weights, value, preferred_element_type=jnp.float32)
-        mixed = mixed.reshape(batch, config.num_key_heads, group, length, config.head_dim) / total
-        mixed = mixed.astype(config.dtype).transpose(0, 3, 1, 2, 4).reshape(batch * length, -1)
+        if config.attention == "cudnn":
+            lengths = jnp.maximum(is_token.sum(axis=1, dtype=jnp.int32), 1)
+            scale, windows = config.attention_scale, config.windows
+            mixed = cudnn_attention(query, key, value, lengths, window, scale=scale, windows=windows)
+        else:
+            drop = nn.Dropout(config.attention_dropout_rate, deterministic=self.deterministic)
+            attended, lowest = self._attended(is_token, window)
+            mixed = plain_attention(query, key, value, attended, lowest, scale=config.attention_scale, drop=drop)
+        mixed = mixed.reshape(batch * length, -1)
         return self._linear("out", config.width, ("heads", "embed"), use_bias=config.out_bias)(mixed)
 
     def _mlp(self, hidden: Float[Array, "tokens embed"]) -> Float[Array, "tokens embed"]:
@@ -282,6 +281,10 @@ class Decoder(nn.Module):
         batch, length = token_ids.shape
         if length > config.max_positions:
             raise ValueError(f"this decoder reads at most {config.max_positions} tokens, got {length}")
+        moved_back = None
+        if config.attention == "cudnn":
+            moved, moved_back = padding_right(is_token)
+            token_ids, is_token = moved(token_ids), moved(is_token)
         hidden = self._embed(token_ids).reshape(-1, config.width)
         layer_class = DecoderLayer
         if config.remat:
@@ -300,7 +303,8 @@ class Decoder(nn.Module):
         hidden, _ = scan(config, deterministic, name="layers")(hidden, windows, is_token, self._angles(is_token))
         if config.final_norm:
             hidden = rms_norm(config, "final_norm")(hidden)
-        return hidden.reshape(batch, length, config.width)
+        hidden = hidden.reshape(batch, length, config.width)
+        return hidden if moved_back is None else moved_back(hidden)
 
     def _embed(self, token_ids: Int[Array, "batch length"]) -> Float[Array, "batch length embed"]:
         config = self.config

@@ -7,6 +7,7 @@ import typing
 from collections.abc import Mapping
 from typing import Any, TypeAlias
 
+import jax
 import jax.numpy as jnp
 
 from routerjax.config import AttributeValue
@@ -24,7 +25,7 @@ Encoder: TypeAlias = BertEncoder | Decoder
 WHOSE_CHOICES = "features.encoder_attributes"
 BERT_CHOICES = ("dropout_rate", "attention_dropout_rate", "dtype", "remat", "scan_layers")
 DECODER_CHOICES = (
-    *("attention_dropout_rate", "dtype", "param_dtype", "remat", "remat_policy"),
+    *("attention", "attention_dropout_rate", "dtype", "param_dtype", "remat", "remat_policy"),
     *("lora_rank", "lora_alpha", "lora_rank_stabilized", "lora_targets"),
 )
 DTYPES = {"float32": jnp.dtype(jnp.float32), "bfloat16": jnp.dtype(jnp.bfloat16)}
@@ -67,6 +68,22 @@ def _require_decoder(config: DecoderConfig, whose: str) -> None:
         raise InputError(f"{whose}.windows must have {config.num_layers} items, one for each layer")
     if config.head_dim % 2:
         raise InputError(f"{whose}.head_dim must be even, got {config.head_dim}")
+    if config.attention == "cudnn":
+        _require_cudnn(config, whose)
+
+
+def _require_cudnn(config: DecoderConfig, whose: str) -> None:
+    """Refuse what cuDNN's kernel of attention does not compute, here or at all."""
+    if jax.default_backend() != "gpu":
+        raise InputError(f"{whose}.attention=cudnn needs an NVIDIA GPU, got {jax.default_backend()}: take plain")
+    if config.dtype != DTYPES["bfloat16"]:
+        raise InputError(
+            f"{whose}.attention=cudnn computes in bfloat16, got {config.dtype}: set {whose}.dtype=bfloat16"
+        )
+    if config.attention_dropout_rate:
+        raise InputError(f"{whose}.attention=cudnn has no dropout, got {config.attention_dropout_rate}")
+    if config.head_dim % 8 or config.head_dim > 256:
+        raise InputError(f"{whose}.attention=cudnn takes heads of 8, 16, ... 256 numbers, got {config.head_dim}")
 
 
 def example_tokens() -> dict[str, Array]:
@@ -132,7 +149,7 @@ def for_scoring(encoder: Encoder) -> Encoder:
     """Copy of an encoder without the choices of training: activations are kept, and computed in the weights' type."""
     if isinstance(encoder, Decoder):
         config = encoder.config
-        return Decoder(dataclasses.replace(config, dtype=config.param_dtype, remat=False))
+        return Decoder(dataclasses.replace(config, attention="plain", dtype=config.param_dtype, remat=False))
     return encoder.clone(dtype=DTYPES["float32"], remat=False, parent=None)
 
 
