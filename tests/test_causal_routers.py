@@ -59,7 +59,7 @@ def test_the_chat_template_of_the_tokenizer(folder: Path) -> None:
         ({"template": "what{prompt}"}, "the tokenizer joins the prompt with the template around it.*got 'what'"),
         ({"pooling": "mean"}, "features.pooling='mean' is of embeddings, and this family has a head of its own"),
         ({"layer": 4}, "features.layer must be at most the encoder's 3 layers, got 4"),
-        ({"encoder_attributes": {"scan_layers": True}}, "of llama takes attention_dropout_rate, .*got 'scan_layers'"),
+        ({"encoder_attributes": {"scan_layers": True}}, "of llama takes attention, .*got 'scan_layers'"),
         (
             {"encoder_attributes": {"lora_targets": ("query", "keys")}},
             "lora_targets must be among query, key, .*got 'keys'",
