@@ -80,11 +80,12 @@ class Workbench:
         self.golden, rest = smallest_by_hash(benchmarks["mmlu"], GOLDEN.num_prompts or 0)
         self.tests = {**benchmarks, "mmlu": rest}
         self.is_golden = np.isin(self.battles.prompts, self.golden.prompts)
-        prompts = list(dict.fromkeys([*self.battles.prompts, *(p for own in self.tests.values() for p in own.prompts)]))
+        tested = (prompt for test in self.tests.values() for prompt in test.prompts)
+        self.prompts = list(dict.fromkeys([*self.battles.prompts, *tested]))
         with EmbeddingCache() as cache:
             self.featurizer = open_featurizer(config.features)
-            embedding = self.featurizer.query(prompts, cache=cache)["embedding"]
-        self.embedded = EmbeddedPrompts(prompts, embedding)
+            embedding = self.featurizer.query(self.prompts, cache=cache)["embedding"]
+        self.embedded = EmbeddedPrompts(self.prompts, embedding)
 
     def win_prob(self, setting: Setting, train: np.ndarray, tests: list[tuple[str, ...]]) -> Iterator[np.ndarray]:
         """By readout, the win probabilities of each list of prompts after training on the battles at ``train``."""

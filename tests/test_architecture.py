@@ -134,6 +134,7 @@ def test_families_never_import_each_other() -> None:
     shared = {
         "routerjax.models.layers",
         "routerjax.models.bert_encoder",
+        "routerjax.models.attention",
         "routerjax.models.decoder",
         "routerjax.models.decoder_layers",
         "routerjax.models.encoders",

@@ -3,50 +3,86 @@
 from __future__ import annotations
 
 import functools
+import itertools
 from collections.abc import Callable
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 from jaxtyping import Array, Bool, Float, Int, Int32
+
+BLOCKS, LONG = 4, 256
+"""Rows of so many tokens are computed in as many blocks of queries, each with the keys up to its end alone."""
+
+
+def blocks_of(length: int) -> list[tuple[int, int]]:
+    """First query of each block, and the one after its last."""
+    if not isinstance(length, int):  # not known yet: an export for any length
+        return [(0, length)]
+    ends = np.linspace(0, length, (BLOCKS if length >= LONG else 1) + 1).astype(int).tolist()
+    return list(itertools.pairwise(ends))
 
 
 def plain_attention(
     query: Float[Array, "batch length heads head_dim"],
     key: Float[Array, "batch length key_heads head_dim"],
     value: Float[Array, "batch length key_heads head_dim"],
-    attended: Bool[Array, "batch length length"],
-    lowest: Float[Array, ""],
+    is_token: Bool[Array, "batch length"],
+    window: Int[Array, ""],
     *,
     scale: float,
     drop: Callable[[Array], Array],
 ) -> Float[Array, "batch length heads head_dim"]:
-    """Mean of the values, weighted by the softmax of ``scale * query . key`` over the keys that are attended to.
+    """Mean of the values, weighted by the softmax of ``scale * query . key`` over the tokens up to each.
 
     Logits, softmax and sums are in float32.
 
     Args:
         query, key, value: each head of keys and values serves as many heads of queries, which lie together.
-        attended: from queries to keys.
-        lowest: logit of the other keys.
+        is_token: false on padding.
+        window: tokens that each attends to, itself included; 0 for all before it.
         scale: of the logits.
         drop: dropout of the weights.
     """
-    batch, length, num_heads, head_dim = query.shape
-    key_heads = key.shape[2]
+    length = query.shape[1]
+    # Not known to be the same in all layers: a scan would make what is [length, length] ahead of its loop, and carry
+    # it.
+    at, lowest, window = jax.lax.optimization_barrier((jnp.arange(length), jnp.finfo(jnp.float32).min, window))
+
+    def attend(first: int, end: int) -> Array:
+        distance = (at[first:end, None] - at[None, :end])[None]
+        attended = (distance >= 0) & is_token[:, None, :end] & ((window == 0) | (distance < window))
+        return _attend(query[:, first:end], key[:, :end], value[:, :end], attended, lowest, scale=scale, drop=drop)
+
+    blocks = [attend(first, end) for first, end in blocks_of(length)]
+    return blocks[0] if len(blocks) == 1 else jnp.concatenate(blocks, axis=1)
+
+
+def _attend(
+    query: Float[Array, "batch queries heads head_dim"],
+    key: Float[Array, "batch keys key_heads head_dim"],
+    value: Float[Array, "batch keys key_heads head_dim"],
+    attended: Bool[Array, "batch queries keys"],
+    lowest: Float[Array, ""],
+    *,
+    scale: float,
+    drop: Callable[[Array], Array],
+) -> Float[Array, "batch queries heads head_dim"]:
+    (batch, queries, num_heads, head_dim), (keys, key_heads) = query.shape, key.shape[1:3]
     group = num_heads // key_heads
-    # Queries of one head of keys lie together: [batch, key heads, queries of each x length, head_dim].
-    query = query.reshape(batch, length, key_heads, group, head_dim).transpose(0, 2, 3, 1, 4)
-    query = query.reshape(batch, key_heads, group * length, head_dim) * scale
+    # Queries of one head of keys lie together: [batch, key heads, queries of each x queries, head_dim].
+    query = query.reshape(batch, queries, key_heads, group, head_dim).transpose(0, 2, 3, 1, 4)
+    query = query.reshape(batch, key_heads, group * queries, head_dim) * scale
     logits = jnp.matmul(query, key.transpose(0, 2, 3, 1), preferred_element_type=jnp.float32)
-    logits = logits.reshape(batch, key_heads, group, length, length)
+    logits = logits.reshape(batch, key_heads, group, queries, keys)
     logits = jnp.where(attended[:, None, None], logits, lowest)
     # Softmax, with the division after the sum over keys: there are fewer values of a head than keys.
     weights = jnp.exp(logits - jax.lax.stop_gradient(logits.max(axis=-1, keepdims=True)))
     total = weights.sum(axis=-1, keepdims=True)
-    weights = drop(weights).astype(value.dtype).reshape(batch, key_heads, group * length, length)
+    weights = drop(weights).astype(value.dtype).reshape(batch, key_heads, group * queries, keys)
     mixed = jnp.matmul(weights, value.transpose(0, 2, 1, 3), preferred_element_type=jnp.float32)
-    mixed = mixed.reshape(batch, key_heads, group, length, head_dim) / total
-    return mixed.astype(value.dtype).transpose(0, 3, 1, 2, 4).reshape(batch, length, num_heads, head_dim)
+    mixed = mixed.reshape(batch, key_heads, group, queries, head_dim) / total
+    return mixed.astype(value.dtype).transpose(0, 3, 1, 2, 4).reshape(batch, queries, num_heads, head_dim)
 
 
 def cudnn_attention(
@@ -59,7 +95,7 @@ def cudnn_attention(
     scale: float,
     windows: tuple[int, ...],
 ) -> Float[Array, "batch length heads head_dim"]:
-    """The same by cuDNN, which never has a matrix ``[length, length]`` in memory; bfloat16, padding on the right alone.
+    """Compute the same by cuDNN, which never has a matrix ``[length, length]`` in memory; bfloat16, padding on the right alone.
 
     Args:
         query, key, value: see :func:`plain_attention`.

@@ -169,16 +169,6 @@ class DecoderLayer(nn.Module):
         )
         return spmd.with_logical_constraint(hidden, ("batch", "embed")), None
 
-    def _attended(self, is_token: Bool[Array, "batch length"], window: Int[Array, ""]) -> tuple[Array, Array]:
-        """Keys that each query attends to, bool ``[batch, length, length]``, and the logit of the others."""
-        # Not known to be the same in all layers: a scan would make what is [length, length] ahead of its loop, and
-        # carry it.
-        at, lowest, window = jax.lax.optimization_barrier(
-            (jnp.arange(is_token.shape[1]), jnp.finfo(jnp.float32).min, window)
-        )
-        distance = (at[:, None] - at[None, :])[None]
-        return (distance >= 0) & is_token[:, None, :] & ((window == 0) | (distance < window)), lowest
-
     def _norm(self, name: str, is_there: bool = True) -> Callable[[Array], Array]:
         return rms_norm(self.config, name) if is_there else lambda hidden: hidden
 
@@ -220,8 +210,7 @@ class DecoderLayer(nn.Module):
             mixed = cudnn_attention(query, key, value, lengths, window, scale=scale, windows=windows)
         else:
             drop = nn.Dropout(config.attention_dropout_rate, deterministic=self.deterministic)
-            attended, lowest = self._attended(is_token, window)
-            mixed = plain_attention(query, key, value, attended, lowest, scale=config.attention_scale, drop=drop)
+            mixed = plain_attention(query, key, value, is_token, window, scale=config.attention_scale, drop=drop)
         mixed = mixed.reshape(batch * length, -1)
         return self._linear("out", config.width, ("heads", "embed"), use_bias=config.out_bias)(mixed)
 

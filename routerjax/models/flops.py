@@ -7,6 +7,7 @@ from typing import Any, NamedTuple
 
 import flax.traverse_util
 
+from routerjax.models.attention import blocks_of
 from routerjax.models.decoder import Decoder
 from routerjax.models.encoders import Encoder
 from routerjax.typing import Variables
@@ -39,7 +40,8 @@ def training_flops(encoder: Encoder, trained: Variables, fixed: Variables, *, ro
 
     Matmuls are counted, and nothing else: norms, softmax and activations are a few percent where layers are narrow, and
     less where they are wide. A matrix ``[in, out]`` costs ``2 in out`` a token, and in the backward pass twice that if
-    it is trained, once if it is frozen; attention costs ``4 length width`` a token and layer, and twice that backward.
+    it is trained, once if it is frozen; attention costs ``4 width`` for each pair of tokens that is computed and layer,
+    and twice that backward.
 
     Args:
         encoder: of the router.
@@ -54,7 +56,8 @@ def training_flops(encoder: Encoder, trained: Variables, fixed: Variables, *, ro
     of = encoder.config if is_decoder else encoder
     width = of.num_heads * of.head_dim if is_decoder else encoder.width
     keeps_matmuls = is_decoder and of.remat_policy == "dots"
-    forward = 4 * tokens * length * width * of.num_layers
+    pairs = sum((end - first) * end for first, end in blocks_of(length)) if is_decoder else length**2
+    forward = 4 * rows * pairs * width * of.num_layers
     backward, recomputed = 2 * forward, forward
     for collection, is_trained in ((trained, True), (fixed, False)):
         leaves: dict[tuple[str, ...], Any] = dict(flax.traverse_util.flatten_dict(dict(collection)))

@@ -88,19 +88,21 @@ def test_scores_and_gradients_of_decoders(tmp_path: Path, model_type: str) -> No
 @pytest.mark.parametrize("left", [False, True], ids=["right", "left"])
 @pytest.mark.parametrize("length", [4, 24])
 def test_attention_by_cudnn(tmp_path: Path, model_type: str, left: bool, length: int) -> None:
-    chosen = {"dtype": "bfloat16", "remat": True}
-    plain, variables = causal(tmp_path / "decoder", model_type, **chosen)
-    fast, _ = causal(tmp_path / "decoder", model_type, **chosen, attention="cudnn")
-    query, variables = tiny_query(length=length, left=left), jax.device_put(variables)
-    assert_close(*(jax.device_get(jax.jit(module.apply)(variables, query)) for module in (fast, plain)), 0.03)
-    gradients = [
-        jax.device_get(jax.jit(jax.grad(functools.partial(loss_of, module)))(variables, query))
-        for module in (fast, plain)
-    ]
-    norm = float(optax.tree.norm(gradients[1]))
-    assert float(optax.tree.norm(optax.tree.sub(*gradients))) < 0.05 * norm
-    program = jax.jit(fast.apply).lower(variables, query).compile().as_text()
-    assert "__cudnn$fmha" in program
+    query = tiny_query(length=length, left=left)
+
+    def computed(**chosen: object) -> tuple[PyTree, PyTree]:
+        module, variables = causal(tmp_path / "decoder", model_type, **chosen)
+        gradient = jax.jit(jax.grad(functools.partial(loss_of, module)))(variables, query)
+        if chosen.get("attention") == "cudnn":
+            assert "__cudnn$fmha" in jax.jit(module.apply).lower(variables, query).compile().as_text()
+        return jax.jit(module.apply)(variables, query), gradient
+
+    exact = computed()
+    plain, fast = (computed(dtype="bfloat16", attention=attention) for attention in ("plain", "cudnn"))
+    # The kernel may be as far from float32 as plain operations in bfloat16 are, and not much farther.
+    for of_exact, of_plain, of_fast in zip(exact, plain, fast, strict=True):
+        distance = [float(optax.tree.norm(optax.tree.sub(each, of_exact))) for each in (of_plain, of_fast)]
+        assert distance[1] < 2 * distance[0] + 1e-3 * float(optax.tree.norm(of_exact))
 
 
 def test_a_router_trained_by_cudnn_is_scored_by_plain_operations(tmp_path: Path) -> None:

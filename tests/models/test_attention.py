@@ -8,6 +8,7 @@ import numpy as np
 import pytest
 
 from routerjax import InputError, features, models
+from routerjax.models import attention
 from tests.decoders import save_tiny_decoder
 
 CONFIG = models.DecoderConfig(
@@ -41,3 +42,21 @@ def test_cudnn_without_a_gpu_is_refused(tmp_path: Path) -> None:
     save_tiny_decoder(tmp_path / "decoder")
     with pytest.raises(InputError, match="attention=cudnn needs an NVIDIA GPU, got cpu: take plain"):
         features.load_tokens(tmp_path / "decoder", chosen={"attention": "cudnn", "dtype": "bfloat16"})
+
+
+@pytest.mark.parametrize("window", [0, 100])
+@pytest.mark.parametrize("length", [7, 301])
+def test_plain_attention_is_jax_own(length: int, window: int) -> None:
+    """Rows of over 256 tokens are computed in blocks, here of unequal sizes."""
+    rng, counts = np.random.default_rng(0), np.asarray([length, length // 2])
+    query, key, value = (rng.standard_normal((2, length, heads, 8)).astype(np.float32) for heads in (4, 2, 2))
+    is_token = np.arange(length)[None] < counts[:, None]
+    mixed = attention.plain_attention(
+        query, key, value, is_token, np.int32(window), scale=0.3, drop=lambda weights: weights
+    )
+    expected = jax.nn.dot_product_attention(
+        query, key, value, scale=0.3, is_causal=True, key_value_seq_lengths=counts.astype(np.int32),
+        local_window_size=(window - 1, 0) if window else None,
+    )  # fmt: skip
+    np.testing.assert_allclose(np.asarray(mixed)[is_token], np.asarray(expected)[is_token], atol=1e-5)
+    assert attention.blocks_of(301) == [(0, 75), (75, 150), (150, 225), (225, 301)]
