@@ -27,6 +27,7 @@ from routerjax.data import (
     ROUTELLM_STRONG,
     ROUTELLM_WEAK,
     Benchmark,
+    EmbeddedPrompts,
     Preferences,
     load_benchmark,
     smallest_by_hash,

@@ -101,7 +101,6 @@ def measure(config: models.DecoderConfig, work: str, rows: int, length: int, run
         training.make_train_step(module, BRADLEY_TERRY, optimizer, weight_per_step=float(rows)), donate_argnums=0
     )
     state = training.create_state(module, query, optimizer, key=jax.random.key(0), variables=variables)
-    del variables, fixed
 
     def run() -> object:
         nonlocal state

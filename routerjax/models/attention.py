@@ -95,7 +95,9 @@ def cudnn_attention(
     scale: float,
     windows: tuple[int, ...],
 ) -> Float[Array, "batch length heads head_dim"]:
-    """Compute the same by cuDNN, which never has a matrix ``[length, length]`` in memory; bfloat16, padding on the right alone.
+    """Compute the same by cuDNN, which never has a matrix ``[length, length]`` in memory.
+
+    In bfloat16, for rows whose padding is on the right.
 
     Args:
         query, key, value: see :func:`plain_attention`.
