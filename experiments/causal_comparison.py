@@ -20,6 +20,7 @@ from routerjax.data import ROUTELLM_STRONG, ROUTELLM_WEAK, EmbeddedPrompts
 from routerjax.features import EmbeddingCache, GivenFeaturizer
 
 SETTINGS = (Setting("mf", {"weight": 60.0, "noise_std": 0.1}), Setting("knn", {"weight": 200.0, "k": 200}))
+MAIN = "causal tokens 16"
 RIDGES = (10.0, 100.0, 1000.0)
 
 
@@ -72,15 +73,22 @@ def main(data_root: str, run: Path, folders: dict[str, Path]) -> None:
             for router, folder in folders.items():
                 values = load_router(folder).win_prob(test.prompts, cache=cache, exclude_own_battles=True)
                 win_prob[name][router] = values.astype(np.float64)
+    np.savez(
+        run / "compared.npz",
+        **{f"{router} | {name}": v for name, each in win_prob.items() for router, v in each.items()},
+    )
     lines = []
     for name, benchmark in bench.tests.items():
         pair = {"strong": ROUTELLM_STRONG, "weak": ROUTELLM_WEAK}
         result = evaluation.evaluate({**win_prob[name], **evaluation.control_win_probs(benchmark, **pair)}, benchmark)
         lines += [f"**{name}: {len(benchmark)} prompts**", ""]
-        lines += ["| router | APGR | APGR - mf on MiniLM, paired | CPT(50 %) | CPT(80 %) | log-loss |"]
-        lines += ["|---|---|---|---|---|---|"]
+        lines += [f"| router | APGR | APGR - mf on MiniLM | {MAIN} - APGR | CPT(50 %) | CPT(80 %) | log-loss |"]
+        lines += ["|---|---|---|---|---|---|---|"]
         for router, figures in sorted(result.routers.items(), key=lambda item: -(item[1].apgr.value or 0.0)):
-            paired = "" if router == "mf, MiniLM" else interval(result.minus(router, "mf, MiniLM"))
+            pairs = (router, "mf, MiniLM"), (MAIN, router)
+            paired = " | ".join(
+                "" if first == second else interval(result.minus(first, second)) for first, second in pairs
+            )
             cpt = " | ".join(interval(figures.cpt[target]) for target in (0.5, 0.8))
             lines.append(f"| {router} | {interval(figures.apgr)} | {paired} | {cpt} | {figures.log_loss.value:.4f} |")
         lines.append("")

@@ -120,12 +120,15 @@ def _alternatives(planned: _Planned, count: int) -> Iterator[list[str]]:
     if chosen.get("dtype") != "bfloat16":
         kept = [*kept, "features.encoder_attributes.dtype=bfloat16"]
         yield kept
+    moments = [] if config.optimizer.moments_dtype == "bfloat16" else ["optimizer.moments_dtype=bfloat16"]
+    if moments:
+        yield [*kept, *moments]
     if not isinstance(encoder, Decoder):
         return
     if chosen.get("param_dtype") != "bfloat16":
         kept = [*kept, "features.encoder_attributes.param_dtype=bfloat16"]
-        yield kept
-    if not encoder.config.lora_rank:
+        yield [*kept, *moments]
+    if not encoder.config.lora_rank:  # of which there are few moments
         kept = [*kept, f"features.encoder_attributes.lora_rank={ADAPTER_RANK}"]
         yield kept
     for more in shared:
@@ -144,6 +147,9 @@ def plan_here(config: ExperimentConfig, limit: int, say: Callable[[str], None]) 
         InputError: as :func:`routerjax.pipeline.plan_run`.
     """
     count = jax.device_count()
+    if config.features.encoder_attributes.get("attention") == "cudnn":
+        say("attention=cudnn is compiled for GPUs alone: planned with plain attention, whose temporaries are larger")
+        config = override(config, ["features.encoder_attributes.attention=plain"])
     say(f"compiling a step for {count} device(s), without weights")
     planned = _Planned(config)
     memory, run = planned.memory, planned.config.training
