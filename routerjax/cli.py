@@ -8,6 +8,7 @@ import os
 import sys
 from collections.abc import Sequence
 from pathlib import Path
+from typing import NoReturn
 
 from routerjax import commands
 from routerjax.display import printable
@@ -69,8 +70,15 @@ class _OneLine(logging.Formatter):
         return printable(super().formatMessage(record))
 
 
+class _Parser(argparse.ArgumentParser):
+    """Parser of arguments whose refusal is one line, whatever the arguments hold."""
+
+    def error(self, message: str) -> NoReturn:
+        super().error(printable(message))
+
+
 def _parser() -> argparse.ArgumentParser:
-    parser = argparse.ArgumentParser(
+    parser = _Parser(
         prog="routerjax",
         description="Learn LLM routers from preference data: train, evaluate with intervals, export with proof.",
     )

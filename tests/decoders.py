@@ -11,7 +11,7 @@ import safetensors.numpy
 
 from routerjax.models import Decoder, DecoderConfig
 from routerjax.pretrained import encoder_names, publish_weights, read_encoder
-from tests.encoders import make_tokenizer
+from tests.encoders import change_json, make_tokenizer
 
 SIZES = {
     "hidden_size": 16,
@@ -30,6 +30,11 @@ SETTINGS = {
     "mistral": {"sliding_window": 5},
     "gemma3_text": {"sliding_window": 5, "query_pre_attn_scalar": 8, "sliding_window_pattern": 2},
 }
+
+HEADERS = ("<|start_header_id|>", "<|end_header_id|>", "<|eot_id|>")
+CHAT_TEMPLATE = "{% for turn in messages %}[SEP] {{ turn['role'] }} {{ turn['content'] | trim }} [SEP]{% endfor %}"
+MODELS = ["a", "b", "c"]
+"""Models of :func:`save_p2l`."""
 
 
 def save_tiny_decoder(folder: Path, *, model_type: str = "llama", shards: int = 1, **settings: object) -> Path:
@@ -59,6 +64,34 @@ def save_tiny_decoder(folder: Path, *, model_type: str = "llama", shards: int = 
         part = {name: tensors[name] for name in names if weight_map[name] == file}
         safetensors.numpy.save_file(part, folder / file)
     (folder / "model.safetensors.index.json").write_text(json.dumps({"weight_map": weight_map}))
+    return folder
+
+
+def save_causal_classifier(folder: Path, **settings: object) -> Path:
+    """RouteLLM's layout: the last five tokens are ratings."""
+    tokenizer = make_tokenizer()
+    tokenizer.add_special_tokens([*HEADERS, *(f"[[{rating}]]" for rating in range(1, 6))])
+    sizes = {"vocab_size": tokenizer.get_vocab_size(), "architectures": ["LlamaForCausalLM"]}
+    save_tiny_decoder(folder, **sizes, **settings)
+    tokenizer.save(str(folder / "tokenizer.json"))
+    change_json(folder / "tokenizer_config.json", bos_token="[CLS]", pad_token="[PAD]")
+    return folder
+
+
+def save_p2l(folder: Path, loss: str | None) -> Path:
+    """P2L's layout, with or without the file that says its loss."""
+    save_tiny_decoder(folder)
+    tensors, rng = safetensors.numpy.load_file(folder / "model.safetensors"), np.random.default_rng(1)
+    del tensors["lm_head.weight"]
+    width = tensors["model.norm.weight"].size
+    for layer, rows in [("head", 3), ("eta_head", 1)][: 1 if loss == "bt" else 2]:
+        tensors[f"head.{layer}.weight"] = rng.standard_normal((rows, width)).astype(np.float32)
+        tensors[f"head.{layer}.bias"] = rng.standard_normal(rows).astype(np.float32)
+    safetensors.numpy.save_file(tensors, folder / "model.safetensors")
+    (folder / "model_list.json").write_text(json.dumps(MODELS))
+    change_json(folder / "tokenizer_config.json", cls_token="[CLS]", pad_token="[PAD]", chat_template=CHAT_TEMPLATE)
+    if loss is not None:
+        change_json(folder / "training_config.json", loss_type=loss, max_length=32)
     return folder
 
 

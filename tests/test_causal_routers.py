@@ -64,11 +64,32 @@ def test_the_chat_template_of_the_tokenizer(folder: Path) -> None:
             {"encoder_attributes": {"lora_targets": ("query", "keys")}},
             "lora_targets must be among query, key, .*got 'keys'",
         ),
+        ({"encoder_attributes": {"lora_rank": 2, "lora_targets": ()}}, "lora_targets must be one or more different"),
+        ({"encoder_attributes": {"lora_alpha": 8.0}}, "lora_alpha changes nothing without lora_rank: set features.enc"),
+        ({"encoder_attributes": {"remat_policy": "dots"}}, "remat_policy changes nothing without remat: set features"),
     ],
 )
 def test_choices_that_are_refused(folder: Path, changes: dict, message: str) -> None:
     with pytest.raises(InputError, match=message):
         open_featurizer(FeatureConfig(**{"encoder": str(folder), "max_length": 32, **changes}), embeds=False)
+
+
+@pytest.mark.parametrize(
+    ("setting", "message"),
+    [
+        ("router.attributes={'head': 'tokens', 'use_bias': False}", "causal.use_bias is of a linear head"),
+        ("training.model_devices=1000003", "training.model_devices must divide the "),
+        ("features.dollars_per_million_tokens=2", "dollars_per_million_tokens is an endpoint's price"),
+    ],
+)
+def test_settings_that_are_refused_before_anything_is_written(
+    folder: Path, arena: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str], setting: str, message: str
+) -> None:
+    settings = ["router.family=causal", "router.attributes={}", f"features.encoder={folder}", "training.devices=mesh"]
+    arguments = ["train", str(arena / "config.py"), "--output", str(tmp_path / "run"), "--set", *settings, setting]
+    assert main(arguments) == 2
+    assert message in capsys.readouterr().err
+    assert not (tmp_path / "run").exists()
 
 
 @pytest.mark.parametrize("head", ["tokens", "linear"])

@@ -135,12 +135,27 @@ def test_a_run_is_resumed_on_its_own_embeddings_alone(
         ("training.epochs=0", r"training.epochs must be an integer in \[1, 100000\], got '0'"),
         ("training.epochs", "--set takes NAME=VALUE, got 'training.epochs'"),
         ("features.encoder=./no/encoder", "no folder ./no/encoder"),
+        ("training.model_devices=2", "training.model_devices=2 is of a mesh: set training.devices=mesh, got jit"),
+        ("features.dollars_per_million_tokens=2", "features.dollars_per_million_tokens is an endpoint's price"),
         ("features.max_length=1000", r"max_length must be in \[2, 64\]"),
         ("data.validation_fraction=1e-9", "leaves one side empty"),
     ],
 )
 def test_settings(arena: Path, tmp_path: Path, refused: Refused, setting: str, message: str) -> None:
     refused(message, *train(arena, tmp_path / "run", setting))
+
+
+def test_arguments_that_a_terminal_would_obey(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    for arguments in (
+        ["train", "c.py", "--output", str(tmp_path / "x"), "-\x1b[2J"],
+        ["\x1b[2J"],
+        ["score", "r", "\x9b"],
+    ):
+        with pytest.raises(SystemExit, match="2"):
+            main(arguments)
+        *_, error = capsys.readouterr().err.splitlines()
+        assert error.startswith("routerjax")
+        assert error.isprintable()
 
 
 @pytest.mark.parametrize("setting", ["family=mf", "family=sw"])

@@ -78,6 +78,19 @@ def test_other_encodings_than_utf8_are_refused(tmp_path: Path) -> None:
             read_table(tmp_path / f"a.{ending}")
 
 
+def test_a_parquet_file_with_any_byte_damaged_is_read_or_refused(tmp_path: Path) -> None:
+    path = tmp_path / "a.parquet"
+    pyarrow.parquet.write_table(pa.table({"prompt": ["x"]}), path)
+    content, refused = path.read_bytes(), 0
+    for place in range(len(content)):
+        path.write_bytes(content[:place] + b"\xf8" + content[place + 1 :])
+        try:
+            read_table(path, columns=["prompt"])
+        except InputError:
+            refused += 1
+    assert 0 < refused < len(content)
+
+
 def test_truncated_parquet_is_refused(tmp_path: Path) -> None:
     path = tmp_path / "a.parquet"
     pyarrow.parquet.write_table(pa.table(ROWS), path)

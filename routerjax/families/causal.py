@@ -19,7 +19,10 @@ def _build(family: Family, attributes: Mapping[str, Any], featurizer: Featurizer
         raise InputError(
             f"{family.name} takes a decoder, such as of Llama, got {encoder.model_type}: {featurizer.source}"
         )
-    return family.module(encoder=encoder, **attributes)
+    module = family.module(encoder=encoder, **attributes)
+    if module.head != "linear" and not module.use_bias:
+        raise InputError(f"{family.name}.use_bias is of a linear head, got head={module.head!r}: leave it out")
+    return module
 
 
 CAUSAL = register_family(Family(name="causal", module=CausalRouter, reads_text=True, build=_build))

@@ -42,6 +42,11 @@ def open_featurizer(config: FeatureConfig, *, root: Path = Path(), embeds: bool 
         raise InputError("features.attributes are of the featurizer that features.featurizer names: set it")
     if (config.template, config.instruction) != (None, None) and not trains_encoder:
         raise InputError("features.template and instruction are of an encoder that is trained: set train_encoder")
+    is_price_used = is_endpoint(config.encoder) and not trains_encoder and config.embeddings is None
+    if config.dollars_per_million_tokens is not None and not (is_price_used and config.featurizer is None):
+        raise InputError(
+            "features.dollars_per_million_tokens is an endpoint's price, and no endpoint is asked: leave it out"
+        )
     if config.featurizer is not None:
         if trains_encoder or config.embeddings is not None:
             raise InputError(

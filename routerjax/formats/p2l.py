@@ -135,7 +135,8 @@ class PromptToLeaderboard(ReadableFormat, WritableFormat):
         """Refuse all but a linear head on a CLS token, under a likelihood that P2L has."""
         module = router.module
         if not isinstance(module, CausalRouter) or module.head != "linear":
-            raise InputError(f"p2l holds a causal router with head='linear', got one of {router.family}")
+            got = f"head={module.head!r}" if isinstance(module, CausalRouter) else f"one of {router.family}"
+            raise InputError(f"p2l holds a causal router with head='linear', got {got}")
         if router.likelihood.name not in LOSSES.values():
             losses = ", ".join(dict.fromkeys(LOSSES.values()))
             raise InputError(f"p2l holds the losses {losses}, got {router.likelihood.name}")

@@ -40,6 +40,12 @@ CONFIG, WEIGHTS = "adapter_config.json", "adapter_model.safetensors"
 HEAD = {"base_model.model.score.weight": "classifier/kernel"}
 PLAIN = {"bias": "none", "fan_in_fan_out": False, "rank_pattern": {}, "alpha_pattern": {}, "use_dora": False}
 """Settings that are computed here at these values alone."""
+READ = ("base_model_name_or_path", "target_modules", "r", "lora_alpha", "use_rslora", "init_lora_weights")
+WITHOUT_SCORES = (
+    *("auto_mapping", "peft_version", "inference_mode", "lora_dropout", "modules_to_save", "megatron_core"),
+    *("loftq_config", "eva_config", "corda_config", "lora_ga_config", "qalora_group_size"),
+)
+"""Settings that change no score: of training, of how adapters began, or of what another setting switches on."""
 PLAIN_STARTS = (True, False, None, "gaussian")
 """Values of ``init_lora_weights`` that leave the base as it is."""
 
@@ -77,6 +83,11 @@ class PeftAdapters(ReadableFormat, WritableFormat):
         for key, value in {"peft_type": "LORA", "task_type": "SEQ_CLS", **PLAIN}.items():
             if config.get(key, value) not in (value, None):
                 raise InputError(f"{folder / CONFIG}: {key} must be {value!r}, got {config[key]!r:.80}")
+        known = {"peft_type", "task_type", *PLAIN, *READ, *WITHOUT_SCORES}
+        others = [key for key, value in config.items() if key not in known and value not in (None, False, [], {})]
+        if others:
+            key = others[0]
+            raise InputError(f"{folder / CONFIG}: {key} is not computed here, got {config[key]!r:.80}")
         if config.get("init_lora_weights") not in PLAIN_STARTS:
             raise InputError(
                 f"{folder / CONFIG}: init_lora_weights must leave the base as it is ({PLAIN_STARTS}), got "

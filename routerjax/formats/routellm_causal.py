@@ -90,7 +90,8 @@ class CausalClassifier(ReadableFormat, WritableFormat):
         """Refuse all but ratings of the weak model as the tokens of a language model."""
         module = router.module
         if not isinstance(module, CausalRouter) or module.head == "linear":
-            raise InputError(f"routellm-causal holds a causal router with head='tokens', got one of {router.family}")
+            got = f"head={module.head!r}" if isinstance(module, CausalRouter) else f"one of {router.family}"
+            raise InputError(f"routellm-causal holds a causal router with head='tokens', got {got}")
         if not isinstance(router.likelihood, FiveRatings) or not router.has_pair or router.strong != router.models[0]:
             raise InputError(
                 f"routellm-causal holds ratings of the weak model (the loss {FiveRatings.name}, the strong model "

@@ -62,6 +62,8 @@ def _require_decoder(config: DecoderConfig, whose: str) -> None:
     unknown = [name for name in config.lora_targets if name not in PROJECTIONS]
     if unknown:
         raise InputError(f"{whose}.lora_targets must be among {', '.join(PROJECTIONS)}, got {unknown[0]!r}")
+    if not config.lora_targets or len(set(config.lora_targets)) != len(config.lora_targets):
+        raise InputError(f"{whose}.lora_targets must be one or more different projections, got {config.lora_targets}")
     if config.num_heads % config.num_key_heads:
         raise InputError(f"{whose}.num_key_heads ({config.num_key_heads}) must divide num_heads ({config.num_heads})")
     if len(config.windows) != config.num_layers:
@@ -142,7 +144,15 @@ def with_choices(encoder: Encoder, chosen: Mapping[str, object]) -> Encoder:
                 f"{WHOSE_CHOICES} of {encoder.model_type} takes {', '.join(choices)}, got {name!r}"
                 f"{nearest(name, choices)}"
             )
-    return make_encoder({**describe_encoder(encoder), **chosen}, WHOSE_CHOICES)
+    made = make_encoder({**describe_encoder(encoder), **chosen}, WHOSE_CHOICES)
+    if isinstance(made, Decoder):
+        for name in chosen:
+            depends_on = "lora_rank" if name.startswith("lora_") else "remat" if name == "remat_policy" else name
+            if name != depends_on and not getattr(made.config, depends_on):
+                raise InputError(
+                    f"{WHOSE_CHOICES}.{name} changes nothing without {depends_on}: set {WHOSE_CHOICES}.{depends_on}"
+                )
+    return made
 
 
 def for_scoring(encoder: Encoder) -> Encoder:

@@ -177,6 +177,7 @@ def typed_config(config: ExperimentConfig) -> ExperimentConfig:
 def _require_fit(config: ExperimentConfig, family: Family, *, is_text: bool) -> None:
     """Refuse what the loop would refuse, before anything is encoded or written."""
     training.require_one_process()
+    num_parts = training.wrapper_of(config.training).num_parts
     if is_text:
         return
     if config.training.micro_batches > 1:
@@ -185,7 +186,7 @@ def _require_fit(config: ExperimentConfig, family: Family, *, is_text: bool) -> 
             "steps are of training.batch_size battles"
         )
     if family.trains:
-        training.require_divisible(config.training.batch_size, training.wrapper_of(config.training).num_parts)
+        training.require_divisible(config.training.batch_size, num_parts)
 
 
 def _sources(

@@ -24,7 +24,7 @@ def read_encoder(folder: Path) -> dict[str, Any]:
     model_type = read_json(path, dict).get("model_type")
     if model_type in DECODER_TYPES:
         return read_decoder(folder)
-    if model_type in ARCHITECTURES:
+    if model_type in tuple(ARCHITECTURES):  # a mapping would hash it, and it may be anything
         return read_bert_encoder(folder)
     # No suggestion: nobody mistypes what a program wrote, and another architecture's name would be a wrong mend.
     known = ", ".join((*ARCHITECTURES, *DECODER_TYPES))

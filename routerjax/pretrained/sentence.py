@@ -205,7 +205,7 @@ def _projection(folder: Path) -> SentenceLayer:
     config = read_json(path, dict)
     _require(config, LAYER_SETTINGS, path)
     activation = config.get("activation_function", "torch.nn.modules.activation.Tanh")
-    if activation not in ACTIVATIONS:
+    if activation not in tuple(ACTIVATIONS):  # a mapping would hash it, and it may be anything
         raise InputError(f"{path}: activation_function must be one of {', '.join(ACTIVATIONS)}, got {activation!r}")
     features = _typed(config, "out_features", int, path)
     if features is None or features < 1:
@@ -242,7 +242,7 @@ def _prefix(folder: Path) -> str:
         if named:
             logger.info("%s has prompts that are not put before texts, as none is the default: %s", path, named)
         return ""
-    if default not in prompts:
+    if default not in tuple(prompts):
         named = ", ".join(prompts) or "none"
         raise InputError(f"{path}: default_prompt_name must be one of the prompts ({named}), got {default!r}")
     prefix = prompts[default] or ""

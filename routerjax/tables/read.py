@@ -107,7 +107,7 @@ def _require_different(names: Sequence[str], where: object) -> None:
 def _open_parquet(path: Path, progress: bool) -> OpenTable:
     try:
         schema = pyarrow.parquet.read_schema(path)
-    except (pa.ArrowException, OSError) as error:
+    except (pa.ArrowException, OSError, UnicodeDecodeError) as error:  # the last for a damaged name of a column
         raise InputError(f"{path} is not a complete parquet file: {error}") from error
     texts = {field.name for field in schema if pa.types.is_string(field.type) or pa.types.is_large_string(field.type)}
 

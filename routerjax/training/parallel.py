@@ -301,9 +301,18 @@ def mesh_step(mesh: jax.sharding.Mesh, rules: Rules = RULES) -> Wrapper:
 
 
 def wrapper_of(training: TrainingConfig) -> Wrapper:
-    """The wrapper that ``training.devices`` names."""
+    """The wrapper that ``training.devices`` names.
+
+    Raises:
+        InputError: the devices cannot be divided so.
+    """
     if training.devices == "mesh":
         return mesh_step(make_mesh(training.model_devices))
+    if training.model_devices != 1:
+        raise InputError(
+            f"training.model_devices={training.model_devices} is of a mesh: set training.devices=mesh, got "
+            f"{training.devices}"
+        )
     return {"jit": jit_step, "pmap": pmap_step}[training.devices]
 
 

@@ -112,6 +112,7 @@ def test_the_cache_is_asked_first_and_knows_the_fingerprint(folder: Path, tmp_pa
     ("file", "content", "message"),
     [
         ("config.json", {"model_type": "t5"}, "model_type must be one of bert, roberta, .*, got 't5'"),
+        ("config.json", {"model_type": ["bert"]}, r"model_type must be one of bert, roberta, .*, got \['bert'\]"),
         ("config.json", {"model_type": "bert", "hidden_act": "relu"}, "hidden_act must be 'gelu'"),
         ("config.json", {"model_type": "bert"}, r"! embeddings.word_embeddings.weight: expected shape \(30522, 768\)"),
         ("config.json", "{", "is not JSON"),

@@ -187,6 +187,7 @@ SETTINGS, OWN = "config_sentence_transformers.json", "sentence_bert_config.json"
         ("sentence_xlnet_config.json", {"processing_kwargs": {"text": {"padding": True}}}, "processing_kwargs must be"),
         (SETTINGS, {"model_type": "SparseEncoder"}, "model_type must be 'SentenceTransformer'"),
         (SETTINGS, {"default_prompt_name": "query"}, r"default_prompt_name must be one of the prompts \(none\)"),
+        (SETTINGS, {"default_prompt_name": ["query"]}, r"default_prompt_name must be one of the prompts \(none\)"),
         (SETTINGS, {"prompts": ["query: "]}, "prompts must map names to texts"),
     ],
 )  # fmt: skip
@@ -209,6 +210,7 @@ def test_what_is_not_computed_is_refused_by_name(folder: Path, file: str, conten
         ({**DENSE, "module_input_name": "token_embeddings"}, "module_input_name must be 'sentence_embedding'"),
         ({**DENSE, "use_residual": True}, "use_residual must be False, got 'True'"),
         ({**DENSE, "out_features": 9}, r"! linear.weight: expected shape \(96, 9\), got \(96, 8\)"),
+        ({**DENSE, "activation_function": ["x"]}, r"activation_function must be one of .*got \['x'\]"),
         ({**DENSE, "bias": False}, r"2_Dense does not hold the expected tensors .* \+ linear.bias"),
     ],
 )

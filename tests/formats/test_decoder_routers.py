@@ -10,43 +10,12 @@ import safetensors.numpy
 from routerjax import InputError, Router, formats
 from routerjax.cli import main
 from routerjax.likelihoods import make_likelihood
-from tests.decoders import save_tiny_decoder
+from tests.decoders import MODELS, save_causal_classifier, save_p2l
 from tests.encoders import TEXTS, change_json, make_tokenizer
 from tests.routers import tiny_text_router
 
-HEADERS = ("<|start_header_id|>", "<|end_header_id|>", "<|eot_id|>")
 TURNS = {"system": "write a poem", "user": "prove {prompt} please"}
-MODELS = ["a", "b", "c"]
 PROMPTS = [*TEXTS, "  poem [CLS] prime ", "poem " * 100]
-
-
-def save_causal(folder: Path, **settings: object) -> Path:
-    """RouteLLM's layout: the last five tokens are ratings."""
-    tokenizer = make_tokenizer()
-    tokenizer.add_special_tokens([*HEADERS, *(f"[[{rating}]]" for rating in range(1, 6))])
-    sizes = {"vocab_size": tokenizer.get_vocab_size(), "architectures": ["LlamaForCausalLM"]}
-    save_tiny_decoder(folder, **sizes, **settings)
-    tokenizer.save(str(folder / "tokenizer.json"))
-    change_json(folder / "tokenizer_config.json", bos_token="[CLS]", pad_token="[PAD]")
-    return folder
-
-
-def save_p2l(folder: Path, loss: str | None) -> Path:
-    """P2L's layout, with or without the file that says its loss."""
-    save_tiny_decoder(folder)
-    tensors, rng = safetensors.numpy.load_file(folder / "model.safetensors"), np.random.default_rng(1)
-    del tensors["lm_head.weight"]
-    width = tensors["model.norm.weight"].size
-    for layer, rows in [("head", 3), ("eta_head", 1)][: 1 if loss == "bt" else 2]:
-        tensors[f"head.{layer}.weight"] = rng.standard_normal((rows, width)).astype(np.float32)
-        tensors[f"head.{layer}.bias"] = rng.standard_normal(rows).astype(np.float32)
-    safetensors.numpy.save_file(tensors, folder / "model.safetensors")
-    (folder / "model_list.json").write_text(json.dumps(MODELS))
-    turn = "{% for turn in messages %}[SEP] {{ turn['role'] }} {{ turn['content'] | trim }} [SEP]{% endfor %}"
-    change_json(folder / "tokenizer_config.json", cls_token="[CLS]", pad_token="[PAD]", chat_template=turn)
-    if loss is not None:
-        change_json(folder / "training_config.json", loss_type=loss, max_length=32)
-    return folder
 
 
 def read_causal(folder: Path, **pair: str) -> Router:
@@ -61,7 +30,7 @@ def assert_same_tensors(first: Path, second: Path) -> None:
 
 
 def test_ratings_are_one_minus_the_two_best(tmp_path: Path) -> None:
-    router = read_causal(save_causal(tmp_path / "theirs"))
+    router = read_causal(save_causal_classifier(tmp_path / "theirs"))
     assert router.models == ("gpt-4-1106-preview", "mixtral-8x7b-instruct-v0.1")
     scores = router.scores(PROMPTS)
     prob = np.exp(scores) / np.exp(scores).sum(axis=1, keepdims=True)
@@ -85,7 +54,7 @@ def test_ratings_are_one_minus_the_two_best(tmp_path: Path) -> None:
 
 def test_only_ratings_as_tokens_are_written_as_routellms(tmp_path: Path) -> None:
     with pytest.raises(InputError, match=r"needs the turns that the model was trained with.*--set system=TEXT user"):
-        formats.read(save_causal(tmp_path / "theirs"), "routellm-causal")
+        formats.read(save_causal_classifier(tmp_path / "theirs"), "routellm-causal")
     with pytest.raises(InputError, match=r"takes system, user, assistant_header, got 'usr'.*did you mean 'user'"):
         formats.read(tmp_path / "theirs", "routellm-causal", options={"usr": "{prompt}"})
     with pytest.raises(InputError, match="the format 'hf' takes no options, got 'loss'"):
@@ -93,6 +62,8 @@ def test_only_ratings_as_tokens_are_written_as_routellms(tmp_path: Path) -> None
     router = tiny_text_router(tmp_path, family="causal", attributes={"head": "tokens"})
     with pytest.raises(InputError, match=r"ratings of the weak model .the loss five_ratings"):
         formats.export(router, tmp_path / "out", "routellm-causal")
+    with pytest.raises(InputError, match="p2l holds a causal router with head='linear', got head='tokens'"):
+        formats.export(router, tmp_path / "out", "p2l")
 
 
 @pytest.mark.parametrize(("loss", "ours"), [("bt", "bradley_terry"), ("bag", "grounded_rao_kupper")])
@@ -132,7 +103,7 @@ def test_what_a_folder_of_p2l_does_not_say_is_asked_for(tmp_path: Path) -> None:
 
 
 def test_a_threshold_that_a_format_has_no_place_for_is_said(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
-    router = read_causal(save_causal(tmp_path / "base")).with_threshold(0.4)
+    router = read_causal(save_causal_classifier(tmp_path / "base")).with_threshold(0.4)
     with caplog.at_level("WARNING"):
         formats.export(router, tmp_path / "out", "routellm-causal")
     assert "routellm-causal has no place for the threshold 0.4: it is left out" in caplog.text

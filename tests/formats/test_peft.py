@@ -28,3 +28,18 @@ def test_other_adapters_are_refused(tmp_path: Path) -> None:
         formats.read(tmp_path, "peft")
     with pytest.raises(InputError, match=r"target_modules must be of q_proj, .*got 'fc'"):
         formats.read(tmp_path, "peft", strong="a", weak="b")
+
+
+def test_settings_that_are_not_known_are_refused_unless_they_are_off(tmp_path: Path) -> None:
+    folder = tmp_path / "peft"
+    chosen = {"lora_rank": 2, "lora_targets": ("query",)}
+    router = tiny_text_router(tmp_path, family="causal", attributes={"use_bias": False}, chosen=chosen)
+    formats.export(router, folder, "peft")
+    names = {"strong": "big", "weak": "small", "options": {"models": '["big", "medium", "small"]'}}
+    change_json(folder / "adapter_config.json", layer_replication=None, megatron_core="megatron.core", x={})
+    assert formats.read(folder, "peft", **names).models == router.models
+    for name, value in {"alora_invocation_tokens": [1], "use_qalora": True, "lora_bias": True, "x": 1}.items():
+        change_json(folder / "adapter_config.json", **{name: value})
+        with pytest.raises(InputError, match=f"{name} is not computed here, got"):
+            formats.read(folder, "peft", **names)
+        change_json(folder / "adapter_config.json", **{name: None})

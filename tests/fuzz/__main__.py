@@ -18,7 +18,8 @@ os.environ["HF_HUB_OFFLINE"] = "1"
 os.environ["JAX_PLATFORMS"] = "cpu"
 
 from tests.fuzz.commands import COUNT
-from tests.fuzz.properties import PROPERTIES, make_place
+from tests.fuzz.place import make_place
+from tests.fuzz.properties import PROPERTIES
 from tests.fuzz.search import search
 
 EXAMPLES_A_TURN = 20

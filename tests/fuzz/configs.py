@@ -10,6 +10,7 @@ from hypothesis import strategies as st
 
 from routerjax import config
 from routerjax.families import FAMILIES
+from routerjax.models import CausalRouter, DecoderConfig
 
 
 def _names(kind: type, prefix: str) -> list[str]:
@@ -31,6 +32,13 @@ FIELDS = [
     "data.battles.0.drop_where",
     "data.battles.7.path",
 ]
+FIELDS_OF_DECODERS = [
+    *(f"features.encoder_attributes.{field.name}" for field in dataclasses.fields(DecoderConfig)),
+    *(f"router.attributes.{field.name}" for field in dataclasses.fields(CausalRouter)),
+    *("features.template", "features.instruction", "features.layer", "features.pooling", "features.truncation"),
+    *("router.loss", "router.readout", "optimizer.moments_dtype", "optimizer.frozen_layers", "optimizer.layer_decay"),
+    *("training.devices", "training.model_devices", "training.batch_tokens", "training.micro_batches"),
+]
 # Nothing that would really train for long: the largest numbers must be refused, not begun.
 TEXTS = (
     *("", "None", "null", "true", "0", "-1", "1", "2.5", "4.10", "1e3", "nan", "inf", "-inf", "1e999", "2024_10"),
@@ -44,9 +52,42 @@ EXPRESSIONS = (
     *("__import__('os').environ", "lambda: 1", "'\\ud83d'", "range(3)", "(_ for _ in ())", "...", "2**63", "-2**63"),
 )
 
+decoder_texts = st.sampled_from(
+    [
+        *(
+            "bfloat16",
+            "float16",
+            "float64",
+            "int8",
+            "cudnn",
+            "plain",
+            "dots",
+            "full",
+            "mesh",
+            "tokens",
+            "linear",
+            "left",
+        ),
+        *(
+            "chat",
+            "{prompt}",
+            "a {prompt} b",
+            "{prompt}{prompt}",
+            "mean",
+            "lasttoken",
+            "cls",
+            '["query"]',
+            '["q_proj"]',
+        ),
+        *("left", '["q_proj"]', "five_ratings", "grounded_rao_kupper", "three_outcome", "win", "(4, 0, 4)", "4", "16"),
+    ]
+)
 texts = st.one_of(st.sampled_from(TEXTS), st.text(max_size=10), st.integers(-5, 5).map(str))
 settings = st.builds("{}={}".format, st.one_of(st.sampled_from(FIELDS), st.text(max_size=10)), texts)
 attributes = st.builds("router.attributes.{}={}".format, st.sampled_from(ATTRIBUTES), texts)
+
+
+decoder_settings = st.builds("{}={}".format, st.sampled_from(FIELDS_OF_DECODERS), st.one_of(texts, decoder_texts))
 
 
 def changed(data: st.DataObject, text: str) -> str:

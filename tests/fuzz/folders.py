@@ -43,16 +43,20 @@ def _change(data: st.DataObject, file: Path, folder: Path) -> None:
     kinds = ["bytes", "bytes", "delete", "folder", "link", "outer link", "fifo", "device", "extra link"]
     if file.suffix == ".json":
         kinds += ["value"] * 8 + ["key", "nested"]
+    if file.suffix == ".safetensors":
+        kinds += ["header"] * 4
     kind = data.draw(st.sampled_from(kinds), label="change")
     if kind == "bytes":
         file.write_bytes(damaged(data, file.read_bytes()))
     elif kind == "value":
-        content = _json(file)
+        content = json_content(file)
         if isinstance(content, (dict, list)) and content:
             _replace_value(data, content)
             file.write_text(json.dumps(content), encoding="utf-8")
+    elif kind == "header":
+        _change_header(data, file)
     elif kind == "key":
-        content = _json(file)
+        content = json_content(file)
         if isinstance(content, dict):
             content[data.draw(st.text(max_size=8), label="new key")] = data.draw(json_values, label="its value")
             file.write_text(json.dumps(content), encoding="utf-8")
@@ -75,7 +79,22 @@ def _change(data: st.DataObject, file: Path, folder: Path) -> None:
             file.symlink_to("/dev/zero")
 
 
-def _json(file: Path) -> object:
+def _change_header(data: st.DataObject, file: Path) -> None:
+    """Say another name, type, shape or place of a tensor, in a file whose length is as it should be."""
+    content = file.read_bytes()
+    length = int.from_bytes(content[:8], "little")
+    try:
+        header = json.loads(content[8 : 8 + length])
+    except ValueError:  # changed before
+        return
+    if isinstance(header, dict) and header:
+        _replace_value(data, header)
+        changed = json.dumps(header).encode()
+        file.write_bytes(len(changed).to_bytes(8, "little") + changed + content[8 + length :])
+
+
+def json_content(file: Path) -> object:
+    """Content of a file; None where it is not JSON any more."""
     try:
         return json.loads(file.read_text(encoding="utf-8"))
     except (ValueError, RecursionError):  # changed before

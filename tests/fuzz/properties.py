@@ -5,57 +5,16 @@ from __future__ import annotations
 import csv
 import io
 import json
-import shutil
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass
 from pathlib import Path
 
-import numpy as np
 from hypothesis import strategies as st
 
 from routerjax import load_router
-from routerjax.cli import main
-from tests.arena import save_arena
-from tests.encoders import save_tiny_classifier
 from tests.fuzz import configs, folders, tables
-from tests.fuzz.commands import Broken, run, run_bundle, strict_json
-
-STRONG, WEAK = "sim-large", "sim-small"
-PAIR = ["--strong", STRONG, "--weak", WEAK]
-PROMPTS = ("What is 2 + 2?", "Prove that pi is irrational.", "hello, world")
-
-
-@dataclass(frozen=True)
-class Place:
-    """A folder with good inputs.
-
-    Attributes:
-        root: holds ``arena/`` (battles, benchmark, encoder, config.py), ``router/``, ``text_router/``, ``classifier/``,
-            ``bundle/`` (of ``router``).
-        win_prob: of ``PROMPTS``, by the name of each of the two routers.
-    """
-
-    root: Path
-    win_prob: Mapping[str, np.ndarray]
-
-
-def make_place(root: Path) -> Place:
-    """Write the good inputs into an empty folder, and score with them."""
-    arena = root / "arena"
-    arena.mkdir()
-    save_arena(arena)
-    save_tiny_classifier(root / "classifier", (STRONG, WEAK))
-    battles, share = arena / "battles.parquet", "0.3"
-    commands = [
-        ["train", arena / "config.py", "--output", root / "run"],
-        ["calibrate", root / "run", "--prompts", battles, "--strong-share", share, "--output", root / "router"],
-        ["import", root / "classifier", "--format", "hf", *PAIR, "--output", root / "text_router"],
-        ["export", root / "router", "--format", "stablehlo", "--output", root / "bundle"],
-    ]
-    for command in commands:
-        assert main([str(argument) for argument in command]) == 0
-    names = ("router", "text_router")
-    return Place(root, {name: load_router(root / name).win_prob(PROMPTS) for name in names})
+from tests.fuzz.commands import run, run_bundle, strict_json
+from tests.fuzz.decoders import a_strangers_decoder_format, plan_a_decoder, train_a_decoder
+from tests.fuzz.place import PAIR, PROMPTS, STRONG, WEAK, Place, require, require_same_answers, train
 
 
 def score_a_table(place: Place, data: st.DataObject, folder: Path) -> None:
@@ -65,23 +24,23 @@ def score_a_table(place: Place, data: st.DataObject, folder: Path) -> None:
     output = folder / f"out.{data.draw(st.sampled_from(['csv', 'jsonl', 'parquet']))}"
     outcome = run(["score", place.root / "router", "--input", path, "--output", output])
     if outcome.status != 0:
-        _require(not output.exists(), "a refused command left its output")
+        require(not output.exists(), "a refused command left its output")
         return
-    _require(output.is_file(), "exit 0 without output")
+    require(output.is_file(), "exit 0 without output")
     if output.suffix == ".jsonl":
         scored = [strict_json(line) for line in output.read_text(encoding="utf-8").splitlines()]
-        _require(all(0 <= row["win_prob"] <= 1 for row in scored), f"win_prob outside [0, 1]: {scored}")
+        require(all(0 <= row["win_prob"] <= 1 for row in scored), f"win_prob outside [0, 1]: {scored}")
         if path.suffix == ".jsonl":
             lines = path.read_text(encoding="utf-8-sig", errors="surrogatepass").split("\n")
             given = [json.loads(line) for line in lines if line.strip()]
-            _require(len(given) == len(scored), f"{len(given)} rows in, {len(scored)} out")
+            require(len(given) == len(scored), f"{len(given)} rows in, {len(scored)} out")
     elif output.suffix == ".csv" and path.suffix == ".csv":
         given, scored = (
             list(csv.reader(io.StringIO(file.read_text("utf-8-sig"), newline=""))) for file in (path, output)
         )
         given = [row for row in given if row]
         columns = len(given[0])
-        _require([row[:columns] for row in scored] == given, f"columns changed: {given} came out as {scored}")
+        require([row[:columns] for row in scored] == given, f"columns changed: {given} came out as {scored}")
 
 
 def score_standard_input(place: Place, data: st.DataObject, folder: Path) -> None:
@@ -93,8 +52,8 @@ def score_standard_input(place: Place, data: st.DataObject, folder: Path) -> Non
     outcome = run(["score", place.root / "router", "--input", "-", *formats], stdin=stdin)
     if outcome.status == 0:
         rows = [strict_json(line) for line in outcome.out.splitlines()]
-        _require(bool(rows), "exit 0 without output")
-        _require(all(0 <= row["win_prob"] <= 1 for row in rows), f"win_prob outside [0, 1]: {rows}")
+        require(bool(rows), "exit 0 without output")
+        require(all(0 <= row["win_prob"] <= 1 for row in rows), f"win_prob outside [0, 1]: {rows}")
 
 
 def calibrate(place: Place, data: st.DataObject, folder: Path) -> None:
@@ -111,9 +70,9 @@ def calibrate(place: Place, data: st.DataObject, folder: Path) -> None:
     outcome = run(["calibrate", place.root / "router", *arguments, "--output", output])
     if outcome.status == 0:
         win_prob = load_router(output).win_prob(PROMPTS)
-        _require(bool(((win_prob >= 0) & (win_prob <= 1)).all()), f"win_prob outside [0, 1]: {win_prob}")
+        require(bool(((win_prob >= 0) & (win_prob <= 1)).all()), f"win_prob outside [0, 1]: {win_prob}")
     else:
-        _require(not output.exists(), "a refused command left its output")
+        require(not output.exists(), "a refused command left its output")
 
 
 def evaluate(place: Place, data: st.DataObject, folder: Path) -> None:
@@ -140,7 +99,7 @@ def evaluate(place: Place, data: st.DataObject, folder: Path) -> None:
     if outcome.status == 0:
         strict_json((output / "results.json").read_text(encoding="utf-8"))
     else:
-        _require(not output.exists(), "a refused command left its output")
+        require(not output.exists(), "a refused command left its output")
 
 
 def train_on_a_table(place: Place, data: st.DataObject, folder: Path) -> None:
@@ -149,20 +108,20 @@ def train_on_a_table(place: Place, data: st.DataObject, folder: Path) -> None:
     settings = [f"data.root={folder}", f"data.battles.0.path={path.name}", "training.epochs=1"]
     family = data.draw(st.sampled_from(["mf", "sw", "knn"]), label="family")
     settings += [f"router.family={family}", "router.attributes={}"]
-    _train(place, folder, ["--set", *settings])
+    train(place, folder, ["--set", *settings])
 
 
 def train_with_settings(place: Place, data: st.DataObject, folder: Path) -> None:
     """Any ``--set``: a router that loads, or a refusal."""
     settings = data.draw(st.lists(configs.settings, min_size=1, max_size=2), label="settings")
-    _train(place, folder, ["--set", "training.epochs=1", *settings])
+    train(place, folder, ["--set", "training.epochs=1", *settings])
 
 
 def train_with_attributes(place: Place, data: st.DataObject, folder: Path) -> None:
     """Any attribute of any family: a router that loads, or a refusal."""
     family = data.draw(st.sampled_from(["mf", "sw", "knn"]), label="family")
     settings = ["training.epochs=1", f"router.family={family}", "router.attributes={}"]
-    _train(place, folder, ["--set", *settings, data.draw(configs.attributes, label="attribute")])
+    train(place, folder, ["--set", *settings, data.draw(configs.attributes, label="attribute")])
 
 
 def train_with_a_configuration(place: Place, data: st.DataObject, folder: Path) -> None:
@@ -170,7 +129,7 @@ def train_with_a_configuration(place: Place, data: st.DataObject, folder: Path) 
     text = (place.root / "arena" / "config.py").read_text()
     path = folder / "config.py"
     path.write_text(configs.changed(data, text), encoding="utf-8", errors="surrogatepass")
-    _train(place, folder, [], config=path)
+    train(place, folder, [], config=path)
 
 
 def a_strangers_router(place: Place, data: st.DataObject, folder: Path) -> None:
@@ -181,11 +140,11 @@ def a_strangers_router(place: Place, data: st.DataObject, folder: Path) -> None:
     if data.draw(st.booleans(), label="calibrate it"):
         arguments = ["--prompts", "-", "--strong-share", "0.5", "--output", folder / "out"]
         run(["calibrate", router, *arguments], stdin=stdin)
-        _require(not folders.leaks(folder / "out"), "a file from outside of the router's folder was copied")
+        require(not folders.leaks(folder / "out"), "a file from outside of the router's folder was copied")
         return
     outcome = run(["score", router, "--input", "-"], stdin=stdin)
     if outcome.status == 0:
-        _require_same_answers(outcome.out, place.win_prob[name])
+        require_same_answers(outcome.out, place.win_prob[name])
 
 
 def a_strangers_classifier(place: Place, data: st.DataObject, folder: Path) -> None:
@@ -195,7 +154,7 @@ def a_strangers_classifier(place: Place, data: st.DataObject, folder: Path) -> N
     outcome = run(
         ["import", source, "--format", data.draw(st.sampled_from(["hf", "routellm-bert"])), *PAIR, "--output", output]
     )
-    _require(not folders.leaks(output), "a file from outside of the folder was copied")
+    require(not folders.leaks(output), "a file from outside of the folder was copied")
     if outcome.status == 0:
         run(["score", output, "--input", "-"], stdin="\n".join(PROMPTS).encode())
 
@@ -203,7 +162,7 @@ def a_strangers_classifier(place: Place, data: st.DataObject, folder: Path) -> N
 def a_strangers_encoder(place: Place, data: st.DataObject, folder: Path) -> None:
     """A sentence encoder's folder that was changed: a router is trained on it, or it is refused."""
     encoder = folders.changed_copy(data, place.root / "arena" / "encoder", folder / "encoder")
-    _train(place, folder, ["--set", "training.epochs=1", f"features.encoder={encoder}", "features.max_length=16"])
+    train(place, folder, ["--set", "training.epochs=1", f"features.encoder={encoder}", "features.max_length=16"])
 
 
 def a_strangers_bundle(place: Place, data: st.DataObject, folder: Path) -> None:
@@ -211,7 +170,7 @@ def a_strangers_bundle(place: Place, data: st.DataObject, folder: Path) -> None:
     bundle = folders.changed_copy(data, place.root / "bundle", folder / "bundle", keep="load.py")
     outcome = run_bundle(bundle, PROMPTS)
     if outcome.status == 0:
-        _require_same_answers(outcome.out, place.win_prob["router"])
+        require_same_answers(outcome.out, place.win_prob["router"])
 
 
 PROPERTIES: Mapping[str, Callable[[Place, st.DataObject, Path], None]] = {
@@ -229,19 +188,11 @@ PROPERTIES: Mapping[str, Callable[[Place, st.DataObject, Path], None]] = {
         a_strangers_classifier,
         a_strangers_encoder,
         a_strangers_bundle,
+        a_strangers_decoder_format,
+        train_a_decoder,
+        plan_a_decoder,
     )
 }
-
-
-def _require(holds: bool, otherwise: str) -> None:
-    if not holds:
-        raise Broken(otherwise)
-
-
-def _require_same_answers(out: str, win_prob: np.ndarray) -> None:
-    scored = np.asarray([strict_json(line)["win_prob"] for line in out.splitlines()])
-    difference = np.abs(scored - win_prob).max()
-    _require(bool(difference < 1e-6), f"another router's answers, and no word: {difference}")
 
 
 def _battles(data: st.DataObject) -> list[tables.Row]:
@@ -251,12 +202,3 @@ def _battles(data: st.DataObject) -> list[tables.Row]:
         {"prompt": f"{PROMPTS[row % 3]} {row}", "model_a": STRONG, "model_b": WEAK, "winner": winners[row % 3]}
         for row in range(12)
     ]
-
-
-def _train(place: Place, folder: Path, arguments: list[object], config: Path | None = None) -> None:
-    output = folder / "run"
-    config = config or place.root / "arena" / "config.py"
-    outcome = run(["train", config, "--output", output, *arguments])
-    if outcome.status == 0:
-        load_router(output / "router")
-    shutil.rmtree(output, ignore_errors=True)

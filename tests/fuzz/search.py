@@ -9,7 +9,7 @@ from pathlib import Path
 import hypothesis
 from hypothesis import strategies as st
 
-from tests.fuzz.properties import Place
+from tests.fuzz.place import Place
 
 
 def search(

@@ -2,7 +2,8 @@
 
 import pytest
 
-from tests.fuzz.properties import PROPERTIES, Place, make_place
+from tests.fuzz.place import Place, make_place
+from tests.fuzz.properties import PROPERTIES
 from tests.fuzz.search import search
 
 pytestmark = pytest.mark.xdist_group("fuzz")  # one process makes the good inputs
