@@ -16,7 +16,7 @@ from routerjax.features import load_tokens, open_featurizer
 from routerjax.formats.golden import golden_query
 from routerjax.pretrained import read_encoder
 from tests.decoders import save_tiny_decoder
-from tests.encoders import TEXTS
+from tests.encoders import TEXTS, change_json
 from tests.routers import tiny_text_router
 
 CHAT = "{% for turn in messages %}[CLS]{{ turn['role'] }} {{ turn['content'] | trim }} [SEP]{% endfor %}"
@@ -165,6 +165,14 @@ def test_layers_of_a_kind_that_is_not_computed_are_refused(tmp_path: Path) -> No
     kinds = ["full_attention", "chunked_attention", "full_attention"]
     (folder / "config.json").write_text(json.dumps({**config, "layer_types": kinds}))
     with pytest.raises(InputError, match="layer_types must be of sliding_attention, full_attention, got 'chunked_att"):
+        read_encoder(folder)
+
+
+@pytest.mark.parametrize("layers", [1025, 10**9, 1e30, 10**400])
+def test_a_number_of_layers_that_would_fill_the_memory_is_refused(tmp_path: Path, layers: float) -> None:
+    folder = save_tiny_decoder(tmp_path / "decoder")
+    change_json(folder / "config.json", num_hidden_layers=layers)
+    with pytest.raises(InputError, match="num_hidden_layers must be at most 1024, got 1"):
         read_encoder(folder)
 
 

@@ -48,6 +48,8 @@ _OF_TYPE: Mapping[str, Mapping[str, object]] = {
 }
 _WITH_LAYER_TYPES = ("qwen2", "qwen3", "gemma3_text")
 DECODER_TYPES = tuple(_OF_TYPE)
+# transformers makes a list of so many items of the number of layers, whatever it is; the largest decoders have 126.
+MOST_LAYERS = 1024
 HEADS = ("lm_head.weight", "score.weight")
 """Tensors of the layers that transformers puts on top of a decoder."""
 
@@ -59,7 +61,11 @@ def read_decoder(folder: Path) -> dict[str, Any]:
         InputError: no such file, damaged, or an architecture, or a setting of one, that is not computed here.
     """
     path = folder / "config.json"
-    content = json.dumps(read_json(path, dict)).encode()
+    config = read_json(path, dict)
+    layers = config.get("num_hidden_layers")
+    if isinstance(layers, int | float) and layers > MOST_LAYERS:
+        raise InputError(f"{path}: num_hidden_layers must be at most {MOST_LAYERS}, got {layers!r:.40}")
+    content = json.dumps(config).encode()
     return from_pretrained("AutoConfig", {path.name: content}, path, functools.partial(_fields, path))
 
 
