@@ -15,7 +15,7 @@ from routerjax.families import CAUSAL, pretrained_variables
 from routerjax.features import load_tokens, open_featurizer
 from routerjax.formats.golden import golden_query
 from routerjax.pretrained import read_encoder
-from tests.decoders import save_tiny_decoder
+from tests.decoders import save_causal_classifier, save_tiny_decoder
 from tests.encoders import TEXTS, change_json
 from tests.routers import tiny_text_router
 
@@ -174,6 +174,23 @@ def test_a_number_of_layers_that_would_fill_the_memory_is_refused(tmp_path: Path
     change_json(folder / "config.json", num_hidden_layers=layers)
     with pytest.raises(InputError, match="num_hidden_layers must be at most 1024, got 1"):
         read_encoder(folder)
+
+
+def test_layers_that_the_configuration_does_not_count_are_refused_unless_a_lower_one_is_chosen(tmp_path: Path) -> None:
+    folder = save_causal_classifier(tmp_path / "decoder")
+    assert features.load_encoder(folder, max_length=8, layer=1, pooling="lasttoken").encode(["a"]).shape == (1, 16)
+    change_json(folder / "config.json", num_hidden_layers=2)
+    featurizer = load_tokens(folder)
+    module = CAUSAL.make_module(num_outputs=2, attributes={}, featurizer=featurizer)
+    turns = {"system": "write a poem", "user": "prove {prompt} please"}
+    for read in (
+        lambda: features.load_encoder(folder, max_length=8, pooling="lasttoken").encode(["a"]),
+        lambda: features.load_encoder(folder, max_length=8, layer=1, pooling="lasttoken").encode(["a"]),
+        lambda: pretrained_variables(module, folder, jax.random.key(0)),
+        lambda: formats.read(folder, "routellm-causal", options=turns),
+    ):
+        with pytest.raises(InputError, match=r"does not hold the expected tensors .*\+ model.layers.2.input_layernorm"):
+            read()
 
 
 def test_long_prompts_are_padded_to_the_next_of_a_few_lengths(tmp_path: Path) -> None:

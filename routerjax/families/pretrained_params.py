@@ -80,7 +80,7 @@ def _with_stored_decoder(module: nn.Module, decoder: Decoder, folder: Path, key:
         return flax.traverse_util.unflatten_dict(weights), flax.traverse_util.unflatten_dict(others)
 
     expected, _ = jax.eval_shape(lambda: split(_variables(module, key)))
-    stored = stored_weights(folder, encoder_names(describe_encoder(decoder)), expected)
+    stored = stored_weights(folder, encoder_names(describe_encoder(decoder), folder), expected)
     others = jax.device_get(jax.jit(lambda: split(_variables(module, key))[1])())
     flat: dict[tuple[str, ...], Any] = dict(flax.traverse_util.flatten_dict(others))
     for path, leaf in flax.traverse_util.flatten_dict(stored).items():
@@ -115,7 +115,7 @@ def pretrained_params(module: nn.Module, folder: Path, *, key: Array | None = No
     if isinstance(module, EmbedThen):
         embedding: SentenceEmbedding = module.encoder
         plain = embedding.clone(encoder=embedding.encoder.clone(scan_layers=False, parent=None), parent=None)
-        names = encoder_names(describe_encoder(embedding.encoder))
+        names = encoder_names(describe_encoder(embedding.encoder), folder)
         encoder = read_weights(folder, names, jax.eval_shape(lambda: _init(plain, jax.random.key(0))))
         head = {} if key is None else _initialised(module, key, leave_out="encoder")
         params = {**head, "encoder": {"encoder": _stacked(encoder["encoder"], read)}}

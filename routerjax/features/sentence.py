@@ -331,7 +331,7 @@ def _folders(modules: SentenceModules) -> list[Path]:
 
 def _read_params(modules: SentenceModules, module: SentenceEmbedding) -> PyTree:
     expected = nn.meta.unbox(jax.eval_shape(module.init, jax.random.key(0), example_tokens()))["params"]
-    names = encoder_names(describe_encoder(module.encoder))
+    names = encoder_names(describe_encoder(module.encoder), modules.transformer)
     params = read_weights(modules.transformer, names, {"encoder": expected["encoder"]})
     for place, layer in enumerate(modules.layers):
         if layer.kind in LAYER_TENSORS:

@@ -137,7 +137,7 @@ def language_model_tensors(router: Router) -> dict[str, np.ndarray]:
 def publish(router: Router, params: PyTree, head: Mapping[str, str]) -> dict[str, np.ndarray]:
     """Parameters under the names of transformers, all in the type that the weights are stored in."""
     config = cast(CausalRouter, router.module).encoder.config
-    names = decoder_names(config.model_type, num_layers=config.num_layers, head=head)
+    names = decoder_names(config.model_type, head=head)
     return publish_weights(jax.tree.map(lambda leaf: np.asarray(leaf).astype(_dtype(router)), params), names)
 
 
@@ -206,7 +206,7 @@ def load_language_model(
 
 def _read(folder: Path, decoder: Decoder, head: Mapping[str, str], shapes: PyTree) -> PyTree:
     config = decoder.config
-    names = decoder_names(config.model_type, num_layers=config.num_layers, head=head)
+    names = decoder_names(config.model_type, head=head)
     return jax.tree.map(jnp.asarray, read_weights(folder, names, shapes))
 
 

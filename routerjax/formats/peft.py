@@ -148,7 +148,7 @@ class PeftAdapters(ReadableFormat, WritableFormat):
             "layers": _adapters(params["encoder"], decoder),
             "classifier": {"kernel": params["classifier"]["kernel"]},
         }
-        names = adapter_names(decoder.lora_targets, decoder.num_layers, HEAD)
+        names = adapter_names(decoder.lora_targets, HEAD)
         (folder / CONFIG).write_bytes(json_bytes(settings))
         (folder / WEIGHTS).write_bytes(tensor_bytes(publish_weights(tree, names), {"format": "pt"}))
 
@@ -188,7 +188,7 @@ def _load(folder: Path, featurizer: TokenFeaturizer, models: tuple[str, ...], po
     variables = pretrained_variables(module, locate(featurizer.source), jax.random.key(0))
     params = variables["params"]
     shapes = {"layers": _adapters(params["encoder"], decoder), "classifier": params["classifier"]}
-    names = adapter_names(decoder.lora_targets, decoder.num_layers, HEAD)
+    names = adapter_names(decoder.lora_targets, HEAD)
     read = read_weights(folder / WEIGHTS, names, shapes)
     layers = {
         name: {**params["encoder"]["layers"].get(name, {}), **{part: leaf["kernel"] for part, leaf in parts.items()}}

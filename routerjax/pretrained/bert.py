@@ -6,7 +6,7 @@ import json
 import logging
 import math
 import re
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -155,14 +155,16 @@ def _labels(labels: Mapping[int, object], path: Path) -> tuple[str, ...]:
     return names
 
 
-def bert_names(model_type: str, *, head: bool, classifier: bool = True, num_layers: int | None = None) -> TensorNames:
+def bert_names(
+    model_type: str, *, head: bool, classifier: bool = True, layers_left_out: Collection[int] = ()
+) -> TensorNames:
     """Tensors of a classifier in transformers -> parameters of a module that holds the encoder as ``encoder``.
 
     Args:
         model_type: as in config.json.
         head: whether the module has the architecture's own head; if not, a published head is left out.
         classifier: whether the last layer of that head is taken: its columns are the labels that it was trained for.
-        num_layers: that are taken, the lowest; all by default.
+        layers_left_out: numbers of the layers that are not taken.
     """
     architecture = ARCHITECTURES[model_type]
     head_table = {
@@ -194,7 +196,7 @@ def bert_names(model_type: str, *, head: bool, classifier: bool = True, num_laye
         table,
         aliases=aliases,
         ignored=[rf".*\.position_ids|{architecture.pretraining}", *left_out],
-        num_layers=num_layers,
+        layers_left_out=layers_left_out,
     )
 
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 import functools
 import json
 import re
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from pathlib import Path
 from typing import Any, Literal
 
@@ -194,12 +194,11 @@ def _rope_json(base: float, scaling: tuple[float, ...]) -> dict[str, Any]:
     return {"rope_type": kind, "rope_theta": base, **values, **whole}
 
 
-def adapter_names(targets: Sequence[str], num_layers: int, head: Mapping[str, str]) -> TensorNames:
+def adapter_names(targets: Sequence[str], head: Mapping[str, str]) -> TensorNames:
     """Tensors of PEFT's low-rank adapters -> ``layers/<projection>/lora_a/kernel`` and ``lora_b/kernel``.
 
     Args:
         targets: our names of the adapted projections.
-        num_layers: of the decoder.
         head: tensors of a layer on top -> our paths.
     """
     table = dict(head)
@@ -209,7 +208,7 @@ def adapter_names(targets: Sequence[str], num_layers: int, head: Mapping[str, st
                 table[f"base_model.model.model.layers.{{}}.{published}.{theirs}.weight"] = (
                     f"layers/{ours}/{part}/kernel"
                 )
-    return TensorNames(table, num_layers=num_layers)
+    return TensorNames(table)
 
 
 TARGET_MODULES = {published.split(".")[1]: ours for published, ours in _PROJECTIONS.items()}
@@ -217,13 +216,17 @@ TARGET_MODULES = {published.split(".")[1]: ours for published, ours in _PROJECTI
 
 
 def decoder_names(
-    model_type: str, *, num_layers: int, has_final_norm: bool = True, head: Mapping[str, str] | None = None
+    model_type: str,
+    *,
+    layers_left_out: Collection[int] = (),
+    has_final_norm: bool = True,
+    head: Mapping[str, str] | None = None,
 ) -> TensorNames:
     """Tensors of a causal language model in transformers -> parameters of a module that holds it as ``encoder``.
 
     Args:
         model_type: as in config.json.
-        num_layers: that are taken, the lowest.
+        layers_left_out: numbers of the layers that are not taken.
         has_final_norm: False leaves the norm after the last layer out.
         head: tensors of a layer on top -> our paths. Those of :data:`HEADS` that are not among them are left out.
     """
@@ -241,4 +244,4 @@ def decoder_names(
     if not has_final_norm:
         del table["model.norm.weight"]
         ignored.append(r"model\.norm\.weight")
-    return TensorNames(table, aliases=aliases, ignored=ignored, num_layers=num_layers)
+    return TensorNames(table, aliases=aliases, ignored=ignored, layers_left_out=layers_left_out)

@@ -31,13 +31,15 @@ def read_encoder(folder: Path) -> dict[str, Any]:
     raise InputError(f"{path}: model_type must be one of {known}, got {model_type!r}")
 
 
-def encoder_names(described: Mapping[str, Any]) -> TensorNames:
+def encoder_names(described: Mapping[str, Any], folder: Path | None = None) -> TensorNames:
     """Tensors in transformers -> parameters of a module that holds the encoder as ``encoder``, whatever its head.
 
     Args:
-        described: attributes of the encoder, see :func:`read_encoder`; of fewer layers than the files have.
+        described: attributes of the encoder, see :func:`read_encoder`; maybe of fewer layers than the folder's.
+        folder: with ``config.json``, whose layers above those of the encoder are left out; None for the same layers.
     """
     model_type, num_layers = described["model_type"], described["num_layers"]
+    above = range(num_layers, num_layers if folder is None else read_encoder(folder)["num_layers"])
     if model_type in DECODER_TYPES:
-        return decoder_names(model_type, num_layers=num_layers, has_final_norm=described.get("final_norm", True))
-    return bert_names(model_type, head=False, num_layers=num_layers)
+        return decoder_names(model_type, layers_left_out=above, has_final_norm=described.get("final_norm", True))
+    return bert_names(model_type, head=False, layers_left_out=above)

@@ -6,7 +6,7 @@ import hashlib
 import logging
 import math
 import re
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Collection, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, NamedTuple, cast
@@ -52,13 +52,13 @@ class TensorNames:
             ``[out, in]``, ours ``[in, out]``.
         aliases: (regular expression, replacement) that bring other spellings of published names into the table's.
         ignored: regular expressions of names, in the table's spelling, that are left out on purpose.
-        num_layers: how many layers are taken, the lowest; all by default.
+        layers_left_out: numbers of the layers that are not taken, on purpose.
     """
 
     table: Mapping[str, str]
     aliases: Sequence[tuple[str, str]] = field(default=())
     ignored: Sequence[str] = field(default=())
-    num_layers: int | None = None
+    layers_left_out: Collection[int] = ()
 
     def place(self, published: str) -> Place | None:
         """Find our place of a published tensor; None for a name that the table has not."""
@@ -74,8 +74,8 @@ class TensorNames:
     def is_ignored(self, published: str) -> bool:
         """Return True for a name that is left out on purpose."""
         place = self.place(published)
-        if place is not None and place.layer is not None and self.num_layers is not None:
-            return place.layer >= self.num_layers
+        if place is not None and place.layer in self.layers_left_out:
+            return True
         for pattern, replacement in self.aliases:
             published = re.sub(pattern, replacement, published)
         return any(re.fullmatch(pattern, published) for pattern in self.ignored)

@@ -94,6 +94,14 @@ def test_the_fingerprint_names_weights_tokenizer_length_and_pooling(tmp_path: Pa
         features.read_featurizer({"kind": "sentence"}, {})
 
 
+def test_layers_that_the_configuration_does_not_count_are_refused(tmp_path: Path) -> None:
+    folder = save_tiny_encoder(tmp_path / "tiny")
+    config = json.loads((folder / "config.json").read_text())
+    (folder / "config.json").write_text(json.dumps({**config, "num_hidden_layers": config["num_hidden_layers"] - 1}))
+    with pytest.raises(InputError, match=r"does not hold the expected tensors .*\+ encoder.layer.1.attention"):
+        features.load_encoder(folder, max_length=32).encode(PROMPTS)
+
+
 def test_the_cache_is_asked_first_and_knows_the_fingerprint(folder: Path, tmp_path: Path) -> None:
     encoder = features.load_encoder(folder, max_length=32)
     with features.EmbeddingCache(tmp_path / "cache.sqlite") as cache:

@@ -169,7 +169,7 @@ def test_hidden_states_of_a_lower_layer(pair, layer, tmp_path) -> None:
         lambda leaf: jax.ShapeDtypeStruct((layer, *leaf.shape[1:]), leaf.dtype), params["encoder"]["layers"]
     )
     expected = {"token_embedding": params["encoder"]["token_embedding"], "layers": lowest}
-    read = read_weights(tmp_path, encoder_names(described), {"encoder": expected})
+    read = read_weights(tmp_path, encoder_names(described, tmp_path), {"encoder": expected})
     with torch.inference_mode():
         ids, mask = (torch.from_numpy(query[name]) for name in ("token_ids", "attention_mask"))
         hidden = model(ids, attention_mask=mask, output_hidden_states=True).hidden_states[layer].numpy()
