@@ -65,6 +65,7 @@ def test_the_chat_template_of_the_tokenizer(folder: Path) -> None:
             "lora_targets must be among query, key, .*got 'keys'",
         ),
         ({"encoder_attributes": {"lora_rank": 2, "lora_targets": ()}}, "lora_targets must be one or more different"),
+        ({"encoder_attributes": {"lora_rank": 10**9}}, r"lora_rank must be at most the width \(16\), got 1000000000"),
         ({"encoder_attributes": {"lora_alpha": 8.0}}, "lora_alpha changes nothing without lora_rank: set features.enc"),
         ({"encoder_attributes": {"remat_policy": "dots"}}, "remat_policy changes nothing without remat: set features"),
     ],

@@ -62,6 +62,8 @@ def _require_decoder(config: DecoderConfig, whose: str) -> None:
     unknown = [name for name in config.lora_targets if name not in PROJECTIONS]
     if unknown:
         raise InputError(f"{whose}.lora_targets must be among {', '.join(PROJECTIONS)}, got {unknown[0]!r}")
+    if config.lora_rank > config.width:  # more than any matrix of the width has, and maybe than the memory holds
+        raise InputError(f"{whose}.lora_rank must be at most the width ({config.width}), got {config.lora_rank}")
     if not config.lora_targets or len(set(config.lora_targets)) != len(config.lora_targets):
         raise InputError(f"{whose}.lora_targets must be one or more different projections, got {config.lora_targets}")
     if config.num_heads % config.num_key_heads:

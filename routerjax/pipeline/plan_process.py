@@ -129,7 +129,7 @@ def _alternatives(planned: _Planned, count: int) -> Iterator[list[str]]:
         kept = [*kept, "features.encoder_attributes.param_dtype=bfloat16"]
         yield [*kept, *moments]
     if not encoder.config.lora_rank:  # of which there are few moments
-        kept = [*kept, f"features.encoder_attributes.lora_rank={ADAPTER_RANK}"]
+        kept = [*kept, f"features.encoder_attributes.lora_rank={min(ADAPTER_RANK, encoder.width)}"]
         yield kept
     for more in shared:
         yield [*kept, *more]
