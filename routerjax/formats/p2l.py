@@ -13,6 +13,7 @@ from typing import cast
 import jax.numpy as jnp
 import numpy as np
 
+from routerjax.config import Count
 from routerjax.errors import InputError, choose
 from routerjax.families import CAUSAL
 from routerjax.features import Embeddings, TokenFeaturizer
@@ -44,6 +45,7 @@ from routerjax.pretrained import (
 )
 from routerjax.router import Router
 from routerjax.typing import PyTree
+from routerjax.validation import coerce
 
 MODELS_FILE, TRAINING_FILE = "model_list.json", "training_config.json"
 LOSSES = {
@@ -112,9 +114,9 @@ class PromptToLeaderboard(ReadableFormat, WritableFormat):
             )
         likelihood = make_likelihood(choose(str(loss), LOSSES, f"{source}: loss_type"))
         featurizer = _with_cls(load_decoder_tokens(source), folder)
-        length = training.get("max_length")
-        if isinstance(length, int) and 2 <= length <= featurizer.encoder.max_length:
-            featurizer = dataclasses.replace(featurizer, max_length=length)
+        length = coerce(training.get("max_length"), Count | None, f"{folder / TRAINING_FILE}: max_length")
+        if length is not None:
+            featurizer = dataclasses.replace(featurizer, max_length=min(length, featurizer.encoder.max_length))
         outputs = len(likelihood.output_names(models))
         module = CAUSAL.make_module(num_outputs=outputs, attributes={"head": "linear"}, featurizer=featurizer)
         kernel = np.zeros((featurizer.width, outputs), np.float32)

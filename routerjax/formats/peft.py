@@ -104,7 +104,7 @@ class PeftAdapters(ReadableFormat, WritableFormat):
         chosen: dict[str, Any] = {
             "lora_rank": config.get("r"),
             "lora_alpha": config.get("lora_alpha"),
-            "lora_rank_stabilized": bool(config.get("use_rslora")),
+            "lora_rank_stabilized": coerce(config.get("use_rslora") or False, bool, f"{where}use_rslora"),
             "lora_targets": tuple(ours for theirs, ours in TARGET_MODULES.items() if theirs in modules),
         }
         return _load(folder, load_decoder_tokens(base, chosen), self.models or (strong, weak), Threshold(strong, weak))

@@ -107,3 +107,13 @@ def test_a_threshold_that_a_format_has_no_place_for_is_said(tmp_path: Path, capl
     with caplog.at_level("WARNING"):
         formats.export(router, tmp_path / "out", "routellm-causal")
     assert "routellm-causal has no place for the threshold 0.4: it is left out" in caplog.text
+
+
+def test_a_length_of_p2ls_training_that_is_none_is_refused(tmp_path: Path) -> None:
+    folder = save_p2l(tmp_path / "theirs", "bt")
+    change_json(folder / "training_config.json", max_length=10**6)
+    assert formats.read(folder, "p2l", strong="a", weak="b").featurizer.max_length == 64
+    for length in ("32", True, 0):
+        change_json(folder / "training_config.json", max_length=length)
+        with pytest.raises(InputError, match=r"training_config.json: max_length must be an integer in"):
+            formats.read(folder, "p2l", strong="a", weak="b")

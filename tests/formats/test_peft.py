@@ -43,3 +43,6 @@ def test_settings_that_are_not_known_are_refused_unless_they_are_off(tmp_path: P
         with pytest.raises(InputError, match=f"{name} is not computed here, got"):
             formats.read(folder, "peft", **names)
         change_json(folder / "adapter_config.json", **{name: None})
+    change_json(folder / "adapter_config.json", use_rslora="yes")
+    with pytest.raises(InputError, match="use_rslora must be True or False, got 'yes'"):
+        formats.read(folder, "peft", **names)
