@@ -67,6 +67,11 @@ def require_no_bias(router: Router, whose: str) -> None:
         )
 
 
+def label_tokens(names: Sequence[str]) -> list[str]:
+    """Texts of the tokens that are labels, by the names of the outputs."""
+    return [f"<|route:{name}|>" for name in names]
+
+
 def num_new_labels(module: CausalRouter) -> int:
     """Label tokens that are rows after the vocabulary; 0 where the encoder's added tokens are these labels."""
     return 0 if module.encoder.config.added_tokens >= module.num_models else module.num_models

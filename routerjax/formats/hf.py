@@ -17,6 +17,7 @@ from routerjax.features import Embeddings, TokenFeaturizer, load_tokens
 from routerjax.formats.decoder_folder import (
     SCORE,
     decoder_config,
+    label_tokens,
     language_model_files,
     linear_tensors,
     load_decoder_tokens,
@@ -182,7 +183,7 @@ def _decoder_files(router: Router) -> tuple[dict[str, object], bytes, dict[str, 
     featurizer, module = cast(TokenFeaturizer, router.featurizer), cast(CausalRouter, router.module)
     names = router.likelihood.output_names(router.models)
     if module.head != "linear":
-        return language_model_files(router, [f"<|route:{name}|>" for name in names])
+        return language_model_files(router, label_tokens(names))
     pad_id, pad_token = padding_token(featurizer)
     class_name = decoder_class(module.encoder.model_type, "SequenceClassification")
     config = {**decoder_config(router, class_name=class_name), **labels_json(names), "pad_token_id": pad_id}

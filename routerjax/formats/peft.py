@@ -1,43 +1,55 @@
-"""PEFT's format: the low-rank adapters and the head of a classifier, without the weights that they are added to."""
+"""PEFT's format: the low-rank adapters and the head of a router, without the weights that they are added to."""
 
 from __future__ import annotations
 
+import dataclasses
 import os
-from collections.abc import Sequence
+import re
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, cast
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 
 from routerjax.errors import InputError
 from routerjax.families import CAUSAL, pretrained_variables
 from routerjax.features import Embeddings, TokenFeaturizer
-from routerjax.formats.decoder_folder import load_decoder_tokens, require_no_bias, require_whole
+from routerjax.formats.decoder_folder import label_tokens, load_decoder_tokens, require_no_bias, require_whole
 from routerjax.formats.format import ReadableFormat, WritableFormat
 from routerjax.formats.golden import compare_scores
 from routerjax.formats.hf_settings import require_threshold_policy, warn_of_threshold
-from routerjax.formats.tokenizer_folder import json_bytes, padding_token
+from routerjax.formats.tokenizer_folder import json_bytes, padding_token, tokenizer_files
 from routerjax.likelihoods import BRADLEY_TERRY, BradleyTerry
-from routerjax.models import CausalRouter, DecoderConfig
+from routerjax.models import FROZEN, CausalRouter, Decoder, DecoderConfig
 from routerjax.policies import Threshold
 from routerjax.pretrained import (
     TARGET_MODULES,
+    TOKENIZER_CONFIG,
+    TensorNames,
     adapter_names,
     file_sha256,
+    find_file,
     locate,
     publish_weights,
     read_json,
     read_weights,
     tensor_bytes,
+    tensor_shapes,
 )
 from routerjax.router import Router
 from routerjax.typing import PyTree
 from routerjax.validation import coerce
 
 CONFIG, WEIGHTS = "adapter_config.json", "adapter_model.safetensors"
-HEAD = {"base_model.model.score.weight": "classifier/kernel"}
+WITH_LINEAR_HEAD, WITH_LABELS = "SEQ_CLS", "CAUSAL_LM"
+"""Tasks of PEFT."""
+PREFIX = "base_model.model"
+INPUT, OUTPUT = "embed_tokens", "lm_head"
+TABLES = {INPUT: f"{PREFIX}.model.{INPUT}", OUTPUT: f"{PREFIX}.{OUTPUT}"}
+"""Token tables of a language model."""
 PLAIN = {"bias": "none", "fan_in_fan_out": False, "rank_pattern": {}, "alpha_pattern": {}, "use_dora": False}
 """Settings that are computed here at these values alone."""
 READ = ("base_model_name_or_path", "target_modules", "r", "lora_alpha", "use_rslora", "init_lora_weights")
@@ -46,19 +58,25 @@ WITHOUT_SCORES = (
     *("loftq_config", "eva_config", "corda_config", "lora_ga_config", "qalora_group_size"),
 )
 """Settings that change no score: of training, of how adapters began, or of what another setting switches on."""
+OF_LABELS = ("trainable_token_indices", "ensure_weight_tying")
+"""Settings of label tokens; the second changes nothing where all tables have the same trainable rows."""
 PLAIN_STARTS = (True, False, None, "gaussian")
 """Values of ``init_lora_weights`` that leave the base as it is."""
 
 
 @dataclass(frozen=True, kw_only=True)
 class PeftAdapters(ReadableFormat, WritableFormat):
-    """A folder that ``PeftModel.from_pretrained`` puts on ``AutoModelForSequenceClassification`` of the base.
+    """A folder that ``PeftModel.from_pretrained`` puts on the base.
 
     It has the adapters and the head of a causal router; the base is the folder that its encoder came from. It says
-    nothing of models, pairs, thresholds and texts.
+    nothing of models, pairs, thresholds and texts. A linear head is that of ``AutoModelForSequenceClassification``
+    (task SEQ_CLS). Label tokens are rows of ``AutoModelForCausalLM`` after the base's vocabulary (task CAUSAL_LM,
+    ``trainable_token_indices``), and these rows alone are written: of the output layer, or of the token table where
+    that is the output layer. The tokenizer beside them has the label tokens, so that ``AutoPeftModelForCausalLM``
+    resizes the base by itself, and says how many tokens of a text are read.
 
     Attributes:
-        models: names of the head's outputs; default the strong and the weak model.
+        models: names of the scores; default the strong and the weak model.
     """
 
     name = "peft"
@@ -67,7 +85,7 @@ class PeftAdapters(ReadableFormat, WritableFormat):
     models: tuple[str, ...] = ()
 
     def read(self, source: str | os.PathLike[str], *, strong: str | None = None, weak: str | None = None) -> Router:
-        """Read a classifier's adapters, and the base that they name.
+        """Read the adapters of a classifier or of a language model with label tokens, and the base that they name.
 
         Args:
             source: a folder with ``adapter_config.json`` and ``adapter_model.safetensors``.
@@ -80,10 +98,16 @@ class PeftAdapters(ReadableFormat, WritableFormat):
         """
         folder = locate(source)
         config = read_json(folder / CONFIG, dict)
-        for key, value in {"peft_type": "LORA", "task_type": "SEQ_CLS", **PLAIN}.items():
+        for key, value in {"peft_type": "LORA", **PLAIN}.items():
             if config.get(key, value) not in (value, None):
                 raise InputError(f"{folder / CONFIG}: {key} must be {value!r}, got {config[key]!r:.80}")
-        known = {"peft_type", "task_type", *PLAIN, *READ, *WITHOUT_SCORES}
+        task = coerce(config.get("task_type") or WITH_LINEAR_HEAD, str, f"{folder / CONFIG}: task_type")
+        if task not in (WITH_LINEAR_HEAD, WITH_LABELS):
+            raise InputError(
+                f"{folder / CONFIG}: task_type must be {WITH_LINEAR_HEAD} or {WITH_LABELS}, got {task!r:.80}"
+            )
+        is_labelled = task == WITH_LABELS
+        known = {"peft_type", "task_type", *PLAIN, *READ, *WITHOUT_SCORES, *(OF_LABELS if is_labelled else ())}
         others = [key for key, value in config.items() if key not in known and value not in (None, False, [], {})]
         if others:
             key = others[0]
@@ -107,18 +131,23 @@ class PeftAdapters(ReadableFormat, WritableFormat):
             "lora_rank_stabilized": coerce(config.get("use_rslora") or False, bool, f"{where}use_rslora"),
             "lora_targets": tuple(ours for theirs, ours in TARGET_MODULES.items() if theirs in modules),
         }
-        return _load(folder, load_decoder_tokens(base, chosen), self.models or (strong, weak), Threshold(strong, weak))
+        featurizer = _cut_as_beside(folder, load_decoder_tokens(base, chosen))
+        models = self.models or (strong, weak)
+        decoder = cast(Decoder, featurizer.encoder).config
+        table = _label_table(config, decoder, len(models), where) if is_labelled else None
+        return _load(folder, featurizer, models, Threshold(strong, weak), table)
 
     def require_form(self, router: Router) -> None:
-        """Refuse all but adapters under a linear head without a bias."""
+        """Refuse all but adapters under label tokens, or under a linear head without a bias."""
         module = router.module
         if not isinstance(module, CausalRouter) or not module.encoder.config.lora_rank:
             raise InputError("peft holds low-rank adapters of a causal router (features.encoder_attributes.lora_rank)")
-        if module.head != "linear":
+        if module.encoder.config.added_tokens:
             raise InputError(
-                "peft holds the head of a classifier, which is linear without a bias: train with the router attributes "
-                "head='linear' and use_bias=False"
+                "peft's adapters are on the base's own vocabulary, and the router's encoder has tokens more"
             )
+        if module.head != "linear" and cast(TokenFeaturizer, router.featurizer).truncation == "middle":
+            raise InputError("transformers cannot leave out the middle of a text, as this router does (truncation)")
         require_no_bias(router, "classifiers of peft")
         if not isinstance(router.likelihood, BradleyTerry) or "calibration" in router.variables:
             raise InputError("peft has a place for scores of models alone: for no other loss, and no calibration")
@@ -126,36 +155,47 @@ class PeftAdapters(ReadableFormat, WritableFormat):
         require_whole(router)
 
     def write(self, router: Router, folder: Path, query: Sequence[str] | Embeddings) -> None:
-        """Write the configuration and the weights."""
+        """Write the configuration and the weights, and of label tokens the tokenizer that has them."""
         del query
         warn_of_threshold(router, self.name)
         module, params = cast(CausalRouter, router.module), router.variables["params"]
-        decoder = module.encoder.config
+        decoder, featurizer = module.encoder.config, cast(TokenFeaturizer, router.featurizer)
         settings = {
             "peft_type": "LORA",
-            "task_type": "SEQ_CLS",
-            "base_model_name_or_path": cast(TokenFeaturizer, router.featurizer).source,
+            "base_model_name_or_path": featurizer.source,
             "r": decoder.lora_rank,
             "lora_alpha": decoder.lora_alpha,
             "lora_dropout": 0.0,
             "use_rslora": decoder.lora_rank_stabilized,
             "target_modules": [theirs for theirs, ours in TARGET_MODULES.items() if ours in decoder.lora_targets],
-            "modules_to_save": ["classifier", "score"],
             "inference_mode": True,
             **PLAIN,
         }
-        tree = {
-            "layers": _adapters(params["encoder"], decoder),
-            "classifier": {"kernel": params["classifier"]["kernel"]},
-        }
-        names = adapter_names(decoder.lora_targets, HEAD)
+        head: PyTree
+        table = _table_of_labels(module)
+        if table is None:
+            settings |= {"task_type": WITH_LINEAR_HEAD, "modules_to_save": ["classifier", "score"]}
+            head = {"classifier": {"kernel": params["classifier"]["kernel"]}}
+        else:
+            rows = list(_label_rows(decoder, len(router.models)))
+            # A list is of the token table, and of the output layer that is tied to it.
+            indices = rows if table == INPUT else {table: rows}
+            settings |= {"task_type": WITH_LABELS, "modules_to_save": None, "trainable_token_indices": indices}
+            head = {"label_embedding": params["label_embedding"]}
+            _, pad_token = padding_token(featurizer)
+            files = tokenizer_files(featurizer, pad_token=pad_token, added=label_tokens(router.models))
+            for name, content in files.items():
+                (folder / name).write_bytes(content)
+        tree = {"layers": _adapters(params["encoder"], decoder), **head}
+        names = adapter_names(decoder.lora_targets, _head_names(table))
         (folder / CONFIG).write_bytes(json_bytes(settings))
         (folder / WEIGHTS).write_bytes(tensor_bytes(publish_weights(tree, names), {"format": "pt"}))
 
     def verify(self, router: Router, folder: Path, query: Sequence[str] | Embeddings) -> dict[str, float]:
         """Read the folder on the router's base, and compare scores."""
         featurizer = cast(TokenFeaturizer, router.featurizer)
-        written = _load(folder, featurizer, router.models, cast(Threshold, router.policy))
+        table = _table_of_labels(cast(CausalRouter, router.module))
+        written = _load(folder, featurizer, router.models, cast(Threshold, router.policy), table)
         return {WEIGHTS: compare_scores(router, written, cast(Sequence[str], query))}
 
     def usage(self, router: Router, path: Path) -> str:
@@ -164,9 +204,15 @@ class PeftAdapters(ReadableFormat, WritableFormat):
         labels, text = ", ".join(router.models), featurizer.template.render("PROMPT")
         keeps = {"left": "last", "right": "first"}.get(featurizer.truncation, "first and last")
         settings = f"num_labels={len(router.models)}, pad_token_id={padding_token(featurizer)[0]}"
-        return (
+        loads = (
             f"PeftModel.from_pretrained(AutoModelForSequenceClassification.from_pretrained({featurizer.source!r}, "
-            f"{settings}), {str(path)!r}) loads it; its labels are {labels}, and its texts {text!r}, of which it reads "
+            f"{settings}), {str(path)!r})"
+        )
+        if _table_of_labels(cast(CausalRouter, router.module)) is not None:
+            loads = f"AutoPeftModelForCausalLM.from_pretrained({str(path)!r})"
+            labels = f"the logits of the last {len(router.models)} tokens after the last token: {labels}"
+        return (
+            f"{loads} loads it; its labels are {labels}, and its texts {text!r}, of which it reads "
             f"the {keeps} {featurizer.max_length} tokens"
         )
 
@@ -179,23 +225,100 @@ def _adapters(encoder: PyTree, decoder: DecoderConfig) -> PyTree:
     }
 
 
-def _load(folder: Path, featurizer: TokenFeaturizer, models: tuple[str, ...], policy: Threshold) -> Router:
-    attributes = {"head": "linear", "use_bias": False}
+def _cut_as_beside(folder: Path, featurizer: TokenFeaturizer) -> TokenFeaturizer:
+    """Copy of the base's featurizer that cuts texts as a tokenizer beside the adapters says, if there is one."""
+    if find_file(folder / TOKENIZER_CONFIG) is None:
+        return featurizer
+    described = read_json(folder / TOKENIZER_CONFIG, dict)
+    limit, side = described.get("model_max_length"), described.get("truncation_side", featurizer.truncation)
+    if side != featurizer.truncation and side not in ("left", "right"):
+        raise InputError(f"{folder / TOKENIZER_CONFIG}: truncation_side must be left or right, got {side!r:.40}")
+    # Where nothing was said, transformers writes 1e30.
+    length = featurizer.max_length
+    if isinstance(limit, int | float) and limit >= 2:
+        length = int(min(limit, featurizer.encoder.max_length))
+    return dataclasses.replace(featurizer, max_length=length, truncation=side)
+
+
+def _label_rows(decoder: DecoderConfig, count: int) -> range:
+    """Token ids of the labels, after the vocabulary."""
+    return range(decoder.vocab_size, decoder.vocab_size + count)
+
+
+def _table_of_labels(module: CausalRouter) -> str | None:
+    """The table whose rows are the label tokens; None for a linear head."""
+    if module.head == "linear":
+        return None
+    return INPUT if module.encoder.config.tie_embeddings else OUTPUT
+
+
+def _label_table(config: Mapping[str, Any], decoder: DecoderConfig, count: int, where: str) -> str:
+    """The table whose trained rows are the label tokens, of a folder's settings."""
+    if config.get("modules_to_save"):
+        raise InputError(
+            f"{where}modules_to_save must be empty where labels are tokens, got {config['modules_to_save']!r:.80}: "
+            "train the rows of the labels alone (trainable_token_indices)"
+        )
+    indices = config.get("trainable_token_indices")
+    tables = indices if isinstance(indices, dict) else {INPUT: indices}
+    rows, wanted = _label_rows(decoder, count), (INPUT, OUTPUT) if decoder.tie_embeddings else (OUTPUT,)
+    table = next((name for name in wanted if name in tables), None)
+    if table is None or not set(tables) <= set(TABLES) or any(each != list(rows) for each in tables.values()):
+        raise InputError(
+            f"{where}trainable_token_indices must be tokens {rows[0]} to {rows[-1]} of {' or '.join(wanted)}, one for "
+            f"each of {count} models after the base's vocabulary, got {indices!r:.80}"
+        )
+    return table
+
+
+def _head_names(table: str | None) -> dict[str, str]:
+    """Published name -> path of the head: a linear one, or rows of a table."""
+    if table is None:
+        return {f"{PREFIX}.score.weight": "classifier/kernel"}
+    return {f"{TABLES[table]}.{_ROWS}": "label_embedding"}
+
+
+# PEFT saves whole tables beside their trained rows where it sees that the base was resized.
+_ROWS, _WHOLE = "token_adapter.trainable_tokens_delta", ("weight", "token_adapter.base_layer.weight")
+
+
+def _require_same_tokens(weights: Path, decoder: DecoderConfig, base: PyTree) -> None:
+    """Refuse a token table, if there is one in the file, whose rows are not those of the base."""
+    shapes = tensor_shapes(weights)
+    for name in (f"{TABLES[INPUT]}.{whole}" for whole in _WHOLE):
+        if name in shapes:
+            ignored = [f"(?!{re.escape(name)}$).*"]
+            names = TensorNames({name: "table"}, ignored=ignored)
+            shape = jax.ShapeDtypeStruct(shapes[name], decoder.param_dtype)
+            table = read_weights(weights, names, {"table": shape})["table"]
+            if not np.array_equal(table[: decoder.vocab_size], np.asarray(base)):
+                raise InputError(f"{weights}: {name} is not the base's, and the token table is not trained here")
+
+
+def _load(
+    folder: Path, featurizer: TokenFeaturizer, models: tuple[str, ...], policy: Threshold, table: str | None
+) -> Router:
+    attributes = {"head": "linear", "use_bias": False} if table is None else {"head": "tokens"}
     module = cast(
         CausalRouter, CAUSAL.make_module(num_outputs=len(models), attributes=attributes, featurizer=featurizer)
     )
     decoder = module.encoder.config
     variables = pretrained_variables(module, locate(featurizer.source), jax.random.key(0))
     params = variables["params"]
-    shapes = {"layers": _adapters(params["encoder"], decoder), "classifier": params["classifier"]}
-    names = adapter_names(decoder.lora_targets, HEAD)
-    read = read_weights(folder / WEIGHTS, names, shapes)
+    names = adapter_names(decoder.lora_targets, _head_names(table))
+    if table is not None:
+        _require_same_tokens(folder / WEIGHTS, decoder, variables[FROZEN]["encoder"]["token_embedding"])
+        # No prompt has label tokens, so that their rows as inputs count for nothing; nor do other rows of the output.
+        unread = [f"{name}.{whole}" for name in TABLES.values() for whole in (*_WHOLE, _ROWS)]
+        names = dataclasses.replace(names, ignored=[re.escape(name) for name in unread if name not in names.table])
+    head = {name: leaf for name, leaf in params.items() if name != "encoder"}
+    read = read_weights(folder / WEIGHTS, names, {"layers": _adapters(params["encoder"], decoder), **head})
     layers = {
         name: {**params["encoder"]["layers"].get(name, {}), **{part: leaf["kernel"] for part, leaf in parts.items()}}
         for name, parts in read["layers"].items()
     }
     encoder = {**params["encoder"], "layers": {**params["encoder"]["layers"], **layers}}
-    merged = {**variables, "params": {**params, "encoder": encoder, "classifier": read["classifier"]}}
+    merged = {**variables, "params": {**{name: read[name] for name in head}, "encoder": encoder}}
     return Router(
         module=module,
         featurizer=featurizer,

@@ -48,6 +48,7 @@ from routerjax.pretrained.weights import (
     require_sizes,
     stored_weights,
     tensor_bytes,
+    tensor_shapes,
     weights_files,
     weights_sha256,
 )
@@ -100,6 +101,7 @@ __all__ = [
     "routellm",
     "stored_weights",
     "tensor_bytes",
+    "tensor_shapes",
     "tokenizer_config",
     "transformer_folder",
     "weights_files",
