@@ -20,10 +20,11 @@ tutorial: $(VENV)/.installed  ## the same from a script, with a module, a likeli
 	rm -rf $(DEMO_OUTPUT)/tutorial
 	$(BIN)/python experiments/tutorial.py $(DEMO_OUTPUT)/tutorial
 
-# Most of the suite's time is XLA optimising programs that run once; .ci/run also runs it with all optimisations.
+# Most of the suite's time is XLA optimising programs that run once; .ci/run also runs a part with all optimisations.
+TESTS ?=
 test: export JAX_DISABLE_MOST_OPTIMIZATIONS ?= 1
 test: $(VENV)/.installed  ## the suite, on 2 processes
-	$(BIN)/python -m pytest -n 2 --dist loadgroup -m 'not parity and not fresh_env and not gpu'
+	$(BIN)/python -m pytest -n 2 --dist loadgroup -m 'not parity and not fresh_env and not gpu' $(TESTS)
 
 MINUTES ?= 30
 SEED ?= 0
