@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import logging
 import os
 import re
 from collections.abc import Mapping, Sequence
@@ -47,6 +48,8 @@ CONFIG, WEIGHTS = "adapter_config.json", "adapter_model.safetensors"
 WITH_LINEAR_HEAD, WITH_LABELS = "SEQ_CLS", "CAUSAL_LM"
 """Tasks of PEFT."""
 PREFIX = "base_model.model"
+logger = logging.getLogger(__name__)
+
 INPUT, OUTPUT = "embed_tokens", "lm_head"
 TABLES = {INPUT: f"{PREFIX}.model.{INPUT}", OUTPUT: f"{PREFIX}.{OUTPUT}"}
 """Token tables of a language model."""
@@ -311,6 +314,9 @@ def _load(
         # No prompt has label tokens, so that their rows as inputs count for nothing; nor do other rows of the output.
         unread = [f"{name}.{whole}" for name in TABLES.values() for whole in (*_WHOLE, _ROWS)]
         names = dataclasses.replace(names, ignored=[re.escape(name) for name in unread if name not in names.table])
+        left_out = sorted(({*unread} - {*names.table}) & {*tensor_shapes(folder / WEIGHTS)})
+        if left_out:
+            logger.info("%s: not read, no score depends on them: %s", folder / WEIGHTS, ", ".join(left_out))
     head = {name: leaf for name, leaf in params.items() if name != "encoder"}
     read = read_weights(folder / WEIGHTS, names, {"layers": _adapters(params["encoder"], decoder), **head})
     layers = {
