@@ -32,9 +32,9 @@ def test_windows_and_padding(monkeypatch: pytest.MonkeyPatch, side: str, length:
         "attention_mask": is_token.astype(np.int32),
     }
     plain = models.Decoder(CONFIG)
-    variables = plain.init(jax.random.key(0), query)
+    variables = jax.jit(plain.init)(jax.random.key(0), query)
     fast = models.Decoder(models.DecoderConfig(**{**vars(CONFIG), "attention": "cudnn"}))
-    hidden, expected = (np.asarray(module.apply(variables, query)) for module in (fast, plain))
+    hidden, expected = (np.asarray(jax.jit(module.apply)(variables, query)) for module in (fast, plain))
     np.testing.assert_allclose(hidden[is_token], expected[is_token], atol=1e-5)
 
 

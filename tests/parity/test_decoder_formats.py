@@ -10,7 +10,8 @@ import safetensors.numpy
 from routerjax import formats
 from tests.decoders import SETTINGS, SIZES, save_tiny_decoder
 from tests.encoders import TEXTS, make_tokenizer
-from tests.formats.test_decoder_routers import TURNS, save_causal, save_p2l
+from tests.decoders import save_causal_classifier, save_p2l
+from tests.formats.test_decoder_routers import TURNS
 from tests.formats.test_hf_decoder import ADAPTERS, randomised
 from tests.routers import tiny_text_router
 
@@ -96,7 +97,7 @@ def hidden_states(folder: Path, texts: list[str]) -> tuple[np.ndarray, dict[str,
 
 
 def test_routellms_causal_classifier(tmp_path: Path) -> None:
-    folder = save_causal(tmp_path / "theirs")
+    folder = save_causal_classifier(tmp_path / "theirs")
     router = formats.read(folder, "routellm-causal", options=TURNS)
     system, user = (f"<|start_header_id|>{role}<|end_header_id|>\n\n" for role in ("system", "user"))
     texts = [f"[CLS]{system}write a poem<|eot_id|>{user}prove {prompt} please<|eot_id|>" for prompt in TEXTS]
