@@ -8,9 +8,8 @@ import pytest
 import safetensors.numpy
 
 from routerjax import formats
-from tests.decoders import SETTINGS, SIZES, save_tiny_decoder
+from tests.decoders import SETTINGS, SIZES, save_causal_classifier, save_p2l, save_tiny_decoder
 from tests.encoders import TEXTS, make_tokenizer
-from tests.decoders import save_causal_classifier, save_p2l
 from tests.formats.test_decoder_routers import TURNS
 from tests.formats.test_hf_decoder import ADAPTERS, randomised
 from tests.routers import tiny_text_router
