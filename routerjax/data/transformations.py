@@ -122,7 +122,7 @@ def split_by_prompt(battles: Preferences, *, validation_fraction: float, seed: i
     if held_out.all() or not held_out.any():
         raise InputError(
             f"a validation_fraction of {validation_fraction} of {len(battles.unique_prompts)} prompts leaves one side "
-            "empty; give more prompts or another fraction"
+            "empty, as each prompt is drawn by itself; give more prompts or another fraction (data.validation_fraction)"
         )
     return battles.select(~held_out), battles.select(held_out)
 

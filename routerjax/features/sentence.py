@@ -270,7 +270,7 @@ def _load(
     kept: Mapping[str, bytes] | None = None,
 ) -> SentenceFeaturizer:
     """Load the encoder in ``folder``; transformers is not asked if a router says which files it keeps."""
-    modules = read_sentence_modules(folder)
+    modules = read_sentence_modules(folder, chooses_pooling=pooling is not None)
     path = modules.transformer / "config.json"
     described = up_to_layer(read_encoder(modules.transformer), layer, "features.layer")
     encoder = make_encoder(described, f"{path}: encoder")

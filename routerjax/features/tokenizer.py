@@ -250,7 +250,10 @@ def tokenizer_for(
             the encoder.
     """
     if not 2 <= max_length <= encoder.max_length:
-        raise InputError(f"max_length must be in [2, {encoder.max_length}], what the encoder reads, got {max_length}")
+        raise InputError(
+            f"max_length must be in [2, {encoder.max_length}], what the encoder reads, got {max_length}: set "
+            f"features.max_length={encoder.max_length}"
+        )
     loaded = TextTokenizer(tokenizer_json, max_length, encoder.padding_id, truncation, prefix, template)
     if loaded.largest_id >= encoder.vocab_size:  # JAX would take the last row of the table for it
         raise InputError(

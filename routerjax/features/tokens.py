@@ -242,7 +242,10 @@ def load_tokens(
             that the encoder has not, of another type or out of range.
     """
     folder = locate(source)
-    modules = read_sentence_modules(folder) if embeds else SentenceModules(transformer=transformer_folder(folder))
+    if embeds:
+        modules = read_sentence_modules(folder, chooses_pooling=pooling is not None)
+    else:
+        modules = SentenceModules(transformer=transformer_folder(folder))
     folder = modules.transformer
     for module in modules.layers:
         if module.kind in LAYER_TENSORS:

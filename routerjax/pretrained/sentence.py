@@ -108,10 +108,11 @@ def transformer_folder(folder: Path) -> Path:
     return paths[0] if paths else folder
 
 
-def read_sentence_modules(folder: Path) -> SentenceModules:
+def read_sentence_modules(folder: Path, *, chooses_pooling: bool = False) -> SentenceModules:
     """Read what ``modules.json`` and the files that it names say, in the spelling of any version.
 
-    A folder without ``modules.json`` is a plain encoder, of which the library too takes the mean of the hidden states.
+    A folder without ``modules.json`` is a plain encoder, of which the library too takes the mean of the hidden states;
+    that is logged, unless the caller chooses another pooling.
 
     Raises:
         InputError: files missing or damaged, or a module, a setting or an order of modules that is not computed here.
@@ -121,7 +122,8 @@ def read_sentence_modules(folder: Path) -> SentenceModules:
         pooling = sorted(folder.glob("*_Pooling/config.json"))
         if pooling:
             raise InputError(f"{folder} has {pooling[0].relative_to(folder)} but no {MODULES_FILE}: get it whole")
-        logger.info("%s has no %s: its embeddings are the mean of the hidden states", folder, MODULES_FILE)
+        if not chooses_pooling:
+            logger.info("%s has no %s: its embeddings are the mean of the hidden states", folder, MODULES_FILE)
         return SentenceModules(transformer=folder)
     names = [name for name, _ in modules]
     for name in names:
