@@ -60,7 +60,7 @@ parity: .venv-parity/.installed
 gpu-check: .venv-gpu/.installed  ## an NVIDIA GPU beside the CPU, then its throughput; one line where there is none
 	@if nvidia-smi --list-gpus 2>/dev/null; then \
 	  JAX_PLATFORMS=cuda,cpu .venv-gpu/bin/python -m pytest -m gpu tests/gpu && \
-	  .venv-gpu/bin/python experiments/bench/gpu.py --output experiments/results/gpu.md; \
+	  .venv-gpu/bin/python experiments/bench/gpu.py; \
 	else echo "gpu-check: skipped, no NVIDIA GPU here"; fi
 
 clean:

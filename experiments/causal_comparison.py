@@ -1,11 +1,11 @@
 """Tables of the routers of ``causal_router.py`` beside those on frozen embeddings.
 
-    python experiments/causal_comparison.py DATA runs/causal_router bert=runs/bert_golden_mmlu1500/router
+    python experiments/causal_comparison.py DATA runs/causal_router sw=runs/sw_golden_mmlu1500/router
 
 DATA as in ``mf_golden.py``. Matrix factorisation, nearest neighbours and ridge regression are fitted here, on MiniLM's
 embeddings and on Gemma's frozen features, with the settings that ``embedding_routers.py`` and ``causal_router.py``
 chose; other routers are folders, as NAME=FOLDER. The causal routers are the means of the win probabilities of three
-seeds, and each of them. The folder gets ``comparison.md``.
+seeds, and each of them. The folder gets ``comparison.md``, and the win probabilities in ``compared.npz``.
 """
 
 import sys

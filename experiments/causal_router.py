@@ -4,11 +4,11 @@
 
 DATA as in ``mf_golden.py``; GEMMA is a folder of ``google/gemma-3-270m`` in Hugging Face's format. The 1,500 are those
 of ``mf_golden_mmlu1500.py``. Adapters start as they are made, or from two epochs on the golden battles, which hold none
-of the benchmarks' prompts; then they are trained on the 1,500. Start, rank, learning rate, epochs and weight decay, and
-layer and pooling of the frozen features, are chosen by 5-fold cross-validation inside the 1,500. The 12,537 other MMLU
-questions, GSM8K and MT-Bench are only tested on. The folder gets ``cross_validation.md``, ``win_prob.npz`` and
-``adapters.npz``; ``causal_comparison.py`` makes the tables.
-About 6 minutes on an H100; many hours on CPU cores.
+of the benchmarks' prompts; then they are trained on the 1,500. Start, rank, learning rate and epochs, and layer and
+pooling of the frozen features, are chosen by 5-fold cross-validation inside the 1,500. The 12,537 other MMLU questions,
+GSM8K and MT-Bench are only tested on. The folder gets ``cross_validation.md``, ``chosen.json``, ``win_prob.npz``,
+``features_N.npy`` and ``adapters_HEAD_RANK.npz``; ``causal_comparison.py`` makes the tables.
+About 8 minutes on an H200; many hours on CPU cores.
 """
 
 import dataclasses
@@ -51,7 +51,7 @@ LAYERS, POOLINGS, RIDGES = (6, 9, 12, 15, 18), ("mean", "lasttoken"), (1.0, 10.0
 
 
 class Setting(NamedTuple):
-    """What cross-validation chooses."""
+    """Settings that cross-validation chooses."""
 
     head: str
     rank: int

@@ -16,7 +16,7 @@ BLOCKS, LONG = 4, 256
 
 
 def blocks_of(length: int) -> list[tuple[int, int]]:
-    """First query of each block, and the one after its last."""
+    """Blocks of queries: the first of each, and the one after its last."""
     if not isinstance(length, int):  # not known yet: an export for any length
         return [(0, length)]
     ends = np.linspace(0, length, (BLOCKS if length >= LONG else 1) + 1).astype(int).tolist()

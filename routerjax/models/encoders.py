@@ -80,14 +80,18 @@ def _require_cudnn(config: DecoderConfig, whose: str) -> None:
     """Refuse what cuDNN's kernel of attention does not compute, here or at all."""
     if jax.default_backend() != "gpu":
         raise InputError(f"{whose}.attention=cudnn needs an NVIDIA GPU, got {jax.default_backend()}: take plain")
+    capability = tuple(map(int, str(jax.local_devices()[0].compute_capability).split(".")))
+    if capability < (8, 0):
+        raise InputError(f"{whose}.attention=cudnn needs a GPU of compute capability 8.0 or more, got {capability}")
     if config.dtype != DTYPES["bfloat16"]:
         raise InputError(
             f"{whose}.attention=cudnn computes in bfloat16, got {config.dtype}: set {whose}.dtype=bfloat16"
         )
     if config.attention_dropout_rate:
         raise InputError(f"{whose}.attention=cudnn has no dropout, got {config.attention_dropout_rate}")
-    if config.head_dim % 8 or config.head_dim > 256:
-        raise InputError(f"{whose}.attention=cudnn takes heads of 8, 16, ... 256 numbers, got {config.head_dim}")
+    most = 256 if capability >= (9, 0) else 128
+    if config.head_dim % 8 or config.head_dim > most:
+        raise InputError(f"{whose}.attention=cudnn takes heads of 8, 16, ... {most} numbers, got {config.head_dim}")
 
 
 def example_tokens() -> dict[str, Array]:

@@ -40,8 +40,8 @@ def training_flops(encoder: Encoder, trained: Variables, fixed: Variables, *, ro
 
     Matmuls are counted, and nothing else: norms, softmax and activations are a few percent where layers are narrow, and
     less where they are wide. A matrix ``[in, out]`` costs ``2 in out`` a token, and in the backward pass twice that if
-    it is trained, once if it is frozen; attention costs ``4 width`` for each pair of tokens that is computed and layer,
-    and twice that backward.
+    it is trained, once if it is frozen; attention costs ``4 width`` for each layer and pair of tokens that plain
+    attention computes, and twice that backward.
 
     Args:
         encoder: of the router.

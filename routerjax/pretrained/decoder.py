@@ -120,6 +120,8 @@ def _windows(config: Any, path: Path) -> tuple[int, ...]:
     unknown = sorted(set(types) - set(of_type))
     if unknown:
         raise InputError(f"{path}: layer_types must be of {', '.join(of_type)}, got {unknown[0]!r}")
+    if not window and "sliding_attention" in types:
+        raise InputError(f"{path}: layer_types has sliding_attention, and sliding_window no size")
     return tuple(of_type[name] for name in types)
 
 
