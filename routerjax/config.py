@@ -132,7 +132,8 @@ class FeatureConfig(_Settings):
         encoder_attributes: of an encoder that is trained, other than its files say: ``dropout_rate``,
             ``attention_dropout_rate``, ``dtype`` (``bfloat16`` trains in it), ``remat``, ``scan_layers``; of a decoder
             ``attention``, ``attention_dropout_rate``, ``dtype``, ``param_dtype``, ``remat``, ``remat_policy``,
-            ``lora_rank``, ``lora_alpha``, ``lora_rank_stabilized`` and ``lora_targets``, see :class:`routerjax.models.DecoderConfig`.
+            ``lora_rank``, ``lora_alpha``, ``lora_rank_stabilized`` and ``lora_targets``, see
+            :class:`routerjax.models.DecoderConfig`.
         dollars_per_million_tokens: an endpoint's price, for the cost that is logged.
     """
 
