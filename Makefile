@@ -57,8 +57,9 @@ parity: .venv-parity/.installed
 	.venv-gpu/bin/python -m pip install --quiet --editable '.[dev,cuda]'
 	touch $@
 
-gpu-check: .venv-gpu/.installed  ## an NVIDIA GPU beside the CPU, then its throughput; one line where there is none
+gpu-check:  ## an NVIDIA GPU beside the CPU, then its throughput; one line where there is none
 	@if nvidia-smi --list-gpus 2>/dev/null; then \
+	  $(MAKE) .venv-gpu/.installed && \
 	  JAX_PLATFORMS=cuda,cpu .venv-gpu/bin/python -m pytest -m gpu tests/gpu && \
 	  .venv-gpu/bin/python experiments/bench/gpu.py; \
 	else echo "gpu-check: skipped, no NVIDIA GPU here"; fi

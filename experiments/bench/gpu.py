@@ -1,6 +1,6 @@
 """Throughput of decoders on one GPU, with plain attention and with cuDNN's, as a table.
 
-    python experiments/bench/gpu.py [--output FILE] [--runs 10] [--peak-tflops 989]
+    python experiments/bench/gpu.py [--runs 10] [--peak-tflops 989]
 
 The sizes are those of published models, the weights are random. Rows are full: no padding. bfloat16 compute; frozen
 weights in bfloat16, trained ones in float32, activations computed again in the backward pass. Times are medians of runs
@@ -16,7 +16,6 @@ import gc
 import statistics
 import time
 from collections.abc import Callable
-from pathlib import Path
 
 import flax.linen as nn
 import jax
@@ -113,19 +112,16 @@ def measure(config: models.DecoderConfig, work: str, rows: int, length: int, run
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument("--output", type=Path)
     parser.add_argument("--runs", type=int, default=10)
     parser.add_argument("--peak-tflops", type=float, default=989.0)
     arguments = parser.parse_args()
     device = jax.devices()[0]
-    lines = [
-        f"Measured on {datetime.date.today()} on one {device.device_kind}, jax {jax.__version__}, by"
-        " `experiments/bench/gpu.py`.",
-        "",
-        "| model | work | batch x length | attention | ms | tokens a second | TFLOP/s | MFU | compile, s |",
-        "|---|---|---|---|---|---|---|---|---|",
-    ]
-    print("\n".join(lines), flush=True)
+    print(
+        f"Measured on {datetime.date.today()} on one {device.device_kind}, jax {jax.__version__}, by "
+        "`experiments/bench/gpu.py`.\n\n"
+        "| model | work | batch x length | attention | ms | tokens a second | TFLOP/s | MFU | compile, s |\n"
+        "|---|---|---|---|---|---|---|---|---|"
+    )
     for name, config, work, rows, length in CASES:
         for attention in ("plain", "cudnn"):
             chosen = dataclasses.replace(config, attention=attention)
@@ -134,18 +130,14 @@ def main() -> None:
                 rate = flops / seconds / 1e12
                 times = f"{1000 * seconds:.1f} | {rows * length / seconds:,.0f}"
                 figures = f"{times} | {rate:.0f} | {rate / arguments.peak_tflops:.2f} | {compile_seconds:.0f}"
-            except jax.errors.JaxRuntimeError as error:
+            except jax.errors.JaxRuntimeError as error:  # such as a device that is too small
                 figures = f"{str(error).splitlines()[0][:60]} | | | |"
-            lines.append(f"| {name} | {work} | {rows} x {length} | {attention} | {figures} |")
-            print(lines[-1], flush=True)
+            print(f"| {name} | {work} | {rows} x {length} | {attention} | {figures} |", flush=True)
             gc.collect()
-    lines += [
-        "",
-        "score: the forward pass of a router; adapters: a step of rank 16 on every projection; all: a step of all "
-        "parameters with AdamW.",
-    ]
-    if arguments.output:
-        arguments.output.write_text("\n".join(lines) + "\n")
+    print(
+        "\nscore: the forward pass of a router; adapters: a step of rank 16 on every projection; all: a step of all "
+        "parameters with AdamW."
+    )
 
 
 if __name__ == "__main__":

@@ -44,45 +44,34 @@ def plain_attention(
         scale: of the logits.
         drop: dropout of the weights.
     """
-    length = query.shape[1]
+    batch, length, num_heads, head_dim = query.shape
+    key_heads = key.shape[2]
+    group = num_heads // key_heads
     # Not known to be the same in all layers: a scan would make what is [length, length] ahead of its loop, and carry
     # it.
     at, lowest, window = jax.lax.optimization_barrier((jnp.arange(length), jnp.finfo(jnp.float32).min, window))
+    # Queries of one head of keys lie together: [batch, key heads, queries of each, length, head_dim].
+    query = query.reshape(batch, length, key_heads, group, head_dim).transpose(0, 2, 3, 1, 4) * scale
+    key, value = key.transpose(0, 2, 3, 1), value.transpose(0, 2, 1, 3)
 
     def attend(first: int, end: int) -> Array:
+        count = end - first
         distance = (at[first:end, None] - at[None, :end])[None]
         attended = (distance >= 0) & is_token[:, None, :end] & ((window == 0) | (distance < window))
-        return _attend(query[:, first:end], key[:, :end], value[:, :end], attended, lowest, scale=scale, drop=drop)
+        queries = query[:, :, :, first:end].reshape(batch, key_heads, group * count, head_dim)
+        logits = jnp.matmul(queries, key[..., :end], preferred_element_type=jnp.float32)
+        logits = logits.reshape(batch, key_heads, group, count, end)
+        logits = jnp.where(attended[:, None, None], logits, lowest)
+        # Softmax, with the division after the sum over keys: there are fewer values of a head than keys.
+        weights = jnp.exp(logits - jax.lax.stop_gradient(logits.max(axis=-1, keepdims=True)))
+        total = weights.sum(axis=-1, keepdims=True)
+        weights = drop(weights).astype(value.dtype).reshape(batch, key_heads, group * count, end)
+        mixed = jnp.matmul(weights, value[:, :, :end], preferred_element_type=jnp.float32)
+        mixed = mixed.reshape(batch, key_heads, group, count, head_dim) / total
+        return mixed.astype(value.dtype).transpose(0, 3, 1, 2, 4).reshape(batch, count, num_heads, head_dim)
 
     blocks = [attend(first, end) for first, end in blocks_of(length)]
     return blocks[0] if len(blocks) == 1 else jnp.concatenate(blocks, axis=1)
-
-
-def _attend(
-    query: Float[Array, "batch queries heads head_dim"],
-    key: Float[Array, "batch keys key_heads head_dim"],
-    value: Float[Array, "batch keys key_heads head_dim"],
-    attended: Bool[Array, "batch queries keys"],
-    lowest: Float[Array, ""],
-    *,
-    scale: float,
-    drop: Callable[[Array], Array],
-) -> Float[Array, "batch queries heads head_dim"]:
-    (batch, queries, num_heads, head_dim), (keys, key_heads) = query.shape, key.shape[1:3]
-    group = num_heads // key_heads
-    # Queries of one head of keys lie together: [batch, key heads, queries of each x queries, head_dim].
-    query = query.reshape(batch, queries, key_heads, group, head_dim).transpose(0, 2, 3, 1, 4)
-    query = query.reshape(batch, key_heads, group * queries, head_dim) * scale
-    logits = jnp.matmul(query, key.transpose(0, 2, 3, 1), preferred_element_type=jnp.float32)
-    logits = logits.reshape(batch, key_heads, group, queries, keys)
-    logits = jnp.where(attended[:, None, None], logits, lowest)
-    # Softmax, with the division after the sum over keys: there are fewer values of a head than keys.
-    weights = jnp.exp(logits - jax.lax.stop_gradient(logits.max(axis=-1, keepdims=True)))
-    total = weights.sum(axis=-1, keepdims=True)
-    weights = drop(weights).astype(value.dtype).reshape(batch, key_heads, group * queries, keys)
-    mixed = jnp.matmul(weights, value.transpose(0, 2, 1, 3), preferred_element_type=jnp.float32)
-    mixed = mixed.reshape(batch, key_heads, group, queries, head_dim) / total
-    return mixed.astype(value.dtype).transpose(0, 3, 1, 2, 4).reshape(batch, queries, num_heads, head_dim)
 
 
 def cudnn_attention(

@@ -1,6 +1,5 @@
 """Attention by cuDNN's kernel is given what plain operations are given; its own numbers are compared on a GPU."""
 
-import functools
 from pathlib import Path
 
 import jax
@@ -20,7 +19,7 @@ CONFIG = models.DecoderConfig(
 @pytest.mark.parametrize("side", ["right", "left"])
 @pytest.mark.parametrize("length", [3, 12])
 def test_windows_and_padding(monkeypatch: pytest.MonkeyPatch, side: str, length: int) -> None:
-    kernel = functools.partial(jax.nn.dot_product_attention)
+    kernel = jax.nn.dot_product_attention
     monkeypatch.setattr(
         jax.nn, "dot_product_attention", lambda *given, **named: kernel(*given, **{**named, "implementation": "xla"})
     )
