@@ -5,23 +5,27 @@
 DATA as in ``mf_golden.py``. Matrix factorisation, nearest neighbours and ridge regression are fitted here, on MiniLM's
 embeddings and on Gemma's frozen features, with the settings that ``embedding_routers.py`` and ``causal_router.py``
 chose; other routers are folders, as NAME=FOLDER. The causal routers are the means of the win probabilities of three
-seeds, and each of them. The folder gets ``comparison.md``, and the win probabilities in ``compared.npz``.
+seeds, and each of them. The folder gets ``comparison.md``.
 """
 
 import sys
 from pathlib import Path
 
 import numpy as np
-from causal_router import ridge
+from causal_router import RIDGES, log_loss, ridge, ridge_out_of_fold
 from embedding_routers import Setting, Workbench, interval
 
 from routerjax import evaluation, load_router
 from routerjax.data import ROUTELLM_STRONG, ROUTELLM_WEAK, EmbeddedPrompts
 from routerjax.features import EmbeddingCache, GivenFeaturizer
 
-SETTINGS = (Setting("mf", {"weight": 60.0, "noise_std": 0.1}), Setting("knn", {"weight": 200.0, "k": 200}))
+MF = {"weight": 60.0, "noise_std": 0.1}
+SETTINGS = (
+    Setting("mf", MF),
+    Setting("mf three_outcome", MF, loss="three_outcome"),
+    Setting("knn", {"weight": 200.0, "k": 200}),
+)
 MAIN = "causal tokens 16"
-RIDGES = (10.0, 100.0, 1000.0)
 
 
 def frozen(bench: Workbench, encoder: str) -> dict[str, dict[str, np.ndarray]]:
@@ -33,20 +37,10 @@ def frozen(bench: Workbench, encoder: str) -> dict[str, dict[str, np.ndarray]]:
         scored = bench.win_prob(setting, everything, prompts)
         for name, readouts in zip(bench.tests, scored, strict=True):
             win_prob[name][f"{setting.name}, {encoder}"] = readouts["half_tie"]
-    label = evaluation.preference_label(bench.golden, strong=ROUTELLM_STRONG, weak=ROUTELLM_WEAK)
     train = bench.embedded.rows(bench.golden.prompts)
-    fold = np.random.default_rng(0).permutation(len(train)) % 5
-
-    def held_out_error(penalty: float) -> float:
-        errors = [
-            ridge(train[fold != each], label[fold != each], train[fold == each], penalty) - label[fold == each]
-            for each in range(5)
-        ]
-        return float(np.mean(np.concatenate(errors) ** 2))
-
-    penalty = min(RIDGES, key=held_out_error)
+    penalty = min(RIDGES, key=lambda each: log_loss(ridge_out_of_fold(train, bench, each), bench.golden))
     for name, test in bench.tests.items():
-        win_prob[name][f"ridge, {encoder}"] = ridge(train, label, bench.embedded.rows(test.prompts), penalty)
+        win_prob[name][f"ridge, {encoder}"] = ridge(train, bench.label, bench.embedded.rows(test.prompts), penalty)
     return win_prob
 
 
@@ -54,8 +48,7 @@ def main(data_root: str, run: Path, folders: dict[str, Path]) -> None:
     bench = Workbench(Path(data_root))
     win_prob = frozen(bench, "MiniLM")
     stored = np.load(run / "win_prob.npz")
-    parts = [np.load(path) for path in sorted(run.glob("features_*.npy"))]
-    embedding = np.concatenate(parts).astype(np.float32)
+    embedding = np.load(run / "features.npy").astype(np.float32)
     bench.embedded = EmbeddedPrompts(bench.prompts, embedding)
     bench.featurizer = GivenFeaturizer(source="Gemma", width=embedding.shape[1], fingerprint="frozen")
     for name, of_gemma in frozen(bench, "Gemma").items():
@@ -73,10 +66,6 @@ def main(data_root: str, run: Path, folders: dict[str, Path]) -> None:
             for router, folder in folders.items():
                 values = load_router(folder).win_prob(test.prompts, cache=cache, exclude_own_battles=True)
                 win_prob[name][router] = values.astype(np.float64)
-    np.savez(
-        run / "compared.npz",
-        **{f"{router} | {name}": v for name, each in win_prob.items() for router, v in each.items()},
-    )
     lines = []
     for name, benchmark in bench.tests.items():
         pair = {"strong": ROUTELLM_STRONG, "weak": ROUTELLM_WEAK}

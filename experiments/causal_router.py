@@ -6,14 +6,13 @@ DATA as in ``mf_golden.py``; GEMMA is a folder of ``google/gemma-3-270m`` in Hug
 of ``mf_golden_mmlu1500.py``. Adapters start as they are made, or from two epochs on the golden battles, which hold none
 of the benchmarks' prompts; then they are trained on the 1,500. Start, rank, learning rate and epochs, and layer and
 pooling of the frozen features, are chosen by 5-fold cross-validation inside the 1,500. The 12,537 other MMLU questions,
-GSM8K and MT-Bench are only tested on. The folder gets ``cross_validation.md``, ``chosen.json``, ``win_prob.npz``,
-``features_N.npy`` and ``adapters_HEAD_RANK.npz``; ``causal_comparison.py`` makes the tables.
+GSM8K and MT-Bench are only tested on. The folder gets ``cross_validation.md``, ``win_prob.npz``,
+``features.npy``, and the routers; ``causal_comparison.py`` makes the tables.
 About 8 minutes on an H200; many hours on CPU cores.
 """
 
 import dataclasses
 import itertools
-import json
 import sys
 import time
 from collections.abc import Iterator, Sequence
@@ -24,25 +23,24 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import optax
-from mf_golden_mmlu1500 import GOLDEN, STRONG, WEAK, get_config
+from embedding_routers import FOLDS, Material, apgr
+from mf_golden_mmlu1500 import STRONG, WEAK
 from sklearn.linear_model import Ridge
 
-from routerjax import evaluation, features, metrics, models, scoring, training
+from routerjax import Router, evaluation, features, metrics, models, save_router, scoring, training
 from routerjax.data import (
     ROUTELLM_STRONG,
     ROUTELLM_WEAK,
     Benchmark,
     Preferences,
     TokenBatches,
-    load_benchmark,
-    smallest_by_hash,
 )
 from routerjax.families import CAUSAL, pretrained_variables
 from routerjax.likelihoods import BRADLEY_TERRY
-from routerjax.pipeline import load_preferences
+from routerjax.policies import Threshold
 from routerjax.typing import PreferenceBatch, PyTree, Variables
 
-FOLDS, MAX_LENGTH, LENGTHS, ROWS = 5, 256, (128, 256), 32
+MAX_LENGTH, LENGTHS, ROWS = 256, (128, 256), 32
 PRETRAINING_EPOCHS, PRETRAINING_RATE, EPOCHS, WARMUP = 2, 2e-4, 5, 20
 STARTS, RATES = ("as made", "golden battles"), (5e-5, 2e-4)
 # The first of these is tried with every start and rate, the others with those that it chose.
@@ -71,16 +69,26 @@ class Trainer:
         featurizer = dataclasses.replace(frozen, encoder=models.with_choices(frozen.encoder, chosen))
         shape: dict[str, Any] = {"num_outputs": len(names), "attributes": {"head": head}}
         self.module = CAUSAL.make_module(**shape, featurizer=featurizer)
-        scored = CAUSAL.make_module(**shape, featurizer=featurizer.for_scoring())
+        self.names, self.featurizer = names, featurizer.for_scoring()
+        self.scored = CAUSAL.make_module(**shape, featurizer=self.featurizer)
         self.start = jax.tree.map(jnp.asarray, pretrained_variables(self.module, folder, jax.random.key(0)))
         self.optimizer = optax.inject_hyperparams(self._chain)(rate=0.0)
         step = training.make_train_step(self.module, BRADLEY_TERRY, self.optimizer, weight_per_step=float(ROWS))
         self.step = jax.jit(step)
         # Computed in float32, as a stored router is.
-        self.score = jax.jit(scoring.make_score_fn(scored, strong=names.index(STRONG), weak=names.index(WEAK)))
-        example = {name: np.zeros((1, 2), np.int32) for name in ("token_ids", "attention_mask")}
+        self.score = jax.jit(scoring.make_score_fn(self.scored, strong=names.index(STRONG), weak=names.index(WEAK)))
         self.state = training.create_state(
-            self.module, example, self.optimizer, key=jax.random.key(0), variables=self.start
+            self.module, models.example_tokens(), self.optimizer, key=jax.random.key(0), variables=self.start
+        )
+
+    def router(self, variables: Variables) -> Router:
+        """The router of trained variables."""
+        return Router(
+            module=self.scored,
+            featurizer=self.featurizer,
+            models=self.names,
+            policy=Threshold(STRONG, WEAK),
+            variables=variables,
         )
 
     @staticmethod
@@ -182,8 +190,7 @@ def frozen_features(
 
 
 def figures(win_prob: np.ndarray, benchmark: Benchmark) -> str:
-    curve = metrics.cost_quality_curve(win_prob, benchmark.quality[ROUTELLM_STRONG], benchmark.quality[ROUTELLM_WEAK])
-    return f"{metrics.apgr(curve):.4f} | {log_loss(win_prob, benchmark):.4f}"
+    return f"{apgr(win_prob, benchmark):.4f} | {log_loss(win_prob, benchmark):.4f}"
 
 
 def log_loss(win_prob: np.ndarray, benchmark: Benchmark) -> float:
@@ -197,33 +204,30 @@ def ridge(train: np.ndarray, label: np.ndarray, test: np.ndarray, penalty: float
     return np.clip(model.predict((test - mean) / scale), 0.01, 0.99)
 
 
+def ridge_out_of_fold(values: np.ndarray, material: Material, penalty: float) -> np.ndarray:
+    """Win probabilities of the 1,500, each of a fit outside its fold."""
+    out = np.empty(len(values))
+    for each in range(FOLDS):
+        held = material.golden_fold == each
+        out[held] = ridge(values[~held], material.label[~held], values[held], penalty)
+    return out
+
+
 def main(data_root: str, folder: Path, output: Path) -> None:
     began = time.perf_counter()
 
     def log(*words: object) -> None:
         print(f"{time.perf_counter() - began:6.0f} s", *words, flush=True)
 
-    config = get_config()
-    golden_only = dataclasses.replace(config.data, root=data_root, golden=(dataclasses.replace(GOLDEN, weight=1.0),))
-    battles = load_preferences(golden_only)
-    root = Path(data_root) / GOLDEN.root
-    benchmarks = {name: load_benchmark(name, root) for name in ("mmlu", "gsm8k", "mt_bench")}
-    golden, rest = smallest_by_hash(benchmarks["mmlu"], GOLDEN.num_prompts or 0)
-    tests = {**benchmarks, "mmlu": rest}
-    is_golden = np.isin(battles.prompts, golden.prompts)
-    labelled, other = battles.select(np.flatnonzero(is_golden)), battles.select(np.flatnonzero(~is_golden))
-    fold_of = dict(zip(np.random.default_rng(0).permutation(sorted(golden.prompts)), itertools.cycle(range(FOLDS))))
-    golden_fold = np.asarray([fold_of[prompt] for prompt in golden.prompts])
-    fold = np.asarray([fold_of[prompt] for prompt in labelled.prompts])
-    label = evaluation.preference_label(golden, strong=ROUTELLM_STRONG, weak=ROUTELLM_WEAK)
-
+    material = Material(Path(data_root))
+    battles, golden, tests = material.battles, material.golden, material.tests
+    fold, golden_fold = material.fold, material.golden_fold
     featurizer = features.load_tokens(folder, max_length=MAX_LENGTH, truncation="left")
-    prompts = list(dict.fromkeys([*battles.prompts, *(p for test in tests.values() for p in test.prompts)]))
-    read = featurizer.tokenizer.read(prompts)
-    tokens = dict(zip(prompts, read.token_ids, strict=True))
-    log(f"{len(prompts)} prompts, {read.is_cut.sum()} cut, {np.mean([len(ids) for ids in read.token_ids]):.0f} tokens")
+    read = featurizer.tokenizer.read(material.prompts)
+    tokens = dict(zip(material.prompts, read.token_ids, strict=True))
+    log(f"{len(tokens)} prompts, {read.is_cut.sum()} cut, {np.mean([len(ids) for ids in read.token_ids]):.0f} tokens")
     output.mkdir(parents=True, exist_ok=True)
-    win_prob: dict[str, np.ndarray] = {"out of fold label": label}
+    win_prob: dict[str, np.ndarray] = {}
     lines = ["| router | setting | APGR, out of fold | log-loss |", "|---|---|---|---|"]
 
     def note(line: str) -> None:
@@ -235,31 +239,20 @@ def main(data_root: str, folder: Path, output: Path) -> None:
     frozen = frozen_features(folder, featurizer, golden.prompts, tokens, wanted)
     tried = []
     for (layer, pooling), penalty in itertools.product(wanted, RIDGES):
-        values, out = frozen[layer, pooling], np.empty(len(golden))
-        for each in range(FOLDS):
-            held = golden_fold == each
-            out[held] = ridge(values[~held], label[~held], values[held], penalty)
-        tried.append((log_loss(out, golden), layer, pooling, penalty, out))
+        out = ridge_out_of_fold(frozen[layer, pooling], material, penalty)
+        tried.append((log_loss(out, golden), layer, pooling))
         note(f"| ridge | layer {layer}, {pooling}, penalty {penalty:g} | {figures(out, golden)} |")
-    _, layer, pooling, penalty, out = min(tried, key=lambda one: one[0])
-    win_prob["ridge gemma, out of fold"] = out
-    embedded = frozen_features(folder, featurizer, prompts, tokens, [(layer, pooling)])[layer, pooling]
-    place = {prompt: row for row, prompt in enumerate(prompts)}
-
-    def rows(some: Sequence[str]) -> np.ndarray:
-        return embedded[[place[prompt] for prompt in some]]
-
-    for name, test in tests.items():
-        win_prob[f"ridge gemma, {name}"] = ridge(rows(golden.prompts), label, rows(test.prompts), penalty)
-    half = embedded.astype(np.float16)
-    for part, start in enumerate(range(0, len(half), 12000)):
-        np.save(output / f"features_{part}.npy", half[start : start + 12000])
-    log("frozen features:", layer, pooling, penalty, "MMLU", figures(win_prob["ridge gemma, mmlu"], rest))
+    _, layer, pooling = min(tried)
+    embedding = frozen_features(folder, featurizer, material.prompts, tokens, [(layer, pooling)])[layer, pooling]
+    np.save(output / "features.npy", embedding.astype(np.float16))
+    log("frozen features: layer", layer, pooling)
 
     chosen: list[tuple[float, Setting, int]] = []
     for head, rank in ROUTERS:
         trainer = Trainer(folder, featurizer, head, rank, battles.models)
-        *_, pretrained = trainer.epochs(trainer.start, other, tokens, PRETRAINING_RATE, PRETRAINING_EPOCHS, seed=7)
+        *_, pretrained = trainer.epochs(
+            trainer.start, battles.select(fold < 0), tokens, PRETRAINING_RATE, PRETRAINING_EPOCHS, seed=7
+        )
         zero_shot = trainer.win_prob(pretrained, golden.prompts, tokens)
         log(head, rank, "after the golden battles: the 1,500", figures(zero_shot, golden))
         starts = dict(zip(STARTS, (trainer.start, pretrained), strict=True))
@@ -269,7 +262,7 @@ def main(data_root: str, folder: Path, output: Path) -> None:
             out = np.empty((EPOCHS, len(golden)))
             for each in range(FOLDS):
                 held = np.flatnonzero(golden_fold == each)
-                train = labelled.select(np.flatnonzero(fold != each))
+                train = battles.select((fold >= 0) & (fold != each))
                 some = [golden.prompts[row] for row in held]
                 trained = trainer.epochs(starts[start], train, tokens, rate, EPOCHS, seed=each)
                 for epoch, variables in enumerate(trained):
@@ -281,28 +274,30 @@ def main(data_root: str, folder: Path, output: Path) -> None:
                 loss = log_loss(out[epoch], golden)
                 if best is None or loss < best[0]:
                     best = loss, setting, epoch + 1
-                    win_prob[f"causal {head} {rank}, out of fold"] = out[epoch].copy()
         assert best is not None
         chosen.append(best)
         _, setting, epochs = best
         total: dict[str, np.ndarray] = {}
         for seed in (100, 101, 102):
             start = starts[setting.start]
-            *_, variables = trainer.epochs(start, labelled, tokens, setting.rate, epochs, seed=seed)
+            *_, variables = trainer.epochs(start, battles.select(fold >= 0), tokens, setting.rate, epochs, seed=seed)
             for name, test in tests.items():
                 values = trainer.win_prob(variables, test.prompts, tokens)
                 win_prob[f"causal {head} {rank} seed {seed}, {name}"] = values
                 total[name] = total.get(name, 0.0) + values / 3
-            log(setting, epochs, seed, "MMLU", figures(win_prob[f"causal {head} {rank} seed {seed}, mmlu"], rest))
+            log(
+                setting,
+                epochs,
+                seed,
+                "MMLU",
+                figures(win_prob[f"causal {head} {rank} seed {seed}, mmlu"], tests["mmlu"]),
+            )
             np.savez(output / "win_prob.npz", **win_prob)
-            if seed == 100:
-                params = jax.tree_util.tree_leaves_with_path(variables["params"])
-                kept = {jax.tree_util.keystr(path): np.asarray(leaf).astype(np.float16) for path, leaf in params}
-                np.savez(output / f"adapters_{head}_{rank}.npz", **kept)
-        log("mean of three: MMLU", figures(total["mmlu"], rest))
+        log("mean of three: MMLU", figures(total["mmlu"], tests["mmlu"]))
+        save_router(trainer.router(variables), output / f"{head}_{rank}")  # of the last seed
+        settings = f"rank {rank}, from {setting.start}, rate {setting.rate:g}, epochs {epochs}"
+        lines.append(f"| causal, {head}: chosen | {settings} |  |  |")
         (output / "cross_validation.md").write_text("\n".join(lines) + "\n")
-    summary = [{"log_loss": loss, **setting._asdict(), "epochs": epochs} for loss, setting, epochs in chosen]
-    (output / "chosen.json").write_text(json.dumps(summary, indent=1))
 
 
 if __name__ == "__main__":

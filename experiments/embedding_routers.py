@@ -69,8 +69,8 @@ class Setting:
         return {**own, "normalize": self.name.split()[1], "num_tiers": 0} if self.family == "sw" else own
 
 
-class Workbench:
-    """Battles, embeddings and the fit of a setting."""
+class Material:
+    """Battles to train on, benchmarks to test on, and the folds of the 1,500."""
 
     def __init__(self, root: Path) -> None:
         config = get_config()
@@ -79,18 +79,30 @@ class Workbench:
         self.battles = load_preferences(self.config.data)
         benchmarks = {name: load_benchmark(name, root / GOLDEN.root) for name in ("mmlu", "gsm8k", "mt_bench")}
         self.golden, rest = smallest_by_hash(benchmarks["mmlu"], GOLDEN.num_prompts or 0)
+        self.label = evaluation.preference_label(self.golden, strong=ROUTELLM_STRONG, weak=ROUTELLM_WEAK)
         self.tests = {**benchmarks, "mmlu": rest}
-        self.is_golden = np.isin(self.battles.prompts, self.golden.prompts)
         tested = (prompt for test in self.tests.values() for prompt in test.prompts)
         self.prompts = list(dict.fromkeys([*self.battles.prompts, *tested]))
+        order = np.random.default_rng(0).permutation(sorted(self.golden.prompts))
+        fold_of = dict(zip(order, itertools.cycle(range(FOLDS))))
+        self.golden_fold = np.asarray([fold_of[prompt] for prompt in self.golden.prompts])
+        # Of each battle; -1 for those that are in no fold.
+        self.fold = np.asarray([fold_of.get(prompt, -1) for prompt in self.battles.prompts])
+
+
+class Workbench(Material):
+    """Material with embeddings, and the fit of a setting."""
+
+    def __init__(self, root: Path) -> None:
+        super().__init__(root)
         with EmbeddingCache() as cache:
-            self.featurizer = open_featurizer(config.features)
+            self.featurizer = open_featurizer(self.config.features)
             embedding = self.featurizer.query(self.prompts, cache=cache)["embedding"]
         self.embedded = EmbeddedPrompts(self.prompts, embedding)
 
     def win_prob(self, setting: Setting, train: np.ndarray, tests: list[tuple[str, ...]]) -> Iterator[np.ndarray]:
         """By readout, the win probabilities of each list of prompts after training on the battles at ``train``."""
-        weight = self.battles.weight * np.where(self.is_golden, setting.choice["weight"], 1.0).astype(np.float32)
+        weight = self.battles.weight * np.where(self.fold >= 0, setting.choice["weight"], 1.0).astype(np.float32)
         battles: Preferences = dataclasses.replace(self.battles, weight=weight).select(train)
         batch = self.embedded.batch(battles)
         family, likelihood = find_family(setting.family), make_likelihood(setting.loss)
@@ -120,17 +132,12 @@ class Workbench:
 
     def out_of_fold(self, setting: Setting) -> dict[str, np.ndarray]:
         """Win probabilities of the 1,500, each after training on the battles of all prompts outside its fold."""
-        fold_of = dict(
-            zip(np.random.default_rng(0).permutation(sorted(self.golden.prompts)), itertools.cycle(range(FOLDS)))
-        )
-        fold = np.asarray([fold_of.get(prompt, -1) for prompt in self.battles.prompts])
-        golden_fold = np.asarray([fold_of[prompt] for prompt in self.golden.prompts])
         found: dict[str, np.ndarray] = {}
         for own in range(FOLDS):
-            rows = np.flatnonzero(golden_fold == own)
+            rows = np.flatnonzero(self.golden_fold == own)
             prompts = tuple(self.golden.prompts[row] for row in rows)
-            for readout, values in next(iter(self.win_prob(setting, fold != own, [prompts]))).items():
-                found.setdefault(readout, np.empty(len(golden_fold)))[rows] = values
+            for readout, values in next(iter(self.win_prob(setting, self.fold != own, [prompts]))).items():
+                found.setdefault(readout, np.empty(len(self.golden_fold)))[rows] = values
         return found
 
 
@@ -141,7 +148,6 @@ def apgr(win_prob: np.ndarray, benchmark: Benchmark) -> float:
 
 def cross_validate(bench: Workbench, lines: list[str]) -> list[Setting]:
     """The best setting of each router."""
-    label = evaluation.preference_label(bench.golden, strong=ROUTELLM_STRONG, weak=ROUTELLM_WEAK)
     chosen = []
     for name, grid in GRIDS.items():
         tried = []
@@ -150,7 +156,7 @@ def cross_validate(bench: Workbench, lines: list[str]) -> list[Setting]:
             win_prob = bench.out_of_fold(setting)["half_tie"]
             tried.append((apgr(win_prob, bench.golden), setting))
             said = ", ".join(f"{key} {value:g}" for key, value in setting.choice.items())
-            lines.append(f"| {name} | {said} | {tried[-1][0]:.4f} | {metrics.log_loss(win_prob, label):.4f} |")
+            lines.append(f"| {name} | {said} | {tried[-1][0]:.4f} | {metrics.log_loss(win_prob, bench.label):.4f} |")
             print(lines[-1], flush=True)
         chosen.append(max(tried, key=lambda one: one[0])[1])
     mf = chosen[0]
@@ -161,12 +167,13 @@ def main(data_root: str, output: str) -> None:
     bench = Workbench(Path(data_root))
     lines = ["| router | setting | APGR, out of fold | log-loss |", "|---|---|---|---|"]
     settings = cross_validate(bench, lines)
-    label = evaluation.preference_label(bench.golden, strong=ROUTELLM_STRONG, weak=ROUTELLM_WEAK)
     win_prob: dict[str, dict[str, np.ndarray]] = {name: {} for name in bench.tests}
     held_out: dict[str, np.ndarray] = {}
     for setting in settings:
         out_of_fold = bench.out_of_fold(setting)
-        maps = {readout: fit_calibration(values, label, method="platt") for readout, values in out_of_fold.items()}
+        maps = {
+            readout: fit_calibration(values, bench.label, method="platt") for readout, values in out_of_fold.items()
+        }
         held_out |= {called(setting, readout): values for readout, values in out_of_fold.items()}
         scored = bench.win_prob(
             setting, np.ones(len(bench.battles), bool), [own.prompts for own in bench.tests.values()]
