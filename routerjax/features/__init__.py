@@ -16,7 +16,7 @@ from routerjax.features.given import Embeddings, GivenFeaturizer, read_embedding
 from routerjax.features.open import open_featurizer
 from routerjax.features.sentence import SentenceFeaturizer, load_encoder
 from routerjax.features.tokenizer import TextTokenizer, padded_rows, tokenizer_for
-from routerjax.features.tokens import TokenFeaturizer, load_tokens
+from routerjax.features.tokens import TokenFeaturizer, configured_length, load_tokens
 
 __all__ = [
     "CHARACTERS_PER_TOKEN",
@@ -31,6 +31,7 @@ __all__ = [
     "TextFunction",
     "TextTokenizer",
     "TokenFeaturizer",
+    "configured_length",
     "embedding_batches",
     "is_endpoint",
     "load_encoder",

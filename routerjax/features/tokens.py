@@ -257,9 +257,11 @@ def load_tokens(
     encoder = with_choices(make_encoder(described, f"{folder / 'config.json'}: encoder"), chosen or {})
     tokenizer = read_tokenizer(folder, vocab_size=encoder.vocab_size, lowercase=modules.lowercase)
     try:
+        most = encoder.max_length
+        configured = configured_length(tokenizer_config(tokenizer.files), most, most=most)
         return TokenFeaturizer(
             source=os.fspath(source),
-            max_length=_configured_length(tokenizer.files, encoder) if max_length is None else max_length,
+            max_length=configured if max_length is None else max_length,
             truncation=truncation or tokenizer.truncation,
             encoder=encoder,
             tokenizer_files=tokenizer.files,
@@ -272,8 +274,14 @@ def load_tokens(
         raise InputError(f"{folder}: {error}") from error
 
 
-def _configured_length(files: Mapping[str, bytes], encoder: Encoder) -> int:
-    """Tokens that transformers would read: as the tokenizer's configuration says, or all that the encoder can."""
-    limit = tokenizer_config(files).get("model_max_length")
+def configured_length(config: Mapping[str, object], otherwise: int, *, most: int) -> int:
+    """Tokens of a text that transformers would read, by a ``tokenizer_config.json``; ``most`` is what the encoder can.
+
+    Args:
+        config: content of the file.
+        otherwise: the length where the file says none.
+        most: tokens that the encoder can read.
+    """
+    limit = config.get("model_max_length")
     # Where nothing was said, transformers writes 1e30.
-    return int(min(limit, encoder.max_length)) if isinstance(limit, int | float) and limit >= 2 else encoder.max_length
+    return int(min(limit, most)) if isinstance(limit, int | float) and limit >= 2 else otherwise

@@ -15,9 +15,10 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
+from routerjax.config import Count, Positive
 from routerjax.errors import InputError
 from routerjax.families import CAUSAL, pretrained_variables
-from routerjax.features import Embeddings, TokenFeaturizer
+from routerjax.features import Embeddings, TokenFeaturizer, configured_length
 from routerjax.formats.decoder_folder import label_tokens, load_decoder_tokens, require_no_bias, require_whole
 from routerjax.formats.format import ReadableFormat, WritableFormat
 from routerjax.formats.golden import compare_scores
@@ -44,12 +45,12 @@ from routerjax.router import Router
 from routerjax.typing import PyTree
 from routerjax.validation import coerce
 
+logger = logging.getLogger(__name__)
+
 CONFIG, WEIGHTS = "adapter_config.json", "adapter_model.safetensors"
 WITH_LINEAR_HEAD, WITH_LABELS = "SEQ_CLS", "CAUSAL_LM"
 """Tasks of PEFT."""
 PREFIX = "base_model.model"
-logger = logging.getLogger(__name__)
-
 INPUT, OUTPUT = "embed_tokens", "lm_head"
 TABLES = {INPUT: f"{PREFIX}.model.{INPUT}", OUTPUT: f"{PREFIX}.{OUTPUT}"}
 """Token tables of a language model."""
@@ -63,7 +64,7 @@ WITHOUT_SCORES = (
 """Settings that change no score: of training, of how adapters began, or of what another setting switches on."""
 OF_LABELS = ("trainable_token_indices", "ensure_weight_tying")
 """Settings of label tokens; the second changes nothing where all tables have the same trainable rows."""
-PLAIN_STARTS = (True, False, None, "gaussian")
+PLAIN_STARTS = (True, False, None, "gaussian", "orthogonal", "eva")
 """Values of ``init_lora_weights`` that leave the base as it is."""
 
 
@@ -111,7 +112,11 @@ class PeftAdapters(ReadableFormat, WritableFormat):
             )
         is_labelled = task == WITH_LABELS
         known = {"peft_type", "task_type", *PLAIN, *READ, *WITHOUT_SCORES, *(OF_LABELS if is_labelled else ())}
-        others = [key for key, value in config.items() if key not in known and value not in (None, False, [], {})]
+        others = [
+            key
+            for key, value in config.items()
+            if key not in known and not (value is None or value is False or value in ([], {}))  # but 0 == False
+        ]
         if others:
             key = others[0]
             raise InputError(f"{folder / CONFIG}: {key} is not computed here, got {config[key]!r:.80}")
@@ -129,8 +134,8 @@ class PeftAdapters(ReadableFormat, WritableFormat):
         if unknown:
             raise InputError(f"{where}target_modules must be of {', '.join(TARGET_MODULES)}, got {unknown[0]!r}")
         chosen: dict[str, Any] = {
-            "lora_rank": config.get("r"),
-            "lora_alpha": config.get("lora_alpha"),
+            "lora_rank": coerce(config.get("r"), Count, f"{where}r"),
+            "lora_alpha": coerce(config.get("lora_alpha"), Positive, f"{where}lora_alpha"),
             "lora_rank_stabilized": coerce(config.get("use_rslora") or False, bool, f"{where}use_rslora"),
             "lora_targets": tuple(ours for theirs, ours in TARGET_MODULES.items() if theirs in modules),
         }
@@ -233,13 +238,10 @@ def _cut_as_beside(folder: Path, featurizer: TokenFeaturizer) -> TokenFeaturizer
     if find_file(folder / TOKENIZER_CONFIG) is None:
         return featurizer
     described = read_json(folder / TOKENIZER_CONFIG, dict)
-    limit, side = described.get("model_max_length"), described.get("truncation_side", featurizer.truncation)
+    side = described.get("truncation_side", featurizer.truncation)
     if side != featurizer.truncation and side not in ("left", "right"):
         raise InputError(f"{folder / TOKENIZER_CONFIG}: truncation_side must be left or right, got {side!r:.40}")
-    # Where nothing was said, transformers writes 1e30.
-    length = featurizer.max_length
-    if isinstance(limit, int | float) and limit >= 2:
-        length = int(min(limit, featurizer.encoder.max_length))
+    length = configured_length(described, featurizer.max_length, most=featurizer.encoder.max_length)
     return dataclasses.replace(featurizer, max_length=length, truncation=side)
 
 

@@ -52,42 +52,19 @@ EXPRESSIONS = (
     *("__import__('os').environ", "lambda: 1", "'\\ud83d'", "range(3)", "(_ for _ in ())", "...", "2**63", "-2**63"),
 )
 
-decoder_texts = st.sampled_from(
-    [
-        *(
-            "bfloat16",
-            "float16",
-            "float64",
-            "int8",
-            "cudnn",
-            "plain",
-            "dots",
-            "full",
-            "mesh",
-            "tokens",
-            "linear",
-            "left",
-        ),
-        *(
-            "chat",
-            "{prompt}",
-            "a {prompt} b",
-            "{prompt}{prompt}",
-            "mean",
-            "lasttoken",
-            "cls",
-            '["query"]',
-            '["q_proj"]',
-        ),
-        *("left", '["q_proj"]', "five_ratings", "grounded_rao_kupper", "three_outcome", "win", "(4, 0, 4)", "4", "16"),
-    ]
+TEXTS_OF_DECODERS = (
+    *("bfloat16", "float16", "float64", "int8", "cudnn", "plain", "dots", "full", "mesh", "tokens", "linear", "left"),
+    *("chat", "{prompt}", "a {prompt} b", "{prompt}{prompt}", "mean", "lasttoken", "cls", '["query"]', '["q_proj"]'),
+    *("five_ratings", "grounded_rao_kupper", "three_outcome", "win", "(4, 0, 4)", "4", "16"),
 )
 texts = st.one_of(st.sampled_from(TEXTS), st.text(max_size=10), st.integers(-5, 5).map(str))
 settings = st.builds("{}={}".format, st.one_of(st.sampled_from(FIELDS), st.text(max_size=10)), texts)
 attributes = st.builds("router.attributes.{}={}".format, st.sampled_from(ATTRIBUTES), texts)
 
 
-decoder_settings = st.builds("{}={}".format, st.sampled_from(FIELDS_OF_DECODERS), st.one_of(texts, decoder_texts))
+decoder_settings = st.builds(
+    "{}={}".format, st.sampled_from(FIELDS_OF_DECODERS), st.one_of(texts, st.sampled_from(TEXTS_OF_DECODERS))
+)
 
 
 def changed(data: st.DataObject, text: str) -> str:

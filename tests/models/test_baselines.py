@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 from sklearn.neighbors import NearestNeighbors as SklearnNeighbors
 
-from routerjax import InputError, models, scoring
+from routerjax import InputError, families, models, scoring
 from routerjax.prompts import prompt_ids
 from routerjax.typing import PreferenceBatch, Variables
 
@@ -78,3 +78,17 @@ def test_a_model_without_battles_nearby_falls_back_on_its_prior() -> None:
 def test_a_smoothing_without_finite_scores_is_refused(smoothing: float) -> None:
     with pytest.raises(InputError, match="smoothing of nearest neighbours must be positive and finite, got"):
         models.NearestNeighbors(num_models=2, smoothing=smoothing)
+
+
+def test_more_neighbours_than_prompts_are_said(caplog: pytest.LogCaptureFixture) -> None:
+    """All prompts would have the same scores."""
+    battles = pair_battles(num_prompts=6)
+    scores = {}
+    for k in (3, 6):
+        module = models.NearestNeighbors(num_models=2, k=k)
+        memory = families.KNN.remember(module, battles, ("a", "b"))
+        query = {"embedding": battles.query["embedding"]}  # of prompts that are not known as its own
+        scores[k] = np.asarray(apply(module, {"memory": memory}, query))[:, 0]
+        assert ("all 6 prompts that knn remembers" in caplog.text) == (k == 6)
+    assert np.ptp(scores[3]) > 0.01
+    assert np.ptp(scores[6]) < 1e-6
