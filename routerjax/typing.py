@@ -45,6 +45,20 @@ class PreferenceBatch(NamedTuple):
         return self.outcome[:, 0] + 0.5 * self.outcome[:, 1::2].sum(axis=1)
 
 
+class BatchShape(NamedTuple):
+    """Batches of one shape in a pass over battles.
+
+    Attributes:
+        rows: queries of a batch, on all devices together, padding included.
+        length: tokens of each, padding included; 1 of embeddings.
+        batches: as many are of this shape.
+    """
+
+    rows: int
+    length: int
+    batches: int
+
+
 class Sides(NamedTuple):
     """Models of battles, and the rows of the scores that they are fought on: int32 ``[battles]`` each."""
 

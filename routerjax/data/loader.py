@@ -10,7 +10,7 @@ from jaxtyping import Int, Int32
 
 from routerjax.data.preferences import Preferences
 from routerjax.errors import InputError
-from routerjax.typing import PreferenceBatch
+from routerjax.typing import BatchShape, PreferenceBatch
 
 # Room for battles in a row is at least this, and at least twice the mean: few prompts need a second row.
 MIN_BATTLES_PER_ROW = 8
@@ -97,13 +97,26 @@ class TokenBatches:
     @property
     def num_shapes(self) -> int:
         """Different shapes of batches, each of which is compiled."""
-        return sum(shape.batches > 0 for shape in self._shapes)
+        return len(self.shapes)
+
+    @property
+    def shapes(self) -> list[BatchShape]:
+        """Shapes of the batches of a pass."""
+        return [
+            BatchShape(shape.rows * self.num_devices, shape.length, shape.batches)
+            for shape in self._shapes
+            if shape.batches
+        ]
+
+    @property
+    def num_tokens(self) -> int:
+        """Tokens of the rows of a pass, without padding."""
+        return sum(len(self.token_ids[int(prompt)]) for prompt in self._prompt)
 
     @property
     def padding_share(self) -> float:
         """Share of padding in the tokens of a pass: in rows, in empty rows, and on devices that have none."""
-        computed = sum(shape.batches * self.num_devices * shape.rows * shape.length for shape in self._shapes)
-        return 1.0 - sum(len(self.token_ids[int(prompt)]) for prompt in self._prompt) / computed
+        return 1.0 - self.num_tokens / sum(shape.rows * shape.length * shape.batches for shape in self.shapes)
 
     def in_order(self) -> Iterator[PreferenceBatch]:
         """A pass over all battles, not shuffled."""

@@ -11,11 +11,12 @@ from jaxtyping import Array, Float
 
 from routerjax.config import Fraction
 from routerjax.models.bert_encoder import ROBERTA_LIKE, BertEncoder
+from routerjax.models.flops import CountsTextFlops
 from routerjax.models.layers import dense, mean_over_tokens
 from routerjax.typing import Query
 
 
-class BertRouter(nn.Module):
+class BertRouter(CountsTextFlops, nn.Module):
     """The BERT classifier: a head on the encoder's hidden states gives a score to each model.
 
     Heads: ``architecture`` computes what Hugging Face's ``*ForSequenceClassification`` of the encoder's ``model_type``

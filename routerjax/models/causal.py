@@ -9,11 +9,12 @@ import jax.numpy as jnp
 from jaxtyping import Array, Float
 
 from routerjax.models.decoder import Decoder
+from routerjax.models.flops import CountsTextFlops
 from routerjax.models.layers import dense, last_token
 from routerjax.typing import Query
 
 
-class CausalRouter(nn.Module):
+class CausalRouter(CountsTextFlops, nn.Module):
     """The causal language model as a router: scores from the hidden state of the prompt's last token.
 
     Heads: ``tokens`` are the logits of as many label tokens at the end of the vocabulary, one forward pass for all of

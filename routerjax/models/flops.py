@@ -6,6 +6,7 @@ import re
 from typing import Any, NamedTuple
 
 import flax.traverse_util
+import jax.numpy as jnp
 
 from routerjax.models.attention import blocks_of
 from routerjax.models.decoder import Decoder
@@ -13,7 +14,7 @@ from routerjax.models.encoders import Encoder
 from routerjax.typing import Variables
 
 LAYER = re.compile(r"layers|layer_\d+")
-MATRICES = ("kernel", "lora_a", "lora_b")
+MATRICES = ("kernel", "lora_a", "lora_b", "model_embedding", "label_embedding")
 
 
 class Flops(NamedTuple):
@@ -72,3 +73,23 @@ def training_flops(encoder: Encoder, trained: Variables, fixed: Variables, *, ro
             if in_layer and not keeps_matmuls and not (is_decoder and "down" in path):
                 recomputed += once
     return Flops(forward, backward, recomputed if of.remat else 0)
+
+
+class CountsTextFlops:
+    """Mixin of a router that reads text with its ``encoder``: counts its operations, for the figures of a run."""
+
+    encoder: Any  # of text, or what pools the hidden states of one
+
+    @property
+    def compute_dtype(self) -> jnp.dtype:
+        """Type of the encoder's matmuls."""
+        encoder = self._text_encoder
+        return encoder.config.dtype if isinstance(encoder, Decoder) else encoder.dtype
+
+    def training_flops(self, trained: Variables, fixed: Variables, *, rows: int, length: int) -> Flops:
+        """Count the operations of a step, see :func:`training_flops`."""
+        return training_flops(self._text_encoder, trained, fixed, rows=rows, length=length)
+
+    @property
+    def _text_encoder(self) -> Encoder:
+        return getattr(self.encoder, "encoder", self.encoder)

@@ -6,12 +6,14 @@ from typing import Annotated, cast
 
 import flax.linen as nn
 import jax
+import jax.numpy as jnp
 from annotated_types import Interval
 from jaxtyping import Array, Float
 
 from routerjax.config import NonNegative
+from routerjax.models.flops import Flops
 from routerjax.models.layers import unit_length
-from routerjax.typing import Query
+from routerjax.typing import Query, Variables
 
 
 class MatrixFactorization(nn.Module):
@@ -72,3 +74,18 @@ class MatrixFactorization(nn.Module):
             self.param("classifier", nn.with_logical_partitioning(initializer, ("model_dim",)), (self.model_dim,)),
         )
         return projected @ (model_embedding * classifier[None, :]).T
+
+    @property
+    def compute_dtype(self) -> jnp.dtype:
+        """Type of the matmuls."""
+        return jnp.dtype("float32")
+
+    @nn.nowrap
+    def training_flops(self, trained: Variables, fixed: Variables, *, rows: int, length: int) -> Flops:
+        """Count the operations of the loss of ``rows`` embeddings and of its gradient, see :class:`Flops`."""
+        del fixed, length
+        params = trained["params"]
+        projection, scores = (
+            2 * rows * leaf.size for leaf in (params["prompt_projection"]["kernel"], params["model_embedding"])
+        )
+        return Flops(projection + scores, projection + 2 * scores, 0)  # embeddings have no gradient

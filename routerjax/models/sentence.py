@@ -12,6 +12,7 @@ from jaxtyping import Array, Bool, Float
 
 from routerjax.config import Pooling
 from routerjax.models.encoders import Encoder
+from routerjax.models.flops import CountsTextFlops
 from routerjax.models.layers import MASKED, dense, gelu, last_token, layer_norm, mean_over_tokens, unit_length
 from routerjax.scoring import mode
 from routerjax.typing import Query
@@ -140,7 +141,7 @@ class SentenceEmbedding(nn.Module):
         return embedding
 
 
-class EmbedThen(nn.Module):
+class EmbedThen(CountsTextFlops, nn.Module):
     """Router of embeddings on top of the encoder that makes them: one module, fine-tuned end to end.
 
     Attributes:

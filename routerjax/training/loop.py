@@ -28,6 +28,7 @@ from routerjax.training.run import Position, Run, not_finite, on_host
 from routerjax.training.sources import Batches, open_source
 from routerjax.training.state import TrainState, create_state
 from routerjax.training.step import make_validation_sums
+from routerjax.training.throughput import StepTimes, workload_of
 from routerjax.typing import PreferenceBatch, Variables
 
 logger = logging.getLogger(__name__)
@@ -51,9 +52,12 @@ class FitResult:
         state: after the last step.
         best_epoch: the epoch that ``variables`` are from, counted from 1.
         best_loss: their validation loss in nats a battle; None without validation.
-        history: one row an epoch: epoch, loss, validation_loss, gradient_norm, learning_rate, battles_per_second, and
-            compile_seconds, which battles_per_second leaves out. Without validation_loss where there is no validation,
-            and without learning_rate where the optimiser says none.
+        history: one row an epoch: epoch, loss, validation_loss, gradient_norm, learning_rate, compile_seconds, and,
+            without the time of compilation, the figures of :mod:`routerjax.training.throughput`: battles_per_second,
+            tokens_per_second, step_seconds_p50, step_seconds_p90, step_seconds_p99, model_flops_per_second,
+            model_flops_utilization (of the devices' peak), and peak_device_bytes or peak_host_bytes. Without
+            validation_loss where there is no validation, without learning_rate where the optimiser says none, without
+            tokens where there are none, and without FLOPs where the module does not count them.
     """
 
     variables: Variables
@@ -154,6 +158,15 @@ def fit(
         run_steps=train.runner(module, likelihood, transformation, wrapper.put(jax.random.key(training.noise_seed))),
         validation_sums=wrapper.jit(make_validation_sums(module, likelihood)),
         learning_rate=recipe.schedule(num_steps) if isinstance(recipe, AdamW) else None,
+        workload=workload_of(
+            module,
+            state.trained,
+            state.fixed,
+            battles=train.num_battles,
+            tokens=train.num_tokens,
+            shapes=train.shapes,
+            devices=sorted(state.step.sharding.device_set, key=lambda device: device.id),
+        ),
     )
     with contextlib.ExitStack() as stack:
         if directory is not None:
@@ -180,14 +193,17 @@ def _run_epochs(run: Run, hooks: Sequence[Hook]) -> None:
         interrupt = stack.enter_context(deferred_interrupt())
         try:
             while not run.is_over:
-                position, time_before, compiled_before = run.position, time.perf_counter(), clock.seconds
+                position, times = run.position, StepTimes()
+                time_before, compiled_before = time.perf_counter(), clock.seconds
                 for state, metrics in run.run_steps(run.state, position.epoch, position.steps):
                     run.state = state
                     _require_finite(metrics, position.epoch, run.steps)
                     count = position.add(metrics)
                     now, compiled = time.perf_counter(), clock.seconds
+                    seconds = now - time_before - (compiled - compiled_before)
+                    times.add(seconds, count)
                     position.compile_seconds += compiled - compiled_before
-                    position.seconds += now - time_before - (compiled - compiled_before)
+                    position.seconds += seconds
                     time_before, compiled_before = now, compiled
                     bar.update(count)
                     bar.set_postfix(epoch=position.epoch + 1, loss=f"{position.loss:.4f}", refresh=False)
@@ -196,18 +212,14 @@ def _run_epochs(run: Run, hooks: Sequence[Hook]) -> None:
                     "epoch": position.epoch + 1,
                     "loss": position.loss,
                     "gradient_norm": position.gradient_norm_sum / steps_per_epoch,
-                    "battles_per_second": run.train.num_battles / position.seconds,
+                    **run.workload.figures(position.seconds, times),
                 }
                 if run.learning_rate is not None:
                     row["learning_rate"] = float(np.asarray(run.learning_rate(run.steps - 1)))
                 compiled_before = clock.seconds
                 row |= run.validate(interrupt)
                 row["compile_seconds"] = position.compile_seconds + clock.seconds - compiled_before
-                if row["compile_seconds"] > 1:
-                    logger.info(
-                        "epoch %d: compiled for %.1f s, then %.0f battles a second",
-                        *(row[name] for name in ("epoch", "compile_seconds", "battles_per_second")),
-                    )
+                logger.info("epoch %d: %s", row["epoch"], run.workload.describe(row))
                 for hook in hooks:
                     hook(row)
                 position.finish_epoch(row)

@@ -21,6 +21,7 @@ from routerjax.training.checkpoint import Checkpoints
 from routerjax.training.interrupt import Interrupt
 from routerjax.training.sources import Battles, Source, StepRunner
 from routerjax.training.state import TrainState
+from routerjax.training.throughput import Workload
 from routerjax.typing import Array, PreferenceBatch, Variables
 
 logger = logging.getLogger(__name__)
@@ -89,6 +90,7 @@ class Run:
     run_steps: StepRunner
     validation_sums: Callable[[Variables, PreferenceBatch], tuple[Array, Array]]
     learning_rate: optax.Schedule | None
+    workload: Workload
     checkpoints: Checkpoints | None = None
     identity: dict[str, Any] = field(default_factory=dict)
 

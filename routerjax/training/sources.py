@@ -5,7 +5,7 @@ from __future__ import annotations
 import itertools
 import logging
 import time
-from collections.abc import Callable, Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Protocol
 
@@ -20,7 +20,7 @@ from routerjax.likelihoods import Likelihood
 from routerjax.training.parallel import Wrapper, require_divisible
 from routerjax.training.state import TrainState
 from routerjax.training.step import accumulating_step, loop_steps, make_train_step
-from routerjax.typing import Array, PreferenceBatch
+from routerjax.typing import Array, BatchShape, PreferenceBatch
 
 logger = logging.getLogger(__name__)
 
@@ -48,6 +48,16 @@ class Battles(Protocol):
     @property
     def num_batches(self) -> int:
         """Batches of a pass."""
+        ...
+
+    @property
+    def num_tokens(self) -> int:
+        """Tokens of the prompts of a pass, without padding; 0 of embeddings."""
+        ...
+
+    @property
+    def shapes(self) -> Sequence[BatchShape]:
+        """Shapes of the training batches of a pass, whatever their order."""
         ...
 
     def in_order(self) -> Iterable[PreferenceBatch]:
@@ -131,6 +141,22 @@ class _Resident:
     def total_weight(self) -> float:
         return float(np.asarray(self.batch.weight).sum(dtype=np.float64))
 
+    @property
+    def num_tokens(self) -> int:
+        mask = self.batch.query.get("attention_mask")
+        return 0 if mask is None else int(np.asarray(mask).sum(axis=1)[np.asarray(self.batch.query_index)].sum())
+
+    @property
+    def shapes(self) -> list[BatchShape]:
+        token_ids = self.batch.query.get("token_ids")
+        return [BatchShape(self.batch_size, 1 if token_ids is None else token_ids.shape[1], self.steps_per_epoch)]
+
+    @property
+    def batch_size(self) -> int:
+        """Battles of a step: more than all battles would be padding, which is computed in vain."""
+        parts = self.wrapper.num_parts
+        return min(self.training.batch_size, -(-self.num_battles // parts) * parts)
+
     def in_order(self) -> list[PreferenceBatch]:
         return [self.batch]
 
@@ -142,9 +168,7 @@ class _Resident:
         self, module: nn.Module, likelihood: Likelihood, optimizer: optax.GradientTransformation, key: Array
     ) -> StepRunner:
         num_steps, training, wrapper = self.steps_per_epoch, self.training, self.wrapper
-        # More than all battles would be padding, which is computed in vain.
-        parts = wrapper.num_parts
-        batch_size = min(training.batch_size, -(-self.num_battles // parts) * parts)
+        batch_size = self.batch_size
         if batch_size < training.batch_size:
             logger.info(
                 "training.batch_size %d is beyond the %d battles: a step takes them all",
@@ -198,6 +222,14 @@ class _Streamed:
     @property
     def total_weight(self) -> float:
         return self.batches.total_weight
+
+    @property
+    def num_tokens(self) -> int:
+        return self.batches.num_tokens
+
+    @property
+    def shapes(self) -> Sequence[BatchShape]:
+        return self.batches.shapes
 
     def in_order(self) -> Iterable[PreferenceBatch]:
         return self.batches.in_order()

@@ -150,6 +150,8 @@ class Interrupting:
 def test_it_learns_and_an_interrupted_run_goes_on_from_its_last_step_bit_for_bit(params: dict, tmp_path: Path) -> None:
     whole = fit(params, tmp_path / "whole")
     assert whole.history[-1]["validation_loss"] < whole.history[0]["validation_loss"]
+    row, tokens = whole.history[0], sum(int(batch.query["attention_mask"].sum()) for batch in batches().in_order())
+    assert row["tokens_per_second"] / row["battles_per_second"] == pytest.approx(tokens / len(BATTLES))
     run = tmp_path / "stopped"
     checkpoints, count = run / "checkpoints", batches().num_batches
     steps = -(-count // 3)
