@@ -218,6 +218,8 @@ class TrainingConfig(_Settings):
         micro_batches: so many batches of tokens go into a step, one after another.
         init_seed, noise_seed, order_seed: of the parameters, of dropout and noise, of the data order.
         checkpoint_every: epochs between checkpoints of the training state.
+        non_finite: ``stop`` the run at a step whose loss or gradient is not finite, or ``skip`` such steps, which then
+            change neither parameters nor moments. A run that stopped may be resumed with ``skip``.
         patience: stop after so many epochs without a lower validation loss; None never stops early.
         devices: ``jit`` (one device), ``pmap`` (data-parallel over all local devices) or ``mesh`` (with parameters and
             moments sharded over them too).
@@ -235,6 +237,7 @@ class TrainingConfig(_Settings):
     noise_seed: Seed = 1
     order_seed: Seed = 2
     checkpoint_every: Count = field(default=1, metadata=NO_IDENTITY)
+    non_finite: Literal["stop", "skip"] = field(default="stop", metadata=NO_IDENTITY)
     patience: Count | None = None
     devices: Literal["jit", "pmap", "mesh"] = "jit"
     model_devices: Count = field(default=1, metadata=NO_IDENTITY)

@@ -130,9 +130,23 @@ class TokenBatches:
             epoch: 0 is the first.
             start: batches to leave out at the beginning.
         """
+        yield from map(self._batch, self._shuffled_plan(seed, epoch)[start:])
+
+    def battles_of(self, *, seed: int, epoch: int, start: int, stop: int) -> Int[np.ndarray, "battles"]:
+        """Indices of the battles of some batches of a pass, from ``start`` to before ``stop``; see :meth:`shuffled`."""
+        return self._battles(np.concatenate(self._shuffled_plan(seed, epoch)[start:stop]))[1]
+
+    def _shuffled_plan(self, seed: int, epoch: int) -> list[Int[np.ndarray, "rows"]]:
         generator = np.random.default_rng((seed, epoch))
         plan = self._plan(generator.permutation(len(self._prompt)))
-        yield from (self._batch(plan[place]) for place in map(int, generator.permutation(len(plan))[start:]))
+        return [plan[place] for place in generator.permutation(len(plan)).tolist()]
+
+    def _battles(self, rows: Int[np.ndarray, "rows"]) -> tuple[Int[np.ndarray, "battles"], Int[np.ndarray, "battles"]]:
+        """Battles of some rows: the place of each one's row among them, and its index."""
+        counts = self._count[rows]
+        row = np.repeat(np.arange(len(rows)), counts)
+        within = np.arange(len(row)) - (np.cumsum(counts) - counts)[row]
+        return row, self._by_prompt[self._start[rows][row] + within]
 
     def _plan(self, order: Int[np.ndarray, "rows"]) -> list[Int[np.ndarray, "rows"]]:
         """The rows of each batch."""
@@ -154,13 +168,9 @@ class TokenBatches:
             token_ids[row, : len(ids)], mask[row, : len(ids)] = ids, 1
 
         # Where each battle goes: its row, and its place among the battles of the row's device.
-        counts, room = self._count[rows], shape.rows * self._room
-        row = np.repeat(np.arange(len(rows)), counts)
-        first = np.cumsum(counts) - counts
-        within = np.arange(counts.sum()) - first[row]
+        row, battle, room = *self._battles(rows), shape.rows * self._room
         device = row // shape.rows
-        place = device * room + np.arange(counts.sum()) - first[device * shape.rows]
-        battle = self._by_prompt[self._start[rows][row] + within]
+        place = device * room + np.arange(len(battle)) - np.searchsorted(row, device * shape.rows)
 
         size = devices * room
         # Any, since leaves are numpy's until a step takes them.

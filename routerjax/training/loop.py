@@ -20,11 +20,12 @@ from routerjax.config import OptimizerConfig, TrainingConfig, identity_of
 from routerjax.likelihoods import BRADLEY_TERRY, Likelihood
 from routerjax.training.checkpoint import Checkpoints, placed_like, sha256_of
 from routerjax.training.compilation import compile_clock
+from routerjax.training.finite import check_steps, not_finite
 from routerjax.training.interrupt import deferred_interrupt
 from routerjax.training.metrics_log import MetricsLog
 from routerjax.training.optimizer import AdamW
 from routerjax.training.parallel import Wrapper, require_one_process, wrapper_of
-from routerjax.training.run import Position, Run, not_finite, on_host
+from routerjax.training.run import Position, Run, on_host
 from routerjax.training.sources import Batches, open_source
 from routerjax.training.state import TrainState, create_state
 from routerjax.training.step import make_validation_sums
@@ -57,7 +58,8 @@ class FitResult:
             tokens_per_second, step_seconds_p50, step_seconds_p90, step_seconds_p99, model_flops_per_second,
             model_flops_utilization (of the devices' peak), and peak_device_bytes or peak_host_bytes. Without
             validation_loss where there is no validation, without learning_rate where the optimiser says none, without
-            tokens where there are none, and without FLOPs where the module does not count them.
+            tokens where there are none, and without FLOPs where the module does not count them. With skipped_steps
+            where ``training.non_finite`` is ``skip``; the other figures but the speed are then of the other steps.
     """
 
     variables: Variables
@@ -107,8 +109,8 @@ def fit(
 
     Raises:
         InputError: the directory holds a run already, or one of another configuration; the batch size does not divide
-            over the devices; the weights sum to 0; the loss stops being finite; the module needs what it is not given;
-            more than one JAX process.
+            over the devices; the weights sum to 0; the loss stops being finite and such steps are not skipped; the
+            module needs what it is not given; more than one JAX process.
         KeyboardInterrupt: Ctrl-C was pressed; what was finished is saved.
         OSError: a checkpoint or the metrics cannot be written.
     """
@@ -165,7 +167,7 @@ def fit(
             battles=train.num_battles,
             tokens=train.num_tokens,
             shapes=train.shapes,
-            devices=sorted(state.step.sharding.device_set, key=lambda device: device.id),
+            devices=list(state.step.sharding.device_set),
         ),
     )
     with contextlib.ExitStack() as stack:
@@ -197,7 +199,13 @@ def _run_epochs(run: Run, hooks: Sequence[Hook]) -> None:
                 time_before, compiled_before = time.perf_counter(), clock.seconds
                 for state, metrics in run.run_steps(run.state, position.epoch, position.steps):
                     run.state = state
-                    _require_finite(metrics, position.epoch, run.steps)
+                    check_steps(
+                        metrics,
+                        run.train,
+                        epoch=position.epoch,
+                        start=position.steps,
+                        warns=not position.skipped_steps,
+                    )
                     count = position.add(metrics)
                     now, compiled = time.perf_counter(), clock.seconds
                     seconds = now - time_before - (compiled - compiled_before)
@@ -208,14 +216,18 @@ def _run_epochs(run: Run, hooks: Sequence[Hook]) -> None:
                     bar.update(count)
                     bar.set_postfix(epoch=position.epoch + 1, loss=f"{position.loss:.4f}", refresh=False)
                     interrupt.check()
+                if position.skipped_steps == steps_per_epoch:
+                    raise not_finite(f"all steps of epoch {position.epoch + 1} were skipped, none being finite")
                 row = {
                     "epoch": position.epoch + 1,
                     "loss": position.loss,
-                    "gradient_norm": position.gradient_norm_sum / steps_per_epoch,
+                    "gradient_norm": position.gradient_norm_sum / (steps_per_epoch - position.skipped_steps),
                     **run.workload.figures(position.seconds, times),
                 }
                 if run.learning_rate is not None:
-                    row["learning_rate"] = float(np.asarray(run.learning_rate(run.steps - 1)))
+                    row["learning_rate"] = float(np.asarray(run.learning_rate(run.updates - 1)))
+                if training.non_finite == "skip":
+                    row["skipped_steps"] = position.skipped_steps
                 compiled_before = clock.seconds
                 row |= run.validate(interrupt)
                 row["compile_seconds"] = position.compile_seconds + clock.seconds - compiled_before
@@ -236,10 +248,3 @@ def _run_epochs(run: Run, hooks: Sequence[Hook]) -> None:
             raise
         if run.position.epoch < training.epochs:
             logger.info("stopped early: no lower validation loss in %d epochs", training.patience)
-
-
-def _require_finite(metrics: Mapping[str, np.ndarray], epoch: int, first_step: int) -> None:
-    bad = np.flatnonzero(~np.isfinite(metrics["loss_sum"]) | ~np.isfinite(metrics["gradient_norm"]))
-    if bad.size:
-        steps = ", ".join(map(str, bad[:3] + first_step))
-        raise not_finite(f"the loss is not finite in epoch {epoch + 1}, first at step {steps}")

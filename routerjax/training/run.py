@@ -18,6 +18,7 @@ import tqdm
 from routerjax.config import TrainingConfig
 from routerjax.errors import InputError
 from routerjax.training.checkpoint import Checkpoints
+from routerjax.training.finite import not_finite
 from routerjax.training.interrupt import Interrupt
 from routerjax.training.sources import Battles, Source, StepRunner
 from routerjax.training.state import TrainState
@@ -36,6 +37,7 @@ class Position:
         steps: finished ones of the epoch after those.
         loss_sum, weight_sum, gradient_norm_sum: over these steps.
         seconds, compile_seconds: what they took; compilation is not part of ``seconds``.
+        skipped_steps: those of ``steps`` that changed nothing, since they were not finite.
         best_epoch: counted from 1; 0 is none yet.
         best_loss: None is none yet.
         history: see :class:`routerjax.training.FitResult`.
@@ -48,6 +50,7 @@ class Position:
     gradient_norm_sum: float = 0.0
     seconds: float = 0.0
     compile_seconds: float = 0.0
+    skipped_steps: int = 0
     best_epoch: int = 0
     best_loss: float | None = None
     history: list[dict[str, float]] = field(default_factory=list)
@@ -66,12 +69,14 @@ class Position:
             self.loss_sum, self.weight_sum = self.loss_sum + loss, self.weight_sum + weight
             self.gradient_norm_sum += norm
         self.steps += len(metrics["loss_sum"])
+        self.skipped_steps += int(np.sum(metrics.get("skipped", 0)))
         return len(metrics["loss_sum"])
 
     def finish_epoch(self, row: dict[str, float]) -> None:
         """Go to the next epoch's first step."""
         start = Position()
-        for name in ("steps", "loss_sum", "weight_sum", "gradient_norm_sum", "seconds", "compile_seconds"):
+        of_epoch = ("steps", "loss_sum", "weight_sum", "gradient_norm_sum", "seconds", "compile_seconds")
+        for name in (*of_epoch, "skipped_steps"):
             setattr(self, name, getattr(start, name))
         self.epoch += 1
         self.history = [*self.history, row]
@@ -106,6 +111,12 @@ class Run:
     def steps(self) -> int:
         """Finished steps."""
         return self.position.epoch * self.train.steps_per_epoch + self.position.steps
+
+    @property
+    def updates(self) -> int:
+        """Finished steps that were not skipped."""
+        before = sum(int(row.get("skipped_steps", 0)) for row in self.position.history)
+        return self.steps - before - self.position.skipped_steps
 
     def restore(self, identity: dict[str, Any], *, is_resumed: bool) -> None:
         """Go to where the newest checkpoint is, if there is one."""
@@ -169,13 +180,6 @@ class Run:
 def on_host(variables: Variables) -> Variables:
     """Copy variables to the host: a view of what the next step donates would change under it."""
     return jax.tree.map(lambda leaf: np.array(leaf, copy=True), jax.device_get(variables))
-
-
-def not_finite(what: str) -> InputError:
-    """Error of a run that diverged; ``what`` says where."""
-    return InputError(
-        f"{what}: lower the learning rate or set optimizer.gradient_clip; the last checkpoint is untouched"
-    )
 
 
 def _require_same_run(old: dict[str, Any], new: dict[str, Any], directory: Path) -> None:

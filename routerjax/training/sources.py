@@ -13,7 +13,7 @@ import flax.linen as nn
 import jax
 import numpy as np
 import optax
-from jaxtyping import Int32
+from jaxtyping import Int, Int32
 
 from routerjax.config import TrainingConfig
 from routerjax.likelihoods import Likelihood
@@ -72,6 +72,10 @@ class Batches(Battles, Protocol):
         """The batches of an epoch from the ``start``-th on, a pure function of seed and epoch; few shapes."""
         ...
 
+    def battles_of(self, *, seed: int, epoch: int, start: int, stop: int) -> Int[np.ndarray, "battles"]:
+        """Indices of the battles of these batches, from ``start`` to before ``stop``."""
+        ...
+
 
 class Source(Battles, Protocol):
     """Battles, and how the steps of an epoch on them run."""
@@ -79,6 +83,10 @@ class Source(Battles, Protocol):
     @property
     def steps_per_epoch(self) -> int:
         """Number of steps, the same in every epoch."""
+        ...
+
+    def battles_of(self, epoch: int, step: int) -> Int[np.ndarray, "battles"]:
+        """Indices of the battles that a step learns from."""
         ...
 
     def runner(
@@ -164,28 +172,33 @@ class _Resident:
     def steps_per_epoch(self) -> int:
         return -(-self.num_battles // self.training.batch_size)
 
+    def battles_of(self, epoch: int, step: int) -> Int[np.ndarray, "battles"]:
+        battles = self._order(epoch)[step]
+        return battles[battles >= 0]
+
+    def _order(self, epoch: int) -> Int32[np.ndarray, "steps batch"]:
+        seed = self.training.order_seed
+        return epoch_order(seed=seed, epoch=epoch, num_battles=self.num_battles, batch_size=self.batch_size)
+
     def runner(
         self, module: nn.Module, likelihood: Likelihood, optimizer: optax.GradientTransformation, key: Array
     ) -> StepRunner:
         num_steps, training, wrapper = self.steps_per_epoch, self.training, self.wrapper
-        batch_size = self.batch_size
-        if batch_size < training.batch_size:
+        if self.batch_size < training.batch_size:
             logger.info(
                 "training.batch_size %d is beyond the %d battles: a step takes them all",
                 *(training.batch_size, self.num_battles),
             )
         weight = self.total_weight / num_steps
         # Battles and the first and last step are all devices', the order is split.
-        step = loop_steps(make_train_step(module, likelihood, optimizer, weight_per_step=weight))
-        run = wrapper(step, (None, (None, 1, None, None), None))
+        skips = training.non_finite == "skip"
+        step = make_train_step(module, likelihood, optimizer, weight_per_step=weight, skip_non_finite=skips)
+        run = wrapper(loop_steps(step), (None, (None, 1, None, None), None))
         count = 1
 
         def run_steps(state: TrainState, epoch: int, start: int) -> Iterator[tuple[TrainState, dict[str, np.ndarray]]]:
             nonlocal count
-            order = epoch_order(
-                seed=training.order_seed, epoch=epoch, num_battles=self.num_battles, batch_size=batch_size
-            )
-            order = wrapper.put(order, 1)
+            order = wrapper.put(self._order(epoch), 1)
             while start < num_steps:
                 stop, began = min(start + count, num_steps), time.perf_counter()
                 state, metrics = run(state, (self.batch, order, np.int32(start), np.int32(stop)), key)
@@ -238,11 +251,22 @@ class _Streamed:
     def steps_per_epoch(self) -> int:
         return -(-self.num_batches // self.training.micro_batches)
 
+    def battles_of(self, epoch: int, step: int) -> Int[np.ndarray, "battles"]:
+        start, count = step * self.training.micro_batches, self.training.micro_batches
+        return self.batches.battles_of(seed=self.training.order_seed, epoch=epoch, start=start, stop=start + count)
+
     def runner(
         self, module: nn.Module, likelihood: Likelihood, optimizer: optax.GradientTransformation, key: Array
     ) -> StepRunner:
         training, weight = self.training, self.total_weight / self.steps_per_epoch
-        run = accumulating_step(module, likelihood, optimizer, weight_per_step=weight, wrapper=self.wrapper)
+        run = accumulating_step(
+            module,
+            likelihood,
+            optimizer,
+            weight_per_step=weight,
+            wrapper=self.wrapper,
+            skip_non_finite=training.non_finite == "skip",
+        )
 
         def run_steps(state: TrainState, epoch: int, start: int) -> Iterator[tuple[TrainState, dict[str, np.ndarray]]]:
             first = start * training.micro_batches

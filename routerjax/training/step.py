@@ -89,7 +89,7 @@ def make_sums(module: nn.Module, likelihood: Likelihood) -> Callable[[TrainState
 
 
 def make_update(
-    optimizer: optax.GradientTransformation, weight_per_step: float
+    optimizer: optax.GradientTransformation, weight_per_step: float, *, skip_non_finite: bool = False
 ) -> Callable[..., tuple[TrainState, Metrics]]:
     """``(state, sums, *, axis_name=None) -> (state, metrics)``: one update of the parameters.
 
@@ -99,9 +99,12 @@ def make_update(
     Args:
         optimizer: of the parameters.
         weight_per_step: the mean weight of a step: that of all battles over the number of steps of an epoch.
+        skip_non_finite: leave parameters and moments as they are where the loss or the norm of the gradient is not
+            finite.
 
     Returns:
-        A function; ``metrics`` are ``loss_sum`` and ``weight_sum`` (divide on the host), and ``gradient_norm``.
+        A function; ``metrics`` are ``loss_sum`` and ``weight_sum`` (divide on the host), and ``gradient_norm``; with
+        ``skip_non_finite`` also ``skipped``, 0 or 1, where the others are 0.
 
     Raises:
         InputError: ``weight_per_step`` is not positive: all battles have weight 0.
@@ -114,10 +117,17 @@ def make_update(
             sums = jax.lax.psum(sums, axis_name)
         gradient = jax.tree.map(lambda leaf: leaf / weight_per_step, sums.gradient)
         updates, opt_state = optimizer.update(gradient, state.opt_state, state.trained)
-        trained = _updated(state.trained, updates, state.step)
-        state = state.replace(step=state.step + 1, trained=trained, opt_state=opt_state)
-        norm = optax.tree.norm(gradient)
-        return state, {"loss_sum": sums.loss, "weight_sum": sums.weight, "gradient_norm": norm}
+        updated = (_updated(state.trained, updates, state.step), opt_state)
+        metrics = {"loss_sum": sums.loss, "weight_sum": sums.weight, "gradient_norm": optax.tree.norm(gradient)}
+        if skip_non_finite:
+            # Both are of the sums over all devices, which therefore agree.
+            is_finite = jnp.isfinite(metrics["loss_sum"]) & jnp.isfinite(metrics["gradient_norm"])
+            before = (state.trained, state.opt_state)
+            updated = jax.tree.map(lambda new, old: jnp.where(is_finite, new, old), updated, before)
+            metrics = {name: jnp.where(is_finite, value, 0.0) for name, value in metrics.items()}
+            metrics["skipped"] = 1 - is_finite.astype(jnp.int32)
+        # A step that is skipped counts as one: the next has battles and noise of its own.
+        return state.replace(step=state.step + 1, trained=updated[0], opt_state=updated[1]), metrics
 
     return update
 
@@ -147,7 +157,12 @@ def step_key(key: Array, state: TrainState, *, axis_name: str | None = None) -> 
 
 
 def make_train_step(
-    module: nn.Module, likelihood: Likelihood, optimizer: optax.GradientTransformation, *, weight_per_step: float
+    module: nn.Module,
+    likelihood: Likelihood,
+    optimizer: optax.GradientTransformation,
+    *,
+    weight_per_step: float,
+    skip_non_finite: bool = False,
 ) -> TrainStep[PreferenceBatch]:
     """A pure step down the gradient of the sum of weight x loss over ``weight_per_step``.
 
@@ -159,12 +174,13 @@ def make_train_step(
         module: from a query to scores.
         likelihood: its loss is minimised.
         optimizer: of the parameters.
-        weight_per_step: see :func:`make_update`.
+        weight_per_step, skip_non_finite: see :func:`make_update`.
 
     Returns:
         A function to ``(state, metrics)``, see :func:`make_update`.
     """
-    sums, update = make_sums(module, likelihood), make_update(optimizer, weight_per_step)
+    sums = make_sums(module, likelihood)
+    update = make_update(optimizer, weight_per_step, skip_non_finite=skip_non_finite)
 
     def train_step(
         state: TrainState, batch: PreferenceBatch, key: Array, *, axis_name: str | None = None
@@ -182,6 +198,7 @@ def accumulating_step(
     *,
     weight_per_step: float,
     wrapper: Wrapper,
+    skip_non_finite: bool = False,
 ) -> Callable[[TrainState, Sequence[PreferenceBatch], Array], tuple[TrainState, Metrics]]:
     """Make a step over micro-batches, whose sums are added one after another: one is held in memory at a time.
 
@@ -189,10 +206,11 @@ def accumulating_step(
     further compilation. Devices add up their own sums, and exchange them once a step.
 
     Args:
-        module, likelihood, optimizer, weight_per_step: see :func:`make_train_step`.
+        module, likelihood, optimizer, weight_per_step, skip_non_finite: see :func:`make_train_step`.
         wrapper: how it runs on devices.
     """
-    sums, update = make_sums(module, likelihood), make_update(optimizer, weight_per_step)
+    sums = make_sums(module, likelihood)
+    update = make_update(optimizer, weight_per_step, skip_non_finite=skip_non_finite)
     total: Sums | None = None
 
     def add(

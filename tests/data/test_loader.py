@@ -114,6 +114,15 @@ def test_a_pass_can_begin_in_the_middle() -> None:
     assert found_in(rest) == found_in(whole[5:])
 
 
+def test_the_battles_of_batches_are_told_without_making_them() -> None:
+    battles, _, batches = make()
+    made = list(batches.shuffled(seed=5, epoch=2))
+    for start, stop in ((0, 1), (2, 4)):
+        rows = batches.battles_of(seed=5, epoch=2, start=start, stop=stop)
+        weights = np.concatenate([batch.weight[batch.weight > 0] for batch in made[start:stop]])
+        assert sorted(battles.weight[rows]) == sorted(weights)  # by which battles are told apart
+
+
 def test_the_order_is_a_function_of_seed_and_epoch() -> None:
     _, _, batches = make()
 

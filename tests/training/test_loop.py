@@ -275,9 +275,3 @@ def test_an_optax_transformation_trains_and_has_no_rate_to_tell(tmp_path: Path) 
     assert "learning_rate" not in result.history[0]
     again = run(tmp_path, optimizer=optax.sgd(0.3), training=dataclasses.replace(TRAINING, epochs=2), resume=True)
     assert_same_run(again, result)
-
-
-def test_a_loss_that_is_not_finite_stops_the_run_and_names_the_step(tmp_path: Path) -> None:
-    embedding = TRAIN.query["embedding"].at[3].set(jnp.inf)
-    with pytest.raises(InputError, match=r"not finite in epoch 1, first at step \d.*lower the learning rate"):
-        run(tmp_path, train=TRAIN._replace(query={"embedding": embedding}), validation=None)
