@@ -103,6 +103,9 @@ def _parser() -> argparse.ArgumentParser:
         )
     train.add_argument("--output", type=Path, required=True, metavar="DIR", help="a new folder for the run")
     train.add_argument("--resume", action="store_true", help="go on from the last checkpoint in --output")
+    train.add_argument(
+        "--profile", metavar="START:STOP", help="trace these steps of the run, for TensorBoard, Perfetto"
+    )
     train.set_defaults(run=commands.train)
     plan.add_argument("--devices", required=True, metavar="NxMEMORY", help="to train on, such as 8x80GB")
     plan.add_argument("--json", action="store_true", help="print the plan as JSON")

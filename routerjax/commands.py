@@ -35,7 +35,8 @@ def train(arguments: argparse.Namespace) -> None:
     from routerjax.config import override
     from routerjax.pipeline import load_config, train_router
 
-    config = override(load_config(arguments.config), arguments.set)
+    profile = [] if arguments.profile is None else [f"training.profile={arguments.profile}"]
+    config = override(load_config(arguments.config), [*arguments.set, *profile])
     train_router(config, arguments.output, resume=arguments.resume)
     _say(f"router written to {arguments.output / 'router'}")
 

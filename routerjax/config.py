@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import re
 import typing
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
@@ -221,6 +222,8 @@ class TrainingConfig(_Settings):
         non_finite: ``stop`` the run at a step whose loss or gradient is not finite, or ``skip`` such steps, which then
             change neither parameters nor moments. A run that stopped may be resumed with ``skip``.
         patience: stop after so many epochs without a lower validation loss; None never stops early.
+        profile: ``START:STOP``, steps of the run that JAX's profiler traces, from 0 and STOP not among them, into the
+            folder ``profile`` beside the checkpoints; None traces none.
         devices: ``jit`` (one device), ``pmap`` (data-parallel over all local devices) or ``mesh`` (with parameters and
             moments sharded over them too).
         model_devices: of a mesh, so many devices share each battle's work, by tensor parallelism; the battles are
@@ -241,6 +244,18 @@ class TrainingConfig(_Settings):
     patience: Count | None = None
     devices: Literal["jit", "pmap", "mesh"] = "jit"
     model_devices: Count = field(default=1, metadata=NO_IDENTITY)
+    profile: str | None = field(default=None, metadata=NO_IDENTITY)
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        if self.profile is not None and not self.profiled_steps:
+            raise InputError(f"training.profile must be START:STOP, steps with START < STOP, got {self.profile!r}")
+
+    @property
+    def profiled_steps(self) -> range | None:
+        """Steps that ``profile`` names; None where there are none."""
+        match = re.fullmatch(r"(\d{1,9}):(\d{1,9})", self.profile or "", re.ASCII)
+        return range(int(match[1]), int(match[2])) if match else None
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -25,6 +25,7 @@ from routerjax.training.interrupt import deferred_interrupt
 from routerjax.training.metrics_log import MetricsLog
 from routerjax.training.optimizer import AdamW
 from routerjax.training.parallel import Wrapper, require_one_process, wrapper_of
+from routerjax.training.profile import StepProfile
 from routerjax.training.run import Position, Run, on_host
 from routerjax.training.sources import Batches, open_source
 from routerjax.training.state import TrainState, create_state
@@ -103,8 +104,8 @@ def fit(
             be for as many devices as its ``num_parts``.
         variables: to start from, as :func:`routerjax.training.create_state` takes them; None initialises them.
         training: epochs, patience, batch size, seeds.
-        directory: for ``checkpoints/``, ``metrics.jsonl`` and TensorBoard files; in a :class:`Resume`, a run that is
-            there goes on. None writes nothing.
+        directory: for ``checkpoints/``, ``metrics.jsonl``, TensorBoard files and the ``profile``; in a
+            :class:`Resume`, a run that is there goes on. None writes nothing.
         hooks: are called with the row of each finished epoch, see :attr:`FitResult.history`.
 
     Raises:
@@ -170,13 +171,16 @@ def fit(
             devices=list(state.step.sharding.device_set),
         ),
     )
+    traces = None
     with contextlib.ExitStack() as stack:
         if directory is not None:
             folder = Path(directory.directory if isinstance(directory, Resume) else directory)
             run.checkpoints = stack.enter_context(Checkpoints(folder / "checkpoints"))
             run.restore(json.loads(json.dumps(identity)), is_resumed=isinstance(directory, Resume))
+            traces = folder / "profile"
             hooks = (stack.enter_context(MetricsLog(folder, run.position.history)).write, *hooks)
-        _run_epochs(run, hooks)
+        profile = StepProfile(training.profiled_steps, traces, finished=run.steps, total=num_steps)
+        _run_epochs(run, hooks, stack.enter_context(profile))
     best = run.state.trained if held_out is None else placed_like(run.state.trained, run.best)
     position = run.position
     return FitResult(
@@ -184,7 +188,7 @@ def fit(
     )
 
 
-def _run_epochs(run: Run, hooks: Sequence[Hook]) -> None:
+def _run_epochs(run: Run, hooks: Sequence[Hook], profile: StepProfile) -> None:
     """Train until the run is over; Ctrl-C ends it after the step that runs."""
     training, steps_per_epoch = run.training, run.train.steps_per_epoch
     with contextlib.ExitStack() as stack:
@@ -196,6 +200,7 @@ def _run_epochs(run: Run, hooks: Sequence[Hook]) -> None:
         try:
             while not run.is_over:
                 position, times = run.position, StepTimes()
+                profile.reach(run.steps, goes_on=position.steps < steps_per_epoch)
                 time_before, compiled_before = time.perf_counter(), clock.seconds
                 for state, metrics in run.run_steps(run.state, position.epoch, position.steps):
                     run.state = state
@@ -216,6 +221,8 @@ def _run_epochs(run: Run, hooks: Sequence[Hook]) -> None:
                     bar.update(count)
                     bar.set_postfix(epoch=position.epoch + 1, loss=f"{position.loss:.4f}", refresh=False)
                     interrupt.check()
+                    if profile.reach(run.steps, goes_on=position.steps < steps_per_epoch):
+                        time_before = time.perf_counter()
                 if position.skipped_steps == steps_per_epoch:
                     raise not_finite(f"all steps of epoch {position.epoch + 1} were skipped, none being finite")
                 row = {

@@ -13,11 +13,13 @@ import flax.linen as nn
 import jax
 import numpy as np
 import optax
+from jax.profiler import StepTraceAnnotation
 from jaxtyping import Int, Int32
 
 from routerjax.config import TrainingConfig
 from routerjax.likelihoods import Likelihood
 from routerjax.training.parallel import Wrapper, require_divisible
+from routerjax.training.profile import STEP_NAME
 from routerjax.training.state import TrainState
 from routerjax.training.step import accumulating_step, loop_steps, make_train_step
 from routerjax.typing import Array, BatchShape, PreferenceBatch
@@ -194,15 +196,21 @@ class _Resident:
         skips = training.non_finite == "skip"
         step = make_train_step(module, likelihood, optimizer, weight_per_step=weight, skip_non_finite=skips)
         run = wrapper(loop_steps(step), (None, (None, 1, None, None), None))
-        count = 1
+        count, profiled = 1, training.profiled_steps
+        bounds = (profiled.start, profiled.stop) if profiled else ()
 
         def run_steps(state: TrainState, epoch: int, start: int) -> Iterator[tuple[TrainState, dict[str, np.ndarray]]]:
             nonlocal count
             order = wrapper.put(self._order(epoch), 1)
             while start < num_steps:
-                stop, began = min(start + count, num_steps), time.perf_counter()
-                state, metrics = run(state, (self.batch, order, np.int32(start), np.int32(stop)), key)
-                yield state, {name: leaf[start:stop] for name, leaf in jax.device_get(metrics).items()}
+                # A trace begins and ends between two calls.
+                ends = [end - epoch * num_steps for end in bounds]
+                stop = min(start + count, num_steps, *(end for end in ends if end > start))
+                began = time.perf_counter()
+                with StepTraceAnnotation(STEP_NAME, step_num=epoch * num_steps + start):
+                    state, metrics = run(state, (self.batch, order, np.int32(start), np.int32(stop)), key)
+                    metrics = jax.device_get(metrics)
+                yield state, {name: leaf[start:stop] for name, leaf in metrics.items()}
                 seconds = time.perf_counter() - began
                 if seconds > SECONDS_A_CALL:
                     count = max(1, count // 2)
@@ -271,11 +279,14 @@ class _Streamed:
         def run_steps(state: TrainState, epoch: int, start: int) -> Iterator[tuple[TrainState, dict[str, np.ndarray]]]:
             first = start * training.micro_batches
             batches = iter(self.batches.shuffled(seed=training.order_seed, epoch=epoch, start=first))
+            number = itertools.count(epoch * self.steps_per_epoch + start)
             steps = iter(lambda: list(itertools.islice(batches, training.micro_batches)), [])
             step = next(steps, None)
             while step is not None:
-                state, metrics = run(state, step, key)
-                step = next(steps, None)  # made while the device computes
-                yield state, {name: np.asarray(value)[None] for name, value in jax.device_get(metrics).items()}
+                with StepTraceAnnotation(STEP_NAME, step_num=next(number)):
+                    state, metrics = run(state, step, key)
+                    step = next(steps, None)  # made while the device computes
+                    metrics = jax.device_get(metrics)
+                yield state, {name: np.asarray(value)[None] for name, value in metrics.items()}
 
         return run_steps
