@@ -218,7 +218,9 @@ class TrainingConfig(_Settings):
         batch_tokens: tokens of a batch, padding included, on each device; of routers that read text.
         micro_batches: so many batches of tokens go into a step, one after another.
         init_seed, noise_seed, order_seed: of the parameters, of dropout and noise, of the data order.
-        checkpoint_every: epochs between checkpoints of the training state.
+        checkpoint_every: epochs between checkpoints of the training state; the best epoch so far has one, too.
+        checkpoint_every_steps: steps between checkpoints within an epoch; None has none there.
+        keep_last, keep_best: so many of the newest checkpoints, and of the best epochs', are kept.
         non_finite: ``stop`` the run at a step whose loss or gradient is not finite, or ``skip`` such steps, which then
             change neither parameters nor moments. A run that stopped may be resumed with ``skip``.
         patience: stop after so many epochs without a lower validation loss; None never stops early.
@@ -241,6 +243,9 @@ class TrainingConfig(_Settings):
     order_seed: Seed = 2
     checkpoint_every: Count = field(default=1, metadata=NO_IDENTITY)
     non_finite: Literal["stop", "skip"] = field(default="stop", metadata=NO_IDENTITY)
+    checkpoint_every_steps: Count | None = field(default=None, metadata=NO_IDENTITY)
+    keep_last: Count = field(default=2, metadata=NO_IDENTITY)
+    keep_best: Count = field(default=1, metadata=NO_IDENTITY)
     patience: Count | None = None
     devices: Literal["jit", "pmap", "mesh"] = "jit"
     model_devices: Count = field(default=1, metadata=NO_IDENTITY)

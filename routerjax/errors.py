@@ -25,6 +25,10 @@ class VerificationError(RuntimeError):
     """An exported artefact does not reproduce the router's scores; it is kept beside its name, for inspection."""
 
 
+class PreemptedError(KeyboardInterrupt):
+    """The process was sent SIGTERM while it trained; the last finished step is saved, and the run can be resumed."""
+
+
 def nearest(name: str, known: Iterable[str]) -> str:
     """Return ``" (did you mean 'x'?)"`` for the closest known name, or an empty string.
 

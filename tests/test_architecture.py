@@ -18,6 +18,7 @@ GROUND = {
     "calibration",
     "config",
     "display",
+    "distributed",
     "errors",
     "likelihoods",
     "losses",

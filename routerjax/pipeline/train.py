@@ -5,13 +5,14 @@ from __future__ import annotations
 import dataclasses
 import functools
 import logging
+from collections.abc import Mapping
 from pathlib import Path
 
 import flax.linen as nn
 import jax
 import numpy as np
 
-from routerjax import training
+from routerjax import distributed, training
 from routerjax.config import ExperimentConfig
 from routerjax.data import (
     EmbeddedPrompts,
@@ -52,6 +53,9 @@ def train_router(config: ExperimentConfig, output: str | Path, *, resume: bool =
     A router that reads text itself has no control where its encoder is a decoder, or where its files say that it makes
     embeddings in a way that is not computed here; the reason is logged.
 
+    Several processes that :func:`routerjax.distributed.join` has joined train one router: all call this alike, and
+    ``output`` is a folder that all of them see.
+
     Args:
         config: see :class:`routerjax.config.ExperimentConfig`.
         output: a folder; must be new unless ``resume``.
@@ -63,8 +67,8 @@ def train_router(config: ExperimentConfig, output: str | Path, *, resume: bool =
     output = Path(output)
     config = typed_config(config)
     if resume:
-        require_run(output)
-    with run_folder(output, resume=resume):
+        distributed.by_first(lambda: require_run(output))
+    with distributed.in_first(run_folder(output, resume=resume)):
         return _train(config, output, resume=resume)
 
 
@@ -124,7 +128,7 @@ def _train(config: ExperimentConfig, output: Path, *, resume: bool) -> Router:
         routers["knn"] = make_router(module=control, featurizer=scorer, variables={"memory": memory})
 
     # From here on things are written: what can be refused has been.
-    if not resume:
+    if not resume and distributed.is_first():
         write_json(output / "config.json", provenance)
     if "router" not in routers:
         logger.info("training %s on %d battles, validating on %d", family.name, len(train), held_out_battles)
@@ -142,15 +146,19 @@ def _train(config: ExperimentConfig, output: Path, *, resume: bool) -> Router:
             module=make_module(scorer),
             featurizer=scorer,
             likelihood=likelihood,
-            variables=result.variables,
+            variables=distributed.on_every_host(result.variables),
             provenance={**provenance, "best_epoch": result.best_epoch, "validation_loss": result.best_loss},
         )
+    distributed.by_first(lambda: _save(routers, output))
+    return routers["router"]
+
+
+def _save(routers: Mapping[str, Router], output: Path) -> None:
     for name, router in routers.items():
         folder = output / name
         if not (folder.is_dir() and any(folder.iterdir())):  # a run killed between the two has one of them already
             save_router(router, folder)
         require_router(folder)  # what is said to be written can be loaded
-    return routers["router"]
 
 
 def _log_both_bad(preferences: Preferences, likelihood: Likelihood) -> None:
@@ -176,7 +184,6 @@ def typed_config(config: ExperimentConfig) -> ExperimentConfig:
 
 def _require_fit(config: ExperimentConfig, family: Family, *, is_text: bool) -> None:
     """Refuse what the loop would refuse, before anything is encoded or written."""
-    training.require_one_process()
     num_parts = training.wrapper_of(config.training).num_parts
     if is_text:
         return

@@ -10,61 +10,99 @@ import os
 import re
 import shutil
 import sys
-from collections.abc import Iterator, Mapping
+from collections.abc import Collection, Iterator, Mapping, Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 import orbax.checkpoint as ocp
 
+from routerjax import distributed
 from routerjax.errors import InputError
+from routerjax.training.fingerprint import fingerprint
 from routerjax.typing import PyTree
 
 
 class Checkpoints:
-    """Numbered checkpoints of a tree of arrays with a small JSON note; the newest two are kept.
+    """Numbered checkpoints of trees of arrays with a small JSON note; the newest are kept, and those that are chosen.
 
-    Orbax writes each into a temporary folder and renames it when it is complete, so that a killed writer leaves the
-    checkpoint before it as the newest. Each carries a SHA-256 of all that it holds: one bit that changed on the disk is
-    noticed when it is read, whichever file it is in.
+    Orbax writes each in the background, into a temporary folder that it renames when it is complete, so that a killed
+    writer leaves the checkpoint before it as the newest. Each carries fingerprints of all that it holds: one bit that
+    changed on the disk is noticed when it is read, whichever file it is in. Where several processes share a run, all of
+    them call each function, and each writes and reads what its devices hold.
 
     Args:
         directory: where they are; made when the first one is written.
+        keep_last: so many of the newest are kept.
     """
 
-    def __init__(self, directory: Path) -> None:
+    def __init__(self, directory: Path, *, keep_last: int = 2) -> None:
         self.directory = directory.absolute()
-        self._remove_unfinished()
-        options = ocp.CheckpointManagerOptions(max_to_keep=2, create=True, enable_async_checkpointing=False)
-        with _orbax_silent():
-            self._manager = ocp.CheckpointManager(self.directory, options=options)
+        self._policy = _Newest(keep_last)
+        distributed.by_first(self._remove_unfinished)
+        options = ocp.CheckpointManagerOptions(
+            preservation_policy=self._policy, create=True, enable_async_checkpointing=True
+        )
+        self._silence = _orbax_silent()
+        self._silence.__enter__()
+        self._manager = ocp.CheckpointManager(self.directory, options=options)
 
     def __enter__(self) -> Checkpoints:
         return self
 
-    def __exit__(self, *exception: object) -> None:
-        with _orbax_silent():
+    def __exit__(self, kind: Any, error: Any, trace: Any) -> None:
+        try:
+            self.wait()
+        except OSError:
+            if kind is None:
+                raise
+        finally:
             self._manager.close()
+            self._silence.__exit__(kind, error, trace)
 
     @property
     def latest(self) -> int | None:
         """Number of the newest complete checkpoint."""
         return self._manager.latest_step()
 
-    def save(self, number: int, tree: PyTree, note: dict[str, Any]) -> None:
-        """Write a checkpoint and wait until it is complete.
+    def save(
+        self, number: int, trees: Mapping[str, PyTree], note: dict[str, Any], *, chosen: Collection[int] = ()
+    ) -> None:
+        """Begin to write a checkpoint, once the one before it is complete; the arrays may be donated at once.
+
+        Args:
+            number: larger than those before it.
+            trees: by names, by which some of them can be restored alone.
+            note: JSON.
+            chosen: numbers that are kept, new or not, until another call no longer names them.
 
         Raises:
-            OSError: it cannot be written; those before it are untouched.
+            OSError: this one or the one before it cannot be written; those before are untouched.
         """
-        checked_note = {"content": note, "note_sha256": sha256_of({}, note), "sha256": sha256_of(tree, note)}
-        args = ocp.args.Composite(tree=ocp.args.StandardSave(tree), note=ocp.args.JsonSave(checked_note))
+        self.wait()
+        self._policy.chosen = chosen
+        prints = {name: fingerprint(tree) for name, tree in trees.items()}
+        checked_note = {"content": note, "fingerprints": prints, "sha256": _sha256([note, prints])}
+        items = {name: ocp.args.StandardSave(tree) for name, tree in trees.items()}
+        with self._written(number):
+            self._manager.save(number, args=ocp.args.Composite(**items, note=ocp.args.JsonSave(checked_note)))
+        self._number = number
+
+    def wait(self) -> None:
+        """Wait until the newest checkpoint is complete.
+
+        Raises:
+            OSError: it cannot be written.
+        """
+        with self._written(getattr(self, "_number", 0)):
+            self._manager.wait_until_finished()
+
+    @contextlib.contextmanager
+    def _written(self, number: int) -> Iterator[None]:
         try:
-            with _orbax_silent():
-                self._manager.save(number, args=args)
-                self._manager.wait_until_finished()
+            yield
         except ValueError as error:  # TensorStore's own form of what the operating system refuses
             code = re.search(r"os_error_code='(\d+)'", str(error))
             if code is None:
@@ -83,38 +121,42 @@ class Checkpoints:
         Raises:
             InputError: there is no checkpoint, or it is damaged; names the one before it.
         """
-        with self._reading() as number:
-            note = self._manager.restore(number, args=ocp.args.Composite(note=ocp.args.JsonRestore()))["note"]
-            _require_equal(sha256_of({}, note["content"]), note["note_sha256"])
-            return note["content"]
+        with self._reading(self.latest) as number:
+            args = ocp.args.Composite(note=ocp.args.JsonRestore())
+            return _checked(self._manager.restore(number, args=args)["note"])["content"]
 
-    def restore(self, example: PyTree) -> tuple[int, PyTree, dict[str, Any]]:
-        """Read the newest checkpoint into the form of ``example``, on the devices that it is on.
+    def restore(
+        self, examples: Mapping[str, PyTree], *, number: int | None = None
+    ) -> tuple[int, dict[str, PyTree], dict[str, Any]]:
+        """Read a checkpoint into the form of ``examples``, on the devices that they are on.
+
+        Args:
+            examples: those of its trees that are wanted.
+            number: the newest if it is None.
 
         Returns:
-            Its number, the tree, and the note.
+            Its number, the trees, and the note.
 
         Raises:
             InputError: there is none, it is damaged, or it is of another form; names the one before it.
         """
-        args = ocp.args.Composite(
-            tree=ocp.args.StandardRestore(jax.tree.map(_abstract, example)), note=ocp.args.JsonRestore()
-        )
-        with self._reading() as number:
+        items = {name: ocp.args.StandardRestore(jax.tree.map(_abstract, example)) for name, example in examples.items()}
+        with self._reading(self.latest if number is None else number) as number:
+            args = ocp.args.Composite(**items, note=ocp.args.JsonRestore())
             restored = self._manager.restore(number, args=args)
-            note = restored["note"]["content"]
-            _require_equal(sha256_of(restored["tree"], note), restored["note"]["sha256"])
-        return number, placed_like(example, restored["tree"]), note
+            note = _checked(restored["note"])
+            for name in examples:
+                _require_equal(fingerprint(restored[name]), note["fingerprints"][name])
+        trees = {name: placed_like(example, restored[name]) for name, example in examples.items()}
+        return number, trees, note["content"]
 
     @contextlib.contextmanager
-    def _reading(self) -> Iterator[int]:
-        """Yield the number of the newest checkpoint, and say of which one the body finds damage."""
-        number = self.latest
+    def _reading(self, number: int | None) -> Iterator[int]:
+        """Yield the number of a checkpoint, and say of it that the body finds damage."""
         if number is None:
             raise InputError(f"no checkpoint in {self.directory}: nothing to restore")
         try:
-            with _orbax_silent():
-                yield number
+            yield number
         # Orbax and TensorStore report damage with any exception type, Exception itself among them.
         except Exception as error:
             raise InputError(self._damage(number, error)) from error
@@ -127,19 +169,31 @@ class Checkpoints:
         return f"checkpoint {number} in {self.directory} cannot be restored ({reason}): to {mend}, remove {folder}"
 
 
+class _Newest:
+    """Rule of Orbax's for which checkpoints are kept: so many of the newest, and those that are chosen."""
+
+    def __init__(self, count: int) -> None:
+        self.count, self.chosen = count, cast("Collection[int]", ())
+
+    def should_preserve(self, checkpoints: Sequence[Any], *, context: object) -> Sequence[bool]:
+        """Say of each checkpoint, in the order of their numbers, if it is kept."""
+        del context
+        first = len(checkpoints) - self.count
+        return [place >= first or info.step in self.chosen for place, info in enumerate(checkpoints)]
+
+
+def _checked(note: dict[str, Any]) -> dict[str, Any]:
+    _require_equal(_sha256([note["content"], note["fingerprints"]]), note["sha256"])
+    return note
+
+
+def _sha256(content: object) -> str:
+    return hashlib.sha256(json.dumps(content, sort_keys=True).encode()).hexdigest()
+
+
 def _require_equal(sha256: str, expected: str) -> None:
     if sha256 != expected:
         raise ValueError("its content is not what its checksum says: bits changed on the disk")
-
-
-def sha256_of(tree: PyTree, note: Mapping[str, Any] | None = None) -> str:
-    """Hash every array's name, type, shape and bytes, and a note."""
-    digest = hashlib.sha256(json.dumps(note or {}, sort_keys=True).encode())
-    for path, leaf in jax.tree_util.tree_flatten_with_path(tree)[0]:
-        array = np.ascontiguousarray(leaf)
-        digest.update(f"{jax.tree_util.keystr(path)} {array.dtype} {np.shape(leaf)}".encode())
-        digest.update(array.reshape(-1).view(np.uint8).data)
-    return digest.hexdigest()
 
 
 def placed_like(example: PyTree, arrays: PyTree) -> PyTree:

@@ -16,17 +16,20 @@ import numpy as np
 import optax
 import tqdm
 
+from routerjax import distributed
 from routerjax.config import OptimizerConfig, TrainingConfig, identity_of
 from routerjax.likelihoods import BRADLEY_TERRY, Likelihood
-from routerjax.training.checkpoint import Checkpoints, placed_like, sha256_of
+from routerjax.training.checkpoint import Checkpoints
 from routerjax.training.compilation import compile_clock
+from routerjax.training.fingerprint import fingerprint
 from routerjax.training.finite import check_steps, not_finite
 from routerjax.training.interrupt import deferred_interrupt
+from routerjax.training.mesh import wrapper_of
 from routerjax.training.metrics_log import MetricsLog
 from routerjax.training.optimizer import AdamW
-from routerjax.training.parallel import Wrapper, require_one_process, wrapper_of
+from routerjax.training.parallel import Wrapper
 from routerjax.training.profile import StepProfile
-from routerjax.training.run import Position, Run, on_host
+from routerjax.training.run import Position, Run
 from routerjax.training.sources import Batches, open_source
 from routerjax.training.state import TrainState, create_state
 from routerjax.training.step import make_validation_sums
@@ -50,7 +53,7 @@ class FitResult:
     """Result of training.
 
     Attributes:
-        variables: those with the lowest validation loss; without validation, the last.
+        variables: those with the lowest validation loss, on the devices; without validation, the last.
         state: after the last step.
         best_epoch: the epoch that ``variables`` are from, counted from 1.
         best_loss: their validation loss in nats a battle; None without validation.
@@ -88,7 +91,11 @@ def fit(
     A :class:`PreferenceBatch` lies on the devices, where any number of steps of ``training.batch_size`` battles is one
     program. Other sources come batch by batch from the host, ``training.micro_batches`` of them a step. The same seeds
     give the same variables bit for bit on CPU, also when the run is interrupted, within an epoch too, and resumed.
-    Ctrl-C ends it after the step that runs, whose state is saved.
+    Ctrl-C or SIGTERM ends it after the step that runs, whose state is saved.
+
+    Several processes that :func:`jax.distributed.initialize` has joined train one router with the same arguments;
+    ``directory`` is one folder that all of them see, and ``hooks`` are called in process 0. They learn what one process
+    with as many devices learns.
 
     Collections other than ``params`` and the likelihood's own are not trained; they are in the result as they were.
 
@@ -111,11 +118,11 @@ def fit(
     Raises:
         InputError: the directory holds a run already, or one of another configuration; the batch size does not divide
             over the devices; the weights sum to 0; the loss stops being finite and such steps are not skipped; the
-            module needs what it is not given; more than one JAX process.
-        KeyboardInterrupt: Ctrl-C was pressed; what was finished is saved.
+            module needs what it is not given.
+        KeyboardInterrupt: Ctrl-C was pressed, or SIGTERM came (:class:`routerjax.errors.PreemptedError`); what was
+            finished is saved.
         OSError: a checkpoint or the metrics cannot be written.
     """
-    require_one_process()
     wrapper = wrapper or wrapper_of(training)
     train = open_source(source, training, wrapper)
     held_out = None if validation is None else open_source(validation, training, wrapper)
@@ -137,7 +144,7 @@ def fit(
         **(identity_of(recipe.config) if isinstance(recipe, AdamW) else {"optimizer": "an optax transformation"}),
         **identity_of(training),
         "likelihood": likelihood.to_dict(),
-        "fixed": {name: sha256_of(collection) for name, collection in state.fixed.items()},
+        "fixed": {name: fingerprint(collection) for name, collection in state.fixed.items()},
         "train_battles": train.num_battles,
         "train_weight": train.total_weight,
         "validation_battles": 0 if held_out is None else held_out.num_battles,
@@ -148,12 +155,10 @@ def fit(
         sum(leaf.size for leaf in jax.tree.leaves(state.trained)),
         train.num_battles,
         num_steps,
-        len(state.step.devices()),
+        len(wrapper.devices),
     )
     run = Run(
         state=state,
-        # On the host: a device holds the parameters once. Without validation the state's own are the best.
-        best={} if held_out is None else on_host(state.trained),
         position=Position(),
         train=train,
         validation=held_out,
@@ -168,20 +173,22 @@ def fit(
             battles=train.num_battles,
             tokens=train.num_tokens,
             shapes=train.shapes,
-            devices=list(state.step.sharding.device_set),
+            devices=wrapper.devices,
         ),
+        wrapper=wrapper,
     )
     traces = None
     with contextlib.ExitStack() as stack:
         if directory is not None:
             folder = Path(directory.directory if isinstance(directory, Resume) else directory)
-            run.checkpoints = stack.enter_context(Checkpoints(folder / "checkpoints"))
+            run.checkpoints = stack.enter_context(Checkpoints(folder / "checkpoints", keep_last=training.keep_last))
             run.restore(json.loads(json.dumps(identity)), is_resumed=isinstance(directory, Resume))
             traces = folder / "profile"
-            hooks = (stack.enter_context(MetricsLog(folder, run.position.history)).write, *hooks)
+            if distributed.is_first():
+                hooks = (stack.enter_context(MetricsLog(folder, run.position.history)).write, *hooks)
         profile = StepProfile(training.profiled_steps, traces, finished=run.steps, total=num_steps)
-        _run_epochs(run, hooks, stack.enter_context(profile))
-    best = run.state.trained if held_out is None else placed_like(run.state.trained, run.best)
+        _run_epochs(run, hooks if distributed.is_first() else (), stack.enter_context(profile))
+        best = run.best_variables()
     position = run.position
     return FitResult(
         {**run.state.fixed, **best}, run.state, position.best_epoch, position.best_loss, tuple(position.history)
@@ -191,10 +198,17 @@ def fit(
 def _run_epochs(run: Run, hooks: Sequence[Hook], profile: StepProfile) -> None:
     """Train until the run is over; Ctrl-C ends it after the step that runs."""
     training, steps_per_epoch = run.training, run.train.steps_per_epoch
+    every = training.checkpoint_every_steps
     with contextlib.ExitStack() as stack:
         clock = stack.enter_context(compile_clock())
         bar = stack.enter_context(
-            tqdm.tqdm(total=steps_per_epoch * training.epochs, initial=run.steps, unit="step", disable=None, delay=2)
+            tqdm.tqdm(
+                total=steps_per_epoch * training.epochs,
+                initial=run.steps,
+                unit="step",
+                disable=None if distributed.is_first() else True,
+                delay=2,
+            )
         )
         interrupt = stack.enter_context(deferred_interrupt())
         try:
@@ -220,7 +234,10 @@ def _run_epochs(run: Run, hooks: Sequence[Hook], profile: StepProfile) -> None:
                     time_before, compiled_before = now, compiled
                     bar.update(count)
                     bar.set_postfix(epoch=position.epoch + 1, loss=f"{position.loss:.4f}", refresh=False)
-                    interrupt.check()
+                    # The steps of a part are saved when it is finished; an epoch's last ones with its validation.
+                    if every and run.steps // every > (run.steps - count) // every and position.steps < steps_per_epoch:
+                        run.save()
+                    interrupt.check_together()
                     if profile.reach(run.steps, goes_on=position.steps < steps_per_epoch):
                         time_before = time.perf_counter()
                 if position.skipped_steps == steps_per_epoch:
@@ -242,12 +259,15 @@ def _run_epochs(run: Run, hooks: Sequence[Hook], profile: StepProfile) -> None:
                 for hook in hooks:
                     hook(row)
                 position.finish_epoch(row)
-                if run.is_over or position.epoch % training.checkpoint_every == 0:
+                is_best = position.best_epoch == position.epoch and run.validation is not None
+                if run.is_over or is_best or position.epoch % training.checkpoint_every == 0:
                     run.save()
                 interrupt.check()
         except KeyboardInterrupt:
             if interrupt.requested and not interrupt.forced:
                 run.save()
+                if run.checkpoints is not None:
+                    run.checkpoints.wait()
                 logger.info(
                     "interrupted after %d epochs and %d steps, which are %s",
                     *(run.position.epoch, run.position.steps, "saved" if run.checkpoints else "lost"),

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import itertools
 import logging
 import math
 from collections.abc import Callable, Mapping
@@ -11,15 +12,18 @@ from pathlib import Path
 from typing import Any
 
 import jax
+import jax.numpy as jnp
 import numpy as np
 import optax
 import tqdm
 
+from routerjax import distributed
 from routerjax.config import TrainingConfig
 from routerjax.errors import InputError
 from routerjax.training.checkpoint import Checkpoints
 from routerjax.training.finite import not_finite
 from routerjax.training.interrupt import Interrupt
+from routerjax.training.parallel import Wrapper
 from routerjax.training.sources import Battles, Source, StepRunner
 from routerjax.training.state import TrainState
 from routerjax.training.throughput import Workload
@@ -40,6 +44,7 @@ class Position:
         skipped_steps: those of ``steps`` that changed nothing, since they were not finite.
         best_epoch: counted from 1; 0 is none yet.
         best_loss: None is none yet.
+        best: the lowest validation losses, each with the number of its epoch's checkpoint, the lowest first.
         history: see :class:`routerjax.training.FitResult`.
     """
 
@@ -53,6 +58,7 @@ class Position:
     skipped_steps: int = 0
     best_epoch: int = 0
     best_loss: float | None = None
+    best: list[tuple[float, int]] = field(default_factory=list)
     history: list[dict[str, float]] = field(default_factory=list)
 
     @property
@@ -84,10 +90,12 @@ class Position:
 
 @dataclass(kw_only=True)
 class Run:
-    """A run: its state, the best variables so far, where it is, and what does not change."""
+    """A run: its state, where it is, and what does not change.
+
+    The best variables are those of a checkpoint, or a copy on the devices where the run writes none.
+    """
 
     state: TrainState
-    best: Variables
     position: Position
     train: Source
     validation: Battles | None
@@ -96,7 +104,9 @@ class Run:
     validation_sums: Callable[[Variables, PreferenceBatch], tuple[Array, Array]]
     learning_rate: optax.Schedule | None
     workload: Workload
+    wrapper: Wrapper
     checkpoints: Checkpoints | None = None
+    best: Variables | None = None
     identity: dict[str, Any] = field(default_factory=dict)
 
     @property
@@ -131,24 +141,44 @@ class Run:
         # First: the state of another run may have another form.
         _require_same_run(self.checkpoints.read_note()["identity"], identity, folder)
         _, restored, note = self.checkpoints.restore(self._saved())
-        self.state, self.best = restored["state"].replace(fixed=self.state.fixed), restored["best"]
-        self.position = Position(**note["position"])
+        trained, rest = (self.wrapper.as_local(restored[name]) for name in ("trained", "rest"))
+        self.state = rest.replace(trained=trained, fixed=self.state.fixed)
+        best = [tuple(pair) for pair in note["position"].pop("best")]
+        self.position = Position(**note["position"], best=best)
         logger.info(
             "resumed after %d epochs of %d and %d steps",
             *(self.position.epoch, self.training.epochs, self.position.steps),
         )
 
+    @property
+    def number(self) -> int:
+        """Number of a checkpoint of where the run is: steps, and epochs with their validation, make another one."""
+        return self.steps + self.position.epoch
+
     def save(self) -> None:
-        """Write a checkpoint, unless there is no folder or it is there already."""
-        # Steps, and epochs with their validation: each of them makes another checkpoint.
-        number = self.steps + self.position.epoch
-        if self.checkpoints is not None and number and number != self.checkpoints.latest:
+        """Begin to write a checkpoint, unless there is no folder or it is there already."""
+        if self.checkpoints is not None and self.number and self.number != self.checkpoints.latest:
             note = {"identity": self.identity, "position": dataclasses.asdict(self.position)}
-            self.checkpoints.save(number, self._saved(), note)
+            chosen = {number for _, number in self.position.best}
+            self.checkpoints.save(self.number, self._saved(), note, chosen=chosen)
 
     def _saved(self) -> dict[str, Any]:
-        # What is fixed is what the run began with, whose checksum is in the identity.
-        return {"state": self.state.replace(fixed={}), "best": self.best}
+        # What is fixed is what the run began with, whose fingerprint is in the identity. What is trained can be read
+        # alone, as the best variables are.
+        trees = {"trained": self.state.trained, "rest": self.state.replace(trained={}, fixed={})}
+        return {name: self.wrapper.as_global(tree) for name, tree in trees.items()}
+
+    def best_variables(self) -> Variables:
+        """The trained variables with the lowest validation loss; the last ones where there is no validation."""
+        if self.validation is None or self.position.best[0][1] == self.number:
+            return self.state.trained
+        if self.checkpoints is None:
+            assert self.best is not None  # a best epoch has ended
+            return self.best
+        self.checkpoints.wait()
+        example = {"trained": self.wrapper.as_global(self.state.trained)}
+        _, restored, _ = self.checkpoints.restore(example, number=self.position.best[0][1])
+        return self.wrapper.as_local(restored["trained"])
 
     def validate(self, interrupt: Interrupt) -> dict[str, float]:
         """Measure the loss on the held-out battles, and keep the variables if none were better."""
@@ -156,30 +186,34 @@ class Run:
         if self.validation is None:
             position.best_epoch = position.epoch + 1
             return {}
-        sums = np.zeros(2)
-        for batch in tqdm.tqdm(
-            self.validation.in_order(),
+        count, sums = self.validation.num_batches, np.zeros((self.validation.num_batches, 2), np.float32)
+        # On a mesh all processes compute each batch together; elsewhere each has its share of them.
+        first, stride = (0, 1) if self.wrapper.computes_together else (jax.process_index(), jax.process_count())
+        batches = itertools.islice(enumerate(self.validation.in_order()), first, None, stride)
+        for index, batch in tqdm.tqdm(
+            batches,
             "validation",
-            self.validation.num_batches,
+            len(range(first, count, stride)),
             leave=False,
             unit="batch",
-            disable=None,
+            disable=None if distributed.is_first() else True,
             delay=2,
         ):
-            sums += np.asarray(jax.device_get(self.validation_sums(self.state.variables, batch)), np.float64)
+            sums[index] = jax.device_get(self.validation_sums(self.state.variables, batch))
             interrupt.check()
-        loss = float(sums[0] / sums[1])
+        if stride > 1:
+            sums = distributed.summed(sums)
+        total = np.add.accumulate(sums.astype(np.float64))[-1]  # one after another, in whatever processes they were
+        loss = float(total[0] / total[1])
         if not math.isfinite(loss):
             raise not_finite(f"the validation loss is not finite after epoch {position.epoch + 1}")
         if position.best_loss is None or loss < position.best_loss:
             position.best_epoch, position.best_loss = position.epoch + 1, loss
-            self.best = on_host(self.state.trained)
+            if self.checkpoints is None:
+                self.best = jax.tree.map(jnp.copy, self.state.trained)
+        number = self.number + 1  # when the epoch is finished
+        position.best = sorted([*position.best, (loss, number)])[: self.training.keep_best]
         return {"validation_loss": loss}
-
-
-def on_host(variables: Variables) -> Variables:
-    """Copy variables to the host: a view of what the next step donates would change under it."""
-    return jax.tree.map(lambda leaf: np.array(leaf, copy=True), jax.device_get(variables))
 
 
 def _require_same_run(old: dict[str, Any], new: dict[str, Any], directory: Path) -> None:

@@ -16,6 +16,7 @@ import optax
 from jax.profiler import StepTraceAnnotation
 from jaxtyping import Int, Int32
 
+from routerjax import distributed
 from routerjax.config import TrainingConfig
 from routerjax.likelihoods import Likelihood
 from routerjax.training.parallel import Wrapper, require_divisible
@@ -211,7 +212,8 @@ class _Resident:
                     state, metrics = run(state, (self.batch, order, np.int32(start), np.int32(stop)), key)
                     metrics = jax.device_get(metrics)
                 yield state, {name: leaf[start:stop] for name, leaf in metrics.items()}
-                seconds = time.perf_counter() - began
+                # Of process 0: all take the same steps together.
+                seconds = distributed.of_first(np.float32(time.perf_counter() - began))
                 if seconds > SECONDS_A_CALL:
                     count = max(1, count // 2)
                 elif seconds < SECONDS_A_CALL / 2:

@@ -22,7 +22,7 @@ def written(tmp_path_factory: pytest.TempPathFactory) -> Path:
     folder = tmp_path_factory.mktemp("written") / "checkpoints"
     with Checkpoints(folder) as checkpoints:
         for number, tree in TREES.items():
-            checkpoints.save(number, tree, NOTE)
+            checkpoints.save(number, {"tree": tree}, NOTE)
     return folder
 
 
@@ -34,10 +34,10 @@ def folder(written: Path, tmp_path: Path) -> Path:
 def restored(folder: Path) -> int:
     """Number of the checkpoint that is restored, which is what was written, or InputError."""
     with Checkpoints(folder) as checkpoints:
-        number, tree, note = checkpoints.restore(EXAMPLE)
+        number, trees, note = checkpoints.restore({"tree": EXAMPLE})
         assert checkpoints.read_note() == note
-    jax.tree.map(np.testing.assert_array_equal, tree, TREES[number])
-    assert [leaf.dtype for leaf in jax.tree.leaves(tree)] == [leaf.dtype for leaf in jax.tree.leaves(EXAMPLE)]
+    jax.tree.map(np.testing.assert_array_equal, trees["tree"], TREES[number])
+    assert [leaf.dtype for leaf in jax.tree.leaves(trees)] == [leaf.dtype for leaf in jax.tree.leaves(EXAMPLE)]
     assert note == NOTE
     return number
 

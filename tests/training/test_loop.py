@@ -4,6 +4,7 @@ import dataclasses
 import itertools
 import json
 import signal
+import time
 from collections.abc import Callable, Mapping
 from pathlib import Path
 
@@ -88,8 +89,10 @@ def saved_state(directory: Path) -> tuple[int, object]:
     with training.Checkpoints(directory / "checkpoints") as checkpoints:
         optimizer = training.AdamW(OPTIMIZER).transformation(42)
         state = training.create_state(MODULE, TRAIN.query, optimizer, key=jax.random.key(0))
-        number, tree, _ = checkpoints.restore({"state": state, "best": jax.device_get(state.trained)})
-        return number, tree
+        number, trees, note = checkpoints.restore(
+            {"trained": state.trained, "rest": state.replace(trained={}, fixed={})}
+        )
+        return number, (trees, note["position"]["best"])
 
 
 class Killed(Exception):
@@ -186,13 +189,19 @@ def test_the_device_holds_the_parameters_once(tmp_path: Path) -> None:
     module = dataclasses.replace(MODULE, model_dim=13)
     counts = []
 
+    def kernels() -> int:
+        arrays = [array for array in jax.live_arrays() if array.shape == (WIDTH, 13)]
+        return len({array.unsafe_buffer_pointer() for array in arrays})
+
     def count(row: Mapping[str, float]) -> None:
         del row
-        kernels = [array for array in jax.live_arrays() if array.shape == (WIDTH, 13)]
-        counts.append(len({array.unsafe_buffer_pointer() for array in kernels}))
+        deadline = time.monotonic() + 30  # the last checkpoint holds what it writes, until it is written
+        while kernels() > 3 and time.monotonic() < deadline:
+            time.sleep(0.01)
+        counts.append(kernels())
 
     run(tmp_path, module=module, training=dataclasses.replace(TRAINING, epochs=3), hooks=[count])
-    assert counts == [3, 3, 3]  # the parameters and Adam's two moments; the best ones are on the host
+    assert counts == [3, 3, 3]  # the parameters and Adam's two moments; the best ones are on the disk
 
 
 def test_a_restored_state_is_where_it_was(tmp_path: Path) -> None:
@@ -201,17 +210,19 @@ def test_a_restored_state_is_where_it_was(tmp_path: Path) -> None:
     tree = {"sharded": sharded, "committed": jax.device_put(1.0, jax.devices()[3]), "free": jnp.ones(2)}
     tree["host"] = np.arange(3)
     with training.Checkpoints(tmp_path) as checkpoints:
-        checkpoints.save(1, tree, {})
-        _, restored, _ = checkpoints.restore(tree)
+        checkpoints.save(1, {"tree": tree}, {})
+        restored = checkpoints.restore({"tree": tree})[1]["tree"]
     assert_same(restored, tree)
     assert type(restored.pop("host")) is np.ndarray
     for name, array in restored.items():
         assert (array.sharding, array.committed) == (tree[name].sharding, tree[name].committed)
 
 
-def test_several_processes_are_refused(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_one_device_is_refused_where_several_processes_share_a_run(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     monkeypatch.setattr(jax, "process_count", lambda: 2)
-    with pytest.raises(InputError, match="training runs in one JAX process, got 2"):
+    with pytest.raises(InputError, match=r"jit is one device of one process, got 2 processes: set .*pmap or mesh"):
         run(tmp_path / "run")
     assert not (tmp_path / "run").exists()
 

@@ -72,11 +72,11 @@ def test_a_mesh_trains_as_pmap_does_with_sharded_parameters_and_moments(params: 
     assert [leaf.sharding for leaf in moments] == [kernel.sharding] * 2
 
     with training.Checkpoints(tmp_path) as checkpoints:
-        checkpoints.save(1, state, {})
+        checkpoints.save(1, {"state": state}, {})
         for wrapper in (mesh(4), training.jit_step):
             query, optimizer = next(iter(batches(1).in_order())).query, training.AdamW(OPTIMIZER).transformation(3)
             place = training.create_state(BERT, query, optimizer, key=jax.random.key(1), wrapper=wrapper)
-            _, restored, _ = checkpoints.restore(place)
+            restored = checkpoints.restore({"state": place})[1]["state"]
             jax.tree.map(np.testing.assert_array_equal, jax.device_get(restored), jax.device_get(state))
             assert jax.tree.map(where, restored) == jax.tree.map(where, place)
 
