@@ -4,9 +4,10 @@ from __future__ import annotations
 
 import hashlib
 from collections.abc import Mapping, Sequence, Set, Sized
+from typing import NamedTuple
 
 import numpy as np
-from jaxtyping import UInt32
+from jaxtyping import Bool, Int, UInt8, UInt32
 
 from routerjax.errors import InputError
 
@@ -51,6 +52,40 @@ def prompt_ids(prompts: Sequence[str]) -> UInt32[np.ndarray, "prompts 2"]:
     """
     digests = b"".join(prompt_sha256(prompt)[:8] for prompt in prompts)
     return np.frombuffer(digests, dtype=">u4").reshape(-1, 2).astype(np.uint32)
+
+
+class Distinct(NamedTuple):
+    """The different ones among prompts, in arrays alone: millions of prompts are no millions of Python objects.
+
+    Attributes:
+        is_first: True where a prompt appears for the first time.
+        number: of each prompt among the different ones, which are numbered as they first appear.
+        digest: first 128 bits of the SHA-256 of each different prompt.
+    """
+
+    is_first: Bool[np.ndarray, "prompts"]
+    number: Int[np.ndarray, "prompts"]
+    digest: UInt8[np.ndarray, "different 16"]
+
+
+def distinct(prompts: Sequence[str]) -> Distinct:
+    """Find the different ones among prompts, by the first 128 bits of their SHA-256.
+
+    Example:
+        >>> distinct(["b", "a", "b"]).number
+        array([0, 1, 0])
+    """
+    content = bytearray()
+    for prompt in prompts:
+        content += prompt_sha256(prompt)[:16]
+    digests = np.frombuffer(content, "V16")
+    _, first, sorted_index = np.unique(digests, return_index=True, return_inverse=True)
+    order = np.argsort(first)
+    number_of = np.empty_like(order)
+    number_of[order] = np.arange(len(order))
+    is_first = np.zeros(len(digests), bool)
+    is_first[first] = True
+    return Distinct(is_first, number_of[sorted_index], digests[is_first].view(np.uint8).reshape(-1, 16))
 
 
 def valid_text(text: str) -> str:

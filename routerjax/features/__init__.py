@@ -1,7 +1,7 @@
 """From text to the query of a router: embeddings made here, by an endpoint, or given; or tokens; with their caches."""
 
 from routerjax.features.cache import EmbeddingCache
-from routerjax.features.cut_report import read_prompts
+from routerjax.features.cut_report import CutReport, read_prompts
 from routerjax.features.cutting import CHARACTERS_PER_TOKEN
 from routerjax.features.endpoint import EndpointEncoder, EndpointFeaturizer, is_endpoint, routellm_features
 from routerjax.features.featurizer import (
@@ -15,12 +15,14 @@ from routerjax.features.featurizer import (
 from routerjax.features.given import Embeddings, GivenFeaturizer, read_embeddings
 from routerjax.features.open import open_featurizer
 from routerjax.features.sentence import SentenceFeaturizer, load_encoder
+from routerjax.features.shared import shared_query
 from routerjax.features.tokenizer import TextTokenizer, padded_rows, tokenizer_for
 from routerjax.features.tokens import TokenFeaturizer, configured_length, load_tokens
 
 __all__ = [
     "CHARACTERS_PER_TOKEN",
     "FEATURIZERS",
+    "CutReport",
     "EmbeddingCache",
     "Embeddings",
     "EndpointEncoder",
@@ -43,5 +45,6 @@ __all__ = [
     "read_prompts",
     "register_featurizer",
     "routellm_features",
+    "shared_query",
     "tokenizer_for",
 ]

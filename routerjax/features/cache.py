@@ -17,14 +17,17 @@ import tqdm
 from jaxtyping import Float32
 
 from routerjax.errors import InputError
-from routerjax.prompts import prompt_sha256, require_texts
+from routerjax.prompts import distinct, prompt_sha256, require_texts
 
 logger = logging.getLogger(__name__)
 
 # Another process may hold the file while it commits a few hundred embeddings; nobody needs it for longer.
 LOCK_SECONDS = 60.0
 KEYS_PER_QUERY = 500
+# Prompts that are read and encoded together, so many of which are held at most beside the embeddings.
+PROMPTS_PER_PART = 2048
 
+EmbeddingByDigest = dict[bytes, Float32[np.ndarray, "embed"]]
 ResultT = TypeVar("ResultT")
 
 
@@ -70,6 +73,15 @@ class EmbeddingCache:
             if self._connection is not None:
                 self._connection.close()
             self._connection = None
+
+    @property
+    def folder(self) -> Path:
+        """Folder of the file.
+
+        Raises:
+            OSError: as :func:`cache_folder`.
+        """
+        return cache_folder() if self._path is None else self._path.parent
 
     def get(self, fingerprint: str, prompts: Sequence[bytes]) -> dict[bytes, Float32[np.ndarray, "embed"]]:
         """Embeddings of those of ``prompts`` (sha256 digests) that are there, and as they were written.
@@ -165,50 +177,64 @@ def _checksum(fingerprint: str, prompt: bytes, content: bytes) -> bytes:
     return hashlib.blake2b(named + prompt + content, digest_size=16).digest()
 
 
-def prompt_digests(prompts: Sequence[str]) -> tuple[list[bytes], dict[bytes, str]]:
-    """SHA-256 of each prompt, and the different prompts by it.
-
-    Raises:
-        InputError: prompts that are no sequence of texts.
-    """
-    require_texts(prompts)
-    digests = [prompt_sha256(prompt) for prompt in prompts]
-    return digests, dict(zip(digests, prompts, strict=True))
-
-
-def encode_once(
-    prompts: Mapping[bytes, str],
-    encode: Callable[[dict[bytes, str]], Iterable[dict[bytes, Float32[np.ndarray, "embed"]]]],
+def embed(
+    prompts: Sequence[str],
+    encode: Callable[[dict[bytes, str], dict[bytes, str]], Iterable[EmbeddingByDigest]],
     *,
     fingerprint: str,
     cache: EmbeddingCache | None,
     progress: bool,
-) -> dict[bytes, Float32[np.ndarray, "embed"]]:
-    """The embedding of each prompt, by digest: looked up in the cache, and what is not there encoded.
+) -> Float32[np.ndarray, "prompts embed"]:
+    """Embed prompts part by part, each different one once: looked up in the cache, and what is not there encoded.
+
+    Beside the embeddings, a few bytes for each prompt are held, and one part. A part's prompts, and which of them are
+    encoded together, follow from the prompts and from what the cache held when the part began: a run that was killed
+    makes the embeddings, bit for bit, that it would have made.
 
     Args:
-        prompts: texts by digest.
-        encode: yields the embeddings of prompts, both by digest, part by part; each part is in the cache before the
-            next is asked for, so that a run that fails or is killed loses one part at most.
+        prompts: texts.
+        encode: is given the prompts of a part and those of them that are not in the cache, by digest; yields the
+            embeddings of the latter. What it yields is in the cache before it goes on.
         fingerprint: of the features.
         cache: looked up first and added to.
         progress: show a progress bar, if it takes more than two seconds.
 
+    Returns:
+        The embeddings; ``[0, 0]`` where there are no prompts.
+
     Raises:
-        InputError: embeddings of another width than those that are in the cache.
+        InputError: prompts that are no sequence of texts, or embeddings of another width than those in the cache.
     """
-    known = {} if cache is None else cache.get(fingerprint, list(prompts))
-    missing = {digest: prompt for digest, prompt in prompts.items() if digest not in known}
-    with tqdm.tqdm(total=len(missing), unit="prompt", disable=not progress or not missing, delay=2) as bar:
-        for part in encode(missing):
-            widths = sorted({len(embedding) for embedding in (*part.values(), *itertools.islice(known.values(), 1))})
-            if len(widths) > 1:
-                raise InputError(
-                    f"embeddings of {fingerprint} are {' and '.join(map(str, widths))} wide: another model is behind "
-                    "that name than before, whose embeddings are in the cache; set ROUTERJAX_CACHE to another folder"
-                )
-            known.update(part)
-            if cache is not None:
-                cache.put(fingerprint, part)
-            bar.update(len(part))
-    return known
+    require_texts(prompts)
+    is_first, index, digest = distinct(prompts)
+    different = itertools.compress(prompts, is_first.tobytes())
+    embeddings = np.zeros((0, 0), np.float32)
+    with tqdm.tqdm(total=len(digest), unit="prompt", disable=not progress, delay=2) as bar:
+        for start in range(0, len(digest), PROMPTS_PER_PART):
+            part = {prompt_sha256(prompt): prompt for prompt in itertools.islice(different, PROMPTS_PER_PART)}
+            known = {} if cache is None else cache.get(fingerprint, list(part))
+            bar.update(len(known))
+            width = embeddings.shape[1] or len(next(iter(known.values()), ()))
+            for made in encode(part, {key: prompt for key, prompt in part.items() if key not in known}):
+                width = _common_width(fingerprint, width, made)
+                known.update(made)
+                if cache is not None:
+                    cache.put(fingerprint, made)
+                bar.update(len(made))
+            if not start:
+                embeddings = np.empty((len(prompts), width), np.float32)
+            _common_width(fingerprint, embeddings.shape[1], known)
+            rows = np.flatnonzero((index >= start) & (index < start + len(part)))
+            embeddings[rows] = np.stack([known[key] for key in part])[index[rows] - start]
+    return embeddings
+
+
+def _common_width(fingerprint: str, width: int, embeddings: EmbeddingByDigest) -> int:
+    """The width of embeddings, which must be ``width`` unless that is 0."""
+    widths = sorted({width or len(next(iter(embeddings.values()), ())), *map(len, embeddings.values())})
+    if len(widths) > 1:
+        raise InputError(
+            f"embeddings of {fingerprint} are {' and '.join(map(str, widths))} wide: another model is behind "
+            "that name than before, whose embeddings are in the cache; set ROUTERJAX_CACHE to another folder"
+        )
+    return widths[0]

@@ -17,10 +17,10 @@ from jaxtyping import Float32
 
 from routerjax.config import Count
 from routerjax.errors import InputError
-from routerjax.features.cache import EmbeddingCache, encode_once, prompt_digests
+from routerjax.features.cache import EmbeddingByDigest, EmbeddingCache, embed
 from routerjax.features.endpoint_connection import EndpointConnection, Refusal, require_address, require_key
 from routerjax.features.featurizer import Featurizer, HostQuery, register_featurizer
-from routerjax.prompts import valid_text
+from routerjax.prompts import require_texts, valid_text
 
 logger = logging.getLogger(__name__)
 
@@ -37,7 +37,8 @@ class EndpointEncoder:
 
     What did not arrive or was put off (429, 5xx, timeouts), or is not one finite embedding for each prompt, is asked
     for again, after the time that Retry-After names or a doubling one; each retry is logged. A request that is refused,
-    or fails for good, is halved, down to the prompt that is to blame; the others are embedded before that one is named.
+    or fails for good, is halved, down to the prompt that is to blame; the others of its part, of 2,048 prompts, are
+    embedded before that one is named.
     So servers that take few prompts at a time need no setting.
 
     The address comes from here or the environment, never from a router's folder: whoever made that folder would
@@ -125,29 +126,30 @@ class EndpointEncoder:
 
         Raises:
             InputError: a prompt that is not text, is blank, or that the endpoint refuses or fails on (mostly: too
-                long), once the others are embedded and in the cache; no key, or a wrong one; no such model; a redirect;
-                embeddings of another width.
+                long), once the others of its part are embedded and in the cache; no key, or a wrong one; no such model;
+                a redirect; embeddings of another width.
             OSError: the endpoint does not answer, or not with embeddings, for all retries or within the time limit.
         """
-        digests, texts = prompt_digests(prompts)
+        require_texts(prompts)
         for row, prompt in enumerate(prompts):
             if not prompt.strip():
                 raise InputError(f"row {row}: an endpoint cannot embed a blank prompt; drop it")
         used_before = self.tokens_used
         encode = functools.partial(self._encode_parts, prompts)
         try:
-            embeddings = encode_once(texts, encode, fingerprint=self.fingerprint, cache=cache, progress=progress)
+            embedding = embed(prompts, encode, fingerprint=self.fingerprint, cache=cache, progress=progress)
         finally:
             self._log_cost(self.tokens_used - used_before)
-        if not digests:
+        if not len(embedding):
             return np.zeros((0, self.width), np.float32)
-        self._take_width(len(embeddings[digests[0]]))  # of the cache, where nothing was missing
-        return np.stack([embeddings[digest] for digest in digests])
+        self._take_width(embedding.shape[1])  # of the cache, where nothing was missing
+        return embedding
 
     def _encode_parts(
-        self, prompts: Sequence[str], missing: dict[bytes, str]
-    ) -> Iterator[dict[bytes, Float32[np.ndarray, "embed"]]]:
+        self, prompts: Sequence[str], part: dict[bytes, str], missing: dict[bytes, str]
+    ) -> Iterator[EmbeddingByDigest]:
         """Yield the embeddings of ``missing``, those of one answer at a time; ``prompts`` only number the rows."""
+        del part
         if not missing:
             return
         digests = list(missing)
@@ -260,6 +262,7 @@ class EndpointFeaturizer(Featurizer):
     """
 
     kind = "endpoint"
+    uses_cache = True
 
     source: str
     fingerprint: str

@@ -13,7 +13,8 @@ from jaxtyping import Float32, Int
 from pydantic import ConfigDict
 
 from routerjax.errors import InputError, choose
-from routerjax.features.cache import EmbeddingCache
+from routerjax.features.cache import PROMPTS_PER_PART, EmbeddingCache
+from routerjax.features.cut_report import CutReport
 from routerjax.features.tokenizer import TextTokenizer, padded_rows
 from routerjax.registry import Registry
 from routerjax.typing import Query, Variables
@@ -55,6 +56,8 @@ class Featurizer(abc.ABC):
     """Name under which it is registered."""
     takes_encoder: ClassVar[bool] = False
     """If its encoder may be looked for elsewhere, see :meth:`at`."""
+    uses_cache: ClassVar[bool] = False
+    """If it keeps embeddings in a cache: they cost enough for processes to share the work, see :func:`shared_query`."""
 
     fingerprint: str
     """Two featurizers make the same queries if and only if this is the same."""
@@ -94,10 +97,19 @@ class Featurizer(abc.ABC):
         """
 
     def batches(
-        self, prompts: Sequence[str], *, cache: EmbeddingCache | None = None, progress: bool = False
+        self, prompts: Sequence[str], *, cache: EmbeddingCache | None = None
     ) -> Iterator[tuple[Int[np.ndarray, "rows"], HostQuery]]:
-        """Yield rows of prompts and their query, padded to a few static shapes; see :meth:`query`."""
-        return embedding_batches(self.query(prompts, cache=cache, progress=progress)["embedding"])
+        """Yield rows of prompts and their query, padded to a few static shapes; see :meth:`query`.
+
+        Prompts are read part by part, so that what is held does not grow with their number.
+        """
+        report = CutReport()
+        for start in range(0, len(prompts), PROMPTS_PER_PART):
+            with report.collecting():
+                query = self.query(prompts[start : start + PROMPTS_PER_PART], cache=cache)
+            for rows, padded in embedding_batches(query["embedding"]):
+                yield rows + start, padded
+        report.log()
 
     def example(self) -> dict[str, jax.ShapeDtypeStruct]:
         """Shapes of the query of one prompt."""

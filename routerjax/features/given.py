@@ -96,6 +96,12 @@ class GivenFeaturizer(Featurizer):
             )
         return {"embedding": self.rows}
 
+    def batches(
+        self, prompts: Sequence[str], *, cache: EmbeddingCache | None = None
+    ) -> Iterator[tuple[Int[np.ndarray, "rows"], HostQuery]]:
+        """Yield rows and their query; see :meth:`query`."""
+        return embedding_batches(self.query(prompts, cache=cache)["embedding"])
+
     def for_scoring(self) -> GivenFeaturizer:
         """Copy without the embeddings of the run."""
         return dataclasses.replace(self)

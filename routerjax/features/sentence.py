@@ -22,8 +22,8 @@ from jaxtyping import Float32, Int32
 
 from routerjax.config import Count, Truncation
 from routerjax.errors import InputError
-from routerjax.features.cache import EmbeddingCache, encode_once, prompt_digests
-from routerjax.features.cut_report import read_once
+from routerjax.features.cache import EmbeddingByDigest, EmbeddingCache, embed
+from routerjax.features.cut_report import CutReport, read_once
 from routerjax.features.featurizer import Featurizer, HostQuery, TextFunction, register_featurizer
 from routerjax.features.tokenizer import TextTokenizer, tokenizer_for
 from routerjax.models import (
@@ -57,8 +57,6 @@ from routerjax.typing import Array, PyTree, Query, Variables
 
 logger = logging.getLogger(__name__)
 
-# So much work at most is lost when an encoding run is killed.
-PROMPTS_PER_COMMIT = 256
 OF_TRAINING_ALONE = ("dropout_rate", "attention_dropout_rate", "initializer_range")
 
 
@@ -93,6 +91,7 @@ class SentenceFeaturizer(Featurizer):
 
     kind = "sentence"
     takes_encoder = True
+    uses_cache = True
 
     source: str
     width: Count
@@ -179,41 +178,32 @@ class SentenceFeaturizer(Featurizer):
 
         Args:
             prompts: texts, of which ``max_length`` tokens are read.
-            cache: looked up first and added to, a few hundred prompts at a time.
+            cache: looked up first and added to, 2,048 prompts at a time.
             progress: show a progress bar, if it takes more than two seconds.
 
         Raises:
             InputError: a prompt that is not text.
         """
-        digests, texts = prompt_digests(prompts)
-        token_ids = read_once(self.encoder.tokenizer, texts, cache, progress=progress)
-        embeddings = encode_once(
-            texts,
-            functools.partial(self._encode_sorted, token_ids),
-            fingerprint=self.fingerprint,
-            cache=cache,
-            progress=progress,
-        )
-        if not digests:
-            return np.zeros((0, self.width), np.float32)
-        return np.stack([embeddings[digest] for digest in digests])
+        report = CutReport()
+        with report.collecting():
+            encode = functools.partial(self._encode_part, cache)
+            embedding = embed(prompts, encode, fingerprint=self.fingerprint, cache=cache, progress=progress)
+        report.log()
+        return embedding if len(embedding) else np.zeros((0, self.width), np.float32)
 
-    def _encode_sorted(
-        self, token_ids: dict[bytes, Int32[np.ndarray, "length"]], prompts: dict[bytes, str]
-    ) -> Iterator[dict[bytes, Float32[np.ndarray, "embed"]]]:
-        """Yield embeddings by digest, a few hundred at a time; prompts that were not read just now are read here."""
+    def _encode_part(
+        self, cache: EmbeddingCache | None, prompts: dict[bytes, str], missing: dict[bytes, str]
+    ) -> Iterator[EmbeddingByDigest]:
+        """Yield the embeddings of ``missing``, all at once: which are encoded together must not depend on a kill."""
         module, variables, tokenizer = self.encoder
-        digests = list(prompts)
-        unread = [digest for digest in digests if digest not in token_ids]
-        read = tokenizer.read([prompts[digest] for digest in unread]).token_ids
-        token_ids = {**token_ids, **dict(zip(unread, read, strict=True))}
-        part: dict[bytes, Float32[np.ndarray, "embed"]] = {}
+        token_ids = read_once(tokenizer, prompts, cache)
+        unread = [digest for digest in missing if digest not in token_ids]
+        read = tokenizer.read([missing[digest] for digest in unread]).token_ids
+        token_ids |= dict(zip(unread, read, strict=True))
+        digests, part = list(missing), {}
         for rows, query in tokenizer.batches([token_ids[digest] for digest in digests]):
             embedding = np.asarray(_embed(module, variables, query))
             part.update({digests[row]: embedding[place] for place, row in enumerate(rows)})
-            if len(part) >= PROMPTS_PER_COMMIT:
-                yield part
-                part = {}
         if part:
             yield part
 

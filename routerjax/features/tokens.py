@@ -15,8 +15,8 @@ from jaxtyping import Int
 
 from routerjax.config import AttributeValue, Count, Truncation
 from routerjax.errors import InputError
-from routerjax.features.cache import EmbeddingCache
-from routerjax.features.cut_report import read_prompts
+from routerjax.features.cache import PROMPTS_PER_PART, EmbeddingCache
+from routerjax.features.cut_report import CutReport, read_prompts
 from routerjax.features.featurizer import Featurizer, HostQuery, TextFunction, register_featurizer
 from routerjax.features.tokenizer import TextTokenizer, tokenizer_for
 from routerjax.models import (
@@ -137,12 +137,17 @@ class TokenFeaturizer(Featurizer):
         return dict(self.tokenizer.pad(read_prompts(self.tokenizer, prompts, progress=progress)))
 
     def batches(
-        self, prompts: Sequence[str], *, cache: EmbeddingCache | None = None, progress: bool = False
+        self, prompts: Sequence[str], *, cache: EmbeddingCache | None = None
     ) -> Iterator[tuple[Int[np.ndarray, "rows"], HostQuery]]:
-        """See :meth:`TextTokenizer.batches`."""
+        """See :meth:`TextTokenizer.batches`, of some thousand prompts at a time."""
         del cache
-        for rows, query in self.tokenizer.batches(read_prompts(self.tokenizer, prompts, progress=progress)):
-            yield rows, dict(query)
+        report = CutReport()
+        for start in range(0, len(prompts), PROMPTS_PER_PART):
+            with report.collecting():
+                token_ids = read_prompts(self.tokenizer, prompts[start : start + PROMPTS_PER_PART])
+            for rows, query in self.tokenizer.batches(token_ids):
+                yield rows + start, dict(query)
+        report.log()
 
     def text_function(self) -> TextFunction:
         """The tokenizer alone: the query is the tokens."""

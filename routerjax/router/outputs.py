@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import functools
+import itertools
 from collections.abc import Callable, Hashable, Iterator, Sequence
 
 import flax.linen as nn
@@ -15,7 +16,7 @@ from jaxtyping import Int, UInt32
 from routerjax.errors import InputError
 from routerjax.features import EmbeddingCache, Embeddings, Featurizer
 from routerjax.likelihoods import Likelihood
-from routerjax.prompts import prompt_ids, require_texts
+from routerjax.prompts import distinct, prompt_ids, require_texts
 from routerjax.scoring import apply_module
 from routerjax.typing import Array, ScoreFn, Variables
 
@@ -68,7 +69,6 @@ def batches_of(
     *,
     has_prompt_id: bool,
     cache: EmbeddingCache | None,
-    progress: bool,
 ) -> tuple[Int[np.ndarray, "prompts"], Batches]:
     """The row of each prompt among the different ones, and the padded queries of these.
 
@@ -77,7 +77,6 @@ def batches_of(
         featurizer: of texts.
         has_prompt_id: add the identity of each prompt, by which a memory leaves out its own battles.
         cache: where embeddings are kept between runs.
-        progress: show a progress bar, where it takes more than two seconds.
 
     Raises:
         InputError: prompts that are no texts, or embeddings where their identity is needed.
@@ -87,12 +86,12 @@ def batches_of(
             raise InputError("exclude_own_battles needs prompts as texts: battles are remembered by them")
         return np.arange(len(prompts.embedding)), prompts.batches()
     require_texts(prompts)
-    row_of = {prompt: row for row, prompt in enumerate(dict.fromkeys(prompts))}
-    texts = list(row_of)
-    batches = featurizer.batches(texts, cache=cache, progress=progress)
+    is_first, row_of, _ = distinct(prompts)
+    texts = list(itertools.compress(prompts, is_first.tobytes()))
+    batches = featurizer.batches(texts, cache=cache)
     if has_prompt_id:
         batches = _with_prompt_id(batches, prompt_ids(texts))
-    return np.asarray([row_of[prompt] for prompt in prompts], int), batches
+    return row_of, batches
 
 
 def _with_prompt_id(batches: Batches, ids: UInt32[np.ndarray, "prompts 2"]) -> Batches:

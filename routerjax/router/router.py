@@ -293,7 +293,7 @@ class Router:
         if isinstance(prompts, Embeddings):
             self.featurizer.require_same(prompts.fingerprint, prompts.embedding.shape[1])
         excludes = exclude_own_battles and "prompt_id" in self.variables.get("memory", {})
-        row_of, batches = batches_of(prompts, self.featurizer, has_prompt_id=excludes, cache=cache, progress=progress)
+        row_of, batches = batches_of(prompts, self.featurizer, has_prompt_id=excludes, cache=cache)
         if not len(row_of):
             return np.zeros((0, *jax.eval_shape(compiled, variables, self.featurizer.example()).shape[1:]), np.float32)
         return run(compiled, variables, row_of, batches, progress=progress)
