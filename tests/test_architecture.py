@@ -23,6 +23,7 @@ GROUND = {
     "likelihoods",
     "losses",
     "metrics",
+    "order",
     "partitioning",
     "process",
     "prompts",

@@ -118,19 +118,23 @@ class TokenBatches:
         """Share of padding in the tokens of a pass: in rows, in empty rows, and on devices that have none."""
         return 1.0 - self.num_tokens / sum(shape.rows * shape.length * shape.batches for shape in self.shapes)
 
-    def in_order(self) -> Iterator[PreferenceBatch]:
-        """A pass over all battles, not shuffled."""
-        yield from map(self._batch, self._plan(np.arange(len(self._prompt))))
+    def in_order(self, *, parts: range | None = None) -> Iterator[PreferenceBatch]:
+        """A pass over all battles, not shuffled; ``parts`` as :meth:`shuffled` takes them."""
+        yield from (self._batch(rows, parts) for rows in self._plan(np.arange(len(self._prompt))))
 
-    def shuffled(self, *, seed: int, epoch: int, start: int = 0) -> Iterator[PreferenceBatch]:
+    def shuffled(
+        self, *, seed: int, epoch: int, start: int = 0, parts: range | None = None
+    ) -> Iterator[PreferenceBatch]:
         """A pass over all battles: numpy leaves, the same ones for the same seed and epoch.
 
         Args:
             seed: of the data order of the whole run.
             epoch: 0 is the first.
             start: batches to leave out at the beginning.
+            parts: neighbouring parts of each batch, of its ``num_devices``, that alone are made; ``query_index`` counts
+                the rows of these. None makes all.
         """
-        yield from map(self._batch, self._shuffled_plan(seed, epoch)[start:])
+        yield from (self._batch(rows, parts) for rows in self._shuffled_plan(seed, epoch)[start:])
 
     def battles_of(self, *, seed: int, epoch: int, start: int, stop: int) -> Int[np.ndarray, "battles"]:
         """Indices of the battles of some batches of a pass, from ``start`` to before ``stop``; see :meth:`shuffled`."""
@@ -159,8 +163,10 @@ class TokenBatches:
             plan += [rows[start : start + size] for start in range(0, len(rows), size)]
         return plan
 
-    def _batch(self, rows: Int[np.ndarray, "rows"]) -> PreferenceBatch:
+    def _batch(self, rows: Int[np.ndarray, "rows"], parts: range | None) -> PreferenceBatch:
         shape, devices = self._shapes[int(self._shape_of[rows[0]])], self.num_devices
+        if parts is not None:
+            rows, devices = rows[parts.start * shape.rows : parts.stop * shape.rows], len(parts)
         token_ids = np.full((devices * shape.rows, shape.length), self.padding_id, np.int32)
         mask = np.zeros_like(token_ids)
         for row, prompt in enumerate(self._prompt[rows]):

@@ -87,7 +87,7 @@ def step_memory(
     temporaries = None
     if parameters + moments + sums <= most_kept:
         run = accumulating_step(module, likelihood, transformation, weight_per_step=WEIGHT_PER_STEP, wrapper=ahead)
-        run(state, [batch], wrapper.put(key))
+        run(state, [wrapper.split(batch)], wrapper.put(key))
         temporaries = max(map(_temporary_bytes, ahead.programs))
     return StepMemory(state, parameters, moments, sums, temporaries)
 
@@ -115,9 +115,6 @@ class _Ahead(Wrapper):
 
     def put(self, tree: PyTree, axis: int | None = None) -> PyTree:
         return self.wrapper.put(tree, axis)
-
-    def split(self, battles: PreferenceBatch) -> PreferenceBatch:
-        return self.wrapper.split(battles)
 
     def zeros(self, tree: PyTree) -> PyTree:
         return self.wrapper.part_shapes(tree)

@@ -60,7 +60,8 @@ class FitResult:
         history: one row an epoch: epoch, loss, validation_loss, gradient_norm, learning_rate, compile_seconds, and,
             without the time of compilation, the figures of :mod:`routerjax.training.throughput`: battles_per_second,
             tokens_per_second, step_seconds_p50, step_seconds_p90, step_seconds_p99, model_flops_per_second,
-            model_flops_utilization (of the devices' peak), and peak_device_bytes or peak_host_bytes. Without
+            model_flops_utilization (of the devices' peak), input_wait_share (of the time of steps, in which they waited
+            for batches from the host), and peak_device_bytes or peak_host_bytes. Without
             validation_loss where there is no validation, without learning_rate where the optimiser says none, without
             tokens where there are none, and without FLOPs where the module does not count them. With skipped_steps
             where ``training.non_finite`` is ``skip``; the other figures but the speed are then of the other steps.
@@ -216,30 +217,35 @@ def _run_epochs(run: Run, hooks: Sequence[Hook], profile: StepProfile) -> None:
                 position, times = run.position, StepTimes()
                 profile.reach(run.steps, goes_on=position.steps < steps_per_epoch)
                 time_before, compiled_before = time.perf_counter(), clock.seconds
-                for state, metrics in run.run_steps(run.state, position.epoch, position.steps):
-                    run.state = state
-                    check_steps(
-                        metrics,
-                        run.train,
-                        epoch=position.epoch,
-                        start=position.steps,
-                        warns=not position.skipped_steps,
-                    )
-                    count = position.add(metrics)
-                    now, compiled = time.perf_counter(), clock.seconds
-                    seconds = now - time_before - (compiled - compiled_before)
-                    times.add(seconds, count)
-                    position.compile_seconds += compiled - compiled_before
-                    position.seconds += seconds
-                    time_before, compiled_before = now, compiled
-                    bar.update(count)
-                    bar.set_postfix(epoch=position.epoch + 1, loss=f"{position.loss:.4f}", refresh=False)
-                    # The steps of a part are saved when it is finished; an epoch's last ones with its validation.
-                    if every and run.steps // every > (run.steps - count) // every and position.steps < steps_per_epoch:
-                        run.save()
-                    interrupt.check_together()
-                    if profile.reach(run.steps, goes_on=position.steps < steps_per_epoch):
-                        time_before = time.perf_counter()
+                with contextlib.closing(run.run_steps(run.state, position.epoch, position.steps)) as steps:
+                    for state, metrics in steps:
+                        run.state = state
+                        check_steps(
+                            metrics,
+                            run.train,
+                            epoch=position.epoch,
+                            start=position.steps,
+                            warns=not position.skipped_steps,
+                        )
+                        count = position.add(metrics)
+                        now, compiled = time.perf_counter(), clock.seconds
+                        seconds = now - time_before - (compiled - compiled_before)
+                        times.add(seconds, count)
+                        position.compile_seconds += compiled - compiled_before
+                        position.seconds += seconds
+                        time_before, compiled_before = now, compiled
+                        bar.update(count)
+                        bar.set_postfix(epoch=position.epoch + 1, loss=f"{position.loss:.4f}", refresh=False)
+                        # The steps of a part are saved when it is finished; an epoch's last ones with its validation.
+                        if (
+                            every
+                            and run.steps // every > (run.steps - count) // every
+                            and position.steps < steps_per_epoch
+                        ):
+                            run.save()
+                        interrupt.check_together()
+                        if profile.reach(run.steps, goes_on=position.steps < steps_per_epoch):
+                            time_before = time.perf_counter()
                 if position.skipped_steps == steps_per_epoch:
                     raise not_finite(f"all steps of epoch {position.epoch + 1} were skipped, none being finite")
                 row = {
@@ -247,6 +253,7 @@ def _run_epochs(run: Run, hooks: Sequence[Hook], profile: StepProfile) -> None:
                     "loss": position.loss,
                     "gradient_norm": position.gradient_norm_sum / (steps_per_epoch - position.skipped_steps),
                     **run.workload.figures(position.seconds, times),
+                    "input_wait_share": position.input_wait_seconds / position.seconds,
                 }
                 if run.learning_rate is not None:
                     row["learning_rate"] = float(np.asarray(run.learning_rate(run.updates - 1)))

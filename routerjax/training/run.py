@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import functools
 import itertools
 import logging
 import math
@@ -24,6 +25,7 @@ from routerjax.training.checkpoint import Checkpoints
 from routerjax.training.finite import not_finite
 from routerjax.training.interrupt import Interrupt
 from routerjax.training.parallel import Wrapper
+from routerjax.training.prefetch import BATCHES_AHEAD, Prefetch
 from routerjax.training.sources import Battles, Source, StepRunner
 from routerjax.training.state import TrainState
 from routerjax.training.throughput import Workload
@@ -42,6 +44,7 @@ class Position:
         loss_sum, weight_sum, gradient_norm_sum: over these steps.
         seconds, compile_seconds: what they took; compilation is not part of ``seconds``.
         skipped_steps: those of ``steps`` that changed nothing, since they were not finite.
+        input_wait_seconds: the part of ``seconds`` in which they waited for batches from the host.
         best_epoch: counted from 1; 0 is none yet.
         best_loss: None is none yet.
         best: the lowest validation losses, each with the number of its epoch's checkpoint, the lowest first.
@@ -56,6 +59,7 @@ class Position:
     seconds: float = 0.0
     compile_seconds: float = 0.0
     skipped_steps: int = 0
+    input_wait_seconds: float = 0.0
     best_epoch: int = 0
     best_loss: float | None = None
     best: list[tuple[float, int]] = field(default_factory=list)
@@ -76,14 +80,15 @@ class Position:
             self.gradient_norm_sum += norm
         self.steps += len(metrics["loss_sum"])
         self.skipped_steps += int(np.sum(metrics.get("skipped", 0)))
+        self.input_wait_seconds += float(np.sum(metrics.get("input_wait_seconds", 0.0)))
         return len(metrics["loss_sum"])
 
     def finish_epoch(self, row: dict[str, float]) -> None:
         """Go to the next epoch's first step."""
-        start = Position()
-        of_epoch = ("steps", "loss_sum", "weight_sum", "gradient_norm_sum", "seconds", "compile_seconds")
-        for name in (*of_epoch, "skipped_steps"):
-            setattr(self, name, getattr(start, name))
+        start, of_run = Position(), ("epoch", "best_epoch", "best_loss", "best", "history")
+        for setting in dataclasses.fields(start):
+            if setting.name not in of_run:
+                setattr(self, setting.name, getattr(start, setting.name))
         self.epoch += 1
         self.history = [*self.history, row]
 
@@ -189,18 +194,13 @@ class Run:
         count, sums = self.validation.num_batches, np.zeros((self.validation.num_batches, 2), np.float32)
         # On a mesh all processes compute each batch together; elsewhere each has its share of them.
         first, stride = (0, 1) if self.wrapper.computes_together else (jax.process_index(), jax.process_count())
-        batches = itertools.islice(enumerate(self.validation.in_order()), first, None, stride)
-        for index, batch in tqdm.tqdm(
-            batches,
-            "validation",
-            len(range(first, count, stride)),
-            leave=False,
-            unit="batch",
-            disable=None if distributed.is_first() else True,
-            delay=2,
-        ):
-            sums[index] = jax.device_get(self.validation_sums(self.state.variables, batch))
-            interrupt.check()
+        share = itertools.islice(enumerate(self.validation.in_order()), first, None, stride)
+        is_quiet = None if distributed.is_first() else True
+        bar = functools.partial(tqdm.tqdm, leave=False, unit="batch", disable=is_quiet, delay=2)
+        with Prefetch(share, ahead=BATCHES_AHEAD) as batches:
+            for index, batch in bar(batches, "validation", len(range(first, count, stride))):
+                sums[index] = jax.device_get(self.validation_sums(self.state.variables, batch))
+                interrupt.check()
         if stride > 1:
             sums = distributed.summed(sums)
         total = np.add.accumulate(sums.astype(np.float64))[-1]  # one after another, in whatever processes they were

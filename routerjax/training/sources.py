@@ -5,7 +5,7 @@ from __future__ import annotations
 import itertools
 import logging
 import time
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Generator, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Protocol
 
@@ -19,7 +19,9 @@ from jaxtyping import Int, Int32
 from routerjax import distributed
 from routerjax.config import TrainingConfig
 from routerjax.likelihoods import Likelihood
+from routerjax.order import epoch_order
 from routerjax.training.parallel import Wrapper, require_divisible
+from routerjax.training.prefetch import BATCHES_AHEAD, Prefetch
 from routerjax.training.profile import STEP_NAME
 from routerjax.training.state import TrainState
 from routerjax.training.step import accumulating_step, loop_steps, make_train_step
@@ -30,9 +32,10 @@ logger = logging.getLogger(__name__)
 # One call of the program takes about so many steps that Ctrl-C and the progress bar wait no longer than this.
 SECONDS_A_CALL = 0.5
 
-StepRunner = Callable[[TrainState, int, int], Iterator[tuple[TrainState, Mapping[str, np.ndarray]]]]
+StepRunner = Callable[[TrainState, int, int], Generator[tuple[TrainState, Mapping[str, np.ndarray]]]]
 """``(state, epoch, start) -> (state, metrics [steps]) ...``: an epoch from its ``start``-th step on, in parts of one or
-more steps, each of which is finished when it is yielded. The state that was given may be donated."""
+more steps, each of which is finished when it is yielded. The state that was given may be donated. Metrics are those of
+the step, and ``input_wait_seconds`` where the host makes the batches. Close it where it is not used up."""
 
 
 class Battles(Protocol):
@@ -71,8 +74,14 @@ class Battles(Protocol):
 class Batches(Battles, Protocol):
     """Battles that come in shuffled batches, such as :class:`routerjax.data.TokenBatches`."""
 
-    def shuffled(self, *, seed: int, epoch: int, start: int = 0) -> Iterable[PreferenceBatch]:
-        """The batches of an epoch from the ``start``-th on, a pure function of seed and epoch; few shapes."""
+    def shuffled(
+        self, *, seed: int, epoch: int, start: int = 0, parts: range | None = None
+    ) -> Iterable[PreferenceBatch]:
+        """The batches of an epoch from the ``start``-th on, a pure function of seed and epoch; few shapes.
+
+        ``parts`` are the neighbouring parts of each batch that are wanted, of those that it has for the devices; their
+        battles and queries alone, ``query_index`` counted among these. None is all of them.
+        """
         ...
 
     def battles_of(self, *, seed: int, epoch: int, start: int, stop: int) -> Int[np.ndarray, "battles"]:
@@ -108,25 +117,6 @@ def open_source(battles: PreferenceBatch | Batches, training: TrainingConfig, wr
     if isinstance(battles, PreferenceBatch):
         return _Resident(wrapper.put(battles), training, wrapper)
     return _Streamed(battles, training, wrapper)
-
-
-def epoch_order(*, seed: int, epoch: int, num_battles: int, batch_size: int) -> Int32[np.ndarray, "steps batch"]:
-    """Every battle once, in batches that are a pure function of seed and epoch; the last is filled up with -1.
-
-    Args:
-        seed: of the data order of the whole run.
-        epoch: 0 is the first.
-        num_battles: battles in the data set.
-        batch_size: battles a step.
-
-    Example:
-        >>> epoch_order(seed=0, epoch=0, num_battles=3, batch_size=2).shape
-        (2, 2)
-    """
-    num_steps = -(-num_battles // batch_size)
-    order = np.full(num_steps * batch_size, -1, np.int32)
-    order[:num_battles] = np.random.default_rng((seed, epoch)).permutation(num_battles)
-    return order.reshape(num_steps, batch_size)
 
 
 @dataclass(frozen=True)
@@ -200,7 +190,7 @@ class _Resident:
         count, profiled = 1, training.profiled_steps
         bounds = (profiled.start, profiled.stop) if profiled else ()
 
-        def run_steps(state: TrainState, epoch: int, start: int) -> Iterator[tuple[TrainState, dict[str, np.ndarray]]]:
+        def run_steps(state: TrainState, epoch: int, start: int) -> Generator[tuple[TrainState, dict[str, np.ndarray]]]:
             nonlocal count
             order = wrapper.put(self._order(epoch), 1)
             while start < num_steps:
@@ -227,7 +217,7 @@ class _Resident:
 class _Streamed:
     """Battles that come from the host, ``training.micro_batches`` of their batches a step, whatever their shapes.
 
-    The last step of an epoch has what is left.
+    They are made and sent to the devices in the background. The last step of an epoch has what is left.
     """
 
     batches: Batches
@@ -278,17 +268,19 @@ class _Streamed:
             skip_non_finite=training.non_finite == "skip",
         )
 
-        def run_steps(state: TrainState, epoch: int, start: int) -> Iterator[tuple[TrainState, dict[str, np.ndarray]]]:
+        def run_steps(state: TrainState, epoch: int, start: int) -> Generator[tuple[TrainState, dict[str, np.ndarray]]]:
             first = start * training.micro_batches
-            batches = iter(self.batches.shuffled(seed=training.order_seed, epoch=epoch, start=first))
+            batches = self.batches.shuffled(seed=training.order_seed, epoch=epoch, start=first)
             number = itertools.count(epoch * self.steps_per_epoch + start)
-            steps = iter(lambda: list(itertools.islice(batches, training.micro_batches)), [])
-            step = next(steps, None)
-            while step is not None:
-                with StepTraceAnnotation(STEP_NAME, step_num=next(number)):
-                    state, metrics = run(state, step, key)
-                    step = next(steps, None)  # made while the device computes
-                    metrics = jax.device_get(metrics)
-                yield state, {name: np.asarray(value)[None] for name, value in metrics.items()}
+            with Prefetch((self.wrapper.split(batch) for batch in batches), ahead=BATCHES_AHEAD) as placed:
+                waited = 0.0
+                for batch in placed:
+                    step = itertools.chain([batch], itertools.islice(placed, training.micro_batches - 1))
+                    with StepTraceAnnotation(STEP_NAME, step_num=next(number)):
+                        state, metrics = run(state, step, key)
+                        metrics = jax.device_get(metrics)
+                    on_host = {name: np.asarray(value)[None] for name, value in metrics.items()}
+                    yield state, on_host | {"input_wait_seconds": np.asarray([placed.seconds - waited])}
+                    waited = placed.seconds
 
         return run_steps

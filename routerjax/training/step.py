@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable
 from typing import Any, NamedTuple, Protocol, TypeVar
 
 import flax.linen as nn
@@ -199,11 +199,12 @@ def accumulating_step(
     weight_per_step: float,
     wrapper: Wrapper,
     skip_non_finite: bool = False,
-) -> Callable[[TrainState, Sequence[PreferenceBatch], Array], tuple[TrainState, Metrics]]:
+) -> Callable[[TrainState, Iterable[PreferenceBatch], Array], tuple[TrainState, Metrics]]:
     """Make a step over micro-batches, whose sums are added one after another: one is held in memory at a time.
 
     They may differ in shape. Each shape is compiled once, and the update once, so that any mixture of shapes costs no
-    further compilation. Devices add up their own sums, and exchange them once a step.
+    further compilation. Devices add up their own sums, and exchange them once a step. The batches are on the devices,
+    as :meth:`Wrapper.split` sends them.
 
     Args:
         module, likelihood, optimizer, weight_per_step, skip_non_finite: see :func:`make_train_step`.
@@ -226,13 +227,13 @@ def accumulating_step(
     add_part = wrapper(add, (0, None, 0, None, None))
     finish_step = wrapper(finish, ((None, 0),))
 
-    def run(state: TrainState, batch: Sequence[PreferenceBatch], key: Array) -> tuple[TrainState, Metrics]:
+    def run(state: TrainState, batches: Iterable[PreferenceBatch], key: Array) -> tuple[TrainState, Metrics]:
         nonlocal total
         if total is None:
             zero: Any = np.zeros((), np.float32)
             total = wrapper.zeros(Sums(zero, zero, gradient_shapes(state)))
-        for index, part in enumerate(batch):
-            total, _ = add_part(total, state, wrapper.split(part), key, np.int32(index))
+        for index, batch in enumerate(batches):
+            total, _ = add_part(total, state, batch, key, np.int32(index))
         (state, total), metrics = finish_step((state, total))
         return state, metrics
 

@@ -43,7 +43,7 @@ PERCENTILES = (50, 90, 99)
 FIGURES = (
     *("battles_per_second", "tokens_per_second", "compile_seconds"),
     *(f"step_seconds_p{percent}" for percent in PERCENTILES),
-    *("model_flops_per_second", "model_flops_utilization", "peak_device_bytes", "peak_host_bytes"),
+    *("model_flops_per_second", "model_flops_utilization", "input_wait_share", "peak_device_bytes", "peak_host_bytes"),
 )
 """Columns of an epoch's row that are measured; two runs that learn the same differ in them."""
 
@@ -213,6 +213,8 @@ class Workload:
         names = [f"step_seconds_p{percent}" for percent in PERCENTILES]
         if names[0] in row:
             parts.append(f"steps of {' / '.join(f'{1000 * row[name]:.3g}' for name in names)} ms (p50 / p90 / p99)")
+        if row["input_wait_share"]:
+            parts.append(f"{row['input_wait_share']:.1%} of that time waiting for batches")
         if self.peak is not None:
             parts.append(
                 f"model FLOPs {row['model_flops_utilization']:.1%} of {self.peak.flops / 1e12:.3g} T/s "

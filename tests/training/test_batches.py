@@ -2,6 +2,7 @@
 
 import dataclasses
 import signal
+import threading
 from collections.abc import Callable, Iterator
 from pathlib import Path
 
@@ -99,7 +100,7 @@ def test_devices_and_micro_batches_make_the_gradient_and_the_update_of_one_batch
     state_many, state_one = state_of(params, transformation), state_of(params, transformation)
     for step in range(5):
         batch = steps[step % len(steps)]
-        state_many, metrics_many = many(state_many, batch, jax.random.key(0))
+        state_many, metrics_many = many(state_many, map(training.pmap_step.split, batch), jax.random.key(0))
         state_one, metrics_one = one(state_one, joined(batch), jax.random.key(0))
         if step == 0:
             np.testing.assert_allclose(metrics_many["gradient_norm"], metrics_one["gradient_norm"], rtol=1e-5)
@@ -178,6 +179,8 @@ def test_it_learns_and_an_interrupted_run_goes_on_from_its_last_step_bit_for_bit
     jax.tree.map(np.testing.assert_array_equal, resumed.variables, whole.variables)
     for one, other in zip(resumed.history, whole.history, strict=True):
         assert {name: one[name] for name in ("loss", "validation_loss", "gradient_norm")}.items() <= other.items()
+        assert 0 < one["input_wait_share"] < 1
+    assert "prefetch" not in {thread.name for thread in threading.enumerate()}
 
 
 def test_eight_devices_train_as_one(params: dict, tmp_path: Path) -> None:

@@ -87,11 +87,11 @@ def trained(devices: str, lora_rank: int, remat: bool = True) -> tuple[PyTree, P
     )
     step = accumulating_step(module, BRADLEY_TERRY, optimizer, weight_per_step=1.0, wrapper=recording)
     key = recording.put(key)
-    state, _ = step(state, parts, key)
+    state, _ = step(state, map(recording.split, parts), key)
     # Adam's first moment after one step is a tenth of the gradient.
     ((_, moment),) = jax.device_get(optax.tree.get_all_with_path(state.opt_state, "mu"))
     for _ in range(2):
-        state, _ = step(state, parts, key)
+        state, _ = step(state, map(recording.split, parts), key)
     return jax.tree.map(lambda leaf: 10 * leaf, moment), jax.device_get(state.trained), recording
 
 
