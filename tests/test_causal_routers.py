@@ -140,7 +140,7 @@ def test_a_run_from_the_command_line(folder: Path, arena: Path, tmp_path: Path) 
     assert main(["train", str(arena / "config.py"), "--set", *settings, "--output", str(tmp_path / "run")]) == 0
     router = load_router(tmp_path / "run" / "router")
     assert np.ptp(router.win_prob(TEXTS)) > 0
-    assert {path.name for path in (tmp_path / "run").iterdir()} == {"config.json", "router", "training"}  # no control
+    assert {path.name for path in (tmp_path / "run").iterdir()} == {"router", "run.json", "training"}  # no control
     trained = router.variables["params"]["encoder"]["layers"]["query"]["lora_b"]
     assert np.abs(trained).max() > 0
     assert json.loads((tmp_path / "run" / "router" / "router.json").read_text())["family"] == "causal"

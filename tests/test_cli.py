@@ -198,12 +198,12 @@ def test_a_run_killed_in_the_middle_resumes_bit_for_bit(
             assert f"{killed} is in use: another process trains into it" in capsys.readouterr().err
         process.send_signal(signal.SIGKILL)
     assert process.returncode == -signal.SIGKILL
-    assert sorted(os.listdir(killed)) == ["config.json", "training"]
+    assert sorted(os.listdir(killed)) == ["run.json", "training"]
     (killed / ".router.abc.tmp").mkdir()
     (killed / "training" / ".metrics.jsonl.1.tmp").touch()
     assert main([*train, str(killed), "--resume"]) == 0
     assert main([*train, str(whole)]) == 0
-    assert sorted(os.listdir(killed)) == sorted(os.listdir(whole)) == ["config.json", "knn", "router", "training"]
+    assert sorted(os.listdir(killed)) == sorted(os.listdir(whole)) == ["knn", "router", "run.json", "training"]
     assert sorted(os.listdir(killed / "training")) == sorted(os.listdir(whole / "training"))
     for name in ("router", "knn"):
         one, other = (load_router(folder / name).variables for folder in (killed, whole))
@@ -236,7 +236,7 @@ def test_a_full_disk_loses_nothing(arena: Path, tmp_path: Path) -> None:
     error = rf"routerjax: error: cannot write checkpoint \d+ in {re.escape(str(checkpoints))}: File too large\n"
     assert re.search(f"{error}$", finished.stderr)
     assert "Traceback" not in finished.stderr
-    assert sorted(os.listdir(run)) == ["config.json", "training"]
+    assert sorted(os.listdir(run)) == ["run.json", "training"]
     assert main([*map(str, train), "--resume"]) == 0
 
     before = {path: path.read_bytes() for path in run.rglob("*") if path.is_file()}

@@ -191,8 +191,8 @@ def test_configurations(tmp_path: Path, refused: Refused, text: str | None, mess
 
 
 def test_what_a_run_wrote_is_no_configuration(arena: Path, tmp_path: Path, refused: Refused) -> None:
-    written = arena / "run" / "config.json"
-    refused("no configuration .*config.json: expected a Python file", "train", written, "--output", tmp_path / "run")
+    written = arena / "run" / "run.json"
+    refused("no configuration .*run.json: expected a Python file", "train", written, "--output", tmp_path / "run")
 
 
 def test_seeds(tmp_path: Path, refused: Refused) -> None:
@@ -301,8 +301,8 @@ def test_resuming(arena: Path, tmp_path: Path, refused: Refused) -> None:
         path.write_bytes(path.read_bytes()[: path.stat().st_size // 2])
     mend = f"to go on from checkpoint {before}, remove .*checkpoints/{last}"
     refused(f"checkpoint {last} in .* cannot be restored .*: {mend}", *resume)
-    (run / "config.json").write_bytes((run / "config.json").read_bytes()[:-100])
-    refused("config.json is damaged; train into another folder", *resume)
+    (run / "run.json").write_bytes((run / "run.json").read_bytes()[:-100])
+    refused("run.json is damaged; train into another folder", *resume)
 
 
 def test_outputs_that_exist(arena: Path, tmp_path: Path, refused: Refused) -> None:

@@ -29,17 +29,22 @@ def config(arena: Path) -> ExperimentConfig:
 
 def test_a_run_is_what_the_docstring_says(arena: Path, config: ExperimentConfig) -> None:
     run = arena / "run"
-    assert sorted(os.listdir(run)) == ["config.json", "knn", "router", "training"]
+    assert sorted(os.listdir(run)) == ["knn", "router", "run.json", "training"]
     assert sorted(os.listdir(run / "training")) == ["checkpoints", "metrics.jsonl", "tensorboard"]
-    described = json.loads((run / "config.json").read_text())
+    described = json.loads((run / "run.json").read_text())
     assert described["config"] == json.loads(json.dumps(dataclasses.asdict(config)))
-    assert described["versions"] == {
-        name: importlib.metadata.version(name) for name in ("routerjax", "jax", "flax", "optax", "numpy")
-    }
+    for name in ("routerjax", "jax", "jaxlib", "flax", "optax", "numpy"):
+        assert described["versions"][name] == importlib.metadata.version(name)
     files = ["battles.parquet", *(f"encoder/{name}" for name in ENCODER_FILES)]
     digests = {name: hashlib.sha256((arena / name).read_bytes()).hexdigest() for name in files}
     assert described["data_sha256"] == digests
     assert described["git_commit"] is None or re.fullmatch("[0-9a-f]{40}(-dirty)?", described["git_commit"])
+
+    (start,) = described.pop("starts")
+    assert start["command"] == sys.argv
+    assert start["environment"]["XLA_FLAGS"] == os.environ["XLA_FLAGS"]
+    assert start["hardware"].items() >= {"devices": 8, "device_kind": "cpu", "processes": 1}.items()
+    assert start["jax"]["jax_enable_x64"] is False
 
     router, knn = load_router(run / "router"), load_router(run / "knn")
     rows = [json.loads(line) for line in (run / "training" / "metrics.jsonl").read_text().splitlines()]
@@ -74,12 +79,13 @@ def test_families_that_train_nothing(config: ExperimentConfig, tmp_path: Path, f
         config, router=dataclasses.replace(config.router, family=family, attributes=attributes)
     )
     router = train_router(config, tmp_path / "run")
-    assert sorted(os.listdir(tmp_path / "run")) == ["config.json", "router"]
+    assert sorted(os.listdir(tmp_path / "run")) == ["router", "run.json"]
     loaded = load_router(tmp_path / "run" / "router")
     prompts = ["what is the capital?", "prove it"]
     np.testing.assert_array_equal(loaded.win_prob(prompts), router.win_prob(prompts))
     again = train_router(config, tmp_path / "run", resume=True)
     np.testing.assert_array_equal(again.win_prob(prompts), router.win_prob(prompts))
+    assert len(json.loads((tmp_path / "run" / "run.json").read_text())["starts"]) == 2
 
 
 @pytest.mark.parametrize("family", ["knn", "sw"])
@@ -163,9 +169,9 @@ def test_what_a_killed_run_left_before_it_wrote_anything_is_no_obstacle(
 ) -> None:
     run = tmp_path / "run"
     run.mkdir()
-    (run / ".config.json.abc.tmp").touch()
+    (run / ".run.json.abc.tmp").touch()
     train_router(override(config, ["router.family=knn", "router.attributes={'k': 5}"]), run)
-    assert sorted(os.listdir(run)) == ["config.json", "router"]
+    assert sorted(os.listdir(run)) == ["router", "run.json"]
 
 
 def test_data_that_changed_is_another_run(arena: Path, config: ExperimentConfig, tmp_path: Path) -> None:

@@ -110,7 +110,7 @@ def test_train_evaluate_calibrate_and_export_from_the_command_line(
     trained: Path, arena: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     run = trained / "run"
-    assert {path.name for path in run.iterdir()} == {"config.json", "knn", "router", "training"}
+    assert {path.name for path in run.iterdir()} == {"run.json", "knn", "router", "training"}
     rows = [json.loads(line) for line in (run / "training" / "metrics.jsonl").read_text().splitlines()]
     assert rows[-1]["loss"] < rows[0]["loss"]
     router = load_router(run / "router")
@@ -230,9 +230,9 @@ def test_bad_configurations_are_refused_before_anything_is_encoded_or_written(
     config: ExperimentConfig, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, changes: list[str], message: str
 ) -> None:
     shutil.copytree(config.features.encoder, tmp_path / "encoder")
-    described = (tmp_path / "encoder" / "config.json").read_text()
+    described = (tmp_path / "encoder" / "run.json").read_text()
     deeper = described.replace('"num_hidden_layers": 2', '"num_hidden_layers": 3')
-    (tmp_path / "encoder" / "config.json").write_text(deeper)
+    (tmp_path / "encoder" / "run.json").write_text(deeper)
     changes = [change.replace("ENCODER", str(tmp_path / "encoder")) for change in changes]
     monkeypatch.delattr(features.SentenceFeaturizer, "encode")
     with pytest.raises(InputError, match=message):

@@ -6,10 +6,15 @@ import dataclasses
 import importlib.metadata
 import json
 import os
+import platform
+import re
 import subprocess
+import sys
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any, cast
+
+import jax
 
 from routerjax.atomic import atomic_file
 from routerjax.config import ExperimentConfig, FeatureConfig, identity_of
@@ -18,13 +23,29 @@ from routerjax.errors import InputError
 from routerjax.features import is_endpoint
 from routerjax.pretrained import encoder_sha256, file_sha256, locate
 
-CONFIG_FILE = "config.json"
+RUN_FILE = "run.json"
+
+PACKAGES = (
+    *("routerjax", "jax", "jaxlib", "flax", "optax", "orbax-checkpoint", "numpy", "pyarrow", "tokenizers"),
+    "transformers",
+)
+
+# Of the environment: what changes how JAX and its libraries compute, and nothing that names a host.
+ENVIRONMENT = re.compile(
+    "JAX_(?!COORDINATOR).*|XLA_.*|LIBTPU_INIT_ARGS|TF_CPP_.*|CUDA_VISIBLE_DEVICES|TPU_VISIBLE_(CHIPS|DEVICES)|NCCL_.*|"
+    "NVIDIA_TF32_OVERRIDE|OMP_NUM_THREADS|HF_(HUB|DATASETS)_OFFLINE"
+)
+
+JAX_SETTINGS = (
+    *("jax_default_matmul_precision", "jax_default_prng_impl", "jax_enable_x64", "jax_numpy_dtype_promotion"),
+    "jax_threefry_partitionable",
+)
 
 
 def require_run(output: Path) -> None:
     """Raise InputError unless a folder holds a run, finished or interrupted."""
-    if not (output / CONFIG_FILE).is_file():
-        raise InputError(f"nothing to resume: {output} holds no run (no {CONFIG_FILE}); run without --resume")
+    if not (output / RUN_FILE).is_file():
+        raise InputError(f"nothing to resume: {output} holds no run (no {RUN_FILE}); run without --resume")
 
 
 def require_same_run(config: ExperimentConfig, provenance: Mapping[str, object], output: Path) -> None:
@@ -39,12 +60,13 @@ def require_same_run(config: ExperimentConfig, provenance: Mapping[str, object],
         output: its folder.
 
     Raises:
-        InputError: the folder's run differs, or its ``config.json`` is damaged.
+        InputError: the folder's run differs, or its ``run.json`` is damaged.
     """
-    path = output / CONFIG_FILE
+    path = output / RUN_FILE
     try:
         written = json.loads(path.read_text(encoding="utf-8"))
         settings, data = written["config"], dict(written["data_sha256"])
+        list(written["starts"])
         new = _settings(config)
         old = {name: settings[section].get(field) for name in new for section, field in [name.split(".")]}
     except (ValueError, KeyError, TypeError) as error:
@@ -75,13 +97,54 @@ def describe_run(config: ExperimentConfig) -> dict[str, object]:
     Raises:
         InputError: the encoder or a data set is found nowhere, or the encoder's files are incomplete.
     """
-    versions = {name: importlib.metadata.version(name) for name in ("routerjax", "jax", "flax", "optax", "numpy")}
     return {
         "config": dataclasses.asdict(config),
         "git_commit": git_commit(Path(__file__).resolve().parents[1]),
-        "versions": versions,
+        "versions": _versions(),
         "data_sha256": {**_data_sha256(config), **_encoder_sha256(config.features)},
     }
+
+
+def describe_start() -> dict[str, object]:
+    """Describe a start of a run, a resumed one too: its command line, its environment and its hardware, but no host."""
+    devices = jax.devices()
+    return {
+        "command": sys.argv,
+        "git_commit": git_commit(Path(__file__).resolve().parents[1]),
+        "versions": _versions(),
+        "environment": {name: os.environ[name] for name in sorted(os.environ) if ENVIRONMENT.fullmatch(name)},
+        "jax": {name: getattr(jax.config, name) for name in JAX_SETTINGS},
+        "hardware": {
+            "devices": len(devices),
+            "device_kind": devices[0].device_kind,
+            "platform": devices[0].platform,
+            "processes": jax.process_count(),
+            "cpus": os.cpu_count(),
+            "memory_bytes": os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE"),
+            "system": f"{platform.system()} {platform.machine()}",
+        },
+    }
+
+
+def _versions() -> dict[str, str]:
+    versions = {name: importlib.metadata.version(name) for name in PACKAGES}
+    return {**versions, "python": platform.python_version()}
+
+
+def write_run(output: Path, provenance: Mapping[str, object], *, resume: bool) -> None:
+    """Write ``run.json``: what is needed to repeat a run, and each of its ``starts``.
+
+    Its ``config`` with the seeds, and the hashes of its data, are what the run is; they stay as the first start wrote
+    them.
+
+    Args:
+        output: folder of the run.
+        provenance: see :func:`describe_run`.
+        resume: add a start to those that the file has; one that went on to the end of an epoch.
+    """
+    path = output / RUN_FILE
+    run = json.loads(path.read_text(encoding="utf-8")) if resume else {**provenance, "starts": []}
+    write_json(path, {**run, "starts": [*run["starts"], describe_start()]})
 
 
 def _data_sha256(config: ExperimentConfig) -> dict[str, str]:

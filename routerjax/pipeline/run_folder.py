@@ -18,7 +18,7 @@ from routerjax.router import require_router
 logger = logging.getLogger(__name__)
 
 # What routerjax.atomic writes under a temporary name; only a killed run leaves one of them behind.
-TEMPORARY = (".config.json.*.tmp", ".router.*.tmp", ".knn.*.tmp", "training/.metrics.jsonl.*.tmp")
+TEMPORARY = (".run.json.*.tmp", ".router.*.tmp", ".knn.*.tmp", "training/.metrics.jsonl.*.tmp")
 # What file systems say that have no locks, or none of folders.
 CANNOT_LOCK = (errno.ENOLCK, errno.ENOTSUP, errno.ENOSYS, errno.EBADF)
 

@@ -35,7 +35,7 @@ from routerjax.features import (
 from routerjax.likelihoods import Likelihood, make_likelihood
 from routerjax.models import Decoder, typed_choices
 from routerjax.pipeline.battles import load_preferences
-from routerjax.pipeline.provenance import describe_run, require_run, require_same_run, write_json
+from routerjax.pipeline.provenance import describe_run, require_run, require_same_run, write_run
 from routerjax.pipeline.run_folder import require_loadable, run_folder
 from routerjax.policies import Threshold
 from routerjax.router import Router, require_router, save_router
@@ -47,8 +47,9 @@ logger = logging.getLogger(__name__)
 def train_router(config: ExperimentConfig, output: str | Path, *, resume: bool = False) -> Router:
     """Train the router that ``config`` describes, and write it with all that is needed to repeat the run.
 
-    ``output`` then holds ``config.json``, ``router/`` (see :func:`routerjax.save_router`), ``knn/`` (the
-    nearest-neighbour control on the same battles), and ``training/`` (checkpoints, metrics.jsonl, TensorBoard files).
+    ``output`` then holds ``run.json`` (see :func:`routerjax.pipeline.provenance.write_run`), ``router/`` (see
+    :func:`routerjax.save_router`), ``knn/`` (the nearest-neighbour control on the same battles), and ``training/``
+    (checkpoints, metrics.jsonl, TensorBoard files).
     Neither router has seen the battles that are held out, whether it learns parameters or remembers battles.
     A router that reads text itself has no control where its encoder is a decoder, or where its files say that it makes
     embeddings in a way that is not computed here; the reason is logged.
@@ -128,8 +129,9 @@ def _train(config: ExperimentConfig, output: Path, *, resume: bool) -> Router:
         routers["knn"] = make_router(module=control, featurizer=scorer, variables={"memory": memory})
 
     # From here on things are written: what can be refused has been.
+    note_start = functools.cache(lambda: write_run(output, provenance, resume=resume))
     if not resume and distributed.is_first():
-        write_json(output / "config.json", provenance)
+        note_start()
     if "router" not in routers:
         logger.info("training %s on %d battles, validating on %d", family.name, len(train), held_out_battles)
         result = training.fit(
@@ -140,6 +142,7 @@ def _train(config: ExperimentConfig, output: Path, *, resume: bool) -> Router:
             variables=start,
             training=config.training,
             directory=training.Resume(output / "training") if resume else output / "training",
+            hooks=[lambda row: note_start()],  # a run that cannot be resumed stays as it is
         )
         scorer = featurizer.for_scoring()
         routers["router"] = make_router(
@@ -149,7 +152,7 @@ def _train(config: ExperimentConfig, output: Path, *, resume: bool) -> Router:
             variables=distributed.on_every_host(result.variables),
             provenance={**provenance, "best_epoch": result.best_epoch, "validation_loss": result.best_loss},
         )
-    distributed.by_first(lambda: _save(routers, output))
+    distributed.by_first(lambda: (note_start(), _save(routers, output)))
     return routers["router"]
 
 
