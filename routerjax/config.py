@@ -215,6 +215,9 @@ class TrainingConfig(_Settings):
     Attributes:
         epochs: passes over the training battles.
         batch_size: battles a step, over all devices; of routers that look at embeddings.
+        resident: battles and embeddings lie on the device; False gathers each step's on the host, from a .npy file of
+            given embeddings without ever holding it in memory, and leaves out the nearest-neighbour control. For more
+            battles or prompts than fit. Both take the same steps, but for rounding and the draws of noise.
         batch_tokens: tokens of a batch, padding included, on each device; of routers that read text.
         micro_batches: so many batches of tokens go into a step, one after another.
         init_seed, noise_seed, order_seed: of the parameters, of dropout and noise, of the data order.
@@ -236,6 +239,7 @@ class TrainingConfig(_Settings):
 
     epochs: Annotated[int, Interval(ge=1, le=100_000)] = 10
     batch_size: Count = 64
+    resident: bool = True
     batch_tokens: Count = 4096
     micro_batches: Annotated[int, Interval(ge=1, le=1024)] = 1
     init_seed: Seed = 0

@@ -219,6 +219,27 @@ def test_another_fingerprint_of_given_embeddings_is_another_run(
         train_router(override(config, settings), tmp_path / "run", resume=True)
 
 
+def test_a_run_that_is_not_resident_learns_the_same_and_has_no_control(
+    config: ExperimentConfig, tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    np.save(tmp_path / "e.npy", np.random.default_rng(0).standard_normal((80, 5)).astype(np.float32))
+    (tmp_path / "e.npy.json").write_text('{"fingerprint": "made up"}')
+    settings = [f"features.embeddings={tmp_path / 'e.npy'}", "router.attributes={'model_dim': 8}"]
+    losses = []
+    for resident in (True, False):
+        run = tmp_path / f"resident_{resident}"
+        with caplog.at_level("INFO"):
+            train_router(override(config, [*settings, f"training.resident={resident}"]), run)
+        rows = [json.loads(line) for line in (run / "training" / "metrics.jsonl").read_text().splitlines()]
+        losses.append([[row["loss"], row["validation_loss"]] for row in rows])
+        assert (run / "knn").exists() == ("no nearest-neighbour control" not in caplog.text) == resident
+    np.testing.assert_allclose(*losses, rtol=1e-4)
+    assert "of that time waiting for batches" in caplog.text
+    settings += ["training.resident=False", "router.family=knn", "router.attributes={}"]
+    with pytest.raises(InputError, match=r"training.resident must be True for knn, got False: it trains nothing"):
+        train_router(override(config, settings), tmp_path / "knn")
+
+
 def test_battles_of_all_sources_with_their_weights(arena: Path) -> None:
     source = BattleSource(path="battles.parquet")
     twice = (source, dataclasses.replace(source, weight=3.0))

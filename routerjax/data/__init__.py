@@ -17,6 +17,7 @@ from routerjax.data.contamination import (
     max_similarity,
     normalized_text,
 )
+from routerjax.data.embedded import EmbeddedBatches
 from routerjax.data.loader import TokenBatches
 from routerjax.data.preferences import Preferences, model_index
 from routerjax.data.readers import read_preferences, source_revision, write_preferences
@@ -35,6 +36,7 @@ __all__ = [
     "ROUTELLM_WEAK",
     "Benchmark",
     "Contamination",
+    "EmbeddedBatches",
     "EmbeddedPrompts",
     "NearestPrompt",
     "Preferences",

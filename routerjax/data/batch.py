@@ -6,8 +6,9 @@ from collections.abc import Sequence
 
 import jax.numpy as jnp
 import numpy as np
-from jaxtyping import Float
+from jaxtyping import Float, Int
 
+from routerjax.data.embedded import EmbeddedBatches
 from routerjax.data.preferences import Preferences
 from routerjax.errors import InputError
 from routerjax.prompts import prompt_ids
@@ -37,7 +38,15 @@ class EmbeddedPrompts:
         Raises:
             KeyError: a prompt that is none of them.
         """
-        return self._embedding[[self._row_of[prompt] for prompt in prompts]]
+        return self._embedding[self._rows(prompts)]
+
+    def _rows(self, prompts: Sequence[str]) -> Int[np.ndarray, "prompts"]:
+        return np.fromiter((self._row_of[prompt] for prompt in prompts), np.int64, len(prompts))
+
+    def batches(self, battles: Preferences, *, batch_size: int, num_devices: int = 1) -> EmbeddedBatches:
+        """Battles with the embeddings of their prompts, from the host batch by batch; see :class:`EmbeddedBatches`."""
+        rows = self._rows(battles.unique_prompts)
+        return EmbeddedBatches(battles, self._embedding, rows, batch_size=batch_size, num_devices=num_devices)
 
     def batch(self, battles: Preferences) -> PreferenceBatch:
         """Battles on the device with the embeddings of their prompts; see :func:`to_batch`."""

@@ -19,6 +19,9 @@ from routerjax.features.cache import EmbeddingCache
 from routerjax.features.featurizer import Featurizer, HostQuery, embedding_batches, register_featurizer
 from routerjax.tables import ENDINGS, matrix_column, read_table
 
+# A file is checked so many rows at a time, so that it need not be in memory.
+ROWS_A_CHECK = 2**16
+
 NPY_MAGIC = b"\x93NUMPY"
 
 
@@ -27,7 +30,7 @@ class Embeddings:
     """Embeddings of some prompts.
 
     Attributes:
-        embedding: float32 ``[prompts, embed]``, finite.
+        embedding: float32 ``[prompts, embed]``, finite; a .npy file of these is mapped, and must stay as it is.
         fingerprint: names the way they were made; embeddings of different fingerprints are never compared.
 
     Raises:
@@ -46,8 +49,9 @@ class Embeddings:
                 f"embeddings must be floats of shape [prompts, embed], got {embedding.dtype} {embedding.shape}"
             )
         with np.errstate(over="ignore"):  # what is too large for float32 becomes infinite, and is refused
-            embedding = embedding.astype(np.float32)
-        bad = np.flatnonzero(~np.isfinite(embedding).all(axis=1))
+            embedding = embedding.astype(np.float32, order="C", copy=not isinstance(embedding, np.memmap))
+        parts = (embedding[start : start + ROWS_A_CHECK] for start in range(0, len(embedding), ROWS_A_CHECK))
+        bad = np.flatnonzero(np.concatenate([~np.isfinite(part).all(axis=1) for part in parts]))
         if bad.size:
             raise InputError(f"row {bad[0]}: the embedding is not finite in float32 ({bad.size} such rows)")
         object.__setattr__(self, "embedding", embedding)
@@ -152,8 +156,8 @@ def _npy(path: Path) -> np.ndarray:
     if not is_npy:  # numpy would read a zip archive under this name as well, and speak of pickles
         raise InputError("not a .npy file: numpy.save writes one")
     try:
-        # Mapped first: a header that declares more than the file holds is refused before anything is allocated.
-        return np.array(np.load(path, mmap_mode="r", allow_pickle=False))
+        # Mapped, not read; a header that declares more than the file holds is refused.
+        return np.load(path, mmap_mode="r", allow_pickle=False)
     except (ValueError, EOFError, OSError, OverflowError) as error:
         if "Python objects" in str(error):
             raise InputError("the .npy file holds Python objects, expected floats: array.astype('float32')") from error

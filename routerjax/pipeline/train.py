@@ -15,6 +15,7 @@ import numpy as np
 from routerjax import distributed, training
 from routerjax.config import ExperimentConfig
 from routerjax.data import (
+    EmbeddedBatches,
     EmbeddedPrompts,
     Preferences,
     TokenBatches,
@@ -52,7 +53,7 @@ def train_router(config: ExperimentConfig, output: str | Path, *, resume: bool =
     (checkpoints, metrics.jsonl, TensorBoard files).
     Neither router has seen the battles that are held out, whether it learns parameters or remembers battles.
     A router that reads text itself has no control where its encoder is a decoder, or where its files say that it makes
-    embeddings in a way that is not computed here; the reason is logged.
+    embeddings in a way that is not computed here; and none has one without ``training.resident``. The reason is logged.
 
     Several processes that :func:`routerjax.distributed.join` has joined train one router: all call this alike, and
     ``output`` is a folder that all of them see.
@@ -122,7 +123,7 @@ def _train(config: ExperimentConfig, output: Path, *, resume: bool) -> Router:
         memory = family.remember(module, embedded.batch(train), preferences.models)
         scorer = featurizer.for_scoring()
         routers["router"] = make_router(module=module, featurizer=scorer, variables={"memory": memory})
-    elif embedded is not None:
+    elif embedded is not None and config.training.resident:
         scorer = frozen.for_scoring()
         control = KNN.make_module(num_outputs=len(preferences.models), attributes={}, featurizer=scorer)
         memory = KNN.remember(control, embedded.batch(train), preferences.models)
@@ -188,6 +189,10 @@ def typed_config(config: ExperimentConfig) -> ExperimentConfig:
 def _require_fit(config: ExperimentConfig, family: Family, *, is_text: bool) -> None:
     """Refuse what the loop would refuse, before anything is encoded or written."""
     num_parts = training.wrapper_of(config.training).num_parts
+    if not config.training.resident and not family.trains:
+        raise InputError(
+            f"training.resident must be True for {family.name}, got False: it trains nothing, but remembers all battles"
+        )
     if is_text:
         return
     if config.training.micro_batches > 1:
@@ -205,14 +210,20 @@ def _sources(
     featurizer: Featurizer,
     embedded: EmbeddedPrompts | None,
     config: ExperimentConfig,
-) -> list[PreferenceBatch | TokenBatches]:
-    """Battles to train on and, where some are held out, those: as tokens in batches, or whole as embeddings."""
+) -> list[PreferenceBatch | EmbeddedBatches | TokenBatches]:
+    """Battles to train on and, where some are held out, those: in batches of tokens or embeddings, or whole."""
     splits = [train] if held_out is None else [train, held_out]
-    if not isinstance(featurizer, TokenFeaturizer):
-        assert embedded is not None  # all that does not read text itself
-        return [embedded.batch(battles) for battles in splits]
     # Held-out battles are scored on one device.
     devices = (training.wrapper_of(config.training).num_parts, 1)
+    if not isinstance(featurizer, TokenFeaturizer):
+        assert embedded is not None  # all that does not read text itself
+        if config.training.resident:
+            return [embedded.batch(battles) for battles in splits]
+        size = config.training.batch_size
+        return [
+            embedded.batches(battles, batch_size=size, num_devices=count)
+            for battles, count in zip(splits, devices, strict=False)
+        ]
     return [
         _token_batches(battles, featurizer.tokenizer, batch_tokens=config.training.batch_tokens, num_devices=count)
         for battles, count in zip(splits, devices, strict=False)
@@ -253,8 +264,15 @@ def _embed(
 ) -> tuple[Featurizer, EmbeddedPrompts | None]:
     """Embed the prompts of a run: for the router, or for the control beside a router that reads tokens.
 
-    There are no embeddings where they are for the control alone, and the encoder's folder is not followed there.
+    There are no embeddings where they are for the control alone, and the encoder's folder is not followed there, or
+    they would not be in memory.
     """
+    if not config.training.resident:
+        logger.info(
+            "no nearest-neighbour control: it remembers the embeddings of all prompts, and training.resident is False"
+        )
+        if isinstance(featurizer, TokenFeaturizer):
+            return featurizer, None
     if isinstance(featurizer, TokenFeaturizer):
         if isinstance(featurizer.encoder, Decoder):
             logger.info(
