@@ -24,7 +24,7 @@ tutorial: $(VENV)/.installed  ## the same from a script, with a module, a likeli
 TESTS ?=
 test: export JAX_DISABLE_MOST_OPTIMIZATIONS ?= 1
 test: $(VENV)/.installed  ## the suite, on 2 processes
-	$(BIN)/python -m pytest -n 2 --dist loadgroup -m 'not parity and not fresh_env and not gpu' $(TESTS)
+	$(BIN)/python -m pytest -n 2 --dist loadgroup -m 'not parity and not fresh_env and not gpu and not trackers' $(TESTS)
 
 MINUTES ?= 30
 SEED ?= 0

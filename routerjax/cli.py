@@ -22,6 +22,9 @@ MACHINE_REFUSED = 1
 # Those of routerjax.calibration, which imports JAX.
 METHODS = ("temperature", "platt", "isotonic")
 
+# Those of routerjax.training.hooks, which is beside what imports JAX.
+TRACKERS = ("mlflow", "wandb")
+
 # Those of routerjax.tables, which imports Arrow.
 INPUT_FORMATS = ("text", "jsonl")
 
@@ -106,6 +109,7 @@ def _parser() -> argparse.ArgumentParser:
     train.add_argument(
         "--profile", metavar="START:STOP", help="trace these steps of the run, for TensorBoard, Perfetto"
     )
+    train.add_argument("--log", action="append", default=[], choices=TRACKERS, help="send the figures of epochs there")
     train.set_defaults(run=commands.train)
     plan.add_argument("--devices", required=True, metavar="NxMEMORY", help="to train on, such as 8x80GB")
     plan.add_argument("--json", action="store_true", help="print the plan as JSON")

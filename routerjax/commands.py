@@ -37,7 +37,7 @@ def train(arguments: argparse.Namespace) -> None:
 
     profile = [] if arguments.profile is None else [f"training.profile={arguments.profile}"]
     config = override(load_config(arguments.config), [*arguments.set, *profile])
-    train_router(config, arguments.output, resume=arguments.resume)
+    train_router(config, arguments.output, resume=arguments.resume, log=arguments.log)
     _say(f"router written to {arguments.output / 'router'}")
 
 

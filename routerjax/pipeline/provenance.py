@@ -10,6 +10,7 @@ import platform
 import re
 import subprocess
 import sys
+import uuid
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any, cast
@@ -66,7 +67,8 @@ def require_same_run(config: ExperimentConfig, provenance: Mapping[str, object],
     try:
         written = json.loads(path.read_text(encoding="utf-8"))
         settings, data = written["config"], dict(written["data_sha256"])
-        list(written["starts"])
+        if not (isinstance(written["starts"], list) and isinstance(written["run_id"], str)):
+            raise TypeError("not as it was written")
         new = _settings(config)
         old = {name: settings[section].get(field) for name in new for section, field in [name.split(".")]}
     except (ValueError, KeyError, TypeError) as error:
@@ -132,7 +134,7 @@ def _versions() -> dict[str, str]:
 
 
 def write_run(output: Path, provenance: Mapping[str, object], *, resume: bool) -> None:
-    """Write ``run.json``: what is needed to repeat a run, and each of its ``starts``.
+    """Write ``run.json``: what is needed to repeat a run, each of its ``starts``, and a ``run_id``, drawn at random.
 
     Its ``config`` with the seeds, and the hashes of its data, are what the run is; they stay as the first start wrote
     them.
@@ -142,9 +144,14 @@ def write_run(output: Path, provenance: Mapping[str, object], *, resume: bool) -
         provenance: see :func:`describe_run`.
         resume: add a start to those that the file has; one that went on to the end of an epoch.
     """
-    path = output / RUN_FILE
-    run = json.loads(path.read_text(encoding="utf-8")) if resume else {**provenance, "starts": []}
-    write_json(path, {**run, "starts": [*run["starts"], describe_start()]})
+    new = {**provenance, "run_id": uuid.uuid4().hex, "starts": []}
+    run = read_run(output) if resume else new
+    write_json(output / RUN_FILE, {**run, "starts": [*run["starts"], describe_start()]})
+
+
+def read_run(output: Path) -> dict[str, Any]:
+    """Read what :func:`write_run` wrote."""
+    return json.loads((output / RUN_FILE).read_text(encoding="utf-8"))
 
 
 def _data_sha256(config: ExperimentConfig) -> dict[str, str]:

@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import contextlib
 import dataclasses
 import functools
 import logging
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
+from contextlib import AbstractContextManager
 from pathlib import Path
 
 import flax.linen as nn
@@ -13,7 +15,7 @@ import jax
 import numpy as np
 
 from routerjax import distributed, training
-from routerjax.config import ExperimentConfig
+from routerjax.config import ExperimentConfig, OptimizerConfig
 from routerjax.data import (
     EmbeddedBatches,
     EmbeddedPrompts,
@@ -36,16 +38,19 @@ from routerjax.features import (
 from routerjax.likelihoods import Likelihood, make_likelihood
 from routerjax.models import Decoder, typed_choices
 from routerjax.pipeline.battles import load_preferences
-from routerjax.pipeline.provenance import describe_run, require_run, require_same_run, write_run
+from routerjax.pipeline.provenance import describe_run, read_run, require_run, require_same_run, write_run
 from routerjax.pipeline.run_folder import require_loadable, run_folder
 from routerjax.policies import Threshold
 from routerjax.router import Router, require_router, save_router
+from routerjax.training.hooks import TRACKERS, Hook, TrackedRun, require_tracker
 from routerjax.typing import PreferenceBatch, Variables
 
 logger = logging.getLogger(__name__)
 
 
-def train_router(config: ExperimentConfig, output: str | Path, *, resume: bool = False) -> Router:
+def train_router(
+    config: ExperimentConfig, output: str | Path, *, resume: bool = False, log: Sequence[str] = ()
+) -> Router:
     """Train the router that ``config`` describes, and write it with all that is needed to repeat the run.
 
     ``output`` then holds ``run.json`` (see :func:`routerjax.pipeline.provenance.write_run`), ``router/`` (see
@@ -62,19 +67,22 @@ def train_router(config: ExperimentConfig, output: str | Path, *, resume: bool =
         config: see :class:`routerjax.config.ExperimentConfig`.
         output: a folder; must be new unless ``resume``.
         resume: go on from the last checkpoint in ``output``; the result is the same as without the interruption.
+        log: names in :data:`routerjax.training.hooks.TRACKERS`, to which the figures of each epoch are sent.
 
     Raises:
         InputError: the data, the names or the folder cannot be used; another process trains into it.
     """
     output = Path(output)
     config = typed_config(config)
+    for name in log:
+        require_tracker(name)
     if resume:
         distributed.by_first(lambda: require_run(output))
     with distributed.in_first(run_folder(output, resume=resume)):
-        return _train(config, output, resume=resume)
+        return _train(config, output, resume=resume, log=log)
 
 
-def _train(config: ExperimentConfig, output: Path, *, resume: bool) -> Router:
+def _train(config: ExperimentConfig, output: Path, *, resume: bool, log: Sequence[str]) -> Router:
     provenance = describe_run(config)
     if resume:
         require_same_run(config, provenance, output)
@@ -96,7 +104,7 @@ def _train(config: ExperimentConfig, output: Path, *, resume: bool) -> Router:
 
     module = make_module(featurizer)
     is_text = isinstance(featurizer, TokenFeaturizer)
-    _require_fit(config, family, is_text=is_text)
+    _require_fit(config, family, is_text=is_text, log=log)
 
     def begin() -> tuple[Variables, training.AdamW]:
         start = family.start(module, featurizer, jax.random.key(config.training.init_seed))
@@ -135,16 +143,19 @@ def _train(config: ExperimentConfig, output: Path, *, resume: bool) -> Router:
         note_start()
     if "router" not in routers:
         logger.info("training %s on %d battles, validating on %d", family.name, len(train), held_out_battles)
-        result = training.fit(
-            module,
-            *_sources(train, held_out, featurizer, embedded, config),
-            likelihood=likelihood,
-            optimizer=optimizer,
-            variables=start,
-            training=config.training,
-            directory=training.Resume(output / "training") if resume else output / "training",
-            hooks=[lambda row: note_start()],  # a run that cannot be resumed stays as it is
-        )
+        with contextlib.ExitStack() as stack:
+            hooks: list[Hook] = [lambda row: note_start()]  # a run that cannot be resumed stays as it is
+            distributed.by_first(lambda: hooks.extend(stack.enter_context(_tracker(name, output)) for name in log))
+            result = training.fit(
+                module,
+                *_sources(train, held_out, featurizer, embedded, config),
+                likelihood=likelihood,
+                optimizer=optimizer,
+                variables=start,
+                training=config.training,
+                directory=training.Resume(output / "training") if resume else output / "training",
+                hooks=hooks,
+            )
         scorer = featurizer.for_scoring()
         routers["router"] = make_router(
             module=make_module(scorer),
@@ -163,6 +174,12 @@ def _save(routers: Mapping[str, Router], output: Path) -> None:
         if not (folder.is_dir() and any(folder.iterdir())):  # a run killed between the two has one of them already
             save_router(router, folder)
         require_router(folder)  # what is said to be written can be loaded
+
+
+def _tracker(name: str, output: Path) -> AbstractContextManager[Hook]:
+    """Open a tracker for a run whose ``run.json`` is written."""
+    run = read_run(output)
+    return TRACKERS[name](TrackedRun(output.resolve().name, run["run_id"], run["config"], output / "training"))
 
 
 def _log_both_bad(preferences: Preferences, likelihood: Likelihood) -> None:
@@ -186,8 +203,16 @@ def typed_config(config: ExperimentConfig) -> ExperimentConfig:
     )
 
 
-def _require_fit(config: ExperimentConfig, family: Family, *, is_text: bool) -> None:
-    """Refuse what the loop would refuse, before anything is encoded or written."""
+def _require_fit(config: ExperimentConfig, family: Family, *, is_text: bool, log: Sequence[str]) -> None:
+    """Refuse what the loop would refuse, or never see, before anything is encoded or written."""
+    of_training = {
+        "optimizer.moments_dtype": config.optimizer.moments_dtype != OptimizerConfig().moments_dtype,
+        "training.profile": config.training.profile is not None,
+        "--log": bool(log),
+    }
+    for name, is_set in of_training.items():
+        if is_set and not family.trains:
+            raise InputError(f"{name} changes nothing, since {family.name} trains nothing: leave it out")
     num_parts = training.wrapper_of(config.training).num_parts
     if not config.training.resident and not family.trains:
         raise InputError(

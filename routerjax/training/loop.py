@@ -6,7 +6,7 @@ import contextlib
 import json
 import logging
 import time
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -23,6 +23,7 @@ from routerjax.training.checkpoint import Checkpoints
 from routerjax.training.compilation import compile_clock
 from routerjax.training.fingerprint import fingerprint
 from routerjax.training.finite import check_steps, not_finite
+from routerjax.training.hooks import Hook
 from routerjax.training.interrupt import deferred_interrupt
 from routerjax.training.mesh import wrapper_of
 from routerjax.training.metrics_log import MetricsLog
@@ -37,8 +38,6 @@ from routerjax.training.throughput import StepTimes, workload_of
 from routerjax.typing import PreferenceBatch, Variables
 
 logger = logging.getLogger(__name__)
-
-Hook = Callable[[Mapping[str, float]], None]
 
 
 @dataclass(frozen=True)
