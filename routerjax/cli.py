@@ -12,12 +12,20 @@ from typing import NoReturn
 
 from routerjax import commands
 from routerjax.display import printable
-from routerjax.errors import InputError, VerificationError
+from routerjax.errors import InputError, PreemptedError, VerificationError
 from routerjax.formats import FORMATS
-from routerjax.process import fail, interrupts, standard_streams
+from routerjax.process import fail, in_child, interrupts, standard_streams
 
 # Exit status where a disk, permissions or memory refused; bad input is 2.
 MACHINE_REFUSED = 1
+
+# Exit status after SIGTERM where all is saved: try again (sysexits.h), with --resume.
+PREEMPTED = 75
+
+PROCESS_LOST = (
+    "another process of this run has ended or cannot be reached; its log says why: start all of them again, with "
+    "--resume"
+)
 
 # Those of routerjax.calibration, which imports JAX.
 METHODS = ("temperature", "platt", "isotonic")
@@ -30,27 +38,43 @@ INPUT_FORMATS = ("text", "jsonl")
 
 
 def main(argv: Sequence[str] | None = None) -> int:
-    """Run the command line; return the exit status: 0 done, 2 bad input, 1 the machine refused (disk, memory)."""
+    """Run the command line; return the exit status.
+
+    0: done; 2: bad input; 1: the machine refused (disk, memory), or another process of the run was lost; 130: Ctrl-C;
+    75: SIGTERM while training, and what is finished is saved.
+    """
     with standard_streams():
         handler = logging.StreamHandler()
         handler.setFormatter(_OneLine())
         logging.basicConfig(handlers=[handler])
         logging.getLogger("routerjax").setLevel(logging.INFO)
-        try:
-            with interrupts():
-                _run(_parser().parse_args(argv))
-        except InputError as error:
-            return _fail(str(error), 2)
-        except (VerificationError, OSError) as error:
-            return _fail(str(error), MACHINE_REFUSED)
-        except MemoryError as error:
-            return _fail(f"out of memory: {error}", MACHINE_REFUSED)
-        except RuntimeError as error:
-            if "RESOURCE_EXHAUSTED" not in str(error):  # XLA's word for memory of a device
-                raise
+        arguments = _parser().parse_args(argv)
+        if getattr(arguments, "distributed", False):
+            return in_child(lambda: _status(arguments), aborted=PROCESS_LOST)
+        return _status(arguments)
+
+
+def _status(arguments: argparse.Namespace) -> int:
+    """Run a command; return its exit status."""
+    try:
+        with interrupts():
+            _run(arguments)
+    except InputError as error:
+        return _fail(str(error), 2)
+    except (VerificationError, OSError) as error:
+        return _fail(str(error), MACHINE_REFUSED)
+    except MemoryError as error:
+        return _fail(f"out of memory: {error}", MACHINE_REFUSED)
+    except RuntimeError as error:
+        if "RESOURCE_EXHAUSTED" in str(error):  # XLA's word for memory of a device
             return _fail(f"out of memory on the device: {error}", MACHINE_REFUSED)
-        except KeyboardInterrupt:
-            return 130
+        if getattr(arguments, "distributed", False) and type(error).__name__ in ("JaxRuntimeError", "XlaRuntimeError"):
+            return _fail(f"{PROCESS_LOST} ({error})", MACHINE_REFUSED)
+        raise
+    except PreemptedError:
+        return PREEMPTED
+    except KeyboardInterrupt:
+        return 130
     return 0
 
 
@@ -106,6 +130,14 @@ def _parser() -> argparse.ArgumentParser:
         )
     train.add_argument("--output", type=Path, required=True, metavar="DIR", help="a new folder for the run")
     train.add_argument("--resume", action="store_true", help="go on from the last checkpoint in --output")
+    train.add_argument(
+        "--distributed",
+        action="store_true",
+        help="one of several processes, found on SLURM, Open MPI, TPU pods and GKE, or given by the next three",
+    )
+    train.add_argument("--coordinator", metavar="HOST:PORT", help="where process 0 is reached; with --distributed")
+    train.add_argument("--num-processes", type=int, metavar="N", help="of the run; with --distributed")
+    train.add_argument("--process-id", type=int, metavar="I", help="of this one, from 0; with --distributed")
     train.add_argument(
         "--profile", metavar="START:STOP", help="trace these steps of the run, for TensorBoard, Perfetto"
     )

@@ -32,13 +32,23 @@ def demo(arguments: argparse.Namespace) -> None:
 
 def train(arguments: argparse.Namespace) -> None:
     """Train a router, or go on with a run."""
+    from routerjax import distributed
     from routerjax.config import override
     from routerjax.pipeline import load_config, train_router
 
+    cluster = (arguments.coordinator, arguments.num_processes, arguments.process_id)
+    if cluster != (None, None, None) and not arguments.distributed:
+        raise InputError("--coordinator, --num-processes and --process-id go with --distributed")
+    if cluster.count(None) not in (0, 3):
+        raise InputError("--coordinator, --num-processes and --process-id go together, or are found by JAX")
     profile = [] if arguments.profile is None else [f"training.profile={arguments.profile}"]
     config = override(load_config(arguments.config), [*arguments.set, *profile])
+    if arguments.distributed:
+        distributed.join(*cluster)
     train_router(config, arguments.output, resume=arguments.resume, log=arguments.log)
-    _say(f"router written to {arguments.output / 'router'}")
+    if distributed.is_first():
+        _say(f"router written to {arguments.output / 'router'}")
+    distributed.leave()
 
 
 def plan(arguments: argparse.Namespace) -> None:

@@ -3,27 +3,30 @@
 from __future__ import annotations
 
 import contextlib
+import itertools
 import logging
 from collections.abc import Callable, Iterator
-from typing import TypeVar
+from typing import Any
 
 import jax
 import numpy as np
+from jax._src import distributed as jax_distributed
 from jax.experimental import multihost_utils
-from jax.typing import ArrayLike
 
 from routerjax.errors import InputError
 from routerjax.typing import PyTree
 
 logger = logging.getLogger(__name__)
 
-Value = TypeVar("Value")
-
 # A process that has not been heard of for so long counts as lost, and JAX ends the others.
 HEARTBEAT_SECONDS = 30
 
-# Bytes of a refusal that process 0 tells the others.
-MESSAGE_BYTES = 2048
+# For what another process does meanwhile, such as embedding: one that is lost ends the others before.
+LONGEST_WAIT_MS = 7 * 24 * 3600 * 1000
+
+# Of barriers and messages, which all processes pass in one order. They go through JAX's coordination service, since
+# collectives of devices give up after seconds.
+_numbers = itertools.count()
 
 
 def join(coordinator: str | None = None, num_processes: int | None = None, process_id: int | None = None) -> None:
@@ -56,9 +59,20 @@ def join(coordinator: str | None = None, num_processes: int | None = None, proce
     logger.info("%d processes, %d devices", jax.process_count(), jax.device_count())
 
 
+def leave() -> None:
+    """Wait until all processes of the run have come so far, and part from them; for the only one, do nothing."""
+    jax.distributed.shutdown()
+
+
 def is_first() -> bool:
     """If this is the process that writes files and logs: the only one, or process 0."""
     return jax.process_index() == 0
+
+
+def barrier() -> None:
+    """Wait until all processes of the run have come so far."""
+    if jax.process_count() > 1:
+        _client().wait_at_barrier(f"routerjax/{next(_numbers)}", LONGEST_WAIT_MS)
 
 
 def by_first(function: Callable[[], object]) -> None:
@@ -67,28 +81,26 @@ def by_first(function: Callable[[], object]) -> None:
     Raises:
         InputError: in every process, what the function refused.
     """
-    if jax.process_count() == 1:
-        function()
-        return
     refusal = ""
     if is_first():
         try:
             function()
         except InputError as error:
             refusal = str(error)
-    message = np.zeros(MESSAGE_BYTES, np.uint8)
-    content = np.frombuffer(refusal.encode()[:MESSAGE_BYTES], np.uint8)
-    message[: len(content)] = content
-    refusal = bytes(of_first(message)).rstrip(b"\0").decode(errors="replace")
+    refusal = of_first(refusal)
     if refusal:
         raise InputError(refusal)
 
 
-def of_first(value: ArrayLike) -> np.ndarray:
-    """Return the array of process 0, which has one shape and type in all processes."""
+def of_first(text: str) -> str:
+    """Return the text of process 0 in every process."""
     if jax.process_count() == 1:
-        return np.asarray(value)
-    return np.asarray(multihost_utils.broadcast_one_to_all(value))
+        return text
+    key = f"routerjax/{next(_numbers)}"
+    if is_first():
+        _client().key_value_set(key, text)
+        return text
+    return _client().blocking_key_value_get(key, LONGEST_WAIT_MS)
 
 
 def summed(value: np.ndarray) -> np.ndarray:
@@ -124,3 +136,8 @@ def in_first(manager: contextlib.AbstractContextManager[object]) -> Iterator[Non
     with contextlib.ExitStack() as stack:
         by_first(lambda: stack.enter_context(manager))
         yield
+
+
+def _client() -> Any:
+    """Client of the service through which JAX's processes find each other; JAX shows it nowhere else."""
+    return jax_distributed.global_state.client

@@ -1,13 +1,15 @@
-"""Surroundings of a command: standard streams that may be closed or lose their reader, and Ctrl-C."""
+"""Surroundings of a command: standard streams that may be closed or lose their reader, signals, a child process."""
 
 from __future__ import annotations
 
 import contextlib
+import ctypes
 import os
 import signal
 import sys
 import threading
-from collections.abc import Iterator
+import traceback
+from collections.abc import Callable, Iterator
 from typing import Any, TextIO, cast
 
 from routerjax.display import one_line
@@ -117,3 +119,53 @@ def interrupts() -> Iterator[None]:
     finally:
         if handles and not is_interrupted:  # otherwise a second one may still come, while the interpreter ends
             signal.signal(signal.SIGINT, signal.default_int_handler)
+
+
+def in_child(function: Callable[[], int], *, aborted: str) -> int:
+    """Call a function in a child process; return its status, or that of the signal that ended it.
+
+    JAX ends a process by SIGABRT where another one of its run is lost: nothing in that process can say so in a line.
+
+    Args:
+        function: returns an exit status. It is called before threads are started, since the process is forked.
+        aborted: message where the child is ended by SIGABRT; the status is then 1.
+    """
+    for stream in (sys.stdout, sys.stderr):
+        stream.flush()
+    child = os.fork()
+    if child == 0:
+        status = 1
+        try:
+            _end_with_parent()
+            status = function()
+        except BaseException:
+            traceback.print_exc()
+        finally:
+            for stream in (sys.stdout, sys.stderr):
+                stream.flush()
+            os._exit(status)
+
+    def pass_on(number: int, frame: object) -> None:
+        del frame
+        with contextlib.suppress(ProcessLookupError):
+            os.kill(child, number)
+
+    # A terminal sends Ctrl-C to both.
+    before = {signal.SIGTERM: signal.signal(signal.SIGTERM, pass_on), signal.SIGINT: signal.getsignal(signal.SIGINT)}
+    signal.signal(signal.SIGINT, signal.SIG_IGN)
+    try:
+        status = os.waitstatus_to_exitcode(os.waitpid(child, 0)[1])
+    finally:
+        for number, handler in before.items():
+            signal.signal(number, handler)
+    if status >= 0:
+        return status
+    fail(aborted if -status == signal.SIGABRT else f"ended by {signal.Signals(-status).name}")
+    return 1 if -status == signal.SIGABRT else 128 - status
+
+
+def _end_with_parent() -> None:
+    """Have the kernel end this process when its parent is killed, where it can (Linux)."""
+    set_death_signal = 1
+    with contextlib.suppress(OSError, AttributeError):
+        ctypes.CDLL(None).prctl(set_death_signal, signal.SIGKILL)

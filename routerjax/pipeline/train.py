@@ -34,6 +34,7 @@ from routerjax.features import (
     TokenFeaturizer,
     open_featurizer,
     read_prompts,
+    shared_query,
 )
 from routerjax.likelihoods import Likelihood, make_likelihood
 from routerjax.models import Decoder, typed_choices
@@ -314,5 +315,7 @@ def _embed(
     prompts = preferences.unique_prompts
     logger.info("%d prompts as embeddings of %s", len(prompts), featurizer.source)
     with EmbeddingCache() as cache:
-        embedding = featurizer.query(prompts, progress=True, cache=cache)["embedding"]
+        place = (jax.process_index(), jax.process_count())
+        query = shared_query(featurizer, prompts, cache, *place, distributed.barrier, progress=True)
+        embedding = query["embedding"]
     return featurizer, EmbeddedPrompts(prompts, embedding)

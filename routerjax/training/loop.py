@@ -186,6 +186,7 @@ def fit(
             traces = folder / "profile"
             if distributed.is_first():
                 hooks = (stack.enter_context(MetricsLog(folder, run.position.history)).write, *hooks)
+        distributed.barrier()  # the first collective waits for seconds only
         profile = StepProfile(training.profiled_steps, traces, finished=run.steps, total=num_steps)
         _run_epochs(run, hooks if distributed.is_first() else (), stack.enter_context(profile))
         best = run.best_variables()

@@ -203,7 +203,7 @@ class _Resident:
                     metrics = jax.device_get(metrics)
                 yield state, {name: leaf[start:stop] for name, leaf in metrics.items()}
                 # Of process 0: all take the same steps together.
-                seconds = distributed.of_first(np.float32(time.perf_counter() - began))
+                seconds = float(distributed.of_first(str(time.perf_counter() - began)))
                 if seconds > SECONDS_A_CALL:
                     count = max(1, count // 2)
                 elif seconds < SECONDS_A_CALL / 2:
@@ -270,7 +270,8 @@ class _Streamed:
 
         def run_steps(state: TrainState, epoch: int, start: int) -> Generator[tuple[TrainState, dict[str, np.ndarray]]]:
             first = start * training.micro_batches
-            batches = self.batches.shuffled(seed=training.order_seed, epoch=epoch, start=first)
+            parts = self.wrapper.local_parts
+            batches = self.batches.shuffled(seed=training.order_seed, epoch=epoch, start=first, parts=parts)
             number = itertools.count(epoch * self.steps_per_epoch + start)
             with Prefetch((self.wrapper.split(batch) for batch in batches), ahead=BATCHES_AHEAD) as placed:
                 waited = 0.0
