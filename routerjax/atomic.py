@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import contextlib
 import errno
+import fcntl
+import logging
 import os
 import secrets
 import shutil
@@ -11,6 +13,11 @@ from collections.abc import Iterator
 from pathlib import Path
 
 from routerjax.errors import InputError
+
+logger = logging.getLogger(__name__)
+
+# What file systems say that have no locks, or none of folders.
+CANNOT_LOCK = (errno.ENOLCK, errno.ENOTSUP, errno.ENOSYS, errno.EBADF)
 
 
 def _flush(path: Path) -> None:
@@ -73,6 +80,30 @@ def new_directory(path: str | os.PathLike[str]) -> Iterator[Path]:
         raise _naming(path, error) from error
     finally:
         shutil.rmtree(temporary, ignore_errors=True)
+
+
+@contextlib.contextmanager
+def locked(descriptor: int, path: Path, use: str) -> Iterator[None]:
+    """Hold the lock of an open file or folder; the operating system gives up that of a killed process.
+
+    Args:
+        descriptor: of the file or folder.
+        path: its name, for messages.
+        use: what another process does that holds the lock, such as "trains into it".
+
+    Raises:
+        InputError: another process holds it.
+    """
+    try:
+        fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except OSError as error:
+        if error.errno == errno.EWOULDBLOCK:
+            message = f"{path} is in use: another process {use}; let it end, or choose another"
+            raise InputError(message) from error
+        if error.errno not in CANNOT_LOCK:
+            raise
+        logger.warning("%s cannot be locked here: see that no other process %s", path, use)
+    yield
 
 
 def _unused_name(path: Path) -> Path:

@@ -192,6 +192,9 @@ def _parser() -> argparse.ArgumentParser:
         help=".jsonl, .csv or .parquet with a column prompt; - is standard input, one prompt a line",
     )
     score.add_argument("--output", default="-", metavar="FILE", help="by its ending; - (default) prints JSON lines")
+    score.add_argument(
+        "--resume", action="store_true", help="go on with a run that was killed, from OUTPUT.part beside its output"
+    )
     score.add_argument("--threshold", type=float, help="in [0, 1]; default: the router's own, if calibrated")
     score.set_defaults(run=commands.score)
 

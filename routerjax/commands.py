@@ -90,13 +90,17 @@ def evaluate(arguments: argparse.Namespace) -> None:
 
 def calibrate(arguments: argparse.Namespace) -> None:
     """Calibrate win probabilities, the threshold, or both."""
+    import functools
+
+    import numpy as np
+
     from routerjax.atomic import refuse_existing
     from routerjax.data import read_preferences
     from routerjax.features import EmbeddingCache
-    from routerjax.pipeline import CALIBRATION_FIGURES, calibrate_router
+    from routerjax.pipeline import CALIBRATION_FIGURES, calibrate_router, score_chunks
     from routerjax.policies import require_share, threshold_for_share
     from routerjax.router import load_router, router_folder, save_router
-    from routerjax.tables import read_prompt_table
+    from routerjax.tables import open_prompts
 
     wants_share, wants_map = arguments.strong_share is not None, arguments.method is not None
     if wants_share != (arguments.prompts is not None) or wants_map != (arguments.battles is not None):
@@ -111,29 +115,35 @@ def calibrate(arguments: argparse.Namespace) -> None:
         refuse_existing(arguments.output)
     stored = load_router(router_folder(arguments.router), encoder=arguments.encoder)
     router = stored.with_pair(arguments.strong, arguments.weak)
-    prompts = []
+    table = None
     if wants_share:
-        prompts = read_prompt_table(arguments.prompts, input_format=arguments.input_format, progress=True).prompts
-    with EmbeddingCache() as cache:
-        if wants_map:
+        table = open_prompts(
+            arguments.prompts,
+            input_format=arguments.input_format,
+            refuse=router.featurizer.require_prompts,
+            progress=True,
+        )
+    if wants_map:
+        with EmbeddingCache() as cache:
             battles = read_preferences(arguments.battles, progress=True)
             router = calibrate_router(router, battles, method=arguments.method, cache=cache)
             figures = cast("dict[str, dict[str, float]]", router.provenance["calibration"])
             for name in CALIBRATION_FIGURES:
                 _say(f"{name}: {figures[name]['raw']:.4f} raw, {figures[name]['calibrated']:.4f} calibrated (held out)")
-        if wants_share:
-            # Prompts that the router remembers stand for new ones.
-            win_prob = router.win_prob(prompts, exclude_own_battles=True, cache=cache, progress=True)
-            threshold, attained = threshold_for_share(win_prob, arguments.strong_share)
-            _say(f"threshold {threshold!r} sends {attained:.4f} of these {len(prompts)} prompts to {router.strong}")
-            if arguments.strong_share - attained > LARGEST_SHORTFALL:
-                together = int((win_prob == win_prob[win_prob < threshold].max()).sum())
-                logger.warning(
-                    "%s of them were wanted: the next %d share one win probability, and go to one model together",
-                    *(arguments.strong_share, together),
-                )
-            router = router.with_threshold(threshold)
-        _say_what_is_lost(stored, router)
+    if table is not None:
+        # Prompts that the router remembers stand for new ones.
+        score = functools.partial(router.win_prob, exclude_own_battles=True)
+        win_prob = np.concatenate(list(score_chunks(score, table, progress=True)))
+        threshold, attained = threshold_for_share(win_prob, arguments.strong_share)
+        _say(f"threshold {threshold!r} sends {attained:.4f} of these {table.rows} prompts to {router.strong}")
+        if arguments.strong_share - attained > LARGEST_SHORTFALL:
+            together = int((win_prob == win_prob[win_prob < threshold].max()).sum())
+            logger.warning(
+                "%s of them were wanted: the next %d share one win probability, and go to one model together",
+                *(arguments.strong_share, together),
+            )
+        router = router.with_threshold(threshold)
+    _say_what_is_lost(stored, router)
     if arguments.output is not None:
         save_router(router, arguments.output)
         _say(f"router with this calibration written to {arguments.output}")
@@ -141,39 +151,29 @@ def calibrate(arguments: argparse.Namespace) -> None:
 
 def score(arguments: argparse.Namespace) -> None:
     """Score a table of prompts."""
-    import pyarrow as pa
-
-    from routerjax.features import EmbeddingCache
-    from routerjax.policies import route
-    from routerjax.router import load_router, router_folder
-    from routerjax.tables import prepare, read_prompt_table, require_writable
+    from routerjax.pipeline import require_part, score_table
+    from routerjax.pretrained import file_sha256
+    from routerjax.router import DESCRIPTION_FILE, load_router, router_folder
+    from routerjax.tables import require_writable
 
     # All that can be refused is refused before the prompts are encoded.
     require_writable(arguments.output)
-    stored = load_router(router_folder(arguments.router), encoder=arguments.encoder)
+    require_part(arguments.output, resume=arguments.resume)
+    folder = router_folder(arguments.router)
+    stored = load_router(folder, encoder=arguments.encoder)
     router = stored.with_pair(arguments.strong, arguments.weak)
     if arguments.threshold is not None:
         router = router.with_threshold(arguments.threshold)
     _say_what_is_lost(stored, router)
-    table = read_prompt_table(arguments.input, input_format=arguments.input_format, progress=True)
-    clashing = {"win_prob", "model"} & set(table.columns)
-    if clashing:
-        raise InputError(f"{arguments.input} has a column {min(clashing)} already, which score would write: rename it")
-    output = prepare(table.table, arguments.output)
-    added, chosen = {}, None
-    with EmbeddingCache() as cache:
-        if router.has_pair:
-            win_prob = router.win_prob(table.prompts, cache=cache, progress=True)
-            added["win_prob"] = pa.array(win_prob)
-            if router.threshold is not None:
-                chosen = [
-                    router.strong if is_strong else router.weak for is_strong in route(win_prob, router.threshold)
-                ]
-        else:
-            chosen = router.route(table.prompts, cache=cache, progress=True)
-    if chosen is not None:
-        added["model"] = pa.array(chosen, pa.string())
-    output.write(added)
+    score_table(
+        router,
+        arguments.input,
+        arguments.output,
+        router_sha256=file_sha256(folder / DESCRIPTION_FILE),
+        input_format=arguments.input_format,
+        resume=arguments.resume,
+        progress=True,
+    )
 
 
 def _say_what_is_lost(stored: Router, router: Router) -> None:

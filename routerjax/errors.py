@@ -21,6 +21,23 @@ class InputError(ValueError):
     """
 
 
+class RowError(InputError):
+    """A row of the input cannot be used; whoever passed on a part of the rows names the row of the whole by :meth:`at`.
+
+    Attributes:
+        row: its number, from 0.
+        reason: what follows the number in the message.
+    """
+
+    def __init__(self, row: int, reason: str) -> None:
+        super().__init__(f"row {row}{reason}")
+        self.row, self.reason = row, reason
+
+    def at(self, row: int) -> RowError:
+        """Return the error with another number of the row."""
+        return RowError(row, self.reason)
+
+
 class VerificationError(RuntimeError):
     """An exported artefact does not reproduce the router's scores; it is kept beside its name, for inspection."""
 

@@ -14,7 +14,7 @@ from typing import Any, TextIO, cast
 
 from routerjax.display import one_line
 
-INTERRUPTED = "interrupted; what was written before stays valid (train: go on with --resume)"
+INTERRUPTED = "interrupted; what was written before stays valid (train, score: go on with --resume)"
 
 # A prompt given for a column's name is a name of any length; the beginning and the end of a message say what is wrong.
 BEGINNING, END = 750, 750

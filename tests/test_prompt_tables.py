@@ -16,7 +16,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from routerjax.errors import InputError
-from routerjax.tables import open_table, prepare, read_prompt_table, read_table
+from routerjax.tables import open_prompts, read_table, table_writer, write_table
 
 
 def stdin(monkeypatch: pytest.MonkeyPatch, content: bytes) -> None:
@@ -25,10 +25,21 @@ def stdin(monkeypatch: pytest.MonkeyPatch, content: bytes) -> None:
     monkeypatch.setattr("sys.stdin", stream)
 
 
-def score(path: Path, output: Path) -> None:
-    """Add a column to a table, as the command does."""
-    table = read_prompt_table(str(path))
-    prepare(table.table, str(output)).write({"win_prob": pa.array(np.full(len(table.prompts), 0.5, np.float32))})
+def score(path: Path, output: Path, rows: int = 2) -> None:
+    """Add a column to a table, chunk by chunk, as the command does."""
+    table = open_prompts(str(path), output=str(output))
+    with table_writer(str(output)) as write:
+        for chunk in table.rows_for(str(output), rows):
+            write(chunk, {"win_prob": pa.array(np.full(len(chunk), 0.5, np.float32))})
+
+
+def prompts_of(path: str, input_format: str | None = None) -> list[str]:
+    table = open_prompts(path, input_format=input_format)
+    chunks = list(table.prompts(2))
+    assert all(len(chunk) == 2 for chunk in chunks[:-1])
+    prompts = [prompt for chunk in chunks for prompt in chunk]
+    assert len(prompts) == table.rows
+    return prompts
 
 
 # Texts as they stand in files; half an emoji is replaced where text is read, and has a test of its own.
@@ -73,7 +84,7 @@ def test_json_keeps_the_spelling_of_its_numbers(tmp_path: Path) -> None:
     (tmp_path / "in.jsonl").write_text(line + " }\n")
     score(tmp_path / "in.jsonl", tmp_path / "out.jsonl")
     assert (tmp_path / "out.jsonl").read_text() == line + ', "win_prob": 0.5}\n'
-    assert read_prompt_table(str(tmp_path / "in.jsonl")).prompts == ["\ufffd"]
+    assert prompts_of(str(tmp_path / "in.jsonl")) == ["\ufffd"]
 
 
 ARROW_COLUMNS = {
@@ -170,7 +181,7 @@ def test_json_lines_as_csv_and_as_parquet(tmp_path: Path) -> None:
     (tmp_path / "in.jsonl").write_text(rows.replace('"y"', "1"))
     for ending in ("csv", "parquet"):
         with pytest.raises(InputError, match=r"in\.jsonl: column tags mixes kinds of values"):
-            prepare(open_table(tmp_path / "in.jsonl"), str(tmp_path / f"mixed.{ending}"))
+            open_prompts(str(tmp_path / "in.jsonl"), output=str(tmp_path / f"mixed.{ending}"))
 
 
 @pytest.mark.parametrize(
@@ -184,29 +195,28 @@ def test_json_lines_as_csv_and_as_parquet(tmp_path: Path) -> None:
 def test_what_has_no_text_is_refused_by_its_name(column: pa.Array, message: str) -> None:
     table = pa.table({"prompt": ["a"], "c": column})
     with pytest.raises(InputError, match=message):
-        prepare(table, "-")
+        write_table(table, "-")
 
 
 def test_what_a_format_cannot_hold_is_refused_by_its_name(tmp_path: Path) -> None:
     (tmp_path / "in.jsonl").write_text('{"prompt": "a", "empty": {}}')
-    table = read_prompt_table(str(tmp_path / "in.jsonl"))
     with pytest.raises(InputError, match=r"out\.parquet: column empty cannot be written to parquet"):
-        prepare(table.table, str(tmp_path / "out.parquet"))
+        open_prompts(str(tmp_path / "in.jsonl"), output=str(tmp_path / "out.parquet"))
     kind = pa.struct([("x", pa.int64()), ("x", pa.int64())])
     twice = pa.StructArray.from_arrays([pa.array([1]), pa.array([2])], fields=list(kind))
     pair = pa.table({"prompt": ["a"], "pair": twice})
     with pytest.raises(InputError, match=r"column pair \(struct.*duplicate field names"):
-        prepare(pair, "-")
+        write_table(pair, "-")
     pyarrow.parquet.write_table(pa.table([["a"], ["b"], ["c"]], ["prompt", "id", "id"]), tmp_path / "in.parquet")
     with pytest.raises(InputError, match=r"in\.parquet has two columns 'id'"):
-        read_prompt_table(str(tmp_path / "in.parquet"))
+        open_prompts(str(tmp_path / "in.parquet"))
 
 
 def test_columns_that_nobody_needs_do_not_matter(tmp_path: Path) -> None:
     (tmp_path / "in.jsonl").write_text(
         '{"prompt": "a", "turn": 1, "n": 10000000000000000000000}\n{"prompt": "b", "turn": "2"}'
     )
-    assert read_prompt_table(str(tmp_path / "in.jsonl")).prompts == ["a", "b"]
+    assert prompts_of(str(tmp_path / "in.jsonl")) == ["a", "b"]
 
 
 @pytest.mark.parametrize(
@@ -222,12 +232,12 @@ def test_standard_input(
     monkeypatch: pytest.MonkeyPatch, content: bytes, input_format: str | None, prompts: list[str]
 ) -> None:
     stdin(monkeypatch, content)
-    assert read_prompt_table("-", input_format=input_format).prompts == prompts
+    assert prompts_of("-", input_format) == prompts
 
 
 def test_text_that_looks_like_json_is_said(monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture) -> None:
     stdin(monkeypatch, b'{"prompt": "x"}\n')
-    read_prompt_table("-")
+    open_prompts("-")
     assert "standard input begins with {: each line is a prompt; --input-format jsonl" in caplog.text
 
 
@@ -248,14 +258,14 @@ def test_standard_input_refusals(
 ) -> None:
     stdin(monkeypatch, content)
     with pytest.raises(InputError, match=message):
-        read_prompt_table("-", input_format=input_format)
+        open_prompts("-", input_format=input_format)
 
 
 def test_a_format_that_is_named_holds_whatever_the_ending(tmp_path: Path) -> None:
     (tmp_path / "a.ndjson").write_bytes(b'\xef\xbb\xbf{"prompt": "x"}\n')
     (tmp_path / "a.txt").write_text("x\ny\n")
-    assert read_prompt_table(str(tmp_path / "a.ndjson"), input_format="jsonl").prompts == ["x"]
-    assert read_prompt_table(str(tmp_path / "a.txt"), input_format="text").prompts == ["x", "y"]
+    assert prompts_of(str(tmp_path / "a.ndjson"), "jsonl") == ["x"]
+    assert prompts_of(str(tmp_path / "a.txt"), "text") == ["x", "y"]
 
 
 @pytest.mark.parametrize("ending", ["csv", "jsonl"])
@@ -273,8 +283,8 @@ def test_a_csv_is_read_in_blocks(tmp_path: Path, monkeypatch: pytest.MonkeyPatch
     prompts = [f"line {row}\n, and another" for row in range(50)]
     with (tmp_path / "a.csv").open("w", newline="") as stream:
         csv.writer(stream).writerows([["prompt"], *([prompt] for prompt in prompts)])
-    assert read_prompt_table(str(tmp_path / "a.csv")).prompts == prompts
+    assert prompts_of(str(tmp_path / "a.csv")) == prompts
     with (tmp_path / "a.csv").open("a") as stream:
         stream.write('"' + "x" * 200)
     with pytest.raises(InputError, match="a row of more than 64 bytes: is a quotation mark not closed"):
-        read_prompt_table(str(tmp_path / "a.csv"))
+        open_prompts(str(tmp_path / "a.csv"))

@@ -16,7 +16,7 @@ import numpy as np
 from jaxtyping import Float32
 
 from routerjax.config import Count
-from routerjax.errors import InputError
+from routerjax.errors import InputError, RowError
 from routerjax.features.cache import EmbeddingByDigest, EmbeddingCache, embed
 from routerjax.features.endpoint_connection import EndpointConnection, Refusal, require_address, require_key
 from routerjax.features.featurizer import Featurizer, HostQuery, register_featurizer
@@ -130,10 +130,7 @@ class EndpointEncoder:
                 a redirect; embeddings of another width.
             OSError: the endpoint does not answer, or not with embeddings, for all retries or within the time limit.
         """
-        require_texts(prompts)
-        for row, prompt in enumerate(prompts):
-            if not prompt.strip():
-                raise InputError(f"row {row}: an endpoint cannot embed a blank prompt; drop it")
+        require_not_blank(prompts)
         used_before = self.tokens_used
         encode = functools.partial(self._encode_parts, prompts)
         try:
@@ -179,13 +176,14 @@ class EndpointEncoder:
             row, length = list(prompts).index(missing[digest]), len(missing[digest])
             if is_down:
                 raise OSError(
-                    f"{self._base_url} {refusal}; the first prompt without an answer is row {row}, of {length} "
-                    "characters"
+                    f"{self._base_url} {refusal}; the first prompt without an answer is row {row} of {len(prompts)}, "
+                    f"of {length} characters"
                 )
             others = "" if len(failed) == 1 else f"; and so with {len(failed) - 1} others"
-            raise InputError(
-                f"row {row}: {self.fingerprint} {'fails on' if refusal.is_servers else 'refuses'} this prompt of "
-                f"{length} characters ({refusal}){others}; if it is too long, shorten or drop it"
+            raise RowError(
+                row,
+                f": {self.fingerprint} {'fails on' if refusal.is_servers else 'refuses'} this prompt of "
+                f"{length} characters ({refusal}){others}; if it is too long, shorten or drop it",
             )
 
     def _embed(self, connection: EndpointConnection, prompts: Sequence[str]) -> Float32[np.ndarray, "prompts embed"]:
@@ -245,6 +243,18 @@ def _default_time_limit() -> float:
     return seconds
 
 
+def require_not_blank(prompts: Sequence[str]) -> None:
+    """Refuse prompts that are no texts or hold white space alone: endpoints do not agree on what that is.
+
+    Raises:
+        InputError: no sequence of texts, or a blank one; the row is named.
+    """
+    require_texts(prompts)
+    for row, prompt in enumerate(prompts):
+        if not prompt.strip():
+            raise RowError(row, ": an endpoint cannot embed a blank prompt; drop it")
+
+
 def is_endpoint(source: str | os.PathLike[str]) -> bool:
     """Tell if ``source`` names an endpoint's model (``openai:MODEL``), not an encoder's files."""
     return os.fspath(source).startswith(PREFIX)
@@ -289,6 +299,10 @@ class EndpointFeaturizer(Featurizer):
     def to_dict(self) -> dict[str, object]:
         """Return the fields as JSON holds them."""
         return {**super().to_dict(), "known_width": self.width}
+
+    def require_prompts(self, prompts: Sequence[str]) -> None:
+        """Refuse blank prompts."""
+        require_not_blank(prompts)
 
     def require_text(self) -> None:
         """Compare the address; nothing is sent yet."""

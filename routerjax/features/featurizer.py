@@ -12,7 +12,7 @@ import numpy as np
 from jaxtyping import Float32, Int
 from pydantic import ConfigDict
 
-from routerjax.errors import InputError, choose
+from routerjax.errors import InputError, RowError, choose
 from routerjax.features.cache import PROMPTS_PER_PART, EmbeddingCache
 from routerjax.features.cut_report import CutReport
 from routerjax.features.tokenizer import TextTokenizer, padded_rows
@@ -106,7 +106,10 @@ class Featurizer(abc.ABC):
         report = CutReport()
         for start in range(0, len(prompts), PROMPTS_PER_PART):
             with report.collecting():
-                query = self.query(prompts[start : start + PROMPTS_PER_PART], cache=cache)
+                try:
+                    query = self.query(prompts[start : start + PROMPTS_PER_PART], cache=cache)
+                except RowError as error:
+                    raise error.at(start + error.row) from error
             for rows, padded in embedding_batches(query["embedding"]):
                 yield rows + start, padded
         report.log()
@@ -124,6 +127,13 @@ class Featurizer(abc.ABC):
 
         Raises:
             InputError: it reads no text, or what is found is not what made the queries.
+        """
+
+    def require_prompts(self, prompts: Sequence[str]) -> None:  # noqa: B027 (most read all)
+        """Refuse texts that cannot be read, before any is.
+
+        Raises:
+            RowError: the first of them.
         """
 
     def require_sizes(self, numbers: int, where: str) -> None:  # noqa: B027 (most make nothing)

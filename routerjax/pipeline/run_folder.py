@@ -3,15 +3,13 @@
 from __future__ import annotations
 
 import contextlib
-import errno
-import fcntl
 import logging
 import os
 import shutil
 from collections.abc import Iterator
 from pathlib import Path
 
-from routerjax.atomic import refuse_existing
+from routerjax.atomic import locked, refuse_existing
 from routerjax.errors import InputError
 from routerjax.router import require_router
 
@@ -19,8 +17,6 @@ logger = logging.getLogger(__name__)
 
 # What routerjax.atomic writes under a temporary name; only a killed run leaves one of them behind.
 TEMPORARY = (".run.json.*.tmp", ".router.*.tmp", ".knn.*.tmp", "training/.metrics.jsonl.*.tmp")
-# What file systems say that have no locks, or none of folders.
-CANNOT_LOCK = (errno.ENOLCK, errno.ENOTSUP, errno.ENOSYS, errno.EBADF)
 
 
 @contextlib.contextmanager
@@ -69,16 +65,7 @@ def require_loadable(path: Path) -> None:
 def _locked(folder: Path) -> Iterator[None]:
     descriptor = os.open(folder, os.O_RDONLY)
     try:
-        fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
-    except OSError as error:
-        if error.errno not in CANNOT_LOCK:
-            os.close(descriptor)
-            if error.errno != errno.EWOULDBLOCK:
-                raise
-            message = f"{folder} is in use: another process trains into it; let it end, or choose another"
-            raise InputError(message) from error
-        logger.warning("%s cannot be locked here: see that no other process trains into it", folder)
-    try:
-        yield
+        with locked(descriptor, folder, "trains into it"):
+            yield
     finally:
         os.close(descriptor)

@@ -11,9 +11,9 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import tqdm
-from jaxtyping import Int, UInt32
+from jaxtyping import Bool, Int, UInt32
 
-from routerjax.errors import InputError
+from routerjax.errors import InputError, RowError
 from routerjax.features import EmbeddingCache, Embeddings, Featurizer
 from routerjax.likelihoods import Likelihood
 from routerjax.prompts import distinct, prompt_ids, require_texts
@@ -39,10 +39,11 @@ def require_values(is_good: np.ndarray, values: np.ndarray, what: str, prompts: 
     if wrong.size:
         row = int(wrong[0, 0])
         text = "" if isinstance(prompts, Embeddings) else f" ({prompts[row][:40]!r})"
-        raise InputError(
-            f"row {row}{text}: the router's {what}, got {values[tuple(wrong[0])]}, and so in "
+        raise RowError(
+            row,
+            f"{text}: the router's {what}, got {values[tuple(wrong[0])]}, and so in "
             f"{len(np.unique(wrong[:, 0]))} of {len(values)} rows; its weights, or the embeddings it is given, are not "
-            "finite"
+            "finite",
         )
 
 
@@ -86,12 +87,21 @@ def batches_of(
             raise InputError("exclude_own_battles needs prompts as texts: battles are remembered by them")
         return np.arange(len(prompts.embedding)), prompts.batches()
     require_texts(prompts)
+    featurizer.require_prompts(prompts)
     is_first, row_of, _ = distinct(prompts)
     texts = list(itertools.compress(prompts, is_first.tobytes()))
-    batches = featurizer.batches(texts, cache=cache)
+    batches = _naming_rows(featurizer.batches(texts, cache=cache), is_first)
     if has_prompt_id:
         batches = _with_prompt_id(batches, prompt_ids(texts))
     return row_of, batches
+
+
+def _naming_rows(batches: Batches, is_first: Bool[np.ndarray, "prompts"]) -> Batches:
+    """Batches of the different prompts, whose errors name rows of all."""
+    try:
+        yield from batches
+    except RowError as error:
+        raise error.at(int(np.flatnonzero(is_first)[error.row])) from error
 
 
 def _with_prompt_id(batches: Batches, ids: UInt32[np.ndarray, "prompts 2"]) -> Batches:

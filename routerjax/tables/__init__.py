@@ -11,13 +11,14 @@ from routerjax.tables.columns import (
     text_column,
 )
 from routerjax.tables.json_lines import json_objects
-from routerjax.tables.prompts import INPUT_FORMATS, PromptTable, read_prompt_table
+from routerjax.tables.prompts import INPUT_FORMATS, PromptTable, open_prompts
 from routerjax.tables.read import ENDINGS, OpenTable, open_table, read_table
-from routerjax.tables.write import prepare, require_writable, write_table
+from routerjax.tables.write import STANDARD_OUTPUT, require_writable, table_writer, write_table
 
 __all__ = [
     "ENDINGS",
     "INPUT_FORMATS",
+    "STANDARD_OUTPUT",
     "OpenTable",
     "PromptTable",
     "Texts",
@@ -27,12 +28,12 @@ __all__ = [
     "label_column",
     "matrix_column",
     "number_column",
+    "open_prompts",
     "open_table",
-    "prepare",
-    "read_prompt_table",
     "read_table",
     "require_columns",
     "require_writable",
+    "table_writer",
     "text_column",
     "write_table",
 ]

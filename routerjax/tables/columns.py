@@ -87,15 +87,9 @@ def text_column(table: pa.Table, name: str, where: object) -> Texts:
     Raises:
         InputError: another type, a missing value (row named), or bytes that are not UTF-8.
     """
-    column = table.column(name)
-    _require_text_type(column, name, where)
-    chunks = [_encoded(chunk, name, where) for chunk in column.chunks]
-    encoded = pa.chunked_array(chunks, TEXT_DICTIONARY).unify_dictionaries()
+    encoded = encoded_texts(table, name, where)
     if encoded.null_count:
-        row = encoded.is_null().index(True).as_py()
-        raise InputError(
-            f"{where}: row {row}: column {name} must be text, got nothing ({encoded.null_count} such rows)"
-        )
+        raise missing_text(where, encoded.is_null().index(True).as_py(), name, encoded.null_count)
     index = np.concatenate([chunk.indices.to_numpy() for chunk in encoded.chunks] or [np.empty(0, np.int32)])
     texts = encoded.chunk(0).dictionary.to_pylist() if encoded.num_chunks else []
     if len(set(texts)) < len(texts):  # a single dictionary may hold a text twice
@@ -105,6 +99,29 @@ def text_column(table: pa.Table, name: str, where: object) -> Texts:
     # A dictionary may also hold texts that no row has, and in any order.
     order, index = first_appearance(index, len(texts))
     return Texts(texts if np.array_equal(order, np.arange(len(texts))) else [texts[place] for place in order], index)
+
+
+def encoded_texts(table: pa.Table, name: str, where: object, *, first_row: int = 0) -> pa.ChunkedArray:
+    """Read a column of texts, of which some may be missing, as a dictionary.
+
+    Args:
+        table: which has the column.
+        name: of the column.
+        where: the file, for errors.
+        first_row: the number of the table's first row in the file.
+
+    Raises:
+        InputError: another type (row named), or bytes that are not UTF-8.
+    """
+    column = table.column(name)
+    _require_text_type(column, name, where, first_row)
+    chunks = [_encoded(chunk, name, where) for chunk in column.chunks]
+    return pa.chunked_array(chunks, TEXT_DICTIONARY).unify_dictionaries()
+
+
+def missing_text(where: object, row: int, name: str, count: int) -> InputError:
+    """Error where ``count`` rows lack a text, the first of them at ``row``."""
+    return InputError(f"{where}: row {row}: column {name} must be text, got nothing ({count} such rows)")
 
 
 def label_column(table: pa.Table, name: str, where: object, *, required: bool = True) -> Texts:
@@ -135,11 +152,12 @@ def _is_text(kind: pa.DataType) -> bool:
     return pa.types.is_string(kind) or pa.types.is_large_string(kind) or pa.types.is_string_view(kind)
 
 
-def _require_text_type(column: pa.ChunkedArray, name: str, where: object) -> None:
+def _require_text_type(column: pa.ChunkedArray, name: str, where: object, first_row: int) -> None:
     kind = column.type.value_type if pa.types.is_dictionary(column.type) else column.type
     if not _is_text(kind) and column.null_count < len(column):
         row = column.is_valid().index(True).as_py()
-        raise InputError(f"{where}: row {row}: column {name} must be text, got {_shown(column[row])}")
+        shown = _shown(column[row])
+        raise InputError(f"{where}: row {first_row + row}: column {name} must be text, got {shown}")
 
 
 def _encoded(chunk: pa.Array, name: str, where: object) -> pa.DictionaryArray:

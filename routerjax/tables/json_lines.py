@@ -77,20 +77,35 @@ def text_lines(lines: Iterable[bytes], where: object) -> Iterator[tuple[int, str
             raise InputError(not_utf8(f"{where}: line {number}", error)) from error
 
 
-def json_column(values: list[object], name: str, where: object) -> pa.Array:
+def json_column(
+    values: list[object],
+    name: str,
+    where: object,
+    *,
+    kind: pa.DataType | None = None,
+    first: object = None,
+    first_row: int = 0,
+) -> pa.Array:
     """Make an Arrow column of JSON values; lone surrogates become U+FFFD.
+
+    Args:
+        values: of rows that follow one another.
+        name: of the column.
+        where: the file, for errors.
+        kind: of the column; None for what the values need.
+        first: the first value of the whole column that is not null, where ``values`` are a later part of it.
+        first_row: the row of the first of the values.
 
     Raises:
         InputError: values of mixed kinds, or integers beyond 64 bits; names row and column.
     """
     try:
         try:
-            return pa.array(values)
+            return pa.array(values, kind)
         except UnicodeEncodeError:
-            return pa.array([_valid(value) for value in values])
+            return pa.array([_valid(value) for value in values], kind)
     except (pa.ArrowException, OverflowError) as error:
-        reason = _misfit(values, name) or f"column {name} mixes kinds of values: {error}"
-        raise InputError(f"{where}: {reason}") from error
+        raise misfit(values, name, where, error, first=first, first_row=first_row) from error
 
 
 def _valid(value: object) -> object:
@@ -101,20 +116,24 @@ def _valid(value: object) -> object:
     return [_valid(part) for part in value] if isinstance(value, list) else value
 
 
-def _misfit(values: list[object], name: str) -> str | None:
-    """Say which row is why values are no column of Arrow's, if it is not for what is within them."""
+def misfit(
+    values: list[object], name: str, where: object, error: Exception, *, first: object, first_row: int
+) -> InputError:
+    """Error that says which row is why values are no column of Arrow's; see :func:`json_column`."""
 
     def kind(value: object) -> str:
         return {bool: "boolean", int: "number", float: "number", str: "text", list: "list"}.get(type(value), "object")
 
-    given = [(row, value) for row, value in enumerate(values) if value is not None]
-    for row, value in given:
-        if kind(value) != kind(given[0][1]):
-            mixed = f"mixes kinds of values: {reprlib.repr(value)} after {reprlib.repr(given[0][1])}"
-            return f"row {row}: column {name} {mixed}"
+    for row, value in enumerate(values, first_row):
+        first = value if first is None else first
+        if value is None:
+            continue
+        if kind(value) != kind(first):
+            mixed = f"mixes kinds of values: {reprlib.repr(value)} after {reprlib.repr(first)}"
+            return InputError(f"{where}: row {row}: column {name} {mixed}")
         if isinstance(value, int) and not -(2**63) <= value < 2**63:
-            return f"row {row}: column {name} is beyond 64 bits: {reprlib.repr(value)}"
-    return None
+            return InputError(f"{where}: row {row}: column {name} is beyond 64 bits: {reprlib.repr(value)}")
+    return InputError(f"{where}: column {name} mixes kinds of values: {error}")
 
 
 def not_utf8(where: object, error: Exception) -> str:

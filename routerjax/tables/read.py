@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import csv
 import os
 from collections.abc import Callable, Iterable, Iterator, Sequence
@@ -33,13 +34,11 @@ class OpenTable:
     Attributes:
         columns: their names, all different.
         read_columns: reads some of them or (None) all, see :meth:`read`; the flag shows progress.
-        rows: the rows of a .jsonl file, which are read at once; None for other files.
     """
 
     path: Path
     columns: list[str]
     read_columns: Callable[[Sequence[str] | None, bool], pa.Table]
-    rows: list[JsonObject] | None = None
 
     def read(self, columns: Sequence[str] | None = None, *, progress: bool = False) -> pa.Table:
         """Read columns, all of them by default.
@@ -75,13 +74,18 @@ def open_table(path: str | os.PathLike[str], *, progress: bool = False) -> OpenT
         InputError: no such file, another ending, not that format, or two columns of one name.
     """
     path = Path(path)
+    require_table(path)
+    opened = {".parquet": _open_parquet, ".csv": _open_csv, ".jsonl": _open_json_lines}[path.suffix](path, progress)
+    require_different(opened.columns, path)
+    return opened
+
+
+def require_table(path: Path) -> None:
+    """Raise InputError unless there is a file that has the ending of a table."""
     if not path.is_file():
         raise InputError(f"{path} is a folder, not a file" if path.is_dir() else f"no file {path}")
     if path.suffix not in ENDINGS:
         raise InputError(f"{path}: the name must end in {', '.join(ENDINGS)}, got {path.suffix or 'no ending'!r}")
-    opened = {".parquet": _open_parquet, ".csv": _open_csv, ".jsonl": open_json_lines}[path.suffix](path, progress)
-    _require_different(opened.columns, path)
-    return opened
 
 
 def read_table(
@@ -98,7 +102,8 @@ def read_table(
     return open_table(path, progress=progress).read(columns, progress=progress)
 
 
-def _require_different(names: Sequence[str], where: object) -> None:
+def require_different(names: Sequence[str], where: object) -> None:
+    """Raise InputError where two columns have one name."""
     again = [name for place, name in enumerate(names) if name in names[:place]]
     if again:
         raise InputError(f"{where} has two columns {again[0]!r}: rename one of them")
@@ -141,36 +146,61 @@ def _open_csv(path: Path, progress: bool) -> OpenTable:
         raise InputError(f"{path} is not a readable csv file: {error}") from error
     if header is None:
         raise InputError(f"{path} is empty")
-    every_text = dict.fromkeys(header, pa.large_string())
 
     def read(columns: Sequence[str] | None, progress: bool) -> pa.Table:
-        block = min(path.stat().st_size + 1, CSV_BLOCK_BYTES)
-        try:
-            batches = pyarrow.csv.open_csv(
-                path,
-                read_options=pyarrow.csv.ReadOptions(block_size=block),
-                parse_options=pyarrow.csv.ParseOptions(newlines_in_values=True),
-                # What looks like a number may be a name: 007, 4.10. Who needs a number reads it from the text.
-                convert_options=pyarrow.csv.ConvertOptions(
-                    include_columns=list(columns or header), column_types=every_text, strings_can_be_null=False
-                ),
-            )
-            schema = batches.schema
-            return pa.Table.from_batches(_shown(batches, progress, None), schema)
-        except pa.ArrowInvalid as error:
-            if "UTF8" in str(error):
-                raise InputError(not_utf8(path, error)) from error
-            if "straddling" in str(error):
-                raise InputError(
-                    f"{path} has a row of more than {block:,} bytes: is a quotation mark not closed?"
-                ) from error
-            raise InputError(f"{path} is not a readable csv file: {error}") from error
+        schema, batches = csv_batches(path, columns or header, CSV_BLOCK_BYTES)
+        return pa.Table.from_batches(_shown(batches, progress, None), schema)
 
     return OpenTable(path, header, read)
 
 
-def open_json_lines(path: Path, progress: bool) -> OpenTable:
-    """Read a file of JSON objects, one a line, whatever its ending; its rows are kept as they came.
+class LongRowError(InputError):
+    """A row of a CSV is longer than the block in which it was read; a larger block may hold it."""
+
+
+def csv_batches(path: Path, columns: Sequence[str], block: int) -> tuple[pa.Schema, Iterator[pa.RecordBatch]]:
+    """Read columns of a CSV as text, in blocks of at most ``block`` bytes.
+
+    Raises:
+        LongRowError: a row is longer than the block, which is smaller than file and :data:`CSV_BLOCK_BYTES`.
+        InputError: a row is longer than any block, or the file is no CSV, or not in UTF-8.
+    """
+    most = min(path.stat().st_size + 1, CSV_BLOCK_BYTES)
+    block = min(block, most)
+
+    @contextlib.contextmanager
+    def named() -> Iterator[None]:
+        try:
+            yield
+        except pa.ArrowInvalid as error:
+            if "UTF8" in str(error):
+                raise InputError(not_utf8(path, error)) from error
+            if "straddling" in str(error):
+                kind = LongRowError if block < most else InputError
+                raise kind(f"{path} has a row of more than {block:,} bytes: is a quotation mark not closed?") from error
+            raise InputError(f"{path} is not a readable csv file: {error}") from error
+
+    def read() -> Iterator[pa.RecordBatch]:
+        with named():
+            yield from batches
+
+    with named():
+        batches = pyarrow.csv.open_csv(
+            path,
+            read_options=pyarrow.csv.ReadOptions(block_size=block),
+            parse_options=pyarrow.csv.ParseOptions(newlines_in_values=True),
+            # What looks like a number may be a name: 007, 4.10. Who needs a number reads it from the text.
+            convert_options=pyarrow.csv.ConvertOptions(
+                include_columns=list(columns),
+                column_types=dict.fromkeys(columns, pa.large_string()),
+                strings_can_be_null=False,
+            ),
+        )
+        return batches.schema, read()
+
+
+def _open_json_lines(path: Path, progress: bool) -> OpenTable:
+    """Read a file of JSON objects, one a line.
 
     Raises:
         InputError: see :func:`json_objects`.
@@ -186,10 +216,10 @@ def open_json_lines(path: Path, progress: bool) -> OpenTable:
                 yield line
                 bar.update(len(line))
 
-        return json_table(list(json_objects(counted(), path)), path)
+        return _json_table(list(json_objects(counted(), path)), path)
 
 
-def json_table(rows: list[JsonObject], where: Path) -> OpenTable:
+def _json_table(rows: list[JsonObject], where: Path) -> OpenTable:
     """Make a table of JSON objects; a column is a key of any of them, and a key that a row lacks is null there."""
     if not rows:
         raise InputError(f"{where} has no rows")
@@ -199,4 +229,4 @@ def json_table(rows: list[JsonObject], where: Path) -> OpenTable:
         wanted = names if columns is None else columns
         return pa.table({name: json_column([row.get(name) for _, _, row in rows], name, where) for name in wanted})
 
-    return OpenTable(where, names, read, rows)
+    return OpenTable(where, names, read)

@@ -3,14 +3,14 @@
 from __future__ import annotations
 
 import codecs
+import contextlib
 import functools
 import json
 import math
 import sys
-from collections.abc import Callable, Mapping
-from dataclasses import dataclass
+from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
-from typing import TextIO, TypeVar
+from typing import TextIO, TypeVar, cast
 
 import pyarrow as pa
 import pyarrow.csv
@@ -19,51 +19,16 @@ import pyarrow.parquet
 from routerjax.atomic import atomic_file, refuse_existing, require_folder
 from routerjax.display import printable_json
 from routerjax.errors import InputError
-from routerjax.tables.read import ENDINGS, OpenTable
+from routerjax.tables.read import ENDINGS
 
 STANDARD_OUTPUT = "-"
 
 ColumnT = TypeVar("ColumnT")
 
 
-@dataclass(frozen=True, eq=False)
-class PreparedOutput:
-    """Rows in the form in which they are written, before the columns are known that are added to them.
-
-    Attributes:
-        path: of the file; ``-`` is standard output.
-        rows: for JSON lines the text of each object; else a table of which every column can be written.
-    """
-
-    path: str
-    rows: list[str] | pa.Table
-
-    def write(self, added: Mapping[str, pa.Array] | None = None) -> None:
-        """Write the rows with the columns ``added`` to them, in that order."""
-        added = added or {}
-        if isinstance(self.rows, pa.Table):
-            table: pa.Table = self.rows
-            for name, column in added.items():
-                table = table.append_column(name, column)
-            writer = pyarrow.parquet.write_table if Path(self.path).suffix == ".parquet" else pyarrow.csv.write_csv
-            with atomic_file(Path(self.path)) as temporary:
-                writer(table, temporary)
-        elif self.path == STANDARD_OUTPUT:
-            ascii_only = codecs.lookup(sys.stdout.encoding or "utf-8").name != "utf-8"
-            self._write_lines(sys.stdout, added, functools.partial(printable_json, ascii_only=ascii_only))
-        else:
-            with (
-                atomic_file(Path(self.path)) as temporary,
-                temporary.open("w", encoding="utf-8", newline="\n") as stream,
-            ):
-                self._write_lines(stream, added, str)
-
-    def _write_lines(self, stream: TextIO, added: Mapping[str, pa.Array], shown: Callable[[str], str]) -> None:
-        columns = [[f"{json.dumps(name)}: {text}" for text in json_texts(column)] for name, column in added.items()]
-        for row, text in enumerate(self.rows):
-            first_members = text[1:-1].strip()
-            members = ", ".join([*([first_members] if first_members else []), *(column[row] for column in columns)])
-            stream.write(shown(f"{{{members}}}") + "\n")
+Rows = list[str] | pa.Table
+"""Rows in the form in which they are written: the text of each JSON object, or a table whose columns can be written."""
+Write = Callable[[Rows, Mapping[str, pa.Array]], None]
 
 
 def require_writable(path: str) -> None:
@@ -80,43 +45,89 @@ def require_writable(path: str) -> None:
     require_folder(Path(path))
 
 
-def prepare(table: pa.Table | OpenTable, path: str) -> PreparedOutput:
-    """Bring a table into the form in which it is written, by the ending of ``path``.
+def takes_json(path: str) -> bool:
+    """Tell if JSON lines are written to a path."""
+    return path == STANDARD_OUTPUT or Path(path).suffix == ".jsonl"
+
+
+def prepare(table: pa.Table, path: str) -> Rows:
+    """Bring rows into the form in which they are written, by the ending of ``path``.
 
     A parquet file takes Arrow's values as they are, a CSV as text (nested ones as JSON), JSON lines as JSON, in which
-    what is not finite is null. Dates, times and decimals are written as Arrow writes them. A table of JSON lines keeps
-    the text of its rows in JSON lines.
+    what is not finite is null. Dates, times and decimals are written as Arrow writes them.
 
     Raises:
-        InputError: as :func:`require_writable`, or a column that the format cannot hold, by its name.
+        InputError: a column that the format cannot hold, by its name.
     """
-    require_writable(path)
-    if path == STANDARD_OUTPUT or Path(path).suffix == ".jsonl":
-        if isinstance(table, OpenTable) and table.rows is not None:
-            return PreparedOutput(path, [text for _, text, _ in table.rows])
-        return PreparedOutput(path, _json_rows(_arrow(table), path))
+    if takes_json(path):
+        return _json_rows(table, path)
     if Path(path).suffix == ".csv":
-        return PreparedOutput(path, _cells(_arrow(table), path))
-    arrow = _arrow(table)
-    for name in arrow.column_names:
+        return _cells(table, path)
+    for name in table.column_names:
         try:
-            pyarrow.parquet.write_table(arrow.select([name]), pa.MockOutputStream())
+            pyarrow.parquet.write_table(table.select([name]), pa.MockOutputStream())
         except (pa.ArrowException, OverflowError) as error:
             raise InputError(f"{path}: column {name} cannot be written to parquet: {error}") from error
-    return PreparedOutput(path, arrow)
+    return table
+
+
+@contextlib.contextmanager
+def table_writer(path: str) -> Iterator[Write]:
+    """Yield ``write(rows, added)``, which writes rows and the columns added to them, chunk by chunk.
+
+    The file is there once the body is done, whole; ``-`` is standard output.
+
+    Raises:
+        InputError: as :func:`require_writable`.
+    """
+    require_writable(path)
+    if path == STANDARD_OUTPUT:
+        ascii_only = codecs.lookup(sys.stdout.encoding or "utf-8").name != "utf-8"
+        yield functools.partial(_write_lines, sys.stdout, functools.partial(printable_json, ascii_only=ascii_only))
+        return
+    with atomic_file(Path(path)) as temporary, contextlib.ExitStack() as stack:
+        if takes_json(path):
+            stream = stack.enter_context(temporary.open("w", encoding="utf-8", newline="\n"))
+            yield functools.partial(_write_lines, stream, str)
+        else:
+            yield _table_writer(temporary, Path(path).suffix, stack)
+
+
+def _table_writer(temporary: Path, ending: str, stack: contextlib.ExitStack) -> Write:
+    """Write chunks of a parquet or CSV file, which is opened when the columns are known."""
+    make = pyarrow.parquet.ParquetWriter if ending == ".parquet" else pyarrow.csv.CSVWriter
+    writer: pyarrow.parquet.ParquetWriter | pyarrow.csv.CSVWriter | None = None
+
+    def write(rows: Rows, added: Mapping[str, pa.Array]) -> None:
+        nonlocal writer
+        table = cast(pa.Table, rows)
+        for name, column in added.items():
+            table = table.append_column(name, column)
+        if writer is None:
+            writer = stack.enter_context(make(temporary, table.schema))
+        writer.write_table(table)
+
+    return write
+
+
+def _write_lines(stream: TextIO, shown: Callable[[str], str], rows: Rows, added: Mapping[str, pa.Array]) -> None:
+    columns = [[f"{json.dumps(name)}: {text}" for text in json_texts(column)] for name, column in added.items()]
+    for row, text in enumerate(cast("list[str]", rows)):
+        first_members = text[1:-1].strip()
+        members = ", ".join([*([first_members] if first_members else []), *(column[row] for column in columns)])
+        stream.write(shown(f"{{{members}}}") + "\n")
 
 
 def write_table(table: pa.Table, path: str) -> None:
     """Write a table by the ending of ``path``, whole or not at all; ``-`` prints JSON lines.
 
     Raises:
-        InputError: as :func:`prepare`.
+        InputError: as :func:`require_writable` and :func:`prepare`.
     """
-    prepare(table, path).write()
-
-
-def _arrow(table: pa.Table | OpenTable) -> pa.Table:
-    return table.read() if isinstance(table, OpenTable) else table
+    require_writable(path)
+    rows = prepare(table, path)
+    with table_writer(path) as write:
+        write(rows, {})
 
 
 def _json_rows(table: pa.Table, path: str) -> list[str]:
