@@ -230,9 +230,9 @@ def test_bad_configurations_are_refused_before_anything_is_encoded_or_written(
     config: ExperimentConfig, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, changes: list[str], message: str
 ) -> None:
     shutil.copytree(config.features.encoder, tmp_path / "encoder")
-    described = (tmp_path / "encoder" / "run.json").read_text()
+    described = (tmp_path / "encoder" / "config.json").read_text()
     deeper = described.replace('"num_hidden_layers": 2', '"num_hidden_layers": 3')
-    (tmp_path / "encoder" / "run.json").write_text(deeper)
+    (tmp_path / "encoder" / "config.json").write_text(deeper)
     changes = [change.replace("ENCODER", str(tmp_path / "encoder")) for change in changes]
     monkeypatch.delattr(features.SentenceFeaturizer, "encode")
     with pytest.raises(InputError, match=message):
