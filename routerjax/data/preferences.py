@@ -8,7 +8,7 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
 import numpy as np
-from jaxtyping import Bool, Float32, Int, Int32
+from jaxtyping import Bool, Float32, Float64, Int, Int32
 
 from routerjax.errors import InputError, model_column, nearest
 from routerjax.prompts import require_texts
@@ -19,6 +19,9 @@ OUTCOMES = ("model_a", "tie", "model_b", "both_bad")
 
 # Probabilities read from text files are rounded; a row that misses 1 by more than this is a mistake.
 ROW_SUM_TOLERANCE = 1e-3
+
+# Battles are validated so many at a time.
+ROWS_A_PART = 2**16
 
 # Of one battle: sums of them, and their squares, stay finite in float32.
 LARGEST_WEIGHT = 1e12
@@ -63,8 +66,7 @@ class Preferences:
         }
         shapes["outcome"] = (num_battles, 4 if np.shape(self.outcome)[1:] == (4,) else 3)
         for name, shape in shapes.items():
-            dtype = np.float64 if name in ("weight", "outcome") else np.int32
-            column = np.asarray(getattr(self, name), dtype)
+            column = np.asarray(getattr(self, name), None if name in ("weight", "outcome") else np.int32)
             if column.shape != shape:
                 raise InputError(f"{name} must have shape {shape}, one row for each prompt, got {column.shape}")
             object.__setattr__(self, name, column)
@@ -77,8 +79,8 @@ class Preferences:
         if not np.array_equal(order, np.arange(len(self.unique_prompts))):
             object.__setattr__(self, "unique_prompts", tuple(self.unique_prompts[place] for place in order.tolist()))
         object.__setattr__(self, "prompt_index", prompt_index)
-        outcome = self.outcome / self.outcome.sum(axis=1, keepdims=True)
-        object.__setattr__(self, "outcome", outcome.astype(np.float32))
+        outcome = _by_parts(lambda part: (part / part.sum(axis=1, keepdims=True)).astype(np.float32), self.outcome)
+        object.__setattr__(self, "outcome", outcome)
         object.__setattr__(self, "weight", self.weight.astype(np.float32))
 
     def _validate(self) -> None:
@@ -96,14 +98,13 @@ class Preferences:
             require_model_names(self.models, getattr(self, name), name)
         different = self.model_a != self.model_b
         _require_rows(different, "model_b", "another model than model_a", lambda row: self.models[self.model_b[row]])
-        with np.errstate(invalid="ignore"):  # infinity less infinity is not 1
-            proper = np.abs(self.outcome.sum(axis=1) - 1) <= ROW_SUM_TOLERANCE
-        proper &= (self.outcome >= 0).all(axis=1)
-        _require_rows(proper, "outcome", "probabilities that sum to 1", lambda row: self.outcome[row].tolist())
-        usable = np.isfinite(self.weight) & (self.weight >= 0) & (self.weight <= LARGEST_WEIGHT)
+        proper = _by_parts(_is_distribution, self.outcome)
         _require_rows(
-            usable, "weight", f"finite and not negative, and at most {LARGEST_WEIGHT:g}", lambda row: self.weight[row]
+            proper, "outcome", "probabilities that sum to 1", lambda row: self.outcome[row].astype(float).tolist()
         )
+        usable = _by_parts(lambda part: np.isfinite(part) & (part >= 0) & (part <= LARGEST_WEIGHT), self.weight)
+        expected = f"finite and not negative, and at most {LARGEST_WEIGHT:g}"
+        _require_rows(usable, "weight", expected, lambda row: self.weight[row].astype(float))
         if not self.weight.any():
             raise InputError("weight is 0 in every row: nothing to learn from")
 
@@ -176,12 +177,13 @@ class Preferences:
 
     def exchange_sides(self, where: Bool[np.ndarray, "battles"]) -> Preferences:
         """Return the same battles, some with model_a and model_b, and with them the outcome, the other way round."""
-        turned = self.outcome[:, [2, 1, 0, 3][: self.outcome.shape[1]]]
+        outcome = self.outcome.copy()
+        outcome[where] = outcome[where][:, [2, 1, 0, 3][: outcome.shape[1]]]
         return dataclasses.replace(
             self,
             model_a=np.where(where, self.model_b, self.model_a),
             model_b=np.where(where, self.model_a, self.model_b),
-            outcome=np.where(where[:, None], turned, self.outcome),
+            outcome=outcome,
         )
 
     def without_unused_models(self) -> Preferences:
@@ -198,6 +200,18 @@ class Preferences:
             model_b=np.searchsorted(used, self.model_b),
             models=tuple(self.models[index] for index in used),
         )
+
+
+def _by_parts(function: Callable[[np.ndarray], np.ndarray], column: np.ndarray) -> np.ndarray:
+    """Apply a function of rows to a column in float64, of which few rows are copied at a time."""
+    parts = (column[start : start + ROWS_A_PART] for start in range(0, len(column), ROWS_A_PART))
+    return np.concatenate([function(part.astype(np.float64)) for part in parts])
+
+
+def _is_distribution(outcome: Float64[np.ndarray, "rows outcomes"]) -> Bool[np.ndarray, "rows"]:
+    with np.errstate(invalid="ignore"):  # infinity less infinity is not 1
+        sums_to_one = np.abs(outcome.sum(axis=1) - 1) <= ROW_SUM_TOLERANCE
+    return sums_to_one & (outcome >= 0).all(axis=1)
 
 
 def _require_rows(good: Bool[np.ndarray, "rows"], column: str, expected: str, value: Callable[[int], object]) -> None:

@@ -11,7 +11,7 @@ from pathlib import Path
 
 import numpy as np
 import pyarrow as pa
-from jaxtyping import Bool, Float64
+from jaxtyping import Bool, Float, Float64
 
 from routerjax.data.preferences import OUTCOMES, ROW_SUM_TOLERANCE, Preferences
 from routerjax.errors import InputError, nearest, require_extra
@@ -89,7 +89,7 @@ def read_preferences(
     # Row numbers in errors are those of the file, so rows are checked before any is dropped.
     prompt, model_a, model_b = (text_column(rows, name, source) for name in ("prompt", "model_a", "model_b"))
     outcome = _arena_outcome(rows, source) if is_arena else _table_outcome(rows, source)
-    weight = number_column(rows, "weight", source) if "weight" in wanted else np.ones(rows.num_rows)
+    weight = number_column(rows, "weight", source) if "weight" in wanted else np.ones(rows.num_rows, np.float32)
     keep = np.ones(rows.num_rows, bool)
     if is_arena:
         prompt = _first_turns(prompt, source)
@@ -100,6 +100,7 @@ def read_preferences(
     if not keep.any():
         raise InputError(f"{source} has no battles left: all {len(keep)} rows were dropped")
     del rows
+    pa.default_memory_pool().release_unused()  # what Arrow keeps for more tables is as large as this one was
     models = sorted({*model_a.unique, *model_b.unique})
     column = {name: place for place, name in enumerate(models)}
     # A dropped row may have an empty prompt, and must not shift the numbers of the rows that errors name.
@@ -201,16 +202,18 @@ def _arena_outcome(table: pa.Table, source: object) -> Float64[np.ndarray, "rows
     return outcome
 
 
-def _table_outcome(table: pa.Table, source: object) -> Float64[np.ndarray, "rows outcomes"]:
-    outcome = np.full((table.num_rows, 4), np.nan)
+def _table_outcome(table: pa.Table, source: object) -> Float[np.ndarray, "rows outcomes"]:
     has_winner, has_ties, has_both_bad = (name in table.column_names for name in ("winner", *SOFT_TIES))
+    # Hard outcomes are exact in any type.
+    kind = np.float64 if "preference_b" in table.column_names else np.float32
+    outcome = np.full((0 if has_winner else table.num_rows, 4), np.nan, kind)
     if has_winner:
         winner = text_column(table, "winner", source)
         place = np.asarray([WINNERS.get(text, -1) for text in winner.unique])[winner.index]
         texts = [winner.unique[number] for number in winner.index[place < 0][:1]]
         near = "".join(nearest(text, WINNERS) for text in texts)
         _refuse(place < 0, source, lambda _: f"column winner must be {', '.join(WINNERS)}, got {texts[0]!r}{near}")
-        outcome = np.eye(4)[place]
+        outcome = np.eye(4, dtype=kind)[place]
         has_both_bad |= (place == 3).any()
     if "preference_b" in table.column_names:
         preference_b = _share_column(table, "preference_b", source, required=not has_winner)

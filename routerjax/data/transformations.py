@@ -43,6 +43,8 @@ def concatenate(parts: Sequence[Preferences]) -> Preferences:
 
 
 def _joined_outcomes(parts: Sequence[Preferences]) -> Float32[np.ndarray, "battles outcomes"]:
+    if len({part.outcome.shape[1] for part in parts}) == 1:
+        return np.concatenate([part.outcome for part in parts])
     outcome = np.concatenate([np.pad(part.outcome, ((0, 0), (0, 4 - part.outcome.shape[1]))) for part in parts])
     untold = [part for part in parts if part.outcome.shape[1] == 3]
     ties = sum(int(np.count_nonzero(part.outcome[:, 1])) for part in untold)

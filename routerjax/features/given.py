@@ -49,7 +49,7 @@ class Embeddings:
                 f"embeddings must be floats of shape [prompts, embed], got {embedding.dtype} {embedding.shape}"
             )
         with np.errstate(over="ignore"):  # what is too large for float32 becomes infinite, and is refused
-            embedding = embedding.astype(np.float32, order="C", copy=not isinstance(embedding, np.memmap))
+            embedding = embedding.astype(np.float32, order="C", copy=not isinstance(self.embedding, np.memmap))
         parts = (embedding[start : start + ROWS_A_CHECK] for start in range(0, len(embedding), ROWS_A_CHECK))
         bad = np.flatnonzero(np.concatenate([~np.isfinite(part).all(axis=1) for part in parts]))
         if bad.size:

@@ -17,6 +17,7 @@ import pyarrow.compute as pc
 from jaxtyping import Bool, Float32, Float64, Int, Int32
 
 from routerjax.errors import InputError, nearest
+from routerjax.tables.dictionaries import TEXT_DICTIONARY, is_text
 
 NUMBERS = {
     **dict.fromkeys(("", "NA", "N/A", "#N/A", "null", "NULL", "None"), math.nan),
@@ -24,8 +25,6 @@ NUMBERS = {
     **dict.fromkeys(("false", "False", "FALSE"), 0.0),
 }
 """Texts that stand for a number, or for a missing one (NaN), beside those that spell it."""
-
-TEXT_DICTIONARY = pa.dictionary(pa.int32(), pa.large_string())
 
 
 @dataclass(frozen=True, eq=False)
@@ -139,7 +138,7 @@ def label_column(table: pa.Table, name: str, where: object, *, required: bool = 
     column = _plain(table.column(name))
     if pa.types.is_integer(column.type) or pa.types.is_boolean(column.type):
         column = column.cast(pa.large_string())
-    if not required and _is_text(column.type):
+    if not required and is_text(column.type):
         column = column.fill_null("None")
     labels = text_column(pa.table({name: column}), name, where)
     if required and "" in labels.unique:
@@ -148,13 +147,9 @@ def label_column(table: pa.Table, name: str, where: object, *, required: bool = 
     return labels
 
 
-def _is_text(kind: pa.DataType) -> bool:
-    return pa.types.is_string(kind) or pa.types.is_large_string(kind) or pa.types.is_string_view(kind)
-
-
 def _require_text_type(column: pa.ChunkedArray, name: str, where: object, first_row: int) -> None:
     kind = column.type.value_type if pa.types.is_dictionary(column.type) else column.type
-    if not _is_text(kind) and column.null_count < len(column):
+    if not is_text(kind) and column.null_count < len(column):
         row = column.is_valid().index(True).as_py()
         shown = _shown(column[row])
         raise InputError(f"{where}: row {first_row + row}: column {name} must be text, got {shown}")
@@ -162,12 +157,12 @@ def _require_text_type(column: pa.ChunkedArray, name: str, where: object, first_
 
 def _encoded(chunk: pa.Array, name: str, where: object) -> pa.DictionaryArray:
     """The chunk as a dictionary of large text, whose values are not null."""
-    if pa.types.is_dictionary(chunk.type) and (chunk.dictionary.null_count or not _is_text(chunk.type.value_type)):
+    if pa.types.is_dictionary(chunk.type) and (chunk.dictionary.null_count or not is_text(chunk.type.value_type)):
         chunk = chunk.dictionary_decode()
     if pa.types.is_dictionary(chunk.type):
         encoded = chunk
     else:  # what is no text here has no values
-        encoded = (chunk if _is_text(chunk.type) else pa.nulls(len(chunk), pa.string())).dictionary_encode()
+        encoded = (chunk if is_text(chunk.type) else pa.nulls(len(chunk), pa.string())).dictionary_encode()
     try:
         encoded.dictionary.validate(full=True)
     except pa.ArrowInvalid as error:
@@ -197,7 +192,7 @@ def number_column(table: pa.Table, name: str, where: object, *, required: bool =
         InputError: something that is no number, or a missing one (row named).
     """
     column = _plain(table.column(name))
-    if _is_text(column.type):
+    if is_text(column.type):
         column = _parsed(column, name, where)
     kind = column.type
     is_number = pa.types.is_integer(kind) or pa.types.is_floating(kind) or pa.types.is_decimal(kind)

@@ -17,6 +17,7 @@ import tqdm
 
 from routerjax.errors import InputError
 from routerjax.tables.columns import require_columns
+from routerjax.tables.dictionaries import joined_table
 from routerjax.tables.json_lines import JsonObject, json_column, json_objects, not_utf8
 
 ENDINGS = (".parquet", ".csv", ".jsonl")
@@ -43,8 +44,8 @@ class OpenTable:
     def read(self, columns: Sequence[str] | None = None, *, progress: bool = False) -> pa.Table:
         """Read columns, all of them by default.
 
-        Every column of a CSV is text. Texts of a parquet file whose columns are named come as Arrow dictionaries, which
-        hold each but once; a whole file comes in its own types.
+        Every column of a CSV is text. Texts of a file whose columns are named come as Arrow dictionaries, which hold
+        each but once, see :func:`routerjax.tables.dictionaries.joined_table`; a whole file comes in its own types.
 
         Args:
             columns: their names.
@@ -121,8 +122,10 @@ def _open_parquet(path: Path, progress: bool) -> OpenTable:
         selected = None if columns is None else list(columns)
         with pyarrow.parquet.ParquetFile(path, read_dictionary=encoded) as file:
             groups = (file.read_row_group(number, selected) for number in range(file.num_row_groups))
-            parts = list(_shown(groups, progress, file.metadata.num_rows))
-        return pa.concat_tables(parts) if parts else pa.table({})
+            parts = _shown(groups, progress, file.metadata.num_rows)
+            if selected is None:
+                return pa.concat_tables([*parts]) if file.num_row_groups else pa.table({})
+            return joined_table(parts, pa.schema([schema.field(name) for name in selected]))
 
     return OpenTable(path, schema.names, read)
 
@@ -149,7 +152,8 @@ def _open_csv(path: Path, progress: bool) -> OpenTable:
 
     def read(columns: Sequence[str] | None, progress: bool) -> pa.Table:
         schema, batches = csv_batches(path, columns or header, CSV_BLOCK_BYTES)
-        return pa.Table.from_batches(_shown(batches, progress, None), schema)
+        parts = _shown(batches, progress, None)
+        return pa.Table.from_batches(parts, schema) if columns is None else joined_table(parts, schema)
 
     return OpenTable(path, header, read)
 

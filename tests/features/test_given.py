@@ -37,6 +37,18 @@ def test_npy_and_parquet_hold_the_same(tmp_path: Path) -> None:
     }
 
 
+def test_a_file_of_float32_is_mapped(tmp_path: Path) -> None:
+    path = declare(tmp_path / "e.npy")
+    for array, is_mapped in ((EMBEDDING.astype(np.float32), True), (EMBEDDING.astype(np.float32, "F"), False)):
+        np.save(path, array)
+        embedding = features.read_embeddings(path).embedding
+        assert isinstance(embedding.base, np.memmap) == is_mapped
+        np.testing.assert_array_equal(embedding, array)
+    kept = features.Embeddings(array, "model 1")
+    array[:] = 0  # what is given in memory is copied
+    np.testing.assert_array_equal(kept.embedding, embedding)
+
+
 @pytest.mark.parametrize(
     ("array", "message"),
     [
