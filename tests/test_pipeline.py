@@ -40,6 +40,7 @@ def test_a_run_is_what_the_docstring_says(arena: Path, config: ExperimentConfig)
     assert described["data_sha256"] == digests
     assert described["git_commit"] is None or re.fullmatch("[0-9a-f]{40}(-dirty)?", described["git_commit"])
 
+    assert re.fullmatch("[0-9a-f]{32}", described.pop("run_id"))
     (start,) = described.pop("starts")
     assert start["command"] == sys.argv
     assert start["environment"]["XLA_FLAGS"] == os.environ["XLA_FLAGS"]
