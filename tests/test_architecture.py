@@ -138,6 +138,7 @@ def test_families_never_import_each_other() -> None:
         "routerjax.models.bert_encoder",
         "routerjax.models.attention",
         "routerjax.models.decoder",
+        "routerjax.models.decoder_config",
         "routerjax.models.decoder_layers",
         "routerjax.models.encoders",
         "routerjax.models.flops",

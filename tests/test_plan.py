@@ -166,6 +166,15 @@ def test_attention_by_cudnn_is_planned_as_plain_operations(settings_alone: Path)
     assert plan["bytes"] == plan_here(override(plain, chosen[1:]), 10**9, messages.append)["bytes"]
 
 
+def test_a_plan_refuses_what_attention_by_cudnn_does_not_compute(settings_alone: Path) -> None:
+    chosen = ["features.encoder_attributes.attention=cudnn"]
+    with pytest.raises(InputError, match=r"encoder_attributes\.attention=cudnn computes in bfloat16, got float32"):
+        plan_here(override(experiment(settings_alone), chosen), 10**9, print)
+    chosen += ["features.encoder_attributes.dtype=bfloat16", "features.encoder_attributes.attention_dropout_rate=0.1"]
+    with pytest.raises(InputError, match=r"encoder_attributes\.attention=cudnn has no dropout, got 0\.1"):
+        plan_here(override(experiment(settings_alone), chosen), 10**9, print)
+
+
 def test_families_that_read_no_tokens_need_no_plan(tmp_path: Path, settings_alone: Path) -> None:
     encoder = save_tiny_encoder(tmp_path / "encoder")
     (encoder / "model.safetensors").unlink()

@@ -12,15 +12,18 @@ from routerjax.models.bert import BertRouter
 from routerjax.models.bert_encoder import BertEncoder, stack_layers, unstack_layers
 from routerjax.models.causal import CausalRouter
 from routerjax.models.clusters import Clusters, nearest_centroid
-from routerjax.models.decoder import Decoder, DecoderConfig
+from routerjax.models.decoder import Decoder
+from routerjax.models.decoder_config import DecoderConfig
 from routerjax.models.decoder_layers import FROZEN
 from routerjax.models.encoders import (
+    WHOSE_CHOICES,
     Encoder,
     describe_encoder,
     encoder_sizes,
     example_tokens,
     for_scoring,
     make_encoder,
+    require_cudnn,
     typed_choices,
     up_to_layer,
     with_choices,
@@ -38,6 +41,7 @@ __all__ = [
     "EMBEDDING_LAYERS",
     "FROZEN",
     "POOLINGS",
+    "WHOSE_CHOICES",
     "BertEncoder",
     "BertRouter",
     "CausalRouter",
@@ -62,6 +66,7 @@ __all__ = [
     "merge_adapters",
     "nearest_centroid",
     "nearest_neighbors_memory",
+    "require_cudnn",
     "similarity_weighted_memory",
     "stack_layers",
     "training_flops",

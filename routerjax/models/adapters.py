@@ -8,7 +8,7 @@ from typing import Any
 import flax.traverse_util
 import jax.numpy as jnp
 
-from routerjax.models.decoder import DecoderConfig
+from routerjax.models.decoder_config import DecoderConfig
 from routerjax.models.decoder_layers import FROZEN
 from routerjax.typing import Variables
 

@@ -32,6 +32,7 @@ def plain_attention(
     *,
     scale: float,
     drop: Callable[[Array], Array],
+    place: Int[Array, "batch"] | None = None,
 ) -> Float[Array, "batch length heads head_dim"]:
     """Mean of the values, weighted by the softmax of ``scale * query . key`` over the tokens up to each.
 
@@ -43,22 +44,26 @@ def plain_attention(
         window: tokens that each attends to, itself included; 0 for all before it.
         scale: of the logits.
         drop: dropout of the weights.
+        place: where the query of each row is, if there is one of each row alone: ``[batch, 1, heads, head_dim]``.
     """
-    batch, length, num_heads, head_dim = query.shape
-    key_heads = key.shape[2]
+    batch, num_queries, num_heads, head_dim = query.shape
+    length, key_heads = key.shape[1:3]
     group = num_heads // key_heads
     # Not known to be the same in all layers: a scan would make what is [length, length] ahead of its loop, and carry
     # it.
     at, lowest, window = jax.lax.optimization_barrier((jnp.arange(length), jnp.finfo(jnp.float32).min, window))
     # Queries of one head of keys lie together: [batch, key heads, queries of each, length, head_dim].
-    query = query.reshape(batch, length, key_heads, group, head_dim).transpose(0, 2, 3, 1, 4) * scale
+    query = query.reshape(batch, num_queries, key_heads, group, head_dim).transpose(0, 2, 3, 1, 4) * scale
     key, value = key.transpose(0, 2, 3, 1), value.transpose(0, 2, 1, 3)
 
-    def attend(first: int, end: int) -> Array:
-        count = end - first
-        distance = (at[first:end, None] - at[None, :end])[None]
+    query_at = at[None] if place is None else place[:, None]
+
+    def attend(first: int, last: int, end: int) -> Array:
+        """Attend from some queries to the keys up to ``end``."""
+        count = last - first
+        distance = query_at[:, first:last, None] - at[None, None, :end]
         attended = (distance >= 0) & is_token[:, None, :end] & ((window == 0) | (distance < window))
-        queries = query[:, :, :, first:end].reshape(batch, key_heads, group * count, head_dim)
+        queries = query[:, :, :, first:last].reshape(batch, key_heads, group * count, head_dim)
         logits = jnp.matmul(queries, key[..., :end], preferred_element_type=jnp.float32)
         logits = logits.reshape(batch, key_heads, group, count, end)
         logits = jnp.where(attended[:, None, None], logits, lowest)
@@ -70,7 +75,9 @@ def plain_attention(
         mixed = mixed.reshape(batch, key_heads, group, count, head_dim) / total
         return mixed.astype(value.dtype).transpose(0, 3, 1, 2, 4).reshape(batch, count, num_heads, head_dim)
 
-    blocks = [attend(first, end) for first, end in blocks_of(length)]
+    if place is not None:
+        return attend(0, 1, length)
+    blocks = [attend(first, end, end) for first, end in blocks_of(length)]
     return blocks[0] if len(blocks) == 1 else jnp.concatenate(blocks, axis=1)
 
 

@@ -10,7 +10,7 @@ from jaxtyping import Array, Float
 
 from routerjax.models.decoder import Decoder
 from routerjax.models.flops import CountsTextFlops
-from routerjax.models.layers import dense, last_token
+from routerjax.models.layers import dense
 from routerjax.typing import Query
 
 
@@ -35,12 +35,16 @@ class CausalRouter(CountsTextFlops, nn.Module):
     head: Literal["tokens", "linear"] = "linear"
     use_bias: bool = True
 
+    @property
+    def reads_last_token(self) -> bool:
+        """Return True: of the last layer only the hidden state of each row's last token is read."""
+        return True
+
     @nn.compact
     def __call__(self, query: Query, *, deterministic: bool = True) -> Float[Array, "batch outputs"]:
         """Score ``token_ids`` and ``attention_mask``, both int ``[batch, length]``; float32."""
         config = self.encoder.config
-        hidden = self.encoder(query, deterministic=deterministic)
-        last = last_token(hidden, query["attention_mask"] > 0).astype(jnp.float32)
+        last = self.encoder(query, deterministic=deterministic, last_only=True)[:, 0].astype(jnp.float32)
         if self.head == "linear":
             return dense(
                 self.num_models,

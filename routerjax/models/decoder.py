@@ -3,32 +3,29 @@
 from __future__ import annotations
 
 import functools
-import math
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
-from typing import Any, Literal
+from typing import Any
 
 import flax.linen as nn
 import jax
 import jax.numpy as jnp
 from flax.linen import spmd
+from jax.extend.core import Primitive
 from jaxtyping import Array, Bool, Float, Int
 
-from routerjax.config import Count, Fraction, NonNegative, Positive, Whole
 from routerjax.models.attention import cudnn_attention, padding_right, plain_attention
+from routerjax.models.decoder_config import DecoderConfig
 from routerjax.models.decoder_layers import (
-    FLOAT32,
     FROZEN,
-    PROJECTIONS,
     Linear,
     RmsNorm,
     rotary_frequencies,
     rotate,
     weight,
 )
+from routerjax.models.layers import at_place, last_place
 from routerjax.typing import Query
 
-DecoderType = Literal["llama", "mistral", "qwen2", "qwen3", "gemma3_text"]
 REMAT_POLICIES: Mapping[str, Callable[..., bool] | None] = {
     "dots": jax.checkpoint_policies.dots_with_no_batch_dims_saveable,
     "full": None,
@@ -37,94 +34,6 @@ ACTIVATIONS: Mapping[str, Callable[[Array], Array]] = {
     "silu": jax.nn.silu,
     "gelu_tanh": functools.partial(jax.nn.gelu, approximate=True),
 }
-
-
-@dataclass(frozen=True, kw_only=True)
-class DecoderConfig:
-    """Sizes and choices of a decoder: what its files say, and what a run chooses.
-
-    Attributes:
-        model_type: as in ``config.json``.
-        vocab_size: rows of the token table.
-        width: of the hidden states.
-        num_layers: layers that are computed; fewer than the files have where a lower layer is pooled.
-        num_heads: heads of queries.
-        num_key_heads: heads of keys and values, each of which serves ``num_heads / num_key_heads`` of queries.
-        head_dim: width of a head.
-        mlp_dim: width of the gated MLP.
-        max_positions: the longest input in tokens.
-        activation: of the gate.
-        norm_epsilon: of the RMS norms; norm_offset: added to their stored scales.
-        sandwich_norms: normalise what attention and MLP return, too.
-        qk_norm: normalise the heads of queries and keys.
-        qkv_bias, out_bias, mlp_bias: projections that have biases.
-        scale_embeddings: multiply token embeddings by the root of the width.
-        attention_scale: of the logits of attention.
-        windows: of each layer, tokens that it attends to, the token itself included; 0 for all before it.
-        rope_base, rope_scaling: see :func:`routerjax.models.decoder_layers.rotary_frequencies`.
-        rope_local_base: the base of layers with a window; 0 for the same as of the others.
-        final_norm: normalise the last hidden states; false where a lower layer is pooled.
-        attention: ``plain`` operations, which run everywhere, or ``cudnn``, a kernel of NVIDIA's GPUs for bfloat16.
-        attention_dropout_rate: of the attention weights in training.
-        initializer_range: standard deviation of initial weights.
-        lora_rank: of adapters, which alone are trained; 0 trains the weights themselves.
-        lora_alpha: adapters count ``alpha / rank``; lora_rank_stabilized: ``alpha / sqrt(rank)`` (arXiv 2312.03732).
-        lora_targets: projections that have adapters.
-        added_tokens: tokens after the vocabulary, with embeddings that are trained even where adapters are.
-        tie_embeddings: the files have the token table as the output layer, too; its rows are the logits' weights.
-        logit_cap: the logits of tokens become ``cap * tanh(logit / cap)``; 0 leaves them as they are.
-        dtype: of the matmuls; softmax, norms and scores are in float32.
-        param_dtype: that the weights are stored in.
-        remat: compute activations again in the backward pass, rather than keep them.
-        remat_policy: which: ``full`` for all, ``dots`` for all but the results of matmuls.
-        unroll: layers that are compiled one by one; 1 compiles one layer, and scans over the stacked weights.
-    """
-
-    model_type: DecoderType
-    vocab_size: Count
-    width: Count
-    num_layers: Count
-    num_heads: Count
-    num_key_heads: Count
-    head_dim: Count
-    mlp_dim: Count
-    max_positions: Count
-    activation: Literal["silu", "gelu_tanh"] = "silu"
-    norm_epsilon: NonNegative = 1e-6
-    norm_offset: NonNegative = 0.0
-    sandwich_norms: bool = False
-    qk_norm: bool = False
-    qkv_bias: bool = False
-    out_bias: bool = False
-    mlp_bias: bool = False
-    scale_embeddings: bool = False
-    attention_scale: Positive
-    windows: tuple[Whole, ...]
-    rope_base: Positive = 10000.0
-    rope_local_base: NonNegative = 0.0
-    rope_scaling: tuple[Positive, ...] = ()
-    final_norm: bool = True
-    attention: Literal["plain", "cudnn"] = "plain"
-    attention_dropout_rate: Fraction = 0.0
-    initializer_range: NonNegative = 0.02
-    lora_rank: Whole = 0
-    lora_alpha: Positive = 16.0
-    lora_rank_stabilized: bool = False
-    lora_targets: tuple[str, ...] = PROJECTIONS
-    added_tokens: Whole = 0
-    tie_embeddings: bool = False
-    logit_cap: NonNegative = 0.0
-    dtype: jnp.dtype = FLOAT32
-    param_dtype: jnp.dtype = FLOAT32
-    remat: bool = False
-    remat_policy: Literal["full", "dots"] = "full"
-    unroll: Count = 1
-
-    @property
-    def lora_scale(self) -> float:
-        """Factor of the adapters."""
-        rank = max(self.lora_rank, 1)
-        return self.lora_alpha / (math.sqrt(rank) if self.lora_rank_stabilized else rank)
 
 
 class DecoderLayer(nn.Module):
@@ -145,6 +54,7 @@ class DecoderLayer(nn.Module):
         window: Int[Array, ""],
         is_token: Bool[Array, "batch length"],
         angles: Sequence[tuple[Float[Array, "batch length half"], Float[Array, "batch length half"]]],
+        place: Int[Array, "batch"] | None = None,
     ) -> tuple[Float[Array, "tokens embed"], None]:
         """Apply one layer to tokens that lie flat, ``[batch * length, embed]``.
 
@@ -154,16 +64,17 @@ class DecoderLayer(nn.Module):
             is_token: false on padding.
             angles: cosine and sine of the rotary positions: of layers without a window, and of those with one if they
                 are others.
+            place: of one token of each row, whose hidden state alone is computed, from the keys and values of all; None
+                for all tokens.
 
         Returns:
-            The hidden states, and None, as a scan over layers takes them.
+            The hidden states, ``[batch, embed]`` where a place is given, and None, as a scan over layers takes them.
         """
         config = self.config
         hidden = spmd.with_logical_constraint(hidden, ("batch", "embed"))
         turn = jax.tree.map(functools.partial(jnp.where, window > 0), angles[-1], angles[0])
-        hidden = hidden + self._norm("attention_out_norm", config.sandwich_norms)(
-            self._attention(self._norm("attention_norm")(hidden), is_token, window, turn)
-        )
+        attended = self._attention(self._norm("attention_norm")(hidden), is_token, window, turn, place)
+        hidden = rows_at(hidden, place) + self._norm("attention_out_norm", config.sandwich_norms)(attended)
         hidden = hidden + self._norm("mlp_out_norm", config.sandwich_norms)(
             self._mlp(self._norm("mlp_norm")(hidden)),
         )
@@ -193,25 +104,28 @@ class DecoderLayer(nn.Module):
         is_token: Bool[Array, "batch length"],
         window: Int[Array, ""],
         angles: tuple[Array, Array],
+        place: Int[Array, "batch"] | None,
     ) -> Float[Array, "tokens embed"]:
-        config, (batch, length) = self.config, is_token.shape
+        config, batch = self.config, is_token.shape[0]
 
-        def heads(name: str, count: int) -> Float[Array, "batch length heads head_dim"]:
+        def heads(name: str, count: int, hidden: Array) -> Float[Array, "batch length heads head_dim"]:
             linear = self._linear(name, count * config.head_dim, ("embed", "heads"), use_bias=config.qkv_bias)
-            return linear(hidden).reshape(batch, length, count, config.head_dim)
+            return linear(hidden).reshape(batch, -1, count, config.head_dim)
 
-        query, key = heads("query", config.num_heads), heads("key", config.num_key_heads)
-        value = heads("value", config.num_key_heads)
-        query = rotate(self._norm("query_norm", config.qk_norm)(query), *angles)
+        query = heads("query", config.num_heads, rows_at(hidden, place))
+        key, value = heads("key", config.num_key_heads, hidden), heads("value", config.num_key_heads, hidden)
+        query_angles = angles if place is None else [at_place(each, place) for each in angles]
+        query = rotate(self._norm("query_norm", config.qk_norm)(query), *query_angles)
         key = rotate(self._norm("key_norm", config.qk_norm)(key), *angles)
-        if config.attention == "cudnn":
+        if config.attention == "cudnn" and place is None:
             lengths = jnp.maximum(is_token.sum(axis=1, dtype=jnp.int32), 1)
             scale, windows = config.attention_scale, config.windows
             mixed = cudnn_attention(query, key, value, lengths, window, scale=scale, windows=windows)
         else:
             drop = nn.Dropout(config.attention_dropout_rate, deterministic=self.deterministic)
-            mixed = plain_attention(query, key, value, is_token, window, scale=config.attention_scale, drop=drop)
-        mixed = mixed.reshape(batch * length, -1)
+            scale = config.attention_scale
+            mixed = plain_attention(query, key, value, is_token, window, scale=scale, drop=drop, place=place)
+        mixed = mixed.reshape(-1, config.num_heads * config.head_dim)
         return self._linear("out", config.width, ("heads", "embed"), use_bias=config.out_bias)(mixed)
 
     def _mlp(self, hidden: Float[Array, "tokens embed"]) -> Float[Array, "tokens embed"]:
@@ -260,8 +174,16 @@ class Decoder(nn.Module):
         return 0
 
     @nn.compact
-    def __call__(self, query: Query, *, deterministic: bool = True) -> Float[Array, "batch length embed"]:
+    def __call__(
+        self, query: Query, *, deterministic: bool = True, last_only: bool = False
+    ) -> Float[Array, "batch length embed"]:
         """Read ``token_ids`` and ``attention_mask``, both int ``[batch, length]``; the mask is 0 on padding.
+
+        Args:
+            query: tokens.
+            deterministic: False drops attention weights at random.
+            last_only: return the hidden state of each row's last token alone, ``[batch, 1, embed]``: of the last layer,
+                only keys and values are computed for all.
 
         Raises:
             ValueError: more tokens than the decoder has positions.
@@ -275,7 +197,20 @@ class Decoder(nn.Module):
             moved, moved_back = padding_right(is_token)
             token_ids, is_token = moved(token_ids), moved(is_token)
         hidden = self._embed(token_ids).reshape(-1, config.width)
-        layer_class = DecoderLayer
+        place = last_place(is_token) if last_only else None
+        if place is None or self.is_initializing():
+            hidden = rows_at(self._all_layers(hidden, is_token, deterministic), place)
+        else:
+            hidden = self._layers_to_one_token(hidden, is_token, place, deterministic)
+        if config.final_norm:
+            hidden = rms_norm(config, "final_norm")(hidden)
+        hidden = hidden.reshape(batch, -1, config.width)
+        return hidden if last_only or moved_back is None else moved_back(hidden)
+
+    def _all_layers(
+        self, hidden: Float[Array, "tokens embed"], is_token: Bool[Array, "batch length"], deterministic: bool
+    ) -> Float[Array, "tokens embed"]:
+        config, layer_class = self.config, DecoderLayer
         if config.remat:
             layer_class = nn.remat(DecoderLayer, prevent_cse=False, policy=REMAT_POLICIES[config.remat_policy])
         in_axes: Any = (0, nn.broadcast, nn.broadcast)
@@ -289,11 +224,44 @@ class Decoder(nn.Module):
             metadata_params={nn.PARTITION_NAME: "layers"},
         )
         windows = jnp.asarray(config.windows, jnp.int32)
-        hidden, _ = scan(config, deterministic, name="layers")(hidden, windows, is_token, self._angles(is_token))
-        if config.final_norm:
-            hidden = rms_norm(config, "final_norm")(hidden)
-        hidden = hidden.reshape(batch, length, config.width)
-        return hidden if moved_back is None else moved_back(hidden)
+        return scan(config, deterministic, name="layers")(hidden, windows, is_token, self._angles(is_token))[0]
+
+    def _layers_to_one_token(
+        self,
+        hidden: Float[Array, "tokens embed"],
+        is_token: Bool[Array, "batch length"],
+        place: Int[Array, "batch"],
+        deterministic: bool,
+    ) -> Float[Array, "batch embed"]:
+        """Apply all layers, of which the last one for one token of each row.
+
+        Each layer reads its own part of the stacked weights, which are not split for the loop: that would copy them.
+        """
+        config, angles, top = self.config, self._angles(is_token), self.config.num_layers - 1
+        of_layers = {name: self.variables.get(name, {}).get("layers", {}) for name in ("params", FROZEN)}
+        leaves, tree = jax.tree.flatten(nn.meta.unbox(of_layers))
+        stacked, last = map(tree.unflatten, zip(*map(last_apart, leaves), strict=True))
+        windows = jnp.asarray(config.windows, jnp.int32)
+        drops = config.attention_dropout_rate > 0 and not deterministic
+        keys = jax.random.split(self.make_rng("dropout"), config.num_layers) if drops else None
+        policy = REMAT_POLICIES[config.remat_policy] if config.remat else all_but_slices
+
+        @functools.partial(jax.checkpoint, prevent_cse=False, policy=policy)
+        def layer(hidden: Array, index: Array, place: Array | None) -> Array:
+            part = functools.partial(jax.lax.dynamic_index_in_dim, index=index, keepdims=False)
+            variables = jax.tree.map(part, stacked) if place is None else last
+            rngs = {} if keys is None else {"dropout": keys[index]}
+            one = DecoderLayer(config, deterministic, parent=None)
+            return one.apply(variables, hidden, windows[index], is_token, angles, place, rngs=rngs)[0]
+
+        if top:
+            hidden, _ = jax.lax.scan(
+                lambda hidden, index: (layer(hidden, index, None), None),
+                hidden,
+                jnp.arange(top),
+                unroll=min(config.unroll, top),
+            )
+        return layer(hidden, jnp.asarray(top), place)
 
     def _embed(self, token_ids: Int[Array, "batch length"]) -> Float[Array, "batch length embed"]:
         config = self.config
@@ -337,6 +305,31 @@ class Decoder(nn.Module):
         position = jnp.maximum(jnp.cumsum(is_token, axis=1) - 1, 0).astype(jnp.float32)
         turns = [position[:, :, None] * each[None, None] for each in frequencies]
         return [(jnp.cos(turn), jnp.sin(turn)) for turn in turns]
+
+
+def all_but_slices(primitive: Primitive, *_: object, **__: object) -> bool:
+    """Policy that keeps all for the backward pass but parts of stacked weights, which would be a copy of all layers."""
+    return primitive.name not in ("dynamic_slice", "squeeze")
+
+
+@jax.custom_vjp
+def last_apart(stacked: Float[Array, "layers *shape"]) -> tuple[Float[Array, "layers *shape"], Float[Array, "*shape"]]:
+    """A weight of all layers, and its part of the last one, whose gradient is written into that of all, not added."""
+    return stacked, stacked[-1]
+
+
+last_apart.defvjp(
+    lambda stacked: (last_apart(stacked), None),
+    lambda _, gradients: (gradients[0].at[-1].set(gradients[1]),),
+)
+
+
+def rows_at(hidden: Float[Array, "tokens embed"], place: Int[Array, "batch"] | None) -> Float[Array, "rows embed"]:
+    """Rows of one token each, of tokens that lie flat; all where no place is given."""
+    if place is None:
+        return hidden
+    rows = at_place(hidden.reshape(place.shape[0], -1, hidden.shape[-1]), place)[:, 0]
+    return spmd.with_logical_constraint(rows, ("batch", "embed"))
 
 
 def rms_norm(config: DecoderConfig, name: str) -> RmsNorm:

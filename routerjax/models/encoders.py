@@ -13,7 +13,8 @@ import jax.numpy as jnp
 from routerjax.config import AttributeValue
 from routerjax.errors import InputError, choose, nearest
 from routerjax.models.bert_encoder import BertEncoder
-from routerjax.models.decoder import Decoder, DecoderConfig, DecoderType
+from routerjax.models.decoder import Decoder
+from routerjax.models.decoder_config import DecoderConfig, DecoderType
 from routerjax.models.decoder_layers import PROJECTIONS
 from routerjax.typing import Array
 from routerjax.validation import coerce, field_types, typed
@@ -73,25 +74,35 @@ def _require_decoder(config: DecoderConfig, whose: str) -> None:
     if config.head_dim % 2:
         raise InputError(f"{whose}.head_dim must be even, got {config.head_dim}")
     if config.attention == "cudnn":
-        _require_cudnn(config, whose)
+        _require_gpu(config, whose)
 
 
-def _require_cudnn(config: DecoderConfig, whose: str) -> None:
-    """Refuse what cuDNN's kernel of attention does not compute, here or at all."""
+def _require_gpu(config: DecoderConfig, whose: str) -> None:
+    """Refuse what cuDNN's kernel of attention does not compute on the GPUs that are here."""
     if jax.default_backend() != "gpu":
         raise InputError(f"{whose}.attention=cudnn needs an NVIDIA GPU, got {jax.default_backend()}: take plain")
     capability = tuple(map(int, str(jax.local_devices()[0].compute_capability).split(".")))
     if capability < (8, 0):
         raise InputError(f"{whose}.attention=cudnn needs a GPU of compute capability 8.0 or more, got {capability}")
+    require_cudnn(config, whose, largest_head=256 if capability >= (9, 0) else 128)
+
+
+def require_cudnn(config: DecoderConfig, whose: str, *, largest_head: int = 256) -> None:
+    """Refuse what cuDNN's kernel of attention does not compute on any GPU, or on one that takes no larger heads.
+
+    Raises:
+        InputError: a type, a dropout or a size of heads that it does not compute.
+    """
     if config.dtype != DTYPES["bfloat16"]:
         raise InputError(
             f"{whose}.attention=cudnn computes in bfloat16, got {config.dtype}: set {whose}.dtype=bfloat16"
         )
     if config.attention_dropout_rate:
         raise InputError(f"{whose}.attention=cudnn has no dropout, got {config.attention_dropout_rate}")
-    most = 256 if capability >= (9, 0) else 128
-    if config.head_dim % 8 or config.head_dim > most:
-        raise InputError(f"{whose}.attention=cudnn takes heads of 8, 16, ... {most} numbers, got {config.head_dim}")
+    if config.head_dim % 8 or config.head_dim > largest_head:
+        raise InputError(
+            f"{whose}.attention=cudnn takes heads of 8, 16, ... {largest_head} numbers, got {config.head_dim}"
+        )
 
 
 def example_tokens() -> dict[str, Array]:

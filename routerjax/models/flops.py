@@ -36,7 +36,9 @@ class Flops(NamedTuple):
         return sum(self)
 
 
-def training_flops(encoder: Encoder, trained: Variables, fixed: Variables, *, rows: int, length: int) -> Flops:
+def training_flops(
+    encoder: Encoder, trained: Variables, fixed: Variables, *, rows: int, length: int, last_only: bool = False
+) -> Flops:
     """Count the operations of the loss of one batch and of its gradient, padding included.
 
     Matmuls are counted, and nothing else: norms, softmax and activations are a few percent where layers are narrow, and
@@ -49,6 +51,7 @@ def training_flops(encoder: Encoder, trained: Variables, fixed: Variables, *, ro
         trained, fixed: the router's collections, as arrays or as shapes: those that are optimised, and the others.
         rows: prompts.
         length: tokens of each.
+        last_only: of a decoder's last layer, only keys and values are computed for all tokens, and all else for one.
 
     Returns:
         Operations of all devices together.
@@ -58,7 +61,7 @@ def training_flops(encoder: Encoder, trained: Variables, fixed: Variables, *, ro
     width = of.num_heads * of.head_dim if is_decoder else encoder.width
     keeps_matmuls = is_decoder and of.remat_policy == "dots"
     pairs = sum((end - first) * end for first, end in blocks_of(length)) if is_decoder else length**2
-    forward = 4 * rows * pairs * width * of.num_layers
+    forward = 4 * rows * width * (pairs * (of.num_layers - last_only) + length * last_only)
     backward, recomputed = 2 * forward, forward
     for collection, is_trained in ((trained, True), (fixed, False)):
         leaves: dict[tuple[str, ...], Any] = dict(flax.traverse_util.flatten_dict(dict(collection)))
@@ -67,6 +70,8 @@ def training_flops(encoder: Encoder, trained: Variables, fixed: Variables, *, ro
                 continue
             in_layer = any(LAYER.fullmatch(name) for name in path)
             once = 2 * leaf.size * (tokens if in_layer else rows)  # the head's are of the pooled vector
+            if in_layer and last_only and not {"key", "value"}.intersection(path):
+                once -= 2 * leaf.size // of.num_layers * (tokens - rows)
             forward += once
             backward += once * (1 + is_trained)
             # What a decoder's layer ends with is added to its input: no gradient needs the sum again.
@@ -81,6 +86,11 @@ class CountsTextFlops:
     encoder: Any  # of text, or what pools the hidden states of one
 
     @property
+    def reads_last_token(self) -> bool:
+        """Return True if of the last layer only the hidden state of each row's last token is read."""
+        return getattr(self.encoder, "reads_last_token", False)
+
+    @property
     def compute_dtype(self) -> jnp.dtype:
         """Type of the encoder's matmuls."""
         encoder = self._text_encoder
@@ -88,7 +98,8 @@ class CountsTextFlops:
 
     def training_flops(self, trained: Variables, fixed: Variables, *, rows: int, length: int) -> Flops:
         """Count the operations of a step, see :func:`training_flops`."""
-        return training_flops(self._text_encoder, trained, fixed, rows=rows, length=length)
+        last_only = self.reads_last_token
+        return training_flops(self._text_encoder, trained, fixed, rows=rows, length=length, last_only=last_only)
 
     @property
     def _text_encoder(self) -> Encoder:

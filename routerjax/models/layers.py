@@ -51,8 +51,17 @@ def last_token(
     hidden: Float[Array, "batch length embed"], is_token: Bool[Array, "batch length"]
 ) -> Float[Array, "batch embed"]:
     """Hidden state of each row's last token, wherever its padding is."""
-    place = jnp.max(jnp.where(is_token, jnp.arange(is_token.shape[1]), 0), axis=1)
-    return jnp.take_along_axis(hidden, place[:, None, None], axis=1)[:, 0]
+    return at_place(hidden, last_place(is_token))[:, 0]
+
+
+def last_place(is_token: Bool[Array, "batch length"]) -> Int[Array, "batch"]:
+    """Place of each row's last token; 0 where there is none."""
+    return jnp.max(jnp.where(is_token, jnp.arange(is_token.shape[1]), 0), axis=1)
+
+
+def at_place(hidden: Float[Array, "batch length embed"], place: Int[Array, "batch"]) -> Float[Array, "batch 1 embed"]:
+    """Take one vector of each row."""
+    return jnp.take_along_axis(hidden, place[:, None, None], axis=1)
 
 
 def dense(

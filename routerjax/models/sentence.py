@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
-from typing import Literal
+from typing import Literal, cast
 
 import flax.linen as nn
 import jax
@@ -11,6 +11,7 @@ import jax.numpy as jnp
 from jaxtyping import Array, Bool, Float
 
 from routerjax.config import Pooling
+from routerjax.models.decoder import Decoder
 from routerjax.models.encoders import Encoder
 from routerjax.models.flops import CountsTextFlops
 from routerjax.models.layers import MASKED, dense, gelu, last_token, layer_norm, mean_over_tokens, unit_length
@@ -130,12 +131,21 @@ class SentenceEmbedding(nn.Module):
         widths = [layer.features for layer in self.layers if isinstance(layer, Projection)]
         return widths[-1] if widths else len(self.pooling) * self.encoder.width
 
+    @property
+    def reads_last_token(self) -> bool:
+        """Return True if of the last layer only the hidden state of each row's last token is read."""
+        return isinstance(self.encoder, Decoder) and self.pooling == ("lasttoken",)
+
     @nn.compact
     def __call__(self, query: Query, *, deterministic: bool = True) -> Embedding:
         """Embed ``token_ids`` and ``attention_mask``, both int ``[batch, length]``; float32."""
-        hidden = self.encoder(query, deterministic=deterministic).astype(jnp.float32)
-        is_token = query["attention_mask"] > 0
-        embedding = jnp.concatenate([POOLINGS[name](hidden, is_token) for name in self.pooling], axis=-1)
+        if self.reads_last_token:
+            decoder = cast(Decoder, self.encoder)
+            embedding = decoder(query, deterministic=deterministic, last_only=True)[:, 0].astype(jnp.float32)
+        else:
+            hidden = self.encoder(query, deterministic=deterministic).astype(jnp.float32)
+            is_token = query["attention_mask"] > 0
+            embedding = jnp.concatenate([POOLINGS[name](hidden, is_token) for name in self.pooling], axis=-1)
         for layer in self.layers:
             embedding = layer(embedding)
         return embedding

@@ -8,7 +8,7 @@ import os
 import sys
 from collections.abc import Callable, Iterator
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 import flax.linen as nn
 import jax
@@ -21,7 +21,7 @@ from routerjax.errors import InputError
 from routerjax.families import find_family
 from routerjax.features import TokenFeaturizer, open_featurizer
 from routerjax.likelihoods import make_likelihood
-from routerjax.models import Decoder, training_flops
+from routerjax.models import WHOSE_CHOICES, Decoder, require_cudnn
 from routerjax.pipeline.config_file import load_config
 from routerjax.pipeline.train import typed_config
 from routerjax.typing import PreferenceBatch, PyTree
@@ -50,7 +50,7 @@ class _Planned:
         module = family.make_module(
             num_outputs=len(likelihood.output_names(models)), attributes=config.router.attributes, featurizer=featurizer
         )
-        self.encoder, self.wrapper = featurizer.encoder, training.wrapper_of(config.training)
+        self.encoder, self.module, self.wrapper = featurizer.encoder, module, training.wrapper_of(config.training)
         self.batch = _longest_batch(config, featurizer, self.wrapper.num_parts, likelihood.num_outcomes)
         variables = nn.meta.unbox(jax.eval_shape(module.init, jax.random.key(0), featurizer.example()))
         self.memory = training.step_memory(
@@ -147,16 +147,19 @@ def plan_here(config: ExperimentConfig, limit: int, say: Callable[[str], None]) 
         InputError: as :func:`routerjax.pipeline.plan_run`.
     """
     count = jax.device_count()
-    if config.features.encoder_attributes.get("attention") == "cudnn":
+    on_gpus = config.features.encoder_attributes.get("attention") == "cudnn"
+    if on_gpus:
         say("attention=cudnn is compiled for GPUs alone: planned with plain attention, whose temporaries are larger")
         config = override(config, ["features.encoder_attributes.attention=plain"])
     say(f"compiling a step for {count} device(s), without weights")
     planned = _Planned(config)
+    if on_gpus and isinstance(planned.encoder, Decoder):
+        require_cudnn(planned.encoder.config, WHOSE_CHOICES)
     memory, run = planned.memory, planned.config.training
     assert memory.total is not None
     rows, length = planned.batch.query["token_ids"].shape
     trained, frozen = memory.state.trained, memory.state.fixed
-    flops = training_flops(planned.encoder, trained, frozen, rows=rows, length=length)
+    flops = cast(Any, planned.module).training_flops(trained, frozen, rows=rows, length=length)
     tried: list[dict[str, Any]] = []
     for assignments in _alternatives(planned, count) if memory.total > limit else ():
         say(f"it does not fit; trying --set {' '.join(assignments)}")
