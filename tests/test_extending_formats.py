@@ -3,7 +3,7 @@
 import dataclasses
 import os
 import shutil
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 
 import jax
@@ -28,9 +28,9 @@ class Zipped(formats.ReadableFormat, formats.WritableFormat):
         shutil.unpack_archive(source, folder)
         return load_router(folder).with_pair(strong, weak)
 
-    def require_form(self, router: Router) -> None:
+    def unmet(self, router: Router) -> Iterator[str]:
         if router.threshold is None:
-            raise InputError("a zipped router needs a threshold: calibrate it")
+            yield "a zipped router needs a threshold: calibrate it"
 
     def write(self, router: Router, folder: Path, query: Sequence[str] | Embeddings) -> None:
         save_router(router, folder / "folder")

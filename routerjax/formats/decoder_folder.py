@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import os
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import cast
 
@@ -52,16 +52,16 @@ def merged(router: Router) -> Router:
     )
 
 
-def require_whole(router: Router) -> None:
+def unless_whole(router: Router) -> Iterator[str]:
     """Refuse a decoder of the lowest layers alone: other programs would normalise what comes of them."""
     if not cast(CausalRouter, router.module).encoder.config.final_norm:
-        raise InputError("the router reads a lower layer (features.layer), which this format has no place for")
+        yield "the router reads a lower layer (features.layer), which this format has no place for"
 
 
-def require_no_bias(router: Router, whose: str) -> None:
+def unless_no_bias(router: Router, whose: str) -> Iterator[str]:
     """Refuse a linear head whose bias is not 0: a classifier of transformers on a decoder has none."""
     if np.any(np.asarray(router.variables["params"].get("classifier", {}).get("bias", 0.0))):
-        raise InputError(
+        yield (
             f"{whose} on a decoder have no bias, and the router's is not 0: export it as p2l or stablehlo, or train "
             "with the router attribute use_bias=False"
         )

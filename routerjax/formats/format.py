@@ -7,7 +7,7 @@ import dataclasses
 import itertools
 import logging
 import os
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, ClassVar, NoReturn, TypeVar
 
@@ -45,12 +45,20 @@ class WritableFormat(Format):
     compared: ClassVar[str] = "win probabilities"
     """Name of the values that :meth:`verify` compares, in the plural."""
 
+    def unmet(self, router: Router) -> Iterator[str]:
+        """Yield each reason why the format cannot hold a router, and what to do about it."""
+        del router
+        yield from ()
+
     def require_form(self, router: Router) -> None:
         """Refuse a router that the format cannot hold, before any work.
 
         Raises:
-            InputError: it cannot; says why, and what to do about it.
+            InputError: it cannot; lists all of :meth:`unmet` in one line.
         """
+        reasons = list(self.unmet(router))
+        if reasons:
+            raise InputError("; ".join(reasons))
 
     @abc.abstractmethod
     def write(self, router: Router, folder: Path, query: Sequence[str] | Embeddings) -> None:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import dataclasses
 import hashlib
 import os
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import cast
 
@@ -22,8 +22,8 @@ from routerjax.formats.decoder_folder import (
     linear_tensors,
     load_decoder_tokens,
     merged,
-    require_no_bias,
-    require_whole,
+    unless_no_bias,
+    unless_whole,
     weights_content,
 )
 from routerjax.formats.format import ReadableFormat, WritableFormat
@@ -34,10 +34,10 @@ from routerjax.formats.hf_settings import (
     is_language_model,
     load_hf,
     read_settings,
-    require_no_params,
-    require_threshold_policy,
     router_settings,
     settings_as_json,
+    unless_threshold,
+    unless_without_params,
 )
 from routerjax.formats.tokenizer_folder import json_bytes, padding_token, tokenizer_files
 from routerjax.likelihoods import BRADLEY_TERRY, ThreeLabels
@@ -109,27 +109,28 @@ class HuggingFace(ReadableFormat, WritableFormat):
             settings = HfSettings(list(labels), Threshold(strong, weak), BRADLEY_TERRY, featurizer.max_length)
         return load_hf(folder, featurizer, settings).with_pair(strong, weak)
 
-    def require_form(self, router: Router) -> None:
+    def unmet(self, router: Router) -> Iterator[str]:
         """Refuse what is no classifier of transformers, such as one with another head than the architecture's."""
         if not isinstance(router.module, BertRouter | CausalRouter):
-            raise InputError(
+            yield (
                 f"Hugging Face's format holds classifiers ({BERT.name}, {CAUSAL.name}), got a router of family "
                 f"{router.family}"
             )
+            return
         if "calibration" in router.variables:
-            raise InputError("Hugging Face's format has no place for a calibration: export the router without it")
-        require_no_params(router.likelihood)
-        require_threshold_policy(router.policy)
+            yield "Hugging Face's format has no place for a calibration: export the router without it"
+        yield from unless_without_params(router.likelihood)
+        yield from unless_threshold(router.policy)
         if isinstance(router.module, CausalRouter):
-            require_whole(router)
-            require_no_bias(router, "classifiers of transformers")
+            yield from unless_whole(router)
+            yield from unless_no_bias(router, "classifiers of transformers")
         elif router.module.head != "architecture":
-            raise InputError(
+            yield (
                 f"transformers has no classifier with the head {router.module.head!r}; train with the router attribute "
                 "head='architecture'"
             )
         if cast(TokenFeaturizer, router.featurizer).truncation == "middle":
-            raise InputError("transformers cannot leave out the middle of a text, as this router does (truncation)")
+            yield "transformers cannot leave out the middle of a text, as this router does (truncation)"
 
     def write(self, router: Router, folder: Path, query: Sequence[str] | Embeddings) -> None:
         """Write the configuration, the weights and the tokenizer's files."""

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import logging
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import NamedTuple, cast
 
@@ -55,19 +55,16 @@ class HfSettings(NamedTuple):
     template: ChatTemplate = NO_TEMPLATE
 
 
-def require_no_params(likelihood: Likelihood) -> None:
-    """Raise InputError for a likelihood with parameters of its own, which are no logits."""
+def unless_without_params(likelihood: Likelihood) -> Iterator[str]:
+    """Refuse a likelihood with parameters of its own, which are no logits."""
     if likelihood.initial_params():
-        raise InputError(
-            f"Hugging Face's format has no place for the loss {likelihood.name}, whose tie score is no logit"
-        )
+        yield f"Hugging Face's format has no place for the loss {likelihood.name}, whose tie score is no logit"
 
 
-def require_threshold_policy(policy: Policy) -> Threshold:
-    """Raise InputError for a policy that is no threshold for one pair of models."""
+def unless_threshold(policy: Policy) -> Iterator[str]:
+    """Refuse a policy that is no threshold for one pair of models."""
     if not isinstance(policy, Threshold):
-        raise InputError(f"this format holds the policy {Threshold.name}, got {policy.name!r}")
-    return policy
+        yield f"this format holds the policy {Threshold.name}, got {policy.name!r}"
 
 
 def warn_of_threshold(router: Router, format: str) -> None:
@@ -81,7 +78,7 @@ def router_settings(router: Router, weights_sha256: str) -> HfSettings:
     featurizer = cast(TokenFeaturizer, router.featurizer)
     return HfSettings(
         models=list(router.models),
-        policy=require_threshold_policy(router.policy),
+        policy=cast(Threshold, router.policy),
         likelihood=router.likelihood,
         max_length=featurizer.max_length,
         weights_sha256=weights_sha256,
@@ -113,8 +110,7 @@ def read_settings(folder: Path) -> HfSettings | None:
         for name in ("policy", "likelihood"):
             if not isinstance(fields.get(name), dict):
                 raise InputError(f"{name} must be an object, got {fields.get(name)!r:.40}")
-        policy = require_threshold_policy(read_policy(fields["policy"]))
-        records = {"policy": policy, "likelihood": read_likelihood(fields["likelihood"])}
+        records = {"policy": read_policy(fields["policy"]), "likelihood": read_likelihood(fields["likelihood"])}
         records["template"] = from_json(fields.get("template"), ChatTemplate, "template")
         settings = HfSettings(**{**fields, **records})
         _check(settings)
@@ -135,8 +131,9 @@ def _check(settings: HfSettings) -> None:
     is_list = isinstance(models, list) and all(isinstance(name, str) for name in models)
     if not is_list or len(models) < 2 or len(set(models)) != len(models):
         raise InputError(f"models must be a list of two or more different names, got {models!r}")
+    for reason in (*unless_threshold(settings.policy), *unless_without_params(settings.likelihood)):
+        raise InputError(reason)
     settings.policy.require_models(tuple(models))
-    require_no_params(settings.likelihood)
     coerce(settings.max_length, int, "max_length")
     coerce(settings.weights_sha256, str | None, "weights_sha256")
 

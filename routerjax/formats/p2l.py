@@ -5,7 +5,7 @@ from __future__ import annotations
 import dataclasses
 import json
 import os
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import cast
@@ -23,12 +23,12 @@ from routerjax.formats.decoder_folder import (
     load_decoder_tokens,
     merged,
     read_tensors,
-    require_whole,
+    unless_whole,
     weights_content,
 )
 from routerjax.formats.format import ReadableFormat, WritableFormat
 from routerjax.formats.golden import compare_scores
-from routerjax.formats.hf_settings import require_threshold_policy, warn_of_threshold
+from routerjax.formats.hf_settings import unless_threshold, warn_of_threshold
 from routerjax.formats.tokenizer_folder import json_bytes, tokenizer_files
 from routerjax.likelihoods import make_likelihood
 from routerjax.models import CausalRouter
@@ -133,26 +133,32 @@ class PromptToLeaderboard(ReadableFormat, WritableFormat):
             provenance={"sha256": weights_sha256(folder)},
         )
 
-    def require_form(self, router: Router) -> None:
+    def unmet(self, router: Router) -> Iterator[str]:
         """Refuse all but a linear head on a CLS token, under a likelihood that P2L has."""
         module = router.module
         if not isinstance(module, CausalRouter) or module.head != "linear":
             got = f"head={module.head!r}" if isinstance(module, CausalRouter) else f"one of {router.family}"
-            raise InputError(f"p2l holds a causal router with head='linear', got {got}")
+            yield f"p2l holds a causal router with head='linear', got {got}"
+            if not isinstance(module, CausalRouter):
+                return
         if router.likelihood.name not in LOSSES.values():
             losses = ", ".join(dict.fromkeys(LOSSES.values()))
-            raise InputError(f"p2l holds the losses {losses}, got {router.likelihood.name}")
-        if router.likelihood.readout != "half_tie":
+            yield f"p2l holds the losses {losses}, got {router.likelihood.name}"
+        elif router.likelihood.readout != "half_tie":
             got = router.likelihood.readout
-            raise InputError(f"p2l does not say how ties count: set router.readout=half_tie, got {got}")
+            yield f"p2l does not say how ties count: set router.readout=half_tie, got {got}"
         if "calibration" in router.variables:
-            raise InputError("p2l has no place for a calibration: export the router without it")
-        require_threshold_policy(router.policy)
-        require_whole(router)
+            yield "p2l has no place for a calibration: export the router without it"
+        yield from unless_threshold(router.policy)
+        yield from unless_whole(router)
         featurizer = cast(TokenFeaturizer, router.featurizer)
-        cls = _cls_token(featurizer)
+        try:
+            cls = _cls_token(featurizer)
+        except InputError as error:
+            yield str(error)
+            return
         if not featurizer.template.suffix.endswith((cls, cls + UNREACHABLE)) or featurizer.truncation != "left":
-            raise InputError(
+            yield (
                 f"p2l reads a score at the token {cls!r} at the end of each text, and keeps the end of a long prompt: "
                 "train with features.template and features.truncation=left that say so"
             )

@@ -6,7 +6,7 @@ import dataclasses
 import logging
 import os
 import re
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, cast
@@ -19,10 +19,10 @@ from routerjax.config import Count, Positive
 from routerjax.errors import InputError
 from routerjax.families import CAUSAL, pretrained_variables
 from routerjax.features import Embeddings, TokenFeaturizer, configured_length
-from routerjax.formats.decoder_folder import label_tokens, load_decoder_tokens, require_no_bias, require_whole
+from routerjax.formats.decoder_folder import label_tokens, load_decoder_tokens, unless_no_bias, unless_whole
 from routerjax.formats.format import ReadableFormat, WritableFormat
 from routerjax.formats.golden import compare_scores
-from routerjax.formats.hf_settings import require_threshold_policy, warn_of_threshold
+from routerjax.formats.hf_settings import unless_threshold, warn_of_threshold
 from routerjax.formats.tokenizer_folder import json_bytes, padding_token, tokenizer_files
 from routerjax.likelihoods import BRADLEY_TERRY, BradleyTerry
 from routerjax.models import FROZEN, CausalRouter, Decoder, DecoderConfig
@@ -145,22 +145,22 @@ class PeftAdapters(ReadableFormat, WritableFormat):
         table = _label_table(config, decoder, len(models), where) if is_labelled else None
         return _load(folder, featurizer, models, Threshold(strong, weak), table)
 
-    def require_form(self, router: Router) -> None:
+    def unmet(self, router: Router) -> Iterator[str]:
         """Refuse all but adapters under label tokens, or under a linear head without a bias."""
         module = router.module
         if not isinstance(module, CausalRouter) or not module.encoder.config.lora_rank:
-            raise InputError("peft holds low-rank adapters of a causal router (features.encoder_attributes.lora_rank)")
+            yield "peft holds low-rank adapters of a causal router (features.encoder_attributes.lora_rank)"
+        if not isinstance(module, CausalRouter):
+            return
         if module.encoder.config.added_tokens:
-            raise InputError(
-                "peft's adapters are on the base's own vocabulary, and the router's encoder has tokens more"
-            )
+            yield "peft's adapters are on the base's own vocabulary, and the router's encoder has tokens more"
         if module.head != "linear" and cast(TokenFeaturizer, router.featurizer).truncation == "middle":
-            raise InputError("transformers cannot leave out the middle of a text, as this router does (truncation)")
-        require_no_bias(router, "classifiers of peft")
+            yield "transformers cannot leave out the middle of a text, as this router does (truncation)"
+        yield from unless_no_bias(router, "classifiers of peft")
         if not isinstance(router.likelihood, BradleyTerry) or "calibration" in router.variables:
-            raise InputError("peft has a place for scores of models alone: for no other loss, and no calibration")
-        require_threshold_policy(router.policy)
-        require_whole(router)
+            yield "peft has a place for scores of models alone: for no other loss, and no calibration"
+        yield from unless_threshold(router.policy)
+        yield from unless_whole(router)
 
     def write(self, router: Router, folder: Path, query: Sequence[str] | Embeddings) -> None:
         """Write the configuration and the weights, and of label tokens the tokenizer that has them."""

@@ -6,7 +6,7 @@ import dataclasses
 import json
 import logging
 import os
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import cast
 
@@ -108,41 +108,39 @@ class Factorization(ReadableFormat, WritableFormat):
             provenance={"sha256": file_sha256(path)},
         )
 
-    def require_form(self, router: Router) -> None:
+    def unmet(self, router: Router) -> Iterator[str]:
         """Refuse a router that is not of RouteLLM's own form."""
         module = router.module
         if not isinstance(head_of(module), MatrixFactorization):
-            raise InputError(
-                f"RouteLLM's format holds matrix factorisations ({MF.name}), got a router of family {router.family}"
-            )
+            yield f"RouteLLM's format holds matrix factorisations ({MF.name}), got a router of family {router.family}"
+            return
         is_bradley_terry = isinstance(router.likelihood, BradleyTerry)
         if not is_bradley_terry or "calibration" in router.variables:
             held = "a calibration" if is_bradley_terry else f"the loss {router.likelihood.name}"
-            raise InputError(
-                f"RouteLLM's format has no place for {held}: its win probability is sigmoid(s_strong - s_weak)"
-            )
+            yield f"RouteLLM's format has no place for {held}: its win probability is sigmoid(s_strong - s_weak)"
         if not isinstance(module, MatrixFactorization):
-            raise InputError(
+            yield (
                 "RouteLLM's format has no place for an encoder, and this router has its own: train with "
                 "features.train_encoder=False"
             )
-        form = {"bias": False, "normalize_models": True}
-        wrong = [f"{name}={getattr(module, name)}" for name, value in form.items() if getattr(module, name) != value]
+        form, head = {"bias": False, "normalize_models": True}, head_of(module)
+        wrong = [f"{name}={getattr(head, name)}" for name, value in form.items() if getattr(head, name) != value]
         if wrong:
-            raise InputError(
+            yield (
                 f"RouteLLM's format has no place for {', '.join(wrong)}: train with router attributes "
                 "bias=False, normalize_models=True"
             )
         missing, extra = sorted(set(MODELS) - set(router.models)), sorted(set(router.models) - set(MODELS))
         if missing or extra:
             listed = [f"- {name}" for name in missing[:5]] + [f"+ {name}" for name in extra[:5]]
-            raise InputError(
+            yield (
                 f"RouteLLM's format holds exactly its {len(MODELS)} models; this router lacks {len(missing)} of them "
-                f"(-) and has {len(extra)} others (+): {'; '.join(listed)}"
+                f"(-) and has {len(extra)} others (+): {', '.join(listed)}"
             )
-        wanted = routellm_features()
-        if (router.featurizer.fingerprint, router.featurizer.width) != (wanted.fingerprint, wanted.width):
-            raise InputError(
+        wanted, featurizer = routellm_features(), router.featurizer
+        is_same = (featurizer.fingerprint, featurizer.width) == (wanted.fingerprint, wanted.width)
+        if isinstance(module, MatrixFactorization) and not is_same:
+            yield (
                 f"RouteLLM embeds prompts with {wanted.source} ({wanted.width} wide), but this router was trained with "
                 f"{router.featurizer.source} ({router.featurizer.width} wide); its scores there would mean nothing"
             )

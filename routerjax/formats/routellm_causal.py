@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import os
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import cast
@@ -16,7 +16,7 @@ from routerjax.formats.decoder_folder import (
     load_decoder_tokens,
     load_language_model,
     merged,
-    require_whole,
+    unless_whole,
 )
 from routerjax.formats.format import ReadableFormat, WritableFormat
 from routerjax.formats.golden import compare_scores
@@ -86,26 +86,26 @@ class CausalClassifier(ReadableFormat, WritableFormat):
         )
         return _load(source, dataclasses.replace(featurizer, template=template), strong or STRONG, weak or WEAK)
 
-    def require_form(self, router: Router) -> None:
+    def unmet(self, router: Router) -> Iterator[str]:
         """Refuse all but ratings of the weak model as the tokens of a language model."""
         module = router.module
         if not isinstance(module, CausalRouter) or module.head == "linear":
             got = f"head={module.head!r}" if isinstance(module, CausalRouter) else f"one of {router.family}"
-            raise InputError(f"routellm-causal holds a causal router with head='tokens', got {got}")
+            yield f"routellm-causal holds a causal router with head='tokens', got {got}"
+            if not isinstance(module, CausalRouter):
+                return
         if not isinstance(router.likelihood, FiveRatings) or not router.has_pair or router.strong != router.models[0]:
-            raise InputError(
+            yield (
                 f"routellm-causal holds ratings of the weak model (the loss {FiveRatings.name}, the strong model "
                 f"first), got the loss {router.likelihood.name}"
             )
-        if router.likelihood.readout != "win":
-            raise InputError(
-                f"RouteLLM counts a tie as no win: set router.readout=win, got {router.likelihood.readout}"
-            )
+        elif router.likelihood.readout != "win":
+            yield f"RouteLLM counts a tie as no win: set router.readout=win, got {router.likelihood.readout}"
         if "calibration" in router.variables:
-            raise InputError("RouteLLM's format has no place for a calibration: export the router without it")
+            yield "RouteLLM's format has no place for a calibration: export the router without it"
         if cast(TokenFeaturizer, router.featurizer).truncation != "left":
-            raise InputError("RouteLLM's classifier keeps the end of a long prompt: set features.truncation=left")
-        require_whole(router)
+            yield "RouteLLM's classifier keeps the end of a long prompt: set features.truncation=left"
+        yield from unless_whole(router)
 
     def write(self, router: Router, folder: Path, query: Sequence[str] | Embeddings) -> None:
         """Write the configuration, the weights and the tokenizer's files."""

@@ -79,7 +79,7 @@ def test_other_forms_are_refused(router: Router, tmp_path: Path) -> None:
         ),
         (
             dataclasses.replace(router, models=("new-model", *router.models[1:])),
-            r"lacks 1 of them \(-\) and has 1 others \(\+\): - RWKV-4-Raven-14B; \+ new-model",
+            r"lacks 1 of them \(-\) and has 1 others \(\+\): - RWKV-4-Raven-14B, \+ new-model",
         ),
         (
             dataclasses.replace(router, featurizer=dataclasses.replace(router.featurizer, fingerprint="minilm")),
