@@ -2,6 +2,7 @@
 
 import dataclasses
 import json
+import shutil
 from pathlib import Path
 
 import jax
@@ -14,7 +15,7 @@ from routerjax.config import FeatureConfig
 from routerjax.families import CAUSAL, pretrained_variables
 from routerjax.features import load_tokens, open_featurizer
 from routerjax.formats.golden import golden_query
-from routerjax.pretrained import read_encoder
+from routerjax.pretrained import ChatTemplate, read_encoder
 from tests.decoders import save_causal_classifier, save_tiny_decoder
 from tests.encoders import TEXTS, change_json
 from tests.routers import tiny_text_router
@@ -125,7 +126,9 @@ def test_a_lower_layer_is_the_hidden_state_that_transformers_calls_by_its_number
     assert low.encode(TEXTS).shape == (3, 16)
 
 
-def test_a_run_from_the_command_line(folder: Path, arena: Path, tmp_path: Path) -> None:
+def test_a_run_from_the_command_line(
+    folder: Path, arena: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     chosen = {"lora_rank": 2, "remat": True, "dtype": "bfloat16"}
     settings = [
         *(
@@ -136,8 +139,10 @@ def test_a_run_from_the_command_line(folder: Path, arena: Path, tmp_path: Path) 
         *(f"features.encoder={folder}", "features.max_length=16", "training.epochs=2", "training.batch_tokens=256"),
         *(f"features.encoder_attributes.{name}={value}" for name, value in chosen.items()),
         'features.encoder_attributes.lora_targets=["query", "value"]',
+        "features.template=chat",
     ]
-    assert main(["train", str(arena / "config.py"), "--set", *settings, "--output", str(tmp_path / "run")]) == 0
+    train = ["train", str(arena / "config.py"), "--set", *settings, "--output", str(tmp_path / "run")]
+    assert main(train) == 0
     router = load_router(tmp_path / "run" / "router")
     assert np.ptp(router.win_prob(TEXTS)) > 0
     assert {path.name for path in (tmp_path / "run").iterdir()} == {"router", "run.json", "training"}  # no control
@@ -145,6 +150,14 @@ def test_a_run_from_the_command_line(folder: Path, arena: Path, tmp_path: Path) 
     assert np.abs(trained).max() > 0
     assert json.loads((tmp_path / "run" / "router" / "router.json").read_text())["family"] == "causal"
     formats.export(router, tmp_path / "bundle", "stablehlo")
+    # A template that writes the date is rendered otherwise when the run is resumed; its prompts stand where they stood.
+    shutil.rmtree(tmp_path / "run" / "router")
+    tomorrow = ChatTemplate(prefix="prime ", suffix="")
+    monkeypatch.setattr("routerjax.features.open.read_chat_template", lambda *_: tomorrow)
+    assert main([*train, "--resume"]) == 0
+    resumed = load_router(tmp_path / "run" / "router")
+    assert resumed.featurizer.to_dict() == router.featurizer.to_dict()
+    np.testing.assert_array_equal(resumed.win_prob(TEXTS), router.win_prob(TEXTS))
 
 
 @pytest.mark.parametrize("chosen", [{}, {"lora_rank": 2}])

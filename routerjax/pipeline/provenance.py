@@ -22,7 +22,8 @@ from routerjax.config import ExperimentConfig, FeatureConfig, identity_of
 from routerjax.data import source_revision
 from routerjax.errors import InputError
 from routerjax.features import is_endpoint
-from routerjax.pretrained import encoder_sha256, file_sha256, locate
+from routerjax.pretrained import ChatTemplate, encoder_sha256, file_sha256, locate
+from routerjax.validation import from_json
 
 RUN_FILE = "run.json"
 
@@ -152,6 +153,16 @@ def write_run(output: Path, provenance: Mapping[str, object], *, resume: bool) -
 def read_run(output: Path) -> dict[str, Any]:
     """Read what :func:`write_run` wrote."""
     return json.loads((output / RUN_FILE).read_text(encoding="utf-8"))
+
+
+def read_template(output: Path) -> ChatTemplate:
+    """Read what each prompt of a run is put into, as its first start rendered it.
+
+    Raises:
+        InputError: it is not there as it was written.
+    """
+    where = f"cannot resume {output}: {output / RUN_FILE}: template"
+    return from_json(read_run(output).get("template"), ChatTemplate, where)
 
 
 def _data_sha256(config: ExperimentConfig) -> dict[str, str]:

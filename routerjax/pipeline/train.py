@@ -39,7 +39,14 @@ from routerjax.features import (
 from routerjax.likelihoods import Likelihood, make_likelihood
 from routerjax.models import Decoder, typed_choices
 from routerjax.pipeline.battles import load_preferences
-from routerjax.pipeline.provenance import describe_run, read_run, require_run, require_same_run, write_run
+from routerjax.pipeline.provenance import (
+    describe_run,
+    read_run,
+    read_template,
+    require_run,
+    require_same_run,
+    write_run,
+)
 from routerjax.pipeline.run_folder import require_loadable, run_folder
 from routerjax.policies import Threshold
 from routerjax.router import Router, require_router, save_router
@@ -98,6 +105,10 @@ def _train(config: ExperimentConfig, output: Path, *, resume: bool, log: Sequenc
     family.require_likelihood(likelihood)
     _log_both_bad(preferences, likelihood)
     featurizer = open_featurizer(config.features, root=Path(config.data.root), embeds=not family.reads_text)
+    if isinstance(featurizer, TokenFeaturizer):
+        if resume:  # a chat template may write the date, which is another by now
+            featurizer = dataclasses.replace(featurizer, template=read_template(output))
+        provenance["template"] = dataclasses.asdict(featurizer.template)
     num_outputs = len(likelihood.output_names(preferences.models))
 
     def make_module(featurizer: Featurizer) -> nn.Module:
