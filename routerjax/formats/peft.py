@@ -51,6 +51,7 @@ CONFIG, WEIGHTS = "adapter_config.json", "adapter_model.safetensors"
 WITH_LINEAR_HEAD, WITH_LABELS = "SEQ_CLS", "CAUSAL_LM"
 """Tasks of PEFT."""
 PREFIX = "base_model.model"
+SCORE = f"{PREFIX}.score.weight"
 INPUT, OUTPUT = "embed_tokens", "lm_head"
 TABLES = {INPUT: f"{PREFIX}.model.{INPUT}", OUTPUT: f"{PREFIX}.{OUTPUT}"}
 """Token tables of a language model."""
@@ -143,6 +144,8 @@ class PeftAdapters(ReadableFormat, WritableFormat):
         models = self.models or (strong, weak)
         decoder = cast(Decoder, featurizer.encoder).config
         table = _label_table(config, decoder, len(models), where) if is_labelled else None
+        if not is_labelled:
+            _require_names(folder / WEIGHTS, models)
         return _load(folder, featurizer, models, Threshold(strong, weak), table)
 
     def unmet(self, router: Router) -> Iterator[str]:
@@ -245,6 +248,16 @@ def _cut_as_beside(folder: Path, featurizer: TokenFeaturizer) -> TokenFeaturizer
     return dataclasses.replace(featurizer, max_length=length, truncation=side)
 
 
+def _require_names(weights: Path, models: Sequence[str]) -> None:
+    """Refuse another number of names than a linear head has rows."""
+    shape = tensor_shapes(weights).get(SCORE, ())
+    if len(shape) == 2 and shape[0] != len(models):
+        raise InputError(
+            f"{weights} scores {shape[0]} models, and {len(models)} are named ({', '.join(models)}): name all, in the "
+            'order of its rows, by --set models=["NAME", ...]'
+        )
+
+
 def _label_rows(decoder: DecoderConfig, count: int) -> range:
     """Token ids of the labels, after the vocabulary."""
     return range(decoder.vocab_size, decoder.vocab_size + count)
@@ -279,7 +292,7 @@ def _label_table(config: Mapping[str, Any], decoder: DecoderConfig, count: int, 
 def _head_names(table: str | None) -> dict[str, str]:
     """Published name -> path of the head: a linear one, or rows of a table."""
     if table is None:
-        return {f"{PREFIX}.score.weight": "classifier/kernel"}
+        return {SCORE: "classifier/kernel"}
     return {f"{TABLES[table]}.{_ROWS}": "label_embedding"}
 
 

@@ -128,6 +128,10 @@ def test_settings_that_are_not_known_are_refused_unless_they_are_off(tmp_path: P
     formats.export(router, folder, "peft")
     change_json(folder / "adapter_config.json", layer_replication=None, megatron_core="megatron.core", x={})
     assert formats.read(folder, "peft", **PAIR).models == router.models
+    with pytest.raises(
+        InputError, match=r"scores 3 models, and 2 are named \(big, small\): name all, .*--set models=\["
+    ):
+        formats.read(folder, "peft", strong="big", weak="small")
     for name, value in {"trainable_token_indices": [1], "use_qalora": True, "lora_bias": True, "x": 1}.items():
         change_json(folder / "adapter_config.json", **{name: value})
         with pytest.raises(InputError, match=f"{name} is not computed here, got"):
