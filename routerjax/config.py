@@ -251,7 +251,7 @@ class TrainingConfig(_Settings):
     keep_last: Count = field(default=2, metadata=NO_IDENTITY)
     keep_best: Count = field(default=1, metadata=NO_IDENTITY)
     patience: Count | None = None
-    devices: Literal["jit", "pmap", "mesh"] = "jit"
+    devices: Literal["jit", "pmap", "mesh"] = field(default="jit", metadata=NO_IDENTITY)
     model_devices: Count = field(default=1, metadata=NO_IDENTITY)
     profile: str | None = field(default=None, metadata=NO_IDENTITY)
 

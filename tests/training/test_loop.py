@@ -16,6 +16,7 @@ import pytest
 
 from routerjax import InputError, models, training
 from routerjax.config import OptimizerConfig, TrainingConfig
+from routerjax.errors import PreemptedError
 from routerjax.likelihoods import BradleyTerry, Davidson
 from routerjax.training.interrupt import deferred_interrupt
 from routerjax.training.throughput import FIGURES
@@ -154,6 +155,27 @@ def test_ctrl_c_within_an_epoch_saves_the_last_step_and_the_run_goes_on_bit_for_
     assert 4 <= positions[0] < positions[1]
     assert any(position % 14 for position in positions)  # 13 steps an epoch: not at an epoch's end
     assert_same_run(run(tmp_path / "stopped", training=config, resume=True), whole)
+
+
+def test_sigterm_saves_the_last_step_and_has_a_status_of_its_own(tmp_path: Path) -> None:
+    whole = run(tmp_path / "whole")
+    with pytest.raises(PreemptedError):
+        run(tmp_path / "stopped", hooks=[at_epoch(3, lambda: signal.raise_signal(signal.SIGTERM))])
+    assert saved_state(tmp_path / "stopped")[0] == 3 * (7 + 1)
+    assert signal.getsignal(signal.SIGTERM) is signal.SIG_DFL
+    assert_same_run(run(tmp_path / "stopped", resume=True), whole)
+
+
+def test_checkpoints_within_epochs_are_of_the_newest_steps_and_the_best_epochs(tmp_path: Path) -> None:
+    config = dataclasses.replace(TRAINING, checkpoint_every_steps=3, keep_last=3, keep_best=2)
+    reverse = TRAIN._replace(outcome=TRAIN.outcome[:, ::-1])  # every epoch is worse than the one before
+    result = run(tmp_path, validation=reverse, training=config)
+    assert result.best_epoch == 1
+    kept = sorted(int(path.name) for path in (tmp_path / "checkpoints").iterdir())
+    assert kept[:2] == [7 + 1, 2 * (7 + 1)]
+    assert len(kept) == 2 + 3
+    assert kept[-1] == 6 * (7 + 1)
+    assert_same_run(run(tmp_path, validation=reverse, training=config, resume=True), result)
 
 
 def test_ctrl_c_after_the_last_check_is_not_lost() -> None:

@@ -1,0 +1,96 @@
+"""Several processes learn what one learns, go on with each other's runs, and end together."""
+
+import json
+import os
+import socket
+import subprocess
+import sys
+import time
+from collections.abc import Sequence
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from routerjax.cli import main
+from tests.training import one_of_several
+
+FAMILIES = ["mf", "bert_pmap", "bert_mesh", "causal"]
+ENVIRONMENT = {name: value for name, value in os.environ.items() if name != "XLA_FLAGS"}
+
+
+def free_port() -> int:
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        return probe.getsockname()[1]
+
+
+def start(commands: Sequence[Sequence[object]], folder: Path) -> list[subprocess.Popen]:
+    """Processes that run at the same time; what each writes is in a file of its own."""
+    started = []
+    for index, command in enumerate(commands):
+        with (folder / f"log{index}").open("a") as log:
+            started.append(
+                subprocess.Popen(list(map(str, command)), env=ENVIRONMENT, stdout=log, stderr=subprocess.STDOUT)
+            )
+    return started
+
+
+def statuses(processes: Sequence[subprocess.Popen], timeout: float) -> list[int]:
+    deadline = time.monotonic() + timeout
+    try:
+        return [process.wait(max(0.0, deadline - time.monotonic())) for process in processes]
+    finally:
+        for process in processes:
+            process.kill()
+
+
+@pytest.fixture(scope="module")
+def alone(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Runs of one process, this one, on 8 devices."""
+    output = tmp_path_factory.mktemp("alone")
+    one_of_several.train(output, set(FAMILIES))
+    return output
+
+
+def losses(output: Path) -> dict[str, list[float]]:
+    return json.loads((output / "losses.json").read_text())
+
+
+@pytest.mark.parametrize("count", [2, 4])
+def test_several_processes_learn_what_one_learns_and_go_on_with_its_runs(
+    count: int, alone: Path, tmp_path: Path
+) -> None:
+    names = FAMILIES if count == 2 else ["mf", "causal"]
+    one_of_several.train(tmp_path, set(names[1:]), epochs=2)  # those begin here; the first begins there
+    port = free_port()
+    command = [sys.executable, "-m", "tests.training.one_of_several", f"127.0.0.1:{port}", count]
+    processes = start([[*command, index, tmp_path, *names] for index in range(count)], tmp_path)
+    assert statuses(processes, 240) == [0] * count, (tmp_path / "log0").read_text()
+    for name in names:
+        np.testing.assert_allclose(losses(tmp_path)[name], losses(alone)[name], rtol=1e-5)
+    one_of_several.train(tmp_path, set(names))  # one process reads what several wrote
+    assert losses(tmp_path).keys() == set(names)
+
+
+def test_a_lost_process_and_a_preempted_one_end_the_others_and_the_run_goes_on_bit_for_bit() -> None:
+    script = Path(__file__).parents[2] / "experiments" / "bench" / "kills.py"
+    size = ["--processes", "2", "--epochs", "7", "--prompts", "90"]
+    finished = subprocess.run(
+        [sys.executable, script, *size, "--kinds", "SIGTERM", "one is lost"],
+        env=ENVIRONMENT, capture_output=True, text=True, check=False, timeout=400,
+    )  # fmt: skip
+    assert finished.returncode == 0, finished.stdout + finished.stderr
+    assert finished.stdout.splitlines()[-1].startswith("| 2 | 1 SIGTERM; 1 one is lost ")
+
+
+def test_arguments_of_a_cluster_go_together(capsys: pytest.CaptureFixture[str]) -> None:
+    train = ["train", "config.py", "--output", "run", "--coordinator", "127.0.0.1:1"]
+    assert main(train) == 2
+    assert "--coordinator, --num-processes and --process-id go with --distributed" in capsys.readouterr().err
+    finished = subprocess.run(
+        [sys.executable, "-m", "routerjax.cli", *train, "--distributed"],
+        env=ENVIRONMENT, capture_output=True, text=True, check=False,
+    )  # fmt: skip
+    assert finished.returncode == 2
+    assert "go together, or are found by JAX" in finished.stderr
