@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import hashlib
+import itertools
 import logging
 from collections.abc import Iterator, Mapping, Sequence
 from contextvars import ContextVar
@@ -11,7 +12,7 @@ from contextvars import ContextVar
 import numpy as np
 from jaxtyping import Int32
 
-from routerjax.features.cache import EmbeddingCache
+from routerjax.features.cache import PROMPTS_PER_PART, EmbeddingCache
 from routerjax.features.tokenizer import TextTokenizer
 from routerjax.prompts import prompt_sha256
 
@@ -80,7 +81,11 @@ def read_prompts(
 ) -> Sequence[Int32[np.ndarray, "length"]]:
     """Tokens of prompts; how many of the different ones were cut is logged."""
     token_ids, is_cut = tokenizer.read(prompts, progress=progress)
-    _add(tokenizer, dict(zip(map(prompt_sha256, prompts), map(_reading, token_ids, is_cut), strict=True)))
+    report, hashed, readings = CutReport(), map(prompt_sha256, prompts), map(_reading, token_ids, is_cut)
+    with report.collecting():
+        while part := dict(itertools.islice(zip(hashed, readings, strict=True), PROMPTS_PER_PART)):
+            _add(tokenizer, part)
+    report.log()
     return token_ids
 
 

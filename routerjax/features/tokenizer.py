@@ -4,9 +4,9 @@ from __future__ import annotations
 
 import functools
 import hashlib
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
-from typing import NamedTuple, get_args
+from typing import NamedTuple, get_args, overload
 
 import jax
 import numpy as np
@@ -16,7 +16,7 @@ from jaxtyping import Bool, Int, Int32
 
 from routerjax.config import Truncation
 from routerjax.errors import InputError, choose
-from routerjax.features.cutting import CHARACTERS_PER_TOKEN, Cut, cut
+from routerjax.features.cutting import CHARACTERS_PER_TOKEN, cut
 from routerjax.models import Encoder
 from routerjax.pretrained import NO_TEMPLATE, ChatTemplate, parse_tokenizer
 from routerjax.prompts import require_texts, valid_text
@@ -35,6 +35,38 @@ Tokens = Sequence[int] | Int32[np.ndarray, "length"]
 """Token ids of one text."""
 
 
+class TokenRows(Sequence[Int32[np.ndarray, "length"]]):
+    """Token ids of texts, one after another in one array: no Python object for each text.
+
+    Args:
+        parts: token ids of some texts each, in order.
+    """
+
+    def __init__(self, parts: Iterable[Sequence[Int32[np.ndarray, "length"]]]) -> None:
+        flat, lengths = [np.zeros(0, np.int32)], [np.zeros(1, np.int64)]
+        for part in parts:
+            flat.append(np.concatenate(part))
+            lengths.append(np.asarray([len(ids) for ids in part]))
+        self._flat, self._ends = np.concatenate(flat), np.cumsum(np.concatenate(lengths))
+
+    def __len__(self) -> int:
+        return len(self._ends) - 1
+
+    @overload
+    def __getitem__(self, row: int) -> Int32[np.ndarray, "length"]: ...
+
+    @overload
+    def __getitem__(self, row: slice) -> list[Int32[np.ndarray, "length"]]: ...
+
+    def __getitem__(self, row: int | slice) -> Int32[np.ndarray, "length"] | list[Int32[np.ndarray, "length"]]:
+        if isinstance(row, slice):
+            return [self[each] for each in range(*row.indices(len(self)))]
+        if not -len(self) <= row < len(self):
+            raise IndexError(row)
+        row %= len(self)
+        return self._flat[self._ends[row] : self._ends[row + 1]]
+
+
 class TokenIds(NamedTuple):
     """Texts as their tokens.
 
@@ -43,7 +75,7 @@ class TokenIds(NamedTuple):
         is_cut: bool ``[texts]``, where tokens were left out.
     """
 
-    token_ids: list[Int32[np.ndarray, "length"]]
+    token_ids: TokenRows
     is_cut: Bool[np.ndarray, "texts"]
 
 
@@ -107,19 +139,23 @@ class TextTokenizer:
         """
         require_texts(texts)
         before, after = self.special_tokens
-        cuts: list[Cut] = []
-        with tqdm.tqdm(total=len(texts), unit="prompt", desc="tokenising", disable=not progress, delay=2) as bar:
-            for start in range(0, len(texts), TEXTS_PER_CALL):
-                cuts += cut(
-                    [self.prefix + self.template.trim(text) for text in texts[start : start + TEXTS_PER_CALL]],
-                    self._encode,
-                    count=self.max_length - len(before) - len(after),
-                    characters=CHARACTERS_PER_TOKEN * self.max_length,
-                    side=self.truncation,
-                )
-                bar.update(len(cuts) - bar.n)
-        token_ids = [np.concatenate([before, part.token_ids, after]) for part in cuts]
-        return TokenIds(token_ids, np.asarray([part.is_cut for part in cuts], bool))
+        is_cut = np.zeros(len(texts), bool)
+
+        def parts() -> Iterator[list[Int32[np.ndarray, "length"]]]:
+            with tqdm.tqdm(total=len(texts), unit="prompt", desc="tokenising", disable=not progress, delay=2) as bar:
+                for start in range(0, len(texts), TEXTS_PER_CALL):
+                    cuts = cut(
+                        [self.prefix + self.template.trim(text) for text in texts[start : start + TEXTS_PER_CALL]],
+                        self._encode,
+                        count=self.max_length - len(before) - len(after),
+                        characters=CHARACTERS_PER_TOKEN * self.max_length,
+                        side=self.truncation,
+                    )
+                    is_cut[start : start + len(cuts)] = [part.is_cut for part in cuts]
+                    yield [np.concatenate([before, part.token_ids, after]) for part in cuts]
+                    bar.update(len(cuts))
+
+        return TokenIds(TokenRows(parts()), is_cut)
 
     def token_ids(self, texts: Sequence[str]) -> list[list[int]]:
         """Token ids of each text, without padding; see :meth:`read`."""

@@ -125,3 +125,5 @@ def test_nothing_but_the_answer_grows_with_the_number_of_prompts(
         assert bytes_per_prompt(lambda part: router.featurizer.query(part)) < 4 * WIDTH + 128
         assert bytes_per_prompt(lambda part: router.win_prob(part, cache=cache)) < 128
         assert bytes_per_prompt(reader.win_prob) < 128
+    # Tokens are held, 4 bytes each.
+    assert bytes_per_prompt(lambda part: features.read_prompts(reader.featurizer.tokenizer, part)) < 4 * 8 + 128
