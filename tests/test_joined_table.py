@@ -27,7 +27,7 @@ def part(seed: int, *, rows: int = ROWS, encoded: bool = False) -> pa.Table:
 def test_parts_are_joined_with_each_text_once(encoded: bool, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(dictionaries, "LEAST_BYTES", 2**18)  # so that dictionaries are joined on the way
     parts = [part(seed, encoded=encoded) for seed in range(40)]
-    joined = joined_table(iter(parts), SCHEMA)
+    joined = joined_table(iter(parts), SCHEMA.names)
     expected = pa.concat_tables([part(seed) for seed in range(40)])
     assert joined.column("number").to_pylist() == expected.column("number").to_pylist()
     assert joined.column("text").to_pylist() == expected.column("text").to_pylist()
@@ -45,7 +45,7 @@ def test_texts_of_parts_are_not_kept(monkeypatch: pytest.MonkeyPatch) -> None:
             yield part(seed, rows=1_000)
             most = max(most, pa.total_allocated_bytes() - before)
 
-    joined = joined_table(parts(), SCHEMA)
+    joined = joined_table(parts(), SCHEMA.names)
     # The result, the next one, and what is waiting for it; all parts have 60 MB of texts.
     assert most < 4 * joined.nbytes < 20e6
 

@@ -100,7 +100,6 @@ def read_parts(folder: Path) -> None:
 def read_datasets(folder: Path) -> None:
     """Convert the battles to the Arrow files of `datasets`, and read the same columns from these, mapped."""
     import datasets
-    import pyarrow as pa
 
     datasets.disable_progress_bars()
     from routerjax.tables.dictionaries import joined_table
@@ -112,7 +111,7 @@ def read_datasets(folder: Path) -> None:
         size = sum(path.stat().st_size for path in Path(cache).rglob("*.arrow"))
         print(f"{time.perf_counter() - began:.0f} s of what follows to convert to {size / 1e9:.2f} GB:")
         parts = split.with_format("arrow").iter(2**18)
-        joined_table(parts, pa.schema([(name, pa.string()) for name in COLUMNS]))
+        joined_table(parts, COLUMNS)
 
 
 LOADERS = {"ours": ours, "grain, records": grain_records, "grain, batches": grain_batches}

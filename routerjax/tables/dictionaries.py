@@ -17,16 +17,16 @@ def is_text(kind: pa.DataType) -> bool:
     return pa.types.is_string(kind) or pa.types.is_large_string(kind) or pa.types.is_string_view(kind)
 
 
-def joined_table(parts: Iterable[pa.Table | pa.RecordBatch], schema: pa.Schema) -> pa.Table:
+def joined_table(parts: Iterable[pa.Table | pa.RecordBatch], names: Iterable[str]) -> pa.Table:
     """Join the parts of a table as they come; each column of texts becomes one dictionary, with each text once.
 
     What is held at a time is the result, and of the texts of the parts about as much as of the different ones.
 
     Args:
-        parts: with the columns of ``schema``, whose texts may be dictionaries already.
-        schema: the names, and the types of other columns.
+        parts: with these columns, whose texts may be dictionaries already.
+        names: of the columns.
     """
-    columns = {field.name: _Column(field.type) for field in schema}
+    columns = {name: _Column() for name in names}
     for part in parts:
         for name, column in columns.items():
             added = part.column(name)  # a file may give its columns in another order
@@ -38,9 +38,8 @@ def joined_table(parts: Iterable[pa.Table | pa.RecordBatch], schema: pa.Schema) 
 class _Column:
     """Chunks of a column, whose dictionaries are joined now and then."""
 
-    def __init__(self, kind: pa.DataType) -> None:
+    def __init__(self) -> None:
         self._chunks: list[pa.Array] = []
-        self._kind = kind
         self._joined_bytes = self._fresh_bytes = 0
 
     def add(self, chunk: pa.Array) -> None:
@@ -57,7 +56,7 @@ class _Column:
             pa.default_memory_pool().release_unused()
 
     def joined(self) -> pa.ChunkedArray:
-        column = pa.chunked_array(self._chunks, None if self._chunks else self._kind)
+        column = pa.chunked_array(self._chunks, None if self._chunks else pa.null())
         if column.type != TEXT_DICTIONARY or column.num_chunks < 2:
             return column
         return pa.chunked_array([pa.concat_arrays(column.unify_dictionaries().chunks)])

@@ -122,15 +122,16 @@ def _open_parquet(path: Path, progress: bool) -> OpenTable:
         selected = None if columns is None else list(columns)
         with pyarrow.parquet.ParquetFile(path, read_dictionary=encoded) as file:
             groups = (file.read_row_group(number, selected) for number in range(file.num_row_groups))
-            parts = _shown(groups, progress, file.metadata.num_rows)
+            parts = shown(groups, progress, file.metadata.num_rows)
             if selected is None:
                 return pa.concat_tables([*parts]) if file.num_row_groups else pa.table({})
-            return joined_table(parts, pa.schema([schema.field(name) for name in selected]))
+            return joined_table(parts, selected)
 
     return OpenTable(path, schema.names, read)
 
 
-def _shown(parts: Iterable[Rows], progress: bool, total: int | None) -> Iterator[Rows]:
+def shown(parts: Iterable[Rows], progress: bool, total: int | None) -> Iterator[Rows]:
+    """Yield parts of a table; if ``progress``, with a bar, if they take more than two seconds."""
     with tqdm.tqdm(total=total, unit="row", unit_scale=True, desc="reading", disable=not progress, delay=2) as bar:
         for part in parts:
             yield part
@@ -152,8 +153,8 @@ def _open_csv(path: Path, progress: bool) -> OpenTable:
 
     def read(columns: Sequence[str] | None, progress: bool) -> pa.Table:
         schema, batches = csv_batches(path, columns or header, CSV_BLOCK_BYTES)
-        parts = _shown(batches, progress, None)
-        return pa.Table.from_batches(parts, schema) if columns is None else joined_table(parts, schema)
+        parts = shown(batches, progress, None)
+        return pa.Table.from_batches(parts, schema) if columns is None else joined_table(parts, columns)
 
     return OpenTable(path, header, read)
 

@@ -11,6 +11,7 @@ import pyarrow.parquet
 import pytest
 
 from routerjax import InputError, data
+from routerjax.data import readers
 from routerjax.tables import write_table
 
 LONG = "What is the capital of France?"
@@ -145,6 +146,29 @@ def test_files_that_are_not_there(tmp_path: Path) -> None:
         data.read_preferences(tmp_path / "none.parquet")
     with pytest.raises(InputError, match="a Hugging Face data set is named owner/name"):
         data.read_preferences("battles")
+
+
+def test_json_lines_are_the_same_in_whatever_parts_they_are_read(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    path = tmp_path / "battles.jsonl"
+    rows = [
+        {"prompt": f"p{row % 3}", "model_a": "a", "model_b": "b", "preference_b": row % 2 if row < 5 else 0.25, "n": []}
+        for row in range(9)
+    ]
+    rows[7]["dropped"] = True  # a column that begins late
+    path.write_text("".join(json.dumps(row) + "\n" for row in rows))
+    whole = data.read_preferences(path, drop_where=["dropped"])
+    monkeypatch.setattr(readers, "ROWS_A_PART", 2)
+    monkeypatch.setattr(readers, "JSON_BYTES_AT_ONCE", 0)
+    parts = data.read_preferences(path, drop_where=["dropped"])
+    assert parts.prompts == whole.prompts == tuple(row["prompt"] for row in rows if "dropped" not in row)
+    np.testing.assert_array_equal(parts.outcome, whole.outcome)
+    assert parts.outcome[:6, 2].tolist() == [0, 1, 0, 1, 0, 0.25]
+    rows[8]["model_b"] = None
+    path.write_text("".join(json.dumps(row) + "\n" for row in rows))
+    with pytest.raises(InputError, match=r"row 8: column model_b must be text, got nothing \(1 such rows\)"):
+        data.read_preferences(path, drop_where=["dropped"])
 
 
 def test_the_hub_gives_the_same_as_a_file(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
