@@ -266,7 +266,7 @@ def _run_epochs(run: Run, hooks: Sequence[Hook], profile: StepProfile) -> None:
                 for hook in hooks:
                     hook(row)
                 position.finish_epoch(row)
-                is_best = position.best_epoch == position.epoch and run.validation is not None
+                is_best = run.number in [number for _, number in position.best]
                 if run.is_over or is_best or position.epoch % training.checkpoint_every == 0:
                     run.save()
                 interrupt.check()

@@ -145,7 +145,10 @@ class Run:
             )
         # First: the state of another run may have another form.
         _require_same_run(self.checkpoints.read_note()["identity"], identity, folder)
-        _, restored, note = self.checkpoints.restore(self._saved())
+        saved = self._saved()
+        for leaf in jax.tree.leaves((self.state.trained, self.state.opt_state)):
+            leaf.delete()  # its form is what is asked for: the devices need not hold two states
+        _, restored, note = self.checkpoints.restore(saved)
         trained, rest = (self.wrapper.as_local(restored[name]) for name in ("trained", "rest"))
         self.state = rest.replace(trained=trained, fixed=self.state.fixed)
         best = [tuple(pair) for pair in note["position"].pop("best")]

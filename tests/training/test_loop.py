@@ -178,6 +178,12 @@ def test_checkpoints_within_epochs_are_of_the_newest_steps_and_the_best_epochs(t
     assert_same_run(run(tmp_path, validation=reverse, training=config, resume=True), result)
 
 
+def test_the_best_epochs_are_kept_however_seldom_others_are_saved(tmp_path: Path) -> None:
+    reverse = TRAIN._replace(outcome=TRAIN.outcome[:, ::-1])  # every epoch is worse than the one before
+    run(tmp_path, validation=reverse, training=dataclasses.replace(TRAINING, checkpoint_every=100, keep_best=2))
+    assert {path.name for path in (tmp_path / "checkpoints").iterdir()} == {str(epoch * (7 + 1)) for epoch in (1, 2, 6)}
+
+
 def test_ctrl_c_after_the_last_check_is_not_lost() -> None:
     with pytest.raises(KeyboardInterrupt), deferred_interrupt():
         signal.raise_signal(signal.SIGINT)
@@ -222,8 +228,11 @@ def test_the_device_holds_the_parameters_once(tmp_path: Path) -> None:
             time.sleep(0.01)
         counts.append(kernels())
 
-    run(tmp_path, module=module, training=dataclasses.replace(TRAINING, epochs=3), hooks=[count])
-    assert counts == [3, 3, 3]  # the parameters and Adam's two moments; the best ones are on the disk
+    config = dataclasses.replace(TRAINING, epochs=3)
+    with pytest.raises(Killed):
+        run(tmp_path, module=module, training=config, hooks=[count, at_epoch(2, kill)])
+    run(tmp_path, module=module, training=config, hooks=[count], resume=True)
+    assert counts == [3] * 4  # the parameters and Adam's two moments; the best ones are on the disk
 
 
 def test_a_restored_state_is_where_it_was(tmp_path: Path) -> None:
