@@ -23,8 +23,8 @@ MACHINE_REFUSED = 1
 PREEMPTED = 75
 
 PROCESS_LOST = (
-    "another process of this run has ended or cannot be reached; its log says why: start all of them again, with "
-    "--resume"
+    "another process of this run has ended, was not started or cannot be reached; its log says why: start all of them "
+    "again, with --resume if run.json is in --output"
 )
 
 # Those of routerjax.calibration, which imports JAX.

@@ -5,6 +5,9 @@ from __future__ import annotations
 import contextlib
 import itertools
 import logging
+import os
+import re
+import socket
 from collections.abc import Callable, Iterator
 from typing import Any
 
@@ -18,8 +21,13 @@ from routerjax.typing import PyTree
 
 logger = logging.getLogger(__name__)
 
+# JAX ends a process that has not met the others by then.
+JOIN_SECONDS = 300
+
 # A process that has not been heard of for so long counts as lost, and JAX ends the others.
 HEARTBEAT_SECONDS = 30
+
+LARGEST_PORT = 65535
 
 # For what another process does meanwhile, such as embedding: one that is lost ends the others before.
 LONGEST_WAIT_MS = 7 * 24 * 3600 * 1000
@@ -38,13 +46,20 @@ def join(coordinator: str | None = None, num_processes: int | None = None, proce
         process_id: of this one, counted from 0.
 
     Raises:
-        InputError: no cluster is found, or JAX was started already.
+        InputError: the three cannot be those of a process, no cluster is found, or JAX was started already.
     """
+    if coordinator is not None:
+        _require_place(coordinator, num_processes, process_id)
+        logger.info(
+            "process %d waits at %s for all %d, for %d seconds at most",
+            *(process_id, coordinator, num_processes, JOIN_SECONDS),
+        )
     try:
         jax.distributed.initialize(
             coordinator,
             num_processes,
             process_id,
+            initialization_timeout=JOIN_SECONDS,
             heartbeat_timeout_seconds=HEARTBEAT_SECONDS,
             shutdown_timeout_seconds=HEARTBEAT_SECONDS,
         )
@@ -57,6 +72,33 @@ def join(coordinator: str | None = None, num_processes: int | None = None, proce
     if not is_first():
         logging.getLogger("routerjax").setLevel(logging.WARNING)
     logger.info("%d processes, %d devices", jax.process_count(), jax.device_count())
+
+
+def _require_place(coordinator: str, num_processes: int | None, process_id: int | None) -> None:
+    """Raise InputError where JAX would end the process, or take another port: bad numbers, a port that is in use."""
+    match = re.fullmatch(r"(.+):(\d{1,5})", coordinator, re.ASCII)
+    port = int(match[2]) if match else 0
+    if not 1 <= port <= LARGEST_PORT:
+        raise InputError(f"--coordinator must be HOST:PORT, with a port from 1 to {LARGEST_PORT}, got {coordinator!r}")
+    if num_processes is None or num_processes < 1:
+        raise InputError(f"--num-processes must be 1 or more, got {num_processes}")
+    if process_id is None or not 0 <= process_id < num_processes:
+        raise InputError(f"--process-id must be from 0 to {num_processes - 1}, got {process_id}")
+    try:
+        socket.getaddrinfo(match[1].strip("[]") if match else "", port)
+    except OSError as error:  # a service's name may have an address once its first process runs
+        logger.warning("--coordinator %s: no address is known of this host (%s)", coordinator, error.strerror)
+    if process_id > 0 or "JAX_COORDINATOR_BIND_ADDRESS" in os.environ:  # which names another port to listen on
+        return
+    # JAX would listen on a port with another run, each process joining either.
+    family = socket.AF_INET6 if socket.has_dualstack_ipv6() else socket.AF_INET
+    try:
+        socket.create_server(("", port), family=family, dualstack_ipv6=family == socket.AF_INET6).close()
+    except OSError as error:
+        raise InputError(
+            f"--coordinator {coordinator}: process 0 cannot listen on port {port} ({os.strerror(error.errno or 0)}): "
+            "give all processes a free one"
+        ) from error
 
 
 def leave() -> None:

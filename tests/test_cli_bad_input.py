@@ -301,8 +301,11 @@ def test_resuming(arena: Path, tmp_path: Path, refused: Refused) -> None:
         path.write_bytes(path.read_bytes()[: path.stat().st_size // 2])
     mend = f"to go on from checkpoint {before}, remove .*checkpoints/{last}"
     refused(f"checkpoint {last} in .* cannot be restored .*: {mend}", *resume)
-    (run / "run.json").write_bytes((run / "run.json").read_bytes()[:-100])
-    refused("run.json is damaged; train into another folder", *resume)
+    content = (run / "run.json").read_bytes()
+    sections = json.dumps(json.loads(content) | {"config": {name: [] for name in json.loads(content)["config"]}})
+    for damaged in (content[:-100], sections.encode(), b"[" * 100_000):
+        (run / "run.json").write_bytes(damaged)
+        refused("run.json is damaged; train into another folder", *resume)
 
 
 def test_outputs_that_exist(arena: Path, tmp_path: Path, refused: Refused) -> None:

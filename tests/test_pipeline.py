@@ -73,6 +73,14 @@ def test_rates_that_a_family_has_no_layers_for_are_refused_before_the_work(
         train_router(override(config, [f"router.family={family.name}", "optimizer.frozen_layers=1"]), tmp_path / "run")
 
 
+def test_steps_to_trace_that_the_run_has_not_are_refused_before_anything_is_written(
+    config: ExperimentConfig, tmp_path: Path
+) -> None:
+    with pytest.raises(InputError, match=r"training\.profile=5:500 is beyond the run, which has 27 steps"):
+        train_router(override(config, ["training.profile=5:500"]), tmp_path / "run")
+    assert not os.listdir(tmp_path)
+
+
 @pytest.mark.parametrize("family", ["knn", "sw"])
 def test_families_that_train_nothing(config: ExperimentConfig, tmp_path: Path, family: str) -> None:
     attributes = {"knn": {"k": 5}, "sw": {"num_tiers": 6}}[family]

@@ -72,7 +72,7 @@ def require_same_run(config: ExperimentConfig, provenance: Mapping[str, object],
             raise TypeError("not as it was written")
         new = _settings(config)
         old = {name: settings[section].get(field) for name in new for section, field in [name.split(".")]}
-    except (ValueError, KeyError, TypeError) as error:
+    except (ValueError, KeyError, TypeError, AttributeError, RecursionError) as error:
         raise InputError(f"cannot resume {output}: {path} is damaged; train into another folder") from error
     new, old = {**new, **cast("dict[str, str]", provenance["data_sha256"])}, {**old, **data}
     different = sorted(name for name in {*new, *old} if new.get(name) != old.get(name))

@@ -149,18 +149,24 @@ def _train(config: ExperimentConfig, output: Path, *, resume: bool, log: Sequenc
         memory = KNN.remember(control, embedded.batch(train), preferences.models)
         routers["knn"] = make_router(module=control, featurizer=scorer, variables={"memory": memory})
 
+    sources = []
+    if "router" not in routers:
+        sources = _sources(train, held_out, featurizer, embedded, config)
+        num_steps = training.steps_per_epoch(sources[0], config.training) * config.training.epochs
+        training.require_within(config.training.profiled_steps, num_steps)
+
     # From here on things are written: what can be refused has been.
     note_start = functools.cache(lambda: write_run(output, provenance, resume=resume))
     if not resume and distributed.is_first():
         note_start()
-    if "router" not in routers:
+    if sources:
         logger.info("training %s on %d battles, validating on %d", family.name, len(train), held_out_battles)
         with contextlib.ExitStack() as stack:
             hooks: list[Hook] = [lambda row: note_start()]  # a run that cannot be resumed stays as it is
             distributed.by_first(lambda: hooks.extend(stack.enter_context(_tracker(name, output)) for name in log))
             result = training.fit(
                 module,
-                *_sources(train, held_out, featurizer, embedded, config),
+                *sources,
                 likelihood=likelihood,
                 optimizer=optimizer,
                 variables=start,

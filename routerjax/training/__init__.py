@@ -7,7 +7,8 @@ from routerjax.training.loop import FitResult, Resume, fit
 from routerjax.training.mesh import mesh_step, wrapper_of
 from routerjax.training.optimizer import AdamW, learning_rate_schedule
 from routerjax.training.parallel import Wrapper, jit_step, pmap_step, require_divisible
-from routerjax.training.sources import Batches
+from routerjax.training.profile import require_within
+from routerjax.training.sources import Batches, steps_per_epoch
 from routerjax.training.state import TrainState, create_state
 from routerjax.training.step import accumulating_step, loop_steps, make_train_step, take, weighted_loss_sum
 
@@ -31,7 +32,9 @@ __all__ = [
     "mesh_step",
     "pmap_step",
     "require_divisible",
+    "require_within",
     "step_memory",
+    "steps_per_epoch",
     "take",
     "weighted_loss_sum",
     "wrapper_of",

@@ -163,6 +163,7 @@ class Checkpoints:
 
     def _damage(self, number: int, error: Exception) -> str:
         reason = (str(error).strip().splitlines() or [type(error).__name__])[0]
+        reason = reason.partition(" [tensorstore_spec")[0]  # pages of JSON
         before = max((step for step in self._manager.all_steps() if step < number), default=None)
         mend = "begin anew" if before is None else f"go on from checkpoint {before}"
         folder = self.directory / str(number)

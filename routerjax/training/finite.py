@@ -34,7 +34,8 @@ def check_steps(metrics: Mapping[str, np.ndarray], source: Source, *, epoch: int
     bad = np.flatnonzero(~np.isfinite(loss_sum) | ~np.isfinite(norm))
     if bad.size:
         what = "gradient" if np.isfinite(loss_sum[bad[0]]) else "loss"
-        raise not_finite(f"the {what} is not finite {_where(bad + start, source, epoch)}")
+        where = _where(bad + start, source, epoch)
+        raise not_finite(f"the {what} is not finite {where}", "training.non_finite=skip goes on without such steps")
     skipped = np.flatnonzero(metrics.get("skipped", np.zeros(0)))
     if skipped.size and warns:
         where = _where(skipped + start, source, epoch)
@@ -52,9 +53,8 @@ def _where(steps: Int[np.ndarray, "steps"], source: Source, epoch: int) -> str:
     )
 
 
-def not_finite(what: str) -> InputError:
-    """Error of a run that diverged; ``what`` says where."""
-    return InputError(
-        f"{what}: lower the learning rate or set optimizer.gradient_clip; the last checkpoint is untouched, from which "
-        "training.non_finite=skip goes on without such steps (--resume)"
-    )
+def not_finite(what: str, resuming: str = "") -> InputError:
+    """Error of a run that diverged; ``what`` says where, ``resuming`` how it can be resumed, if it can."""
+    resumed = f", from which {resuming} (--resume)" if resuming else ""
+    mend = "lower the learning rate or set optimizer.gradient_clip; the last checkpoint is untouched"
+    return InputError(f"{what}: {mend}{resumed}")

@@ -177,17 +177,18 @@ def fit(
         ),
         wrapper=wrapper,
     )
-    traces = None
+    is_resumed = isinstance(directory, Resume)
+    place = directory.directory if isinstance(directory, Resume) else directory
+    folder = None if place is None else Path(place)
     with contextlib.ExitStack() as stack:
-        if directory is not None:
-            folder = Path(directory.directory if isinstance(directory, Resume) else directory)
+        if folder is not None:
             run.checkpoints = stack.enter_context(Checkpoints(folder / "checkpoints", keep_last=training.keep_last))
-            run.restore(json.loads(json.dumps(identity)), is_resumed=isinstance(directory, Resume))
-            traces = folder / "profile"
-            if distributed.is_first():
-                hooks = (stack.enter_context(MetricsLog(folder, run.position.history)).write, *hooks)
-        distributed.barrier()  # the first collective waits for seconds only
+            run.restore(json.loads(json.dumps(identity)), is_resumed=is_resumed)
+        traces = None if folder is None else folder / "profile"
         profile = StepProfile(training.profiled_steps, traces, finished=run.steps, total=num_steps)
+        if folder is not None and distributed.is_first():
+            hooks = (stack.enter_context(MetricsLog(folder, run.position.history)).write, *hooks)
+        distributed.barrier()  # the first collective waits for seconds only
         _run_epochs(run, hooks if distributed.is_first() else (), stack.enter_context(profile))
         best = run.best_variables()
     position = run.position

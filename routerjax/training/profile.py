@@ -15,6 +15,12 @@ STEP_NAME = "train"
 """Name of the annotation of each call of the compiled step, by which TensorBoard finds steps in a trace."""
 
 
+def require_within(steps: range | None, total: int) -> None:
+    """Raise InputError unless a run of ``total`` steps has those that are to be traced."""
+    if steps is not None and steps.stop > total:
+        raise InputError(f"training.profile={steps.start}:{steps.stop} is beyond the run, which has {total} steps")
+
+
 class StepProfile:
     """Traces the steps of a range, while the context is entered.
 
@@ -36,8 +42,7 @@ class StepProfile:
         setting = f"training.profile={steps.start}:{steps.stop}"
         if directory is None:
             raise InputError(f"{setting} needs a folder to write into: give fit a directory")
-        if steps.stop > total:
-            raise InputError(f"{setting} is beyond the run, which has {total} steps")
+        require_within(steps, total)
         if steps.start < finished:
             raise InputError(f"{setting} is behind the run, which goes on at step {finished}: take later steps")
 

@@ -138,6 +138,8 @@ class Run:
         assert self.checkpoints is not None
         self.identity, folder = identity, self.checkpoints.directory
         if self.checkpoints.latest is None:
+            if is_resumed:
+                logger.info("no checkpoint in %s: the run begins anew", folder)
             return
         if not is_resumed:
             raise InputError(

@@ -119,6 +119,13 @@ def open_source(battles: PreferenceBatch | Batches, training: TrainingConfig, wr
     return _Streamed(battles, training, wrapper)
 
 
+def steps_per_epoch(battles: PreferenceBatch | Batches, training: TrainingConfig) -> int:
+    """Number of steps of an epoch on these battles, wherever they lie."""
+    if isinstance(battles, PreferenceBatch):
+        return -(-len(battles.query_index) // training.batch_size)
+    return -(-battles.num_batches // training.micro_batches)
+
+
 @dataclass(frozen=True)
 class _Resident:
     """Battles on the device, of which any number of steps is one program."""
@@ -163,7 +170,7 @@ class _Resident:
 
     @property
     def steps_per_epoch(self) -> int:
-        return -(-self.num_battles // self.training.batch_size)
+        return steps_per_epoch(self.batch, self.training)
 
     def battles_of(self, epoch: int, step: int) -> Int[np.ndarray, "battles"]:
         battles = self._order(epoch)[step]
@@ -249,7 +256,7 @@ class _Streamed:
 
     @property
     def steps_per_epoch(self) -> int:
-        return -(-self.num_batches // self.training.micro_batches)
+        return steps_per_epoch(self.batches, self.training)
 
     def battles_of(self, epoch: int, step: int) -> Int[np.ndarray, "battles"]:
         start, count = step * self.training.micro_batches, self.training.micro_batches

@@ -80,6 +80,7 @@ def test_damage_is_refused_in_one_line_or_changes_nothing(
         assert message.startswith(f"checkpoint 2 in {folder} cannot be restored (")
         assert message.endswith(f"to go on from checkpoint 1, remove {folder / '2'}")
         assert "\n" not in message
+        assert "tensorstore_spec" not in message
     assert capfd.readouterr().err == ""
     shutil.rmtree(folder / "2")
     assert restored(folder) == 1

@@ -52,8 +52,10 @@ def test_steps_that_the_run_has_not_are_refused(tmp_path: Path, profile: str, me
 
 def test_steps_that_are_behind_a_resumed_run_are_refused(tmp_path: Path) -> None:
     fit(BATTLES, tmp_path, "6:7", epochs=1)
+    before = sorted(tmp_path.rglob("*"))
     with pytest.raises(InputError, match="is behind the run, which goes on at step 7"):
         fit(BATTLES, training.Resume(tmp_path), "6:7", epochs=1)
+    assert sorted(tmp_path.rglob("*")) == before
 
 
 def test_a_trace_needs_a_folder() -> None:

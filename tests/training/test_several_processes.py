@@ -12,6 +12,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
+from routerjax import InputError, distributed
 from routerjax.cli import main
 from tests.training import one_of_several
 
@@ -43,6 +44,32 @@ def statuses(processes: Sequence[subprocess.Popen], timeout: float) -> list[int]
     finally:
         for process in processes:
             process.kill()
+
+
+@pytest.mark.parametrize(
+    ("place", "message"),
+    [
+        (("host", 1, 0), "--coordinator must be HOST:PORT, with a port from 1 to 65535, got 'host'"),
+        (("", 1, 0), "--coordinator must be HOST:PORT"),
+        (("host:abc", 1, 0), "--coordinator must be HOST:PORT"),
+        (("host:0", 1, 0), "--coordinator must be HOST:PORT"),
+        (("host:65536", 1, 0), "--coordinator must be HOST:PORT"),
+        (("host:12345", 0, 0), "--num-processes must be 1 or more, got 0"),
+        (("host:12345", 2, 2), "--process-id must be from 0 to 1, got 2"),
+        (("host:12345", 2, -1), "--process-id must be from 0 to 1, got -1"),
+    ],
+)
+def test_a_place_that_no_process_can_have_is_refused(place: tuple[str, int, int], message: str) -> None:
+    with pytest.raises(InputError, match=message):
+        distributed.join(*place)
+
+
+def test_a_port_in_use_is_refused() -> None:
+    with socket.create_server(("127.0.0.1", 0)) as other:
+        port = other.getsockname()[1]
+        message = rf"cannot listen on port {port} \(Address already in use\): give all processes a free one"
+        with pytest.raises(InputError, match=message):
+            distributed.join(f"127.0.0.1:{port}", 2, 0)
 
 
 @pytest.fixture(scope="module")
