@@ -119,13 +119,16 @@ def test_what_a_kill_leaves_is_refused_or_resumed(
     refused("differs in input, input format", "--resume", "--input-format", "jsonl", source="in.jsonl")
     (folder / "in.csv").write_text((folder / "in.csv").read_text().replace("010", "011"))
     refused("differs in input:", "--resume")
-    (folder / "out.csv.part").write_bytes(b"{")
-    refused(r"out\.csv\.part is damaged: remove it, and run without --resume", "--resume")
+    for damaged in (b"{", b"[" * 100_000):
+        (folder / "out.csv.part").write_bytes(damaged)
+        refused(r"out\.csv\.part is damaged: remove it, and run without --resume", "--resume")
     (folder / "out.csv.part").unlink()
     assert main(command(folder)) == 0
 
 
-def test_damage_to_what_was_kept_is_scored_anew(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_damage_to_what_was_kept_is_scored_anew(
+    folder: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
     assert main(command(folder)) == 0
     whole = (folder / "out.csv").read_bytes()
     (folder / "out.csv").unlink()
@@ -134,7 +137,9 @@ def test_damage_to_what_was_kept_is_scored_anew(folder: Path, monkeypatch: pytes
     content = bytearray(part.read_bytes())
     content[content.index(b"\n") + 3] ^= 1
     part.write_bytes(content)
+    dropped = len(content) - content.index(b"\n") - 1
     assert main([*command(folder), "--resume"]) == 0
+    assert f"out.csv.part: the last {dropped} bytes are not those of whole chunks" in caplog.text
     assert (folder / "out.csv").read_bytes() == whole
 
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import json
+import logging
 import os
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
@@ -18,6 +19,8 @@ from routerjax.errors import InputError
 from routerjax.features.cache import EmbeddingCache
 from routerjax.features.featurizer import Featurizer, HostQuery, embedding_batches, register_featurizer
 from routerjax.tables import ENDINGS, matrix_column, read_table
+
+logger = logging.getLogger(__name__)
 
 # A file is checked so many rows at a time, so that it need not be in memory.
 ROWS_A_CHECK = 2**16
@@ -140,7 +143,7 @@ def read_embeddings(path: str | os.PathLike[str]) -> Embeddings:
         )
     try:
         fingerprint = json.loads(declared.read_text(encoding="utf-8-sig"))["fingerprint"]
-    except (ValueError, KeyError, TypeError) as error:
+    except (ValueError, KeyError, TypeError, RecursionError) as error:
         raise InputError(f'{declared} must hold {{"fingerprint": "MODEL AND VERSION"}}') from error
     if not isinstance(fingerprint, str):
         raise InputError(f"{declared}: fingerprint must be text, got {fingerprint!r}")
@@ -157,11 +160,17 @@ def _npy(path: Path) -> np.ndarray:
         raise InputError("not a .npy file: numpy.save writes one")
     try:
         # Mapped, not read; a header that declares more than the file holds is refused.
-        return np.load(path, mmap_mode="r", allow_pickle=False)
+        array = np.load(path, mmap_mode="r", allow_pickle=False)
     except (ValueError, EOFError, OSError, OverflowError) as error:
         if "Python objects" in str(error):
             raise InputError("the .npy file holds Python objects, expected floats: array.astype('float32')") from error
         raise InputError(f"not a complete .npy file: {error}") from error
+    if array.dtype.kind == "f" and not (array.dtype == np.float32 and array.flags.c_contiguous):
+        order = "C" if array.flags.c_contiguous else "Fortran"
+        gigabytes = array.size * np.dtype(np.float32).itemsize / 1e9
+        message = "%s is %s in %s order: %.2f GB of memory hold it in float32; a file of float32 in C order is mapped"
+        logger.info(message, *(path, array.dtype, order, gigabytes))
+    return array
 
 
 def _column(path: Path) -> np.ndarray:

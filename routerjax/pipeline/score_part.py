@@ -80,11 +80,15 @@ class ScorePart:
             yield results
 
     def recover(self) -> None:
-        """Count the chunks that are there; what follows the last whole one, which a kill left, is dropped."""
+        """Count the chunks that are there; what follows the last whole one, left by a kill or damaged, is dropped."""
         self._stream.seek(len(self._header))
         end = len(self._header)
         while self.chunks < len(self._sizes) and self._next(self.chunks) is not None:
             self.chunks, end = self.chunks + 1, self._stream.tell()
+        dropped = self._stream.seek(0, os.SEEK_END) - end
+        if dropped:
+            message = "%s: the last %d bytes are not those of whole chunks, whose rows are scored again"
+            logger.warning(message, *(self._stream.name, dropped))
         self._stream.truncate(end)
 
     def _next(self, number: int) -> np.ndarray | None:
@@ -157,7 +161,7 @@ def _require_same(header: bytes, identity: Mapping[str, object], path: Path) -> 
     try:
         written = json.loads(header)
         different = sorted(name for name in {*identity, *written} if written.get(name) != identity.get(name))
-    except (ValueError, AttributeError, TypeError) as error:
+    except (ValueError, AttributeError, TypeError, RecursionError) as error:
         raise InputError(f"{path} is damaged: remove it, and run without --resume") from error
     if different:
         raise InputError(

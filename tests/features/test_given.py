@@ -37,12 +37,17 @@ def test_npy_and_parquet_hold_the_same(tmp_path: Path) -> None:
     }
 
 
-def test_a_file_of_float32_is_mapped(tmp_path: Path) -> None:
+def test_a_file_of_float32_is_mapped(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+    caplog.set_level("INFO", "routerjax")
     path = declare(tmp_path / "e.npy")
-    for array, is_mapped in ((EMBEDDING.astype(np.float32), True), (EMBEDDING.astype(np.float32, "F"), False)):
+    whole = EMBEDDING.astype(np.float32)
+    for array in (whole, whole.astype(float), whole.astype(">f4"), whole.astype(np.float32, "F")):
         np.save(path, array)
+        caplog.clear()
         embedding = features.read_embeddings(path).embedding
-        assert isinstance(embedding.base, np.memmap) == is_mapped
+        is_mapped = isinstance(embedding.base, np.memmap)
+        assert is_mapped == (array is whole)
+        assert ("a file of float32 in C order is mapped" in caplog.text) == (not is_mapped)  # memory is said
         np.testing.assert_array_equal(embedding, array)
     kept = features.Embeddings(array, "model 1")
     array[:] = 0  # what is given in memory is copied
