@@ -40,14 +40,14 @@ class Checkpoints:
 
     def __init__(self, directory: Path, *, keep_last: int = 2) -> None:
         self.directory = directory.absolute()
-        self._policy = _Newest(keep_last)
+        self._policy, self._number = _Newest(keep_last), 0
         distributed.by_first(self._remove_unfinished)
         options = ocp.CheckpointManagerOptions(
             preservation_policy=self._policy, create=True, enable_async_checkpointing=True
         )
         self._silence = _orbax_silent()
         self._silence.__enter__()
-        self._manager = ocp.CheckpointManager(self.directory, options=options)
+        self._manager = _Manager(self.directory, options=options)
 
     def __enter__(self) -> Checkpoints:
         return self
@@ -96,7 +96,7 @@ class Checkpoints:
         Raises:
             OSError: it cannot be written.
         """
-        with self._written(getattr(self, "_number", 0)):
+        with self._written(self._number):
             self._manager.wait_until_finished()
 
     @contextlib.contextmanager
@@ -168,6 +168,15 @@ class Checkpoints:
         mend = "begin anew" if before is None else f"go on from checkpoint {before}"
         folder = self.directory / str(number)
         return f"checkpoint {number} in {self.directory} cannot be restored ({reason}): to {mend}, remove {folder}"
+
+
+class _Manager(ocp.CheckpointManager):
+    """Orbax's manager, which tells JAX no step of its own: a stop of all processes is agreed on by the loop's calls."""
+
+    def reached_preemption(self, step: int) -> bool:
+        """Leave it to :func:`routerjax.distributed.is_preempted`."""
+        del step
+        return False
 
 
 class _Newest:

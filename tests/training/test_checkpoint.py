@@ -8,6 +8,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+from jax.experimental import multihost_utils
 
 from routerjax import InputError
 from routerjax.training import Checkpoints
@@ -119,3 +120,13 @@ def test_what_a_killed_writer_left_is_removed(folder: Path) -> None:
     (folder / "3.orbax-checkpoint-tmp" / "tree.orbax-checkpoint-tmp").mkdir(parents=True)
     assert restored(folder) == 2
     assert sorted(path.name for path in folder.iterdir()) == ["1", "2"]
+
+
+def test_writing_one_takes_no_part_in_how_processes_agree_to_stop(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    told = []
+    monkeypatch.setattr(multihost_utils, "reached_preemption_sync_point", told.append)
+    with Checkpoints(tmp_path) as checkpoints:
+        checkpoints.save(1000, {"tree": {"a": np.zeros(2)}}, {})
+    assert told == []
