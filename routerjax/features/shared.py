@@ -92,7 +92,10 @@ def _read(path: Path, writer: int, rows: int) -> np.ndarray:
     try:
         embedding = np.load(path, allow_pickle=False)
     except FileNotFoundError as error:
-        raise OSError(f"process {writer} did not embed its part of the prompts: {path} is missing") from error
+        raise OSError(
+            f"process {writer} did not embed its part of the prompts, and its log says why, or ROUTERJAX_CACHE is no "
+            f"folder that all processes see: {path} is missing"
+        ) from error
     except (ValueError, EOFError) as error:
         raise OSError(f"{path} is damaged: remove it") from error
     if embedding.shape[:1] != (rows,) or embedding.ndim != 2 or embedding.dtype != np.float32:
