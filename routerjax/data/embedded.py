@@ -83,11 +83,11 @@ class EmbeddedBatches:
         """None: embeddings have no tokens."""
         return 0
 
-    def in_order(self, *, parts: range | None = None) -> Iterator[PreferenceBatch]:
-        """A pass over all battles, not shuffled; ``parts`` as :meth:`shuffled` takes them."""
+    def in_order(self) -> Iterator[PreferenceBatch]:
+        """A pass over all battles, not shuffled."""
         for start in range(0, len(self.battles), self.batch_size):
             battles = np.arange(start, start + self.batch_size)
-            yield self._batch(np.where(battles < len(self.battles), battles, -1), parts)
+            yield self._batch(np.where(battles < len(self.battles), battles, -1), None)
 
     def shuffled(
         self, *, seed: int, epoch: int, start: int = 0, parts: range | None = None

@@ -118,9 +118,9 @@ class TokenBatches:
         """Share of padding in the tokens of a pass: in rows, in empty rows, and on devices that have none."""
         return 1.0 - self.num_tokens / sum(shape.rows * shape.length * shape.batches for shape in self.shapes)
 
-    def in_order(self, *, parts: range | None = None) -> Iterator[PreferenceBatch]:
-        """A pass over all battles, not shuffled; ``parts`` as :meth:`shuffled` takes them."""
-        yield from (self._batch(rows, parts) for rows in self._plan(np.arange(len(self._prompt))))
+    def in_order(self) -> Iterator[PreferenceBatch]:
+        """A pass over all battles, not shuffled."""
+        yield from (self._batch(rows, None) for rows in self._plan(np.arange(len(self._prompt))))
 
     def shuffled(
         self, *, seed: int, epoch: int, start: int = 0, parts: range | None = None
