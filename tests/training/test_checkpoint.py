@@ -125,8 +125,8 @@ def test_what_a_killed_writer_left_is_removed(folder: Path) -> None:
 def test_writing_one_takes_no_part_in_how_processes_agree_to_stop(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    told = []
-    monkeypatch.setattr(multihost_utils, "reached_preemption_sync_point", told.append)
+    calls = []
+    monkeypatch.setattr(multihost_utils, "reached_preemption_sync_point", calls.append)
     with Checkpoints(tmp_path) as checkpoints:
         checkpoints.save(1000, {"tree": {"a": np.zeros(2)}}, {})
-    assert told == []
+    assert calls == []
