@@ -10,7 +10,7 @@ import logging
 from typing import TYPE_CHECKING, cast
 
 from routerjax.display import printable
-from routerjax.errors import InputError
+from routerjax.errors import InputError, PreemptedError
 
 if TYPE_CHECKING:
     from routerjax.router import Router
@@ -45,7 +45,11 @@ def train(arguments: argparse.Namespace) -> None:
     config = override(load_config(arguments.config), [*arguments.set, *profile])
     if arguments.distributed:
         distributed.join(*cluster)
-    train_router(config, arguments.output, resume=arguments.resume, log=arguments.log)
+    try:
+        train_router(config, arguments.output, resume=arguments.resume, log=arguments.log)
+    except PreemptedError:  # in all processes: to the others, the first to end is not to be a lost one
+        distributed.leave()
+        raise
     if distributed.is_first():
         _say(f"router written to {arguments.output / 'router'}")
     distributed.leave()

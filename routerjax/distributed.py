@@ -32,6 +32,9 @@ LARGEST_PORT = 65535
 # For what another process does meanwhile, such as embedding: one that is lost ends the others before.
 LONGEST_WAIT_MS = 7 * 24 * 3600 * 1000
 
+# Prefix of the keys of messages, which the service keeps until they are deleted.
+MESSAGES = "routerjax/"
+
 # Of barriers and messages, which all processes pass in one order. They go through JAX's coordination service, since
 # collectives of devices give up after seconds.
 _numbers = itertools.count()
@@ -112,9 +115,11 @@ def is_first() -> bool:
 
 
 def barrier() -> None:
-    """Wait until all processes of the run have come so far."""
+    """Wait until all processes of the run have come so far, and forget the messages that all have read by then."""
     if jax.process_count() > 1:
-        _client().wait_at_barrier(f"routerjax/{next(_numbers)}", LONGEST_WAIT_MS)
+        _client().wait_at_barrier(f"{MESSAGES}{next(_numbers)}", LONGEST_WAIT_MS)
+        if is_first():
+            _client().key_value_delete(MESSAGES)
 
 
 def by_first(function: Callable[[], object]) -> None:
@@ -138,7 +143,7 @@ def of_first(text: str) -> str:
     """Return the text of process 0 in every process."""
     if jax.process_count() == 1:
         return text
-    key = f"routerjax/{next(_numbers)}"
+    key = f"{MESSAGES}{next(_numbers)}"
     if is_first():
         _client().key_value_set(key, text)
         return text
@@ -149,6 +154,7 @@ def summed(value: np.ndarray) -> np.ndarray:
     """Sum arrays of one shape, float32 or smaller, over the processes, in their order."""
     if jax.process_count() == 1:
         return value
+    barrier()  # a collective waits for seconds only, and one process may have had more to do
     return np.asarray(multihost_utils.process_allgather(value)).sum(axis=0)
 
 

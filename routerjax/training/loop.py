@@ -188,7 +188,6 @@ def fit(
         profile = StepProfile(training.profiled_steps, traces, finished=run.steps, total=num_steps)
         if folder is not None and distributed.is_first():
             hooks = (stack.enter_context(MetricsLog(folder, run.position.history)).write, *hooks)
-        distributed.barrier()  # the first collective waits for seconds only
         _run_epochs(run, hooks if distributed.is_first() else (), stack.enter_context(profile))
         best = run.best_variables()
     position = run.position
@@ -215,6 +214,7 @@ def _run_epochs(run: Run, hooks: Sequence[Hook], profile: StepProfile) -> None:
         interrupt = stack.enter_context(deferred_interrupt())
         try:
             while not run.is_over:
+                distributed.barrier()  # a step's collectives wait for seconds only, and process 0 has hooks to call
                 position, times = run.position, StepTimes()
                 profile.reach(run.steps, goes_on=position.steps < steps_per_epoch)
                 time_before, compiled_before = time.perf_counter(), clock.seconds

@@ -12,8 +12,10 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from routerjax import InputError, distributed
+from routerjax import InputError, distributed, pipeline
 from routerjax.cli import main
+from routerjax.errors import PreemptedError
+from tests.arena import CONFIG
 from tests.training import one_of_several
 
 FAMILIES = ["mf", "bert_pmap", "bert_mesh", "causal"]
@@ -109,6 +111,18 @@ def test_a_lost_process_and_a_preempted_one_end_the_others_and_the_run_goes_on_b
     )  # fmt: skip
     assert finished.returncode == 0, finished.stdout + finished.stderr
     assert finished.stdout.splitlines()[-1].startswith("| 2 | 1 SIGTERM; 1 one is lost ")
+
+
+def test_a_preempted_process_parts_from_the_others(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def preempted(*_: object, **__: object) -> None:
+        raise PreemptedError
+
+    left = []
+    monkeypatch.setattr(pipeline, "train_router", preempted)
+    monkeypatch.setattr(distributed, "leave", lambda: left.append(True))
+    (tmp_path / "config.py").write_text(CONFIG.format(root="", encoder=""))
+    assert main(["train", str(tmp_path / "config.py"), "--output", str(tmp_path / "run")]) == 75
+    assert left == [True]
 
 
 def test_arguments_of_a_cluster_go_together(capsys: pytest.CaptureFixture[str]) -> None:
