@@ -4,11 +4,12 @@ from __future__ import annotations
 
 import contextlib
 import itertools
+import json
 import logging
 import os
 import re
 import socket
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from typing import Any
 
 import jax
@@ -148,6 +149,32 @@ def of_first(text: str) -> str:
         _client().key_value_set(key, text)
         return text
     return _client().blocking_key_value_get(key, LONGEST_WAIT_MS)
+
+
+def require_alike(described: Mapping[str, object]) -> None:
+    """Refuse, in every process, what the processes describe differently; they have parted then.
+
+    Args:
+        described: JSON by names, the same names in all processes.
+
+    Raises:
+        InputError: names what differs, and in which process.
+    """
+    if jax.process_count() == 1:
+        return
+    number = next(_numbers)
+    _client().key_value_set(f"routerjax/{number}/{jax.process_index()}", json.dumps(described))
+    first: dict[str, object] = {}
+    for index in range(jax.process_count()):
+        other = json.loads(_client().blocking_key_value_get(f"routerjax/{number}/{index}", LONGEST_WAIT_MS))
+        first = first or other
+        different = sorted(name for name in first if first[name] != other[name])
+        if different:
+            leave()  # the service of process 0 must not end before the others have read this
+            raise InputError(
+                f"process {index} differs from process 0 in {', '.join(different)}: start all processes with one "
+                "command, on the same files and versions"
+            )
 
 
 def summed(value: np.ndarray) -> np.ndarray:

@@ -84,6 +84,10 @@ def train_router(
     config = typed_config(config)
     for name in log:
         require_tracker(name)
+    settings = {
+        f"{section}.{name}": value for section, of in dataclasses.asdict(config).items() for name, value in of.items()
+    }
+    distributed.require_alike({**settings, "--resume": resume, "--output": str(output.absolute())})
     if resume:
         distributed.by_first(lambda: require_run(output))
     with distributed.in_first(run_folder(output, resume=resume)):
@@ -92,6 +96,7 @@ def train_router(
 
 def _train(config: ExperimentConfig, output: Path, *, resume: bool, log: Sequence[str]) -> Router:
     provenance = describe_run(config)
+    distributed.require_alike({name: provenance[name] for name in ("data_sha256", "versions")})
     if resume:
         require_same_run(config, provenance, output)
         for name in ("router", "knn"):

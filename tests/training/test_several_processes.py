@@ -1,5 +1,6 @@
 """Several processes learn what one learns, go on with each other's runs, and end together."""
 
+import itertools
 import json
 import os
 import socket
@@ -72,6 +73,33 @@ def test_a_port_in_use_is_refused() -> None:
         message = rf"cannot listen on port {port} \(Address already in use\): give all processes a free one"
         with pytest.raises(InputError, match=message):
             distributed.join(f"127.0.0.1:{port}", 2, 0)
+
+
+def test_processes_of_other_settings_are_refused_in_all_of_them(monkeypatch: pytest.MonkeyPatch) -> None:
+    store: dict[str, str] = {}
+
+    class Client:
+        key_value_set = staticmethod(store.__setitem__)
+
+        def blocking_key_value_get(self, key: str, timeout: int) -> str:
+            del timeout
+            number, index = key.split("/")[1:]
+            return store.get(key) or json.dumps(
+                {"seed": int(index) // 2, "batch": 8} if number != "0" else {"batch": 8}
+            )
+
+    parted = []
+    monkeypatch.setattr(distributed, "_client", Client)
+    monkeypatch.setattr(distributed, "_numbers", itertools.count())
+    monkeypatch.setattr(distributed, "leave", lambda: parted.append(True))
+    monkeypatch.setattr(distributed.jax, "process_count", lambda: 3)
+    distributed.require_alike({"batch": 8})
+    assert not parted
+    for index, seed in enumerate((0, 0, 1)):
+        monkeypatch.setattr(distributed.jax, "process_index", lambda index=index: index)
+        with pytest.raises(InputError, match="process 2 differs from process 0 in seed: start all processes with one"):
+            distributed.require_alike({"seed": seed, "batch": 8})
+    assert parted == [True] * 3
 
 
 @pytest.fixture(scope="module")
