@@ -127,7 +127,7 @@ def by_first(function: Callable[[], object]) -> None:
     """Call a function in process 0 alone, while the others wait for it.
 
     Raises:
-        InputError: in every process, what the function refused.
+        InputError: in every process, what the function refused; they have parted then.
     """
     refusal = ""
     if is_first():
@@ -137,6 +137,7 @@ def by_first(function: Callable[[], object]) -> None:
             refusal = str(error)
     refusal = of_first(refusal)
     if refusal:
+        leave()  # the service of process 0 must not end before the others have read this
         raise InputError(refusal)
 
 
@@ -163,10 +164,10 @@ def require_alike(described: Mapping[str, object]) -> None:
     if jax.process_count() == 1:
         return
     number = next(_numbers)
-    _client().key_value_set(f"routerjax/{number}/{jax.process_index()}", json.dumps(described))
+    _client().key_value_set(f"{MESSAGES}{number}/{jax.process_index()}", json.dumps(described))
     first: dict[str, object] = {}
     for index in range(jax.process_count()):
-        other = json.loads(_client().blocking_key_value_get(f"routerjax/{number}/{index}", LONGEST_WAIT_MS))
+        other = json.loads(_client().blocking_key_value_get(f"{MESSAGES}{number}/{index}", LONGEST_WAIT_MS))
         first = first or other
         different = sorted(name for name in first if first[name] != other[name])
         if different:
