@@ -12,7 +12,7 @@ import shutil
 import sys
 from collections.abc import Collection, Iterator, Mapping, Sequence
 from pathlib import Path
-from typing import Any, cast
+from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -48,6 +48,9 @@ class Checkpoints:
         self._silence = _orbax_silent()
         self._silence.__enter__()
         self._manager = _Manager(self.directory, options=options)
+        for number in self._manager.all_steps():
+            with contextlib.suppress(Exception):  # a damaged one is said to be when it is wanted
+                self._policy.chosen[number] = set(self._note(number)["chosen"])
 
     def __enter__(self) -> Checkpoints:
         return self
@@ -76,15 +79,19 @@ class Checkpoints:
             number: larger than those before it.
             trees: by names, by which some of them can be restored alone.
             note: JSON.
-            chosen: numbers that are kept, new or not, until another call no longer names them.
+            chosen: numbers of checkpoints, this one perhaps among them, that are kept as long as this one is.
 
         Raises:
             OSError: this one or the one before it cannot be written; those before are untouched.
         """
         self.wait()
-        self._policy.chosen = chosen
-        prints = {name: fingerprint(tree) for name, tree in trees.items()}
-        checked_note = {"content": note, "fingerprints": prints, "sha256": _sha256([note, prints])}
+        self._policy.chosen[number] = set(chosen)
+        content = {
+            "content": note,
+            "chosen": sorted(chosen),
+            "fingerprints": {name: fingerprint(tree) for name, tree in trees.items()},
+        }
+        checked_note = {**content, "sha256": _sha256(content)}
         items = {name: ocp.args.StandardSave(tree) for name, tree in trees.items()}
         with self._written(number):
             self._manager.save(number, args=ocp.args.Composite(**items, note=ocp.args.JsonSave(checked_note)))
@@ -122,8 +129,11 @@ class Checkpoints:
             InputError: there is no checkpoint, or it is damaged; names the one before it.
         """
         with self._reading(self.latest) as number:
-            args = ocp.args.Composite(note=ocp.args.JsonRestore())
-            return _checked(self._manager.restore(number, args=args)["note"])["content"]
+            return self._note(number)["content"]
+
+    def _note(self, number: int) -> dict[str, Any]:
+        args = ocp.args.Composite(note=ocp.args.JsonRestore())
+        return _checked(self._manager.restore(number, args=args)["note"])
 
     def restore(
         self, examples: Mapping[str, PyTree], *, number: int | None = None
@@ -180,20 +190,23 @@ class _Manager(ocp.CheckpointManager):
 
 
 class _Newest:
-    """Rule of Orbax's for which checkpoints are kept: so many of the newest, and those that are chosen."""
+    """Rule of Orbax's for which checkpoints are kept: so many of the newest, and those that these have chosen."""
 
     def __init__(self, count: int) -> None:
-        self.count, self.chosen = count, cast("Collection[int]", ())
+        self.count = count
+        self.chosen: dict[int, set[int]] = {}
 
     def should_preserve(self, checkpoints: Sequence[Any], *, context: object) -> Sequence[bool]:
         """Say of each checkpoint, in the order of their numbers, if it is kept."""
         del context
-        first = len(checkpoints) - self.count
-        return [place >= first or info.step in self.chosen for place, info in enumerate(checkpoints)]
+        numbers = [info.step for info in checkpoints]
+        newest = set(numbers[-self.count :])
+        kept = newest.union(*(self.chosen.get(number, set()) for number in newest))
+        return [number in kept for number in numbers]
 
 
 def _checked(note: dict[str, Any]) -> dict[str, Any]:
-    _require_equal(_sha256([note["content"], note["fingerprints"]]), note["sha256"])
+    _require_equal(_sha256({name: note[name] for name in ("content", "chosen", "fingerprints")}), note["sha256"])
     return note
 
 

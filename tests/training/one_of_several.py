@@ -1,4 +1,4 @@
-"""Process, one of several: ``python -m tests.training.one_of_several COORDINATOR COUNT INDEX OUTPUT``.
+"""Process, one of several: ``python -m tests.training.one_of_several COORDINATOR COUNT INDEX STEPS OUTPUT FAMILY...``.
 
 It trains small routers of each kind, each in a folder of its own below ``OUTPUT``, and goes on with those that are
 there. The first process writes the losses of their epochs to ``OUTPUT/losses.json``.
@@ -18,7 +18,6 @@ from tests.data.test_loader import token_battles
 from tests.training.battles import NUM_MODELS, random_battles
 
 DEVICES = 8
-STEPS = 20
 OPTIMIZER = OptimizerConfig(learning_rate=1e-2, warmup_fraction=0.0, final_fraction=1.0)
 
 
@@ -38,11 +37,11 @@ def causal() -> models.CausalRouter:
     return models.CausalRouter(models.Decoder(config), 3)
 
 
-def runs(wanted: set[str]) -> Iterator[tuple[str, dict]]:
-    """Arguments of the runs: of mf on the devices' own battles, of others on tokens that come from the host."""
+def runs(wanted: set[str], steps: int) -> Iterator[tuple[str, dict]]:
+    """Arguments of runs of so many steps, or a few more; mf has its battles on the devices, others get tokens."""
     mf = models.MatrixFactorization(NUM_MODELS, model_dim=8, noise_std=0.1)
     if "mf" in wanted:
-        config = TrainingConfig(epochs=STEPS // 4, batch_size=32)
+        config = TrainingConfig(epochs=-(-steps // 4), batch_size=32)
         yield "mf", {"module": mf, "source": random_battles(), "wrapper": training.pmap_step, "training": config}
     mesh = training.mesh_step(partitioning.make_mesh(2))
     for name, make, wrapper in (
@@ -55,14 +54,14 @@ def runs(wanted: set[str]) -> Iterator[tuple[str, dict]]:
             batches = data.TokenBatches(
                 battles, token_ids, lengths=(16,), batch_tokens=32, num_devices=wrapper.num_parts
             )
-            config = TrainingConfig(epochs=-(-STEPS // batches.num_batches))
+            config = TrainingConfig(epochs=-(-steps // batches.num_batches))
             yield name, {"module": make(), "source": batches, "wrapper": wrapper, "training": config}
 
 
-def train(output: Path, wanted: set[str], epochs: int | None = None) -> None:
+def train(output: Path, wanted: set[str], steps: int, epochs: int | None = None) -> None:
     """Train, or go on with what is there, for so many epochs, or to the end."""
     losses = {}
-    for name, arguments in runs(wanted):
+    for name, arguments in runs(wanted, steps):
 
         def stop(row: dict) -> None:
             if row["epoch"] == epochs:
@@ -85,8 +84,8 @@ def train(output: Path, wanted: set[str], epochs: int | None = None) -> None:
 
 
 if __name__ == "__main__":
-    coordinator, count, index, output, *wanted = sys.argv[1:]
+    coordinator, count, index, steps, output, *wanted = sys.argv[1:]
     jax.config.update("jax_num_cpu_devices", DEVICES // int(count))
     distributed.join(coordinator, int(count), int(index))
-    train(Path(output), set(wanted))
+    train(Path(output), set(wanted), int(steps))
     distributed.leave()

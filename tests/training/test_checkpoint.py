@@ -130,3 +130,16 @@ def test_writing_one_takes_no_part_in_how_processes_agree_to_stop(
     with Checkpoints(tmp_path) as checkpoints:
         checkpoints.save(1000, {"tree": {"a": np.zeros(2)}}, {})
     assert calls == []
+
+
+def test_what_a_kept_checkpoint_has_chosen_is_kept_as_long(tmp_path: Path) -> None:
+    def save(number: int, chosen: set[int], kept: list[int]) -> None:
+        with Checkpoints(tmp_path) as checkpoints:
+            checkpoints.save(number, {"tree": EXAMPLE}, {}, chosen=chosen)
+        assert sorted(int(path.name) for path in tmp_path.iterdir()) == kept
+
+    save(1, {1}, [1])
+    save(2, {1}, [1, 2])
+    save(3, {1}, [1, 2, 3])
+    save(4, {4}, [1, 3, 4])  # whoever goes back to the third finds what it calls the best
+    save(5, {4}, [4, 5])

@@ -19,7 +19,9 @@ from routerjax.errors import PreemptedError
 from tests.arena import CONFIG
 from tests.training import one_of_several
 
-FAMILIES = ["mf", "bert_pmap", "bert_mesh", "causal"]
+FAMILIES = {2: ["mf", "bert_pmap", "bert_mesh", "causal"], 4: ["mf", "causal"]}
+# ROUTERJAX_TEST_STEPS=20 compares longer curves, for which two cores need minutes: they wait in collectives.
+STEPS = int(os.environ.get("ROUTERJAX_TEST_STEPS", "6"))
 ENVIRONMENT = {name: value for name, value in os.environ.items() if name != "XLA_FLAGS"}
 
 
@@ -106,7 +108,7 @@ def test_processes_of_other_settings_are_refused_in_all_of_them(monkeypatch: pyt
 def alone(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """Runs of one process, this one, on 8 devices."""
     output = tmp_path_factory.mktemp("alone")
-    one_of_several.train(output, set(FAMILIES))
+    one_of_several.train(output, set(FAMILIES[2]), STEPS)
     return output
 
 
@@ -118,21 +120,21 @@ def losses(output: Path) -> dict[str, list[float]]:
 def test_several_processes_learn_what_one_learns_and_go_on_with_its_runs(
     count: int, alone: Path, tmp_path: Path
 ) -> None:
-    names = FAMILIES if count == 2 else ["mf", "causal"]
-    one_of_several.train(tmp_path, set(names[1:]), epochs=2)  # those begin here; the first begins there
+    names = FAMILIES[count]
+    one_of_several.train(tmp_path, {names[-1]}, STEPS, epochs=1)  # it begins here; the others begin there
     port = free_port()
     command = [sys.executable, "-m", "tests.training.one_of_several", f"127.0.0.1:{port}", count]
-    processes = start([[*command, index, tmp_path, *names] for index in range(count)], tmp_path)
+    processes = start([[*command, index, STEPS, tmp_path, *names] for index in range(count)], tmp_path)
     assert statuses(processes, 240) == [0] * count, (tmp_path / "log0").read_text()
     for name in names:
         np.testing.assert_allclose(losses(tmp_path)[name], losses(alone)[name], rtol=1e-5)
-    one_of_several.train(tmp_path, set(names))  # one process reads what several wrote
-    assert losses(tmp_path).keys() == set(names)
+    one_of_several.train(tmp_path, {"mf"}, STEPS)  # one process reads what several wrote
+    np.testing.assert_allclose(losses(tmp_path)["mf"], losses(alone)["mf"], rtol=1e-5)
 
 
 def test_a_lost_process_and_a_preempted_one_end_the_others_and_the_run_goes_on_bit_for_bit() -> None:
     script = Path(__file__).parents[2] / "experiments" / "bench" / "kills.py"
-    size = ["--processes", "2", "--epochs", "7", "--prompts", "90"]
+    size = ["--processes", "2", "--epochs", "5", "--prompts", "60"]
     finished = subprocess.run(
         [sys.executable, script, *size, "--kinds", "SIGTERM", "one is lost"],
         env=ENVIRONMENT, capture_output=True, text=True, check=False, timeout=400,
