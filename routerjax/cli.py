@@ -62,7 +62,9 @@ def _status(arguments: argparse.Namespace) -> int:
     except InputError as error:
         return _fail(str(error), 2)
     except (VerificationError, OSError) as error:
-        return _fail(str(error), MACHINE_REFUSED)
+        # What Orbax waits for in vain when it writes a checkpoint is another process.
+        is_lost = getattr(arguments, "distributed", False) and isinstance(error, TimeoutError)
+        return _fail(f"{PROCESS_LOST} ({error})" if is_lost else str(error), MACHINE_REFUSED)
     except MemoryError as error:
         return _fail(f"out of memory: {error}", MACHINE_REFUSED)
     except RuntimeError as error:

@@ -197,6 +197,7 @@ def main() -> None:
                 if kind in counts
             ]
             lines.append(f"| {count} | {ends} ({', '.join(slowest)}) | {'yes' if same else 'NO'} |")
+            print(lines[-1], flush=True)
             all_same &= same
     table = "\n".join(lines)
     print(table)
