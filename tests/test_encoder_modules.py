@@ -48,7 +48,7 @@ def test_an_encoder_whose_modules_are_not_computed_can_be_trained_without_the_co
         router = train_router(override(config, ["router.family=bert"]), tmp_path / "run")
     refusal = r"modules\.json: a module of type LSTM is not computed here"
     assert len(re.findall(rf"no nearest-neighbour control: .*{refusal}", caplog.text)) == 1
-    assert {path.name for path in (tmp_path / "run").iterdir()} == {"config.json", "router"}
+    assert {path.name for path in (tmp_path / "run").iterdir()} == {"run.json", "router"}
     np.testing.assert_array_equal(load_router(tmp_path / "run" / "router").win_prob(TEXTS), router.win_prob(TEXTS))
     with pytest.raises(InputError, match=refusal):
         train_router(override(config, ["features.train_encoder=True"]), tmp_path / "mf")
