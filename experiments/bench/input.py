@@ -11,7 +11,6 @@ from __future__ import annotations
 import argparse
 import json
 import os
-import re
 import subprocess
 import sys
 import tempfile
@@ -23,6 +22,7 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.csv
 import pyarrow.parquet
+from processes import anonymous_bytes
 
 WORDS = ("alpha", "beta", "gamma", "delta", "router", "prompt", "explain", "why", "how", "the", "of", "python", "prove")
 MODELS, WIDTH, ROWS = 20, 384, 2**18
@@ -94,15 +94,6 @@ def make_up(folder: Path, *, num_battles: int, num_prompts: int, ending: str) ->
             )
 
 
-def anonymous(process: int) -> int:
-    """Bytes of a process's memory that no file backs; 0 where it has ended."""
-    try:
-        status = Path(f"/proc/{process}/status").read_text()
-    except OSError:
-        return 0
-    return 1024 * int((re.findall(r"RssAnon:\s+(\d+)", status) or ["0"])[0])
-
-
 class Sampled:
     """A command that runs, and the most memory that it has had since it was last asked."""
 
@@ -113,7 +104,7 @@ class Sampled:
 
     def _sample(self) -> None:
         while self.process.poll() is None:
-            self.peak = max(self.peak, anonymous(self.process.pid))
+            self.peak = max(self.peak, anonymous_bytes(self.process.pid))
             time.sleep(0.05)
 
 
@@ -122,7 +113,7 @@ def jax_alone() -> int:
     code = "import jax.numpy as jnp; jnp.ones(3).sum().block_until_ready(); input()"
     with subprocess.Popen([sys.executable, "-c", code], stdin=subprocess.PIPE) as process:
         before = 0
-        while (now := anonymous(process.pid)) == 0 or now != before:
+        while (now := anonymous_bytes(process.pid)) == 0 or now != before:
             before = now
             time.sleep(2)
         process.communicate(b"\n")

@@ -19,7 +19,7 @@ import time
 from pathlib import Path
 
 import numpy as np
-from input import anonymous
+from processes import anonymous_bytes
 
 BATCH_SIZE, AHEAD = 4096, 3
 COLUMNS = ["prompt", "model_a", "model_b", "winner"]
@@ -125,10 +125,10 @@ def measure(name: str, folder: Path, count: int) -> None:
     def sample() -> None:
         nonlocal peak
         while not is_over.wait(0.02):
-            peak = max(peak, anonymous(os.getpid()))
+            peak = max(peak, anonymous_bytes())
 
     if name in READERS:
-        before = anonymous(os.getpid())
+        before = anonymous_bytes()
         threading.Thread(target=sample, daemon=True).start()
         began, processor = time.perf_counter(), time.process_time()
         READERS[name](folder)
@@ -137,7 +137,7 @@ def measure(name: str, folder: Path, count: int) -> None:
     else:
         batches = LOADERS[name](folder)
         next(batches)
-        before = anonymous(os.getpid())
+        before = anonymous_bytes()
         threading.Thread(target=sample, daemon=True).start()
         began, processor = time.perf_counter(), time.process_time()
         for _ in range(count):

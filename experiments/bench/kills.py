@@ -18,7 +18,6 @@ import json
 import os
 import random
 import signal
-import socket
 import subprocess
 import sys
 import tempfile
@@ -28,6 +27,7 @@ from pathlib import Path
 
 import jax
 import numpy as np
+from processes import free_port
 
 from routerjax import load_router
 from routerjax.data import simulate_arena, write_preferences
@@ -66,13 +66,6 @@ def write_run(folder: Path, epochs: int, prompts: int) -> None:
     (folder / "config.py").write_text(CONFIG.format(root=str(folder), epochs=epochs))
 
 
-def free_port() -> int:
-    """Port of the host that nobody listens on."""
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        return probe.getsockname()[1]
-
-
 def start(folder: Path, output: Path, count: int) -> list[subprocess.Popen[bytes]]:
     """Start a run of so many processes, or go on with it."""
     resume = ["--resume"] if (output / "run.json").exists() else []
@@ -93,29 +86,47 @@ def start(folder: Path, output: Path, count: int) -> list[subprocess.Popen[bytes
 
 
 def checkpoints(output: Path) -> set[str]:
+    """Names of the checkpoints that are written."""
+    return {name for name in in_checkpoints(output) if name.isdigit()}
+
+
+def in_checkpoints(output: Path) -> list[str]:
     """Names in the folder of checkpoints, those that are being written too."""
     folder = output / "training" / "checkpoints"
-    return set(os.listdir(folder)) if folder.is_dir() else set()
+    return os.listdir(folder) if folder.is_dir() else []
+
+
+def wait_for_moment(process: subprocess.Popen[bytes], output: Path, kind: str, draw: random.Random) -> bool:
+    """Wait for a random moment; return False where the run was over before.
+
+    Within training it is between two checkpoints, a few after those that are there: of any machine's speed.
+    """
+    if kind == "at the start":
+        time.sleep(draw.uniform(0, 6))
+        return process.poll() is None
+    before, written, times = checkpoints(output), draw.randint(2, 4), [time.monotonic()]
+    while len(times) <= written:
+        if process.poll() is not None:
+            return False
+        names = checkpoints(output)
+        if names - before:
+            times.append(time.monotonic())
+            before |= names
+        time.sleep(0.002)
+    time.sleep(draw.uniform(0, times[-1] - times[-2]))
+    return process.poll() is None
 
 
 def end_once(processes: Sequence[subprocess.Popen[bytes]], output: Path, kind: str, draw: random.Random) -> str | None:
     """End a run at a random moment; say when it was, or None where the run was over before."""
-    before, wait = checkpoints(output), draw.uniform(0, 6 if kind == "at the start" else 1.5)
-    while kind != "at the start" and checkpoints(output) <= before:
-        if processes[0].poll() is not None:
-            return None
-        time.sleep(0.005)
-    deadline = time.monotonic() + wait
-    while time.monotonic() < deadline:
-        time.sleep(0.002)
-    if processes[0].poll() is not None:
+    if not wait_for_moment(processes[0], output, kind, draw):
         return None
     victims = list(processes) if kind in ("at the start", "within training") else [draw.choice(list(processes))]
     draw.shuffle(victims)
     for victim in victims:
         victim.send_signal(signal.SIGTERM if kind == "SIGTERM" else signal.SIGKILL)
         time.sleep(draw.uniform(0, 0.1))
-    is_writing = any("tmp" in name for name in checkpoints(output))
+    is_writing = any("tmp" in name for name in in_checkpoints(output))
     began = time.monotonic()
     statuses = [process.wait(MOST_SECONDS[kind]) for process in processes]
     seconds = time.monotonic() - began

@@ -15,7 +15,6 @@ import json
 import math
 import os
 import re
-import socket
 import statistics
 import subprocess
 import sys
@@ -27,6 +26,7 @@ import flax.linen as nn
 import jax
 import numpy as np
 import optax
+from processes import free_port
 
 from routerjax import distributed, models, partitioning, training
 from routerjax.likelihoods import BRADLEY_TERRY
@@ -140,9 +140,7 @@ def measure(kind: str) -> None:
 
 def run(kind: str, processes: int, devices: int) -> dict[str, float]:
     """Measure in so many new processes, which have so many devices together."""
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        address = f"127.0.0.1:{probe.getsockname()[1]}"
+    address = f"127.0.0.1:{free_port()}"
     started = [
         subprocess.Popen(
             [sys.executable, __file__, "--measure", kind, str(devices // processes), address, str(processes), str(n)],

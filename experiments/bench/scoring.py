@@ -24,6 +24,7 @@ from pathlib import Path
 from typing import NamedTuple
 
 import numpy as np
+from processes import anonymous_bytes
 
 from routerjax import save_router
 from tests.routers import tiny_router
@@ -51,15 +52,6 @@ def write_prompts(path: Path, rows: int) -> None:
             stream.write(json.dumps({"id": row, "prompt": f"{text} {row}"}) + "\n")
 
 
-def anonymous_memory(process: int) -> float:
-    """RssAnon of a process in MiB; 0 where it has ended."""
-    try:
-        lines = Path(f"/proc/{process}/status").read_text().splitlines()
-    except (FileNotFoundError, ProcessLookupError):
-        return 0.0
-    return next((int(line.split()[1]) / 1024 for line in lines if line.startswith("RssAnon")), 0.0)
-
-
 def score(router: Path, source: Path, output: Path, cache: Path, *, resume: bool = False, kill_after: float = 0) -> Run:
     """Score a table in a process of its own, which is killed after some seconds, if that is not 0."""
     command = [sys.executable, "-m", "routerjax.cli", "score", str(router), "--input", str(source)]
@@ -68,7 +60,7 @@ def score(router: Path, source: Path, output: Path, cache: Path, *, resume: bool
     began, peak = time.monotonic(), 0.0
     with subprocess.Popen(command, env=environment, stderr=subprocess.DEVNULL) as process:
         while process.poll() is None:
-            peak = max(peak, anonymous_memory(process.pid))
+            peak = max(peak, anonymous_bytes(process.pid) / MEBIBYTE)
             if kill_after and time.monotonic() - began > kill_after:
                 process.send_signal(signal.SIGKILL)
             time.sleep(0.05)

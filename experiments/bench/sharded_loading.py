@@ -20,6 +20,7 @@ os.environ["JAX_PLATFORMS"] = "cpu"
 import jax
 import numpy as np
 import safetensors.numpy
+from processes import anonymous_bytes
 
 from routerjax import models, training
 from routerjax.config import OptimizerConfig
@@ -74,12 +75,6 @@ def start(folder: Path) -> training.TrainState:
     )
 
 
-def anonymous() -> int:
-    """Bytes of this process's memory that no file backs."""
-    (line,) = (line for line in Path("/proc/self/status").read_text().splitlines() if line.startswith("RssAnon"))
-    return 1024 * int(line.split()[1])
-
-
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--width", type=int, default=1024)
@@ -96,11 +91,11 @@ def main() -> None:
             raise SystemExit("the model could not be written")
         size = int(Path(folder, "size").read_text())
         jax.block_until_ready(start(Path(folder, "small")))  # what compilers and libraries take
-        before, samples, done = anonymous(), [], threading.Event()
+        before, samples, done = anonymous_bytes(), [], threading.Event()
 
         def sample() -> None:
             while not done.wait(0.01):
-                samples.append(anonymous())
+                samples.append(anonymous_bytes())
 
         sampler = threading.Thread(target=sample)
         sampler.start()
