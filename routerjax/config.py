@@ -299,6 +299,11 @@ def identity_of(config: object) -> dict[str, Any]:
     return plain(config)
 
 
+def by_full_name(sections: Mapping[str, Mapping[str, Any]]) -> dict[str, Any]:
+    """Settings by the names that ``--set`` takes, such as ``training.epochs``."""
+    return {f"{section}.{name}": value for section, fields in sections.items() for name, value in fields.items()}
+
+
 def override(config: ConfigT, assignments: Sequence[str]) -> ConfigT:
     """Return ``config`` with ``path.to.field=value`` assignments applied, validated as if written so.
 

@@ -115,6 +115,11 @@ def is_first() -> bool:
     return jax.process_index() == 0
 
 
+def hides_bars() -> bool | None:
+    """Return ``disable`` of tqdm's: the first process shows bars, on a terminal, and the others none."""
+    return None if is_first() else True
+
+
 def barrier() -> None:
     """Wait until all processes of the run have come so far, and forget the messages that all have read by then."""
     if jax.process_count() > 1:

@@ -68,3 +68,9 @@ def shardings(boxed: PyTree, mesh: jax.sharding.Mesh, rules: Rules) -> PyTree:
 
     specs = spmd.logical_to_mesh(nn.get_partition_spec(boxed), rules)
     return jax.tree.map(sharding, specs, nn.meta.unbox(boxed), is_leaf=lambda leaf: isinstance(leaf, jax.P))
+
+
+def require_divisible(batch_size: int, num_parts: int) -> None:
+    """Raise InputError unless every device gets the same number of battles."""
+    if batch_size % num_parts:
+        raise InputError(f"batch size ({batch_size}) must be divisible by device count ({num_parts})")

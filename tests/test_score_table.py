@@ -338,7 +338,7 @@ def test_missing_prompts_are_counted_over_all_chunks(tmp_path: Path, monkeypatch
 
 
 def test_a_csv_row_longer_than_a_block_is_read(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("routerjax.tables.chunks.CSV_BLOCK_BYTES", 64)
+    monkeypatch.setattr("routerjax.tables.chunks.FIRST_BLOCK_BYTES", 64)
     prompts = [*(f"prompt {row}" for row in range(50)), "long " * 200, "last"]
     (tmp_path / "in.csv").write_text("\n".join(["prompt", *prompts]))
     assert [prompt for chunk in open_prompts(str(tmp_path / "in.csv")).prompts(4) for prompt in chunk] == prompts

@@ -13,7 +13,7 @@ from routerjax.data.preferences import Preferences
 from routerjax.data.readers import open_source, read_preferences
 from routerjax.data.transformations import concatenate
 from routerjax.errors import InputError
-from routerjax.tables import matrix_column, require_columns
+from routerjax.tables import matrix_column, require_columns, rows_not_finite
 
 logger = logging.getLogger(__name__)
 
@@ -79,7 +79,7 @@ def _read_embeddings(source: Source) -> Float32[np.ndarray, "rows embed"]:
         embedding = matrix_column(table.read([EMBEDDING_COLUMN]), EMBEDDING_COLUMN)
     except InputError as error:
         raise InputError(f"{source}: {error}") from error
-    bad = np.flatnonzero(~np.isfinite(embedding).all(axis=1))
+    bad = rows_not_finite(embedding)
     if bad.size:
         raise InputError(f"{source}: row {bad[0]}: column {EMBEDDING_COLUMN} is not finite ({bad.size} such rows)")
     return embedding

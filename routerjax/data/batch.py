@@ -12,6 +12,7 @@ from routerjax.data.embedded import EmbeddedBatches
 from routerjax.data.preferences import Preferences
 from routerjax.errors import InputError
 from routerjax.prompts import prompt_ids
+from routerjax.tables import rows_not_finite
 from routerjax.typing import PreferenceBatch
 
 
@@ -71,11 +72,10 @@ def to_batch(battles: Preferences, embedding: Float[np.ndarray, "prompts embed"]
         raise InputError(
             f"embeddings must have one row for each of the {expected} different prompts, got shape {embedding.shape}"
         )
-    with np.errstate(over="ignore"):  # what is too large for float32 becomes infinite, and is refused
-        embedding = embedding.astype(np.float32, copy=False)
-    bad = np.flatnonzero(~np.isfinite(embedding).all(axis=1))
+    bad = rows_not_finite(embedding)
     if bad.size:
         raise InputError(f"the embedding of prompt {bad[0]} is not finite ({bad.size} such rows)")
+    embedding = embedding.astype(np.float32, copy=False)
     return PreferenceBatch(
         query={
             "embedding": jnp.asarray(embedding),

@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from typing import Any, NamedTuple
 
 import numpy as np
 from jaxtyping import Int, Int32
 
+from routerjax.data.batches import HostBatches
 from routerjax.data.preferences import Preferences
 from routerjax.errors import InputError
 from routerjax.typing import BatchShape, PreferenceBatch
@@ -24,7 +25,7 @@ class _Shape(NamedTuple):
     batches: int
 
 
-class TokenBatches:
+class TokenBatches(HostBatches):
     """Battles on prompts that are token ids, in batches for training or validation.
 
     A batch holds prompts of about one length, a row each, with their battles: a prompt with six battles is encoded
@@ -80,21 +81,6 @@ class TokenBatches:
             self._shapes.append(_Shape(length, -(-rows // max(1, batches * num_devices)), batches))
 
     @property
-    def num_battles(self) -> int:
-        """Battles of a pass."""
-        return len(self.battles)
-
-    @property
-    def total_weight(self) -> float:
-        """Sum of their weights."""
-        return float(self.battles.weight.sum(dtype=np.float64))
-
-    @property
-    def num_batches(self) -> int:
-        """Batches of a pass, in whatever order."""
-        return sum(shape.batches for shape in self._shapes)
-
-    @property
     def num_shapes(self) -> int:
         """Different shapes of batches, each of which is compiled."""
         return len(self.shapes)
@@ -118,30 +104,14 @@ class TokenBatches:
         """Share of padding in the tokens of a pass: in rows, in empty rows, and on devices that have none."""
         return 1.0 - self.num_tokens / sum(shape.rows * shape.length * shape.batches for shape in self.shapes)
 
-    def in_order(self) -> Iterator[PreferenceBatch]:
-        """A pass over all battles, not shuffled."""
-        yield from (self._batch(rows, None) for rows in self._plan(np.arange(len(self._prompt))))
-
-    def shuffled(
-        self, *, seed: int, epoch: int, start: int = 0, parts: range | None = None
-    ) -> Iterator[PreferenceBatch]:
-        """A pass over all battles: numpy leaves, the same ones for the same seed and epoch.
-
-        Args:
-            seed: of the data order of the whole run.
-            epoch: 0 is the first.
-            start: batches to leave out at the beginning.
-            parts: neighbouring parts of each batch, of its ``num_devices``, that alone are made; ``query_index`` counts
-                the rows of these. None makes all.
-        """
-        yield from (self._batch(rows, parts) for rows in self._shuffled_plan(seed, epoch)[start:])
-
     def battles_of(self, *, seed: int, epoch: int, start: int, stop: int) -> Int[np.ndarray, "battles"]:
         """Indices of the battles of some batches of a pass, from ``start`` to before ``stop``; see :meth:`shuffled`."""
-        return self._battles(np.concatenate(self._shuffled_plan(seed, epoch)[start:stop]))[1]
+        return self._battles(np.concatenate(self._order((seed, epoch))[start:stop]))[1]
 
-    def _shuffled_plan(self, seed: int, epoch: int) -> list[Int[np.ndarray, "rows"]]:
-        generator = np.random.default_rng((seed, epoch))
+    def _order(self, seed: tuple[int, int] | None) -> list[Int[np.ndarray, "rows"]]:
+        if seed is None:
+            return self._plan(np.arange(len(self._prompt)))
+        generator = np.random.default_rng(seed)
         plan = self._plan(generator.permutation(len(self._prompt)))
         return [plan[place] for place in generator.permutation(len(plan)).tolist()]
 
@@ -163,7 +133,7 @@ class TokenBatches:
             plan += [rows[start : start + size] for start in range(0, len(rows), size)]
         return plan
 
-    def _batch(self, rows: Int[np.ndarray, "rows"], parts: range | None) -> PreferenceBatch:
+    def _batch(self, rows: Int[np.ndarray, "rows"], parts: range | None, /) -> PreferenceBatch:
         shape, devices = self._shapes[int(self._shape_of[rows[0]])], self.num_devices
         if parts is not None:
             rows, devices = rows[parts.start * shape.rows : parts.stop * shape.rows], len(parts)

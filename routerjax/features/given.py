@@ -18,12 +18,9 @@ from routerjax.config import Count
 from routerjax.errors import InputError
 from routerjax.features.cache import EmbeddingCache
 from routerjax.features.featurizer import Featurizer, HostQuery, embedding_batches, register_featurizer
-from routerjax.tables import ENDINGS, matrix_column, read_table
+from routerjax.tables import ENDINGS, matrix_column, read_table, rows_not_finite
 
 logger = logging.getLogger(__name__)
-
-# A file is checked so many rows at a time, so that it need not be in memory.
-ROWS_A_CHECK = 2**16
 
 NPY_MAGIC = b"\x93NUMPY"
 
@@ -51,12 +48,10 @@ class Embeddings:
             raise InputError(
                 f"embeddings must be floats of shape [prompts, embed], got {embedding.dtype} {embedding.shape}"
             )
-        with np.errstate(over="ignore"):  # what is too large for float32 becomes infinite, and is refused
-            embedding = embedding.astype(np.float32, order="C", copy=not isinstance(self.embedding, np.memmap))
-        parts = (embedding[start : start + ROWS_A_CHECK] for start in range(0, len(embedding), ROWS_A_CHECK))
-        bad = np.flatnonzero(np.concatenate([~np.isfinite(part).all(axis=1) for part in parts]))
+        bad = rows_not_finite(embedding)
         if bad.size:
             raise InputError(f"row {bad[0]}: the embedding is not finite in float32 ({bad.size} such rows)")
+        embedding = embedding.astype(np.float32, order="C", copy=not isinstance(self.embedding, np.memmap))
         object.__setattr__(self, "embedding", embedding)
 
     def batches(self) -> Iterator[tuple[Int[np.ndarray, "rows"], HostQuery]]:

@@ -18,7 +18,7 @@ from typing import Any, cast
 import jax
 
 from routerjax.atomic import atomic_file
-from routerjax.config import ExperimentConfig, FeatureConfig, identity_of
+from routerjax.config import ExperimentConfig, FeatureConfig, by_full_name, identity_of
 from routerjax.data import source_revision
 from routerjax.errors import InputError
 from routerjax.features import is_endpoint
@@ -88,7 +88,7 @@ def _settings(config: ExperimentConfig) -> dict[str, Any]:
     identity = identity_of(config)
     if not is_endpoint(config.features.encoder):
         del identity["features"]["encoder"]
-    return {f"{section}.{name}": value for section, fields in identity.items() for name, value in fields.items()}
+    return by_full_name(identity)
 
 
 def describe_run(config: ExperimentConfig) -> dict[str, object]:

@@ -15,7 +15,7 @@ import jax
 import numpy as np
 
 from routerjax import distributed, training
-from routerjax.config import ExperimentConfig, OptimizerConfig
+from routerjax.config import ExperimentConfig, OptimizerConfig, by_full_name
 from routerjax.data import (
     EmbeddedBatches,
     EmbeddedPrompts,
@@ -84,9 +84,7 @@ def train_router(
     config = typed_config(config)
     for name in log:
         require_tracker(name)
-    settings = {
-        f"{section}.{name}": value for section, of in dataclasses.asdict(config).items() for name, value in of.items()
-    }
+    settings = by_full_name(dataclasses.asdict(config))
     distributed.require_alike({**settings, "--resume": resume, "--output": str(output.absolute())})
     if resume:
         distributed.by_first(lambda: require_run(output))

@@ -8,6 +8,7 @@ from routerjax.tables.columns import (
     matrix_column,
     number_column,
     require_columns,
+    rows_not_finite,
     text_column,
 )
 from routerjax.tables.json_lines import json_objects
@@ -33,6 +34,7 @@ __all__ = [
     "read_table",
     "require_columns",
     "require_writable",
+    "rows_not_finite",
     "table_writer",
     "text_column",
     "write_table",

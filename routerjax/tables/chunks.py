@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import itertools
+import logging
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -15,8 +16,10 @@ from routerjax.errors import InputError
 from routerjax.tables.json_lines import JsonObject, json_column, json_objects, misfit, text_lines
 from routerjax.tables.read import LongRowError, csv_batches, open_table
 
+logger = logging.getLogger(__name__)
+
 # A CSV is read in blocks of this size, and in ones larger by this factor from a row on that is longer than a block.
-CSV_BLOCK_BYTES, CSV_BLOCK_GROWTH = 2**22, 16
+FIRST_BLOCK_BYTES, BLOCK_GROWTH = 2**22, 16
 # Rows of JSON whose types are found together.
 SCANNED_ROWS = 4096
 
@@ -67,7 +70,7 @@ def _parquet(path: Path) -> Read:
 
 
 def _csv(path: Path, names: list[str]) -> Read:
-    block = CSV_BLOCK_BYTES
+    block = FIRST_BLOCK_BYTES
 
     def read(columns: Sequence[str] | None, size: int) -> Iterator[pa.Table]:
         nonlocal block
@@ -80,7 +83,7 @@ def _csv(path: Path, names: list[str]) -> Read:
                     done += 1
                 return
             except LongRowError:
-                block *= CSV_BLOCK_GROWTH
+                block *= BLOCK_GROWTH
 
     return read
 
@@ -99,7 +102,11 @@ def _rechunked(batches: Iterable[pa.RecordBatch], schema: pa.Schema, size: int) 
 
 
 def text_chunks(open_stream: Callable[[], BinaryIO], where: Path) -> ChunkedTable:
-    """Read lines of text in chunks, as a column ``prompt``; blank ones are passed over."""
+    """Read lines of text in chunks, as a column ``prompt``; blank ones are passed over.
+
+    Raises:
+        InputError: there is none but blank ones, or the first is not in UTF-8.
+    """
 
     def read(columns: Sequence[str] | None, size: int) -> Iterator[pa.Table]:
         del columns
@@ -107,6 +114,11 @@ def text_chunks(open_stream: Callable[[], BinaryIO], where: Path) -> ChunkedTabl
             for texts in _grouped((text for _, text in text_lines(stream, where) if text.strip()), size):
                 yield pa.table({"prompt": pa.array(texts, pa.string())})
 
+    first = next(read(None, 1), None)
+    if first is None:
+        raise InputError(f"{where} is empty: expected one prompt a line")
+    if first.column("prompt")[0].as_py().lstrip().startswith("{"):
+        logger.warning("%s begins with {: each line is a prompt; --input-format jsonl reads JSON objects", where)
     return ChunkedTable(where, ["prompt"], read)
 
 

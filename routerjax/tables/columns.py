@@ -14,10 +14,13 @@ from dataclasses import dataclass
 import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
-from jaxtyping import Bool, Float32, Float64, Int, Int32
+from jaxtyping import Bool, Float, Float32, Float64, Int, Int32
 
 from routerjax.errors import InputError, nearest
 from routerjax.tables.dictionaries import TEXT_DICTIONARY, is_text
+
+# Rows of a matrix that are checked together.
+ROWS_A_CHECK = 2**16
 
 NUMBERS = {
     **dict.fromkeys(("", "NA", "N/A", "#N/A", "null", "NULL", "None"), math.nan),
@@ -276,3 +279,13 @@ def matrix_column(table: pa.Table, name: str) -> Float32[np.ndarray, "rows width
     if not (pa.types.is_integer(values.type) or pa.types.is_floating(values.type) or pa.types.is_decimal(values.type)):
         raise InputError(f"column {name} must hold numbers, got {column.type}")
     return values.cast(pa.float32(), safe=False).to_numpy(zero_copy_only=False).reshape(len(column), -1)
+
+
+def rows_not_finite(matrix: Float[np.ndarray, "rows width"]) -> Int[np.ndarray, "bad"]:
+    """Rows that are not finite in float32, which are looked for part by part: the matrix may be mapped from a file."""
+    bad = [np.zeros(0, int)]
+    with np.errstate(over="ignore"):  # what is too large for float32 becomes infinite
+        for start in range(0, len(matrix), ROWS_A_CHECK):
+            part = matrix[start : start + ROWS_A_CHECK].astype(np.float32, copy=False)
+            bad.append(start + np.flatnonzero(~np.isfinite(part).all(axis=1)))
+    return np.concatenate(bad)

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import functools
 import hashlib
-import logging
 import os
 import shutil
 import sys
@@ -23,8 +22,6 @@ from routerjax.tables.chunks import ChunkedTable, json_chunks, table_chunks, tex
 from routerjax.tables.columns import encoded_texts, missing_text, require_columns, text_column
 from routerjax.tables.read import require_table
 from routerjax.tables.write import prepare, takes_json
-
-logger = logging.getLogger(__name__)
 
 INPUT_FORMATS = ("text", "jsonl")
 """Formats of lines: one prompt a line, or one JSON object with a key ``prompt``."""
@@ -104,10 +101,7 @@ def open_prompts(
     is_copied = output is None or (takes_json(output) and table.texts is not None)
     rows = _validate(table, None if is_copied else output, refuse, progress)
     if not rows:
-        lacks = "is empty: expected one prompt a line" if input_format == "text" else "has no rows"
-        raise InputError(f"{where} {lacks}")
-    if input_format == "text" and next(table.read(None, 1)).column("prompt")[0].as_py().lstrip().startswith("{"):
-        logger.warning("%s begins with {: each line is a prompt; --input-format jsonl reads JSON objects", where)
+        raise InputError(f"{where} has no rows")
     return PromptTable(table, rows, open_stream)
 
 

@@ -1,12 +1,13 @@
 """Training: a pure step, its wrappers over devices, checkpoints, and the loop. Knows no router family."""
 
 from routerjax.order import epoch_order
+from routerjax.partitioning import require_divisible
 from routerjax.training.ahead import StepMemory, step_memory
 from routerjax.training.checkpoint import Checkpoints
 from routerjax.training.loop import FitResult, Resume, fit
 from routerjax.training.mesh import mesh_step, wrapper_of
 from routerjax.training.optimizer import AdamW, learning_rate_schedule
-from routerjax.training.parallel import Wrapper, jit_step, pmap_step, require_divisible
+from routerjax.training.parallel import Wrapper, jit_step, pmap_step
 from routerjax.training.profile import require_within
 from routerjax.training.sources import Batches, steps_per_epoch
 from routerjax.training.state import TrainState, create_state

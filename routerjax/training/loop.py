@@ -190,16 +190,12 @@ def fit(
             hooks = (stack.enter_context(MetricsLog(folder, run.position.history)).write, *hooks)
         _run_epochs(run, hooks if distributed.is_first() else (), stack.enter_context(profile))
         best = run.best_variables()
-    position = run.position
-    return FitResult(
-        {**run.state.fixed, **best}, run.state, position.best_epoch, position.best_loss, tuple(position.history)
-    )
+    return FitResult({**run.state.fixed, **best}, run.state, run.best_epoch, run.best_loss, tuple(run.position.history))
 
 
 def _run_epochs(run: Run, hooks: Sequence[Hook], profile: StepProfile) -> None:
     """Train until the run is over; Ctrl-C ends it after the step that runs."""
     training, steps_per_epoch = run.training, run.train.steps_per_epoch
-    every = training.checkpoint_every_steps
     with contextlib.ExitStack() as stack:
         clock = stack.enter_context(compile_clock())
         bar = stack.enter_context(
@@ -207,7 +203,7 @@ def _run_epochs(run: Run, hooks: Sequence[Hook], profile: StepProfile) -> None:
                 total=steps_per_epoch * training.epochs,
                 initial=run.steps,
                 unit="step",
-                disable=None if distributed.is_first() else True,
+                disable=distributed.hides_bars(),
                 delay=2,
             )
         )
@@ -237,12 +233,7 @@ def _run_epochs(run: Run, hooks: Sequence[Hook], profile: StepProfile) -> None:
                         time_before, compiled_before = now, compiled
                         bar.update(count)
                         bar.set_postfix(epoch=position.epoch + 1, loss=f"{position.loss:.4f}", refresh=False)
-                        # The steps of a part are saved when it is finished; an epoch's last ones with its validation.
-                        if (
-                            every
-                            and run.steps // every > (run.steps - count) // every
-                            and position.steps < steps_per_epoch
-                        ):
+                        if run.is_due(count):
                             run.save()
                         interrupt.check_together()
                         if profile.reach(run.steps, goes_on=position.steps < steps_per_epoch):
@@ -267,7 +258,7 @@ def _run_epochs(run: Run, hooks: Sequence[Hook], profile: StepProfile) -> None:
                 for hook in hooks:
                     hook(row)
                 position.finish_epoch(row)
-                is_best = run.number in [number for _, number in position.best]
+                is_best = position.epoch in [epoch for _, epoch in position.best]
                 if run.is_over or is_best or position.epoch % training.checkpoint_every == 0:
                     run.save()
                 interrupt.check()

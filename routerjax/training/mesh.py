@@ -14,8 +14,8 @@ import numpy as np
 
 from routerjax.config import TrainingConfig
 from routerjax.errors import InputError
-from routerjax.partitioning import RULES, Rules, make_mesh, mesh_axes, shardings
-from routerjax.training.parallel import Carry, StateT, Wrapper, jit_step, pmap_step, require_divisible
+from routerjax.partitioning import RULES, Rules, make_mesh, mesh_axes, require_divisible, shardings
+from routerjax.training.parallel import Carry, StateT, Wrapper, jit_step, pmap_step, queries_of_part
 from routerjax.training.throughput import Device
 from routerjax.typing import Array, PreferenceBatch, PyTree, Variables
 
@@ -87,11 +87,8 @@ class _Mesh(Wrapper):
 
     def split(self, battles: PreferenceBatch) -> PreferenceBatch:
         place, parts = self._sharding(mesh_axes("batch", self.rules)), self.local_parts
-        (rows,) = {leaf.shape[0] for leaf in jax.tree.leaves(dict(battles.query))}
-        for count in (rows, battles.weight.shape[0]):
-            require_divisible(count, len(parts))
-        first_row = rows // len(parts) * parts.start
-        battles = battles._replace(query_index=np.asarray(battles.query_index) + np.int32(first_row))
+        first = queries_of_part(battles, len(parts)) * parts.start
+        battles = battles._replace(query_index=np.asarray(battles.query_index) + np.int32(first))
 
         def placed(leaf: Array) -> Array:
             shape = (leaf.shape[0] // len(parts) * self.num_parts, *leaf.shape[1:])

@@ -12,6 +12,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from routerjax.errors import InputError
+from routerjax.partitioning import require_divisible
 from routerjax.training.throughput import Device
 from routerjax.typing import Array, PreferenceBatch, PyTree, Variables
 
@@ -129,6 +130,22 @@ class Wrapper:
         return begin(jax.tree.map(lambda leaf: jnp.array(np.asarray(leaf)), variables))
 
 
+def queries_of_part(battles: PreferenceBatch, parts: int) -> int:
+    """Queries in each of ``parts`` equal parts of a batch.
+
+    Raises:
+        InputError: the queries, or the battles, cannot be divided so.
+    """
+    (queries,) = {leaf.shape[0] for leaf in jax.tree.leaves(dict(battles.query))}
+    for count in (queries, battles.weight.shape[0]):
+        require_divisible(count, parts)
+    return queries // parts
+
+
+def _in_parts(leaf: Array, parts: int, axis: int) -> Array:
+    return leaf.reshape(*leaf.shape[:axis], parts, -1, *leaf.shape[axis + 1 :])
+
+
 class _Pmap(Wrapper):
     """Runs steps on every device of every process, the battles split and all else shared.
 
@@ -164,11 +181,9 @@ class _Pmap(Wrapper):
         if axis is None:
             return jax.device_put(tree, self._sharding())
 
-        def parts(leaf: Array) -> Array:
-            in_parts = leaf.reshape(*leaf.shape[:axis], self.num_parts, -1, *leaf.shape[axis + 1 :])
-            return in_parts[(slice(None),) * axis + (slice(self.local_parts.start, self.local_parts.stop),)]
-
-        return jax.device_put(jax.tree.map(parts, tree), self._sharding(*[None] * axis, BATCH_AXIS))
+        local = (slice(None),) * axis + (slice(self.local_parts.start, self.local_parts.stop),)
+        parts = jax.tree.map(lambda leaf: _in_parts(leaf, self.num_parts, axis)[local], tree)
+        return jax.device_put(parts, self._sharding(*[None] * axis, BATCH_AXIS))
 
     def split(self, battles: PreferenceBatch) -> PreferenceBatch:
         """Send a step's battles to the devices: the n-th part of them, and the n-th part of the queries.
@@ -177,15 +192,11 @@ class _Pmap(Wrapper):
             InputError: the number of battles or queries is not divisible, or a battle is on a query of another part.
         """
         parts = len(self.local_parts)
-        (rows,) = {leaf.shape[0] for leaf in jax.tree.leaves(dict(battles.query))}
-        for count in (rows, battles.weight.shape[0]):
-            require_divisible(count, parts)
-        part, query_index = np.divmod(np.asarray(battles.query_index), rows // parts)
+        part, query_index = np.divmod(np.asarray(battles.query_index), queries_of_part(battles, parts))
         if np.any(part.reshape(parts, -1) != np.arange(parts)[:, None]):
             raise InputError(f"pmap splits a batch into {parts} parts, each with the queries of its battles")
         battles = battles._replace(query_index=query_index.astype(np.int32))
-        in_parts = jax.tree.map(lambda leaf: leaf.reshape(parts, -1, *leaf.shape[1:]), battles)
-        return jax.device_put(in_parts, self._sharding(BATCH_AXIS))
+        return jax.device_put(jax.tree.map(lambda leaf: _in_parts(leaf, parts, 0), battles), self._sharding(BATCH_AXIS))
 
     def as_global(self, tree: PyTree) -> PyTree:
         if jax.process_count() == 1:
@@ -230,10 +241,4 @@ jit_step = Wrapper()
 """Compiles a pure step for one device: ``jit_step(step)(state, batch, key)``."""
 
 pmap_step = _Pmap()
-"""Compiles a pure step for every local device: ``pmap_step(step)(state, pmap_step.split(batch), key)``."""
-
-
-def require_divisible(batch_size: int, num_parts: int) -> None:
-    """Raise InputError unless every device gets the same number of battles."""
-    if batch_size % num_parts:
-        raise InputError(f"batch size ({batch_size}) must be divisible by device count ({num_parts})")
+"""Compiles a pure step for every device: ``pmap_step(step)(state, pmap_step.split(batch), key)``."""

@@ -45,9 +45,7 @@ class Position:
         seconds, compile_seconds: what they took; compilation is not part of ``seconds``.
         skipped_steps: those of ``steps`` that changed nothing, since they were not finite.
         input_wait_seconds: the part of ``seconds`` in which they waited for batches from the host.
-        best_epoch: counted from 1; 0 is none yet.
-        best_loss: None is none yet.
-        best: the lowest validation losses, each with the number of its epoch's checkpoint, the lowest first.
+        best: the lowest validation losses, each with its epoch, counted from 1; the lowest first.
         history: see :class:`routerjax.training.FitResult`.
     """
 
@@ -60,8 +58,6 @@ class Position:
     compile_seconds: float = 0.0
     skipped_steps: int = 0
     input_wait_seconds: float = 0.0
-    best_epoch: int = 0
-    best_loss: float | None = None
     best: list[tuple[float, int]] = field(default_factory=list)
     history: list[dict[str, float]] = field(default_factory=list)
 
@@ -85,7 +81,7 @@ class Position:
 
     def finish_epoch(self, row: dict[str, float]) -> None:
         """Go to the next epoch's first step."""
-        start, of_run = Position(), ("epoch", "best_epoch", "best_loss", "best", "history")
+        start, of_run = Position(), ("epoch", "best", "history")
         for setting in dataclasses.fields(start):
             if setting.name not in of_run:
                 setattr(self, setting.name, getattr(start, setting.name))
@@ -117,10 +113,19 @@ class Run:
     @property
     def is_over(self) -> bool:
         """If all epochs are finished, or the last ones brought no lower validation loss."""
-        # Without validation the best epoch is always the last one.
-        since_best = self.position.epoch - self.position.best_epoch
+        since_best = self.position.epoch - self.best_epoch
         is_out_of_patience = self.training.patience is not None and since_best >= self.training.patience
         return self.position.epoch >= self.training.epochs or is_out_of_patience
+
+    @property
+    def best_epoch(self) -> int:
+        """Epoch with the lowest validation loss, counted from 1; without validation, the last one."""
+        return self.position.best[0][1] if self.position.best else self.position.epoch
+
+    @property
+    def best_loss(self) -> float | None:
+        """The lowest validation loss; None without validation."""
+        return self.position.best[0][0] if self.position.best else None
 
     @property
     def steps(self) -> int:
@@ -165,11 +170,20 @@ class Run:
         """Number of a checkpoint of where the run is: steps, and epochs with their validation, make another one."""
         return self.steps + self.position.epoch
 
+    def _number_after(self, epoch: int) -> int:
+        return epoch * (self.train.steps_per_epoch + 1)
+
+    def is_due(self, count: int) -> bool:
+        """If a checkpoint within the epoch is due after ``count`` more steps; the last ones' is that of the epoch."""
+        every = self.training.checkpoint_every_steps
+        is_within = self.position.steps < self.train.steps_per_epoch
+        return every is not None and is_within and self.steps // every > (self.steps - count) // every
+
     def save(self) -> None:
         """Begin to write a checkpoint, unless there is no folder or it is there already."""
         if self.checkpoints is not None and self.number and self.number != self.checkpoints.latest:
             note = {"identity": self.identity, "position": dataclasses.asdict(self.position)}
-            chosen = {number for _, number in self.position.best}
+            chosen = {self._number_after(epoch) for _, epoch in self.position.best}
             self.checkpoints.save(self.number, self._saved(), note, chosen=chosen)
 
     def _saved(self) -> dict[str, Any]:
@@ -180,28 +194,27 @@ class Run:
 
     def best_variables(self) -> Variables:
         """The trained variables with the lowest validation loss; the last ones where there is no validation."""
-        if self.validation is None or self.position.best[0][1] == self.number:
+        number = self._number_after(self.best_epoch)
+        if number == self.number:
             return self.state.trained
         if self.checkpoints is None:
             assert self.best is not None  # a best epoch has ended
             return self.best
         self.checkpoints.wait()
         example = {"trained": self.wrapper.as_global(self.state.trained)}
-        _, restored, _ = self.checkpoints.restore(example, number=self.position.best[0][1])
+        _, restored, _ = self.checkpoints.restore(example, number=number)
         return self.wrapper.as_local(restored["trained"])
 
     def validate(self, interrupt: Interrupt) -> dict[str, float]:
         """Measure the loss on the held-out battles, and keep the variables if none were better."""
         position = self.position
         if self.validation is None:
-            position.best_epoch = position.epoch + 1
             return {}
         count, sums = self.validation.num_batches, np.zeros((self.validation.num_batches, 2), np.float32)
         # On a mesh all processes compute each batch together; elsewhere each has its share of them.
         first, stride = (0, 1) if self.wrapper.computes_together else (jax.process_index(), jax.process_count())
         share = itertools.islice(enumerate(self.validation.in_order()), first, None, stride)
-        is_quiet = None if distributed.is_first() else True
-        bar = functools.partial(tqdm.tqdm, leave=False, unit="batch", disable=is_quiet, delay=2)
+        bar = functools.partial(tqdm.tqdm, leave=False, unit="batch", disable=distributed.hides_bars(), delay=2)
         with Prefetch(share, ahead=BATCHES_AHEAD) as batches:
             for index, batch in bar(batches, "validation", len(range(first, count, stride))):
                 sums[index] = jax.device_get(self.validation_sums(self.state.variables, batch))
@@ -212,12 +225,9 @@ class Run:
         loss = float(total[0] / total[1])
         if not math.isfinite(loss):
             raise not_finite(f"the validation loss is not finite after epoch {position.epoch + 1}")
-        if position.best_loss is None or loss < position.best_loss:
-            position.best_epoch, position.best_loss = position.epoch + 1, loss
-            if self.checkpoints is None:
-                self.best = jax.tree.map(jnp.copy, self.state.trained)
-        number = self.number + 1  # when the epoch is finished
-        position.best = sorted([*position.best, (loss, number)])[: self.training.keep_best]
+        if self.checkpoints is None and (self.best_loss is None or loss < self.best_loss):
+            self.best = jax.tree.map(jnp.copy, self.state.trained)
+        position.best = sorted([*position.best, (loss, position.epoch + 1)])[: self.training.keep_best]
         return {"validation_loss": loss}
 
 

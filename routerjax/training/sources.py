@@ -20,7 +20,8 @@ from routerjax import distributed
 from routerjax.config import TrainingConfig
 from routerjax.likelihoods import Likelihood
 from routerjax.order import epoch_order
-from routerjax.training.parallel import Wrapper, require_divisible
+from routerjax.partitioning import require_divisible
+from routerjax.training.parallel import Wrapper
 from routerjax.training.prefetch import BATCHES_AHEAD, Prefetch
 from routerjax.training.profile import STEP_NAME
 from routerjax.training.state import TrainState
