@@ -125,6 +125,9 @@ class FeatureConfig(_Settings):
             the chat template of its tokenizer, with a turn of the user and the beginning of the answer. It is never
             cut, and special tokens in it are read as such; the tokenizer then adds none of its own.
         instruction: a turn of the system before the user's, in that chat template.
+        cls_token: a special token such as ``<|cls|>`` that is added to the tokenizer, with a row of its own that is
+            trained, adapters or not. It ends the template, and a causal router's linear head reads it; the chat
+            template then has no beginning of an answer. A prompt that spells it has ``<cls>`` in its place.
         featurizer: kind of a featurizer of another package, in ``routerjax.features.FEATURIZERS``, in place of an
             encoder; ``attributes`` are its own.
         embeddings: a .npy or .parquet file of given embeddings instead of an encoder's own.
@@ -147,6 +150,7 @@ class FeatureConfig(_Settings):
     layer: Count | None = None
     template: str | None = None
     instruction: str | None = None
+    cls_token: str | None = None
     featurizer: str | None = None
     attributes: Mapping[str, AttributeValue] = field(default_factory=dict)
     embeddings: str | None = None

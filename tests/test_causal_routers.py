@@ -153,7 +153,7 @@ def test_a_run_from_the_command_line(
     # A template that writes the date is rendered otherwise when the run is resumed; its prompts stand where they stood.
     shutil.rmtree(tmp_path / "run" / "router")
     tomorrow = ChatTemplate(prefix="prime ", suffix="")
-    monkeypatch.setattr("routerjax.features.open.read_chat_template", lambda *_: tomorrow)
+    monkeypatch.setattr("routerjax.features.open.read_chat_template", lambda *_, **__: tomorrow)
     assert main([*train, "--resume"]) == 0
     resumed = load_router(tmp_path / "run" / "router")
     assert resumed.featurizer.to_dict() == router.featurizer.to_dict()

@@ -22,6 +22,10 @@ def _build(family: Family, attributes: Mapping[str, Any], featurizer: Featurizer
     module = family.module(encoder=encoder, **attributes)
     if module.head != "linear" and not module.use_bias:
         raise InputError(f"{family.name}.use_bias is of a linear head, got head={module.head!r}: leave it out")
+    if module.head != "linear" and 0 < encoder.config.added_tokens < module.num_models:
+        raise InputError(
+            f"features.cls_token is read by a linear head, got {family.name}.head={module.head!r}: leave one out"
+        )
     return module
 
 

@@ -1,5 +1,6 @@
 """From text to the query of a router: embeddings made here, by an endpoint, or given; or tokens; with their caches."""
 
+from routerjax.features.added_tokens import UNREACHABLE, cls_token, ends_in_cls, one_file, with_cls
 from routerjax.features.cache import EmbeddingCache
 from routerjax.features.cut_report import CutReport, read_prompts
 from routerjax.features.cutting import CHARACTERS_PER_TOKEN
@@ -22,6 +23,7 @@ from routerjax.features.tokens import TokenFeaturizer, configured_length, load_t
 __all__ = [
     "CHARACTERS_PER_TOKEN",
     "FEATURIZERS",
+    "UNREACHABLE",
     "CutReport",
     "EmbeddingCache",
     "Embeddings",
@@ -33,11 +35,14 @@ __all__ = [
     "TextFunction",
     "TextTokenizer",
     "TokenFeaturizer",
+    "cls_token",
     "configured_length",
     "embedding_batches",
+    "ends_in_cls",
     "is_endpoint",
     "load_encoder",
     "load_tokens",
+    "one_file",
     "open_featurizer",
     "padded_rows",
     "read_embeddings",
@@ -47,4 +52,5 @@ __all__ = [
     "routellm_features",
     "shared_query",
     "tokenizer_for",
+    "with_cls",
 ]

@@ -6,6 +6,7 @@ from pathlib import Path
 
 from routerjax.config import FeatureConfig
 from routerjax.errors import InputError
+from routerjax.features.added_tokens import add_cls
 from routerjax.features.endpoint import EndpointEncoder, is_endpoint
 from routerjax.features.featurizer import Featurizer, read_featurizer
 from routerjax.features.given import read_embeddings
@@ -42,6 +43,11 @@ def open_featurizer(config: FeatureConfig, *, root: Path = Path(), embeds: bool 
         raise InputError("features.attributes are of the featurizer that features.featurizer names: set it")
     if (config.template, config.instruction) != (None, None) and not trains_encoder:
         raise InputError("features.template and instruction are of an encoder that is trained: set train_encoder")
+    if config.cls_token is not None and (embeds or config.template is None):
+        raise InputError(
+            "features.cls_token ends the template of a causal router with a linear head: set router.family=causal and "
+            "features.template"
+        )
     is_price_used = is_endpoint(config.encoder) and not trains_encoder and config.embeddings is None
     if config.dollars_per_million_tokens is not None and not (is_price_used and config.featurizer is None):
         raise InputError(
@@ -66,7 +72,7 @@ def open_featurizer(config: FeatureConfig, *, root: Path = Path(), embeds: bool 
                 f"features.pooling={config.pooling!r} is of embeddings, and this family has a head of its own on the "
                 "hidden states: leave it out"
             )
-        return load_tokens(
+        featurizer = load_tokens(
             config.encoder,
             max_length=config.max_length,
             truncation=config.truncation,
@@ -76,6 +82,7 @@ def open_featurizer(config: FeatureConfig, *, root: Path = Path(), embeds: bool 
             layer=config.layer,
             template=_template(config),
         )
+        return featurizer if config.cls_token is None else add_cls(featurizer, config.cls_token)
     if is_endpoint(config.encoder):
         _refuse_choices(config, f" by {config.encoder}, which is sent whole prompts")
         price = config.dollars_per_million_tokens
@@ -97,7 +104,8 @@ def _template(config: FeatureConfig) -> ChatTemplate:
         return NO_TEMPLATE if config.template is None else parse_template(config.template)
     system = [] if config.instruction is None else [{"role": "system", "content": config.instruction}]
     folder = transformer_folder(locate(config.encoder))
-    return read_chat_template(folder, [*system, {"role": "user", "content": "{prompt}"}])
+    turns = [*system, {"role": "user", "content": "{prompt}"}]
+    return read_chat_template(folder, turns, add_generation_prompt=config.cls_token is None)
 
 
 def _refuse_choices(config: FeatureConfig, reason: str) -> None:

@@ -16,7 +16,7 @@ import numpy as np
 from routerjax.config import Count
 from routerjax.errors import InputError, choose
 from routerjax.families import CAUSAL
-from routerjax.features import Embeddings, TokenFeaturizer
+from routerjax.features import UNREACHABLE, Embeddings, TokenFeaturizer, cls_token, with_cls
 from routerjax.formats.decoder_folder import (
     decoder_config,
     linear_tensors,
@@ -34,13 +34,10 @@ from routerjax.likelihoods import make_likelihood
 from routerjax.models import CausalRouter
 from routerjax.policies import Threshold
 from routerjax.pretrained import (
-    RESOLVED_FILE,
-    ChatTemplate,
     find_file,
     locate,
     read_chat_template,
     read_json,
-    resolved_tokenizer,
     weights_sha256,
 )
 from routerjax.router import Router
@@ -57,8 +54,6 @@ LOSSES = {
 }
 """``loss_type`` of its training -> our likelihood; the first of a likelihood is written."""
 LAYERS = {"models": "head", "tie": "eta_head"}
-UNREACHABLE = "\ue000"
-"""Put after the CLS token's own text, so that no prompt spells the token."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -113,7 +108,9 @@ class PromptToLeaderboard(ReadableFormat, WritableFormat):
                 f"{', '.join(LOSSES)}; a name of the folder often says it"
             )
         likelihood = make_likelihood(choose(str(loss), LOSSES, f"{source}: loss_type"))
-        featurizer = _with_cls(load_decoder_tokens(source), folder)
+        turns = [{"role": "user", "content": "{prompt}"}]
+        template = read_chat_template(folder, turns, add_generation_prompt=False)
+        featurizer = dataclasses.replace(with_cls(load_decoder_tokens(source), template), truncation="left")
         length = coerce(training.get("max_length"), Count | None, f"{folder / TRAINING_FILE}: max_length")
         if length is not None:
             featurizer = dataclasses.replace(featurizer, max_length=min(length, featurizer.encoder.max_length))
@@ -153,7 +150,7 @@ class PromptToLeaderboard(ReadableFormat, WritableFormat):
         yield from unless_whole(router)
         featurizer = cast(TokenFeaturizer, router.featurizer)
         try:
-            cls = _cls_token(featurizer)
+            cls = cls_token(featurizer)
         except InputError as error:
             yield str(error)
             return
@@ -173,7 +170,7 @@ class PromptToLeaderboard(ReadableFormat, WritableFormat):
         layers = _split(plain.variables["params"]["classifier"], len(plain.models))
         tensors = linear_tensors(plain, layers, _names(layers))
         files = {
-            **tokenizer_files(featurizer),
+            **tokenizer_files(featurizer, as_published=True),
             "config.json": json_bytes(decoder_config(plain, class_name="P2LModel")),
             "model.safetensors": weights_content(tensors),
             MODELS_FILE: (json.dumps(list(plain.models), indent=2) + "\n").encode(),
@@ -209,36 +206,3 @@ def _split(classifier: PyTree, count: int) -> PyTree:
     parts = {"models": slice(count), "tie": slice(count, None)}
     split = {name: {"kernel": kernel[:, part], "bias": bias[part]} for name, part in parts.items()}
     return {name: layer for name, layer in split.items() if layer["bias"].size}
-
-
-def _cls_token(featurizer: TokenFeaturizer) -> str:
-    token = featurizer.tokenizer_config.get("cls_token")
-    token = token.get("content") if isinstance(token, dict) else token
-    if not isinstance(token, str) or not token:
-        raise InputError(f"{featurizer.source}: tokenizer_config.json must name a cls_token, which ends each text")
-    return token
-
-
-def _with_cls(featurizer: TokenFeaturizer, folder: Path) -> TokenFeaturizer:
-    """The featurizer of P2L's texts: a tokenizer that reads CLS at their end and nowhere else."""
-    cls = _cls_token(featurizer)
-    content = json.loads(resolved_tokenizer(featurizer.files))
-    tokens = [token for token in content["added_tokens"] if token["content"] == cls]
-    vocabulary = content["model"].get("vocab")
-    if len(tokens) != 1 or not isinstance(vocabulary, dict):
-        raise InputError(f"{folder}: the tokenizer must have {cls!r} as one added token")
-    tokens[0]["content"] = cls + UNREACHABLE
-    if cls in vocabulary:
-        content["model"]["vocab"] = {name + UNREACHABLE * (name == cls): row for name, row in vocabulary.items()}
-    replaced = {"type": "Replace", "pattern": {"String": cls}, "content": "<cls>"}
-    steps = [replaced, *([] if content["normalizer"] is None else [content["normalizer"]])]
-    content["normalizer"] = {"type": "Sequence", "normalizers": steps}
-    template = read_chat_template(folder, [{"role": "user", "content": "{prompt}"}], add_generation_prompt=False)
-    return dataclasses.replace(
-        featurizer,
-        tokenizer_files={**featurizer.files, RESOLVED_FILE: json.dumps(content, ensure_ascii=False).encode()},
-        template=ChatTemplate(
-            prefix=template.prefix, suffix=template.suffix + cls + UNREACHABLE, strips=template.strips
-        ),
-        truncation="left",
-    )

@@ -7,7 +7,7 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 from routerjax.errors import InputError
-from routerjax.features import TokenFeaturizer
+from routerjax.features import TokenFeaturizer, ends_in_cls, one_file
 from routerjax.pretrained import RESOLVED_FILE, TOKENIZER_CONFIG, TOKENIZER_FILE
 
 
@@ -17,7 +17,11 @@ def json_bytes(content: Mapping[str, object]) -> bytes:
 
 
 def tokenizer_files(
-    featurizer: TokenFeaturizer, *, pad_token: str | None = None, added: Sequence[str] = ()
+    featurizer: TokenFeaturizer,
+    *,
+    pad_token: str | None = None,
+    added: Sequence[str] = (),
+    as_published: bool = False,
 ) -> dict[str, bytes]:
     """The tokenizer's own files, told which tokens the router reads; the resolved one where nothing configures it.
 
@@ -25,20 +29,19 @@ def tokenizer_files(
         featurizer: of the router.
         pad_token: that the files are told of; default that of the encoder, where nothing configures the tokenizer.
         added: special tokens to add after all rows of the encoder's vocabulary.
+        as_published: a CLS token at the end of each text has its own name, which prompts may spell, too; see
+            :func:`routerjax.features.with_cls`.
     """
     reads: dict[str, Any] = {"model_max_length": featurizer.max_length, "truncation_side": featurizer.truncation}
     if pad_token is not None:
         reads |= {"pad_token": pad_token, "padding_side": "right"}
+    if added or (ends_in_cls(featurizer) and not as_published):
+        files, described = one_file(featurizer, added)
+        return {**files, TOKENIZER_CONFIG: json_bytes({**described, **reads})}
     files = {name: content for name, content in featurizer.files.items() if name != RESOLVED_FILE}
     described = dict(featurizer.tokenizer_config)
-    if added:
-        # One file that holds all, whatever class of tokenizer the others were for.
-        files = {name: content for name, content in files.items() if name == "chat_template.jinja"}
-        described = {name: value for name, value in described.items() if name not in _OF_CLASSES}
-        described["tokenizer_class"] = "PreTrainedTokenizerFast"
-        files[TOKENIZER_FILE] = _with_tokens(featurizer, added)
     if described:
-        is_told = not added and all(described.get(name) == value for name, value in reads.items())
+        is_told = all(described.get(name) == value for name, value in reads.items())
         return files if is_told else {**files, TOKENIZER_CONFIG: json_bytes({**described, **reads})}
     tokenizer = featurizer.tokenizer
     config = {
@@ -48,29 +51,6 @@ def tokenizer_files(
         "model_input_names": ["input_ids", "attention_mask"],
     }
     return {**files, TOKENIZER_FILE: tokenizer.tokenizer_json, TOKENIZER_CONFIG: json_bytes(config)}
-
-
-# What would make the general class of tokenizers change the file that it is given.
-_OF_CLASSES = ("added_tokens_decoder", "add_bos_token", "add_eos_token", "add_prefix_space", "legacy", "use_fast")
-
-
-def _with_tokens(featurizer: TokenFeaturizer, added: Sequence[str]) -> bytes:
-    """A ``tokenizer.json`` in which the tokens have the ids after the vocabulary, and each row before them a token."""
-    tokenizer = featurizer.tokenizer
-    known = tokenizer.tokenizer.get_vocab(with_added_tokens=True)
-    repeated = sorted(set(added) & set(known))
-    if repeated:
-        raise InputError(f"the tokenizer has a token {repeated[0]!r} already: rename the model")
-    content = json.loads(tokenizer.tokenizer_json)
-    start = featurizer.encoder.vocab_size
-    # Ids are given one after the other, so that rows of the table without a token get one, which no text has.
-    unused = [f"<|unused:{row}|>" for row in range(tokenizer.largest_id + 1, start)]
-    settings = {"single_word": False, "lstrip": False, "rstrip": False, "normalized": False, "special": True}
-    content["added_tokens"] += [
-        {"id": start - len(unused) + place, "content": token, **settings}
-        for place, token in enumerate([*unused, *added])
-    ]
-    return json.dumps(content, ensure_ascii=False).encode()
 
 
 def padding_token(featurizer: TokenFeaturizer) -> tuple[int, str]:
