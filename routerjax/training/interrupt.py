@@ -35,7 +35,7 @@ class Interrupt:
             raise PreemptedError if self.requested == signal.SIGTERM else KeyboardInterrupt
 
     def check_together(self) -> None:
-        """Do so in all processes of the run at the same call; they call it alike, once after each part of an epoch."""
+        """Do so in all processes of the run at the same call; they call it equally often."""
         self._calls += 1
         if distributed.is_preempted(self._calls):
             self.requested = signal.SIGTERM

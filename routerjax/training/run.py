@@ -218,7 +218,9 @@ class Run:
         with Prefetch(share, ahead=BATCHES_AHEAD) as batches:
             for index, batch in bar(batches, "validation", len(range(first, count, stride))):
                 sums[index] = jax.device_get(self.validation_sums(self.state.variables, batch))
-                interrupt.check()
+                interrupt.check_together()
+        for _ in range(-(-count // stride) - len(range(first, count, stride))):
+            interrupt.check_together()  # as often as the processes that have a batch more
         if stride > 1:
             sums = distributed.summed(sums)
         total = np.add.accumulate(sums.astype(np.float64))[-1]  # one after another, in whatever processes they were

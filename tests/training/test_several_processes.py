@@ -9,13 +9,17 @@ import sys
 import time
 from collections.abc import Sequence
 from pathlib import Path
+from types import SimpleNamespace
 
+import jax
 import numpy as np
 import pytest
 
 from routerjax import InputError, distributed, pipeline
 from routerjax.cli import main
 from routerjax.errors import PreemptedError
+from routerjax.training.interrupt import Interrupt
+from routerjax.training.run import Position, Run
 from tests.arena import CONFIG
 from tests.training import one_of_several
 
@@ -144,6 +148,30 @@ def test_a_lost_process_and_a_preempted_one_end_the_others_and_the_run_goes_on_b
     )  # fmt: skip
     assert finished.returncode == 0, finished.stdout + finished.stderr
     assert finished.stdout.splitlines()[-1].startswith("| 2 | 1 SIGTERM; 1 one is lost ")
+
+
+def test_processes_look_for_preemption_equally_often_while_they_validate(monkeypatch: pytest.MonkeyPatch) -> None:
+    validated, calls = [], []
+    monkeypatch.setattr(distributed, "is_preempted", lambda call: calls.append(call) or call > 4)
+    monkeypatch.setattr(distributed, "summed", lambda sums: sums)
+    monkeypatch.setattr(jax, "process_count", lambda: 2)
+    run = SimpleNamespace(
+        validation=SimpleNamespace(num_batches=5, in_order=lambda: range(5)),
+        validation_sums=lambda variables, batch: (validated.append(batch), 1.0)[1:] * 2,
+        wrapper=SimpleNamespace(computes_together=False),
+        position=Position(), state=SimpleNamespace(variables={}), checkpoints=True,
+        training=SimpleNamespace(keep_best=1),
+    )  # fmt: skip
+    for index, share in enumerate(([0, 2, 4], [1, 3])):
+        monkeypatch.setattr(jax, "process_index", lambda index=index: index)
+        validated.clear()
+        calls.clear()
+        interrupt = Interrupt()
+        Run.validate(run, interrupt)
+        assert (validated, calls) == (share, [1, 2, 3])
+        with pytest.raises(PreemptedError):
+            Run.validate(run, interrupt)
+        assert calls == [1, 2, 3, 4, 5]
 
 
 def test_a_preempted_process_parts_from_the_others(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
