@@ -36,6 +36,9 @@ TRACKERS = ("mlflow", "wandb")
 # Those of routerjax.tables, which imports Arrow.
 INPUT_FORMATS = ("text", "jsonl")
 
+# Those of routerjax.serving, which is beside what imports a web server.
+SCORED = ("last", "user_turns", "all")
+
 
 def main(argv: Sequence[str] | None = None) -> int:
     """Run the command line; return the exit status.
@@ -223,7 +226,33 @@ def _parser() -> argparse.ArgumentParser:
         help="options of the format: loss=bag of p2l; system=..., user=... {prompt} of routellm-causal",
     )
     importing.set_defaults(run=commands.import_router)
-    for command in (evaluate, calibrate, score, export):
+
+    serve = subparsers.add_parser("serve", help="OpenAI's API in front of the models that the router chooses among")
+    serve.add_argument("router", type=Path, metavar="ROUTER")
+    serve.add_argument("--config", type=Path, required=True, metavar="FILE.yaml", help="the upstream of each model")
+    serve.add_argument("--host", default="127.0.0.1", help="address to listen on; default: %(default)s, this machine")
+    serve.add_argument("--port", type=int, default=8000, help="0 is any free one; default: %(default)s")
+    serve.add_argument("--threshold", type=float, help="in [0, 1]; default: the router's own, if calibrated")
+    serve.add_argument(
+        "--scored", choices=SCORED, default="last", help="part of a conversation that is scored; default: %(default)s"
+    )
+    serve.add_argument(
+        "--strip",
+        action="append",
+        default=[],
+        metavar="PATTERN",
+        help="a regular expression; what it matches in a turn is not scored: scaffolding of agents",
+    )
+    serve.add_argument(
+        "--access-log", default="-", metavar="FILE", help="JSON lines, appended; - (default) is standard output"
+    )
+    serve.add_argument("--access-log-text", action="store_true", help="with the text that was scored")
+    serve.add_argument(
+        "--grace", type=float, default=300.0, metavar="SECONDS", help="to finish in after SIGTERM; default: %(default)s"
+    )
+    serve.set_defaults(run=commands.serve)
+
+    for command in (evaluate, calibrate, score, export, serve):
         command.add_argument(
             "--encoder", metavar="DIR", help="where the routers' sentence encoder is, if elsewhere now"
         )
@@ -233,7 +262,7 @@ def _parser() -> argparse.ArgumentParser:
             choices=INPUT_FORMATS,
             help="of lines: prompts as they are, or JSON objects; default: by the file's ending, text for -",
         )
-    for command in (calibrate, score, export, importing):
+    for command in (calibrate, score, export, importing, serve):
         command.add_argument("--strong", help="another strong model of the router's vocabulary")
         command.add_argument("--weak", help="another weak model of the router's vocabulary")
     return parser

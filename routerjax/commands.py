@@ -6,7 +6,10 @@ Each imports what it needs when it runs, so that ``--help`` answers at once.
 from __future__ import annotations
 
 import argparse
+import ipaddress
 import logging
+import math
+from collections.abc import Callable
 from typing import TYPE_CHECKING, cast
 
 from routerjax.display import printable
@@ -14,6 +17,7 @@ from routerjax.errors import InputError, PreemptedError
 
 if TYPE_CHECKING:
     from routerjax.router import Router
+    from routerjax.serving.app import Server
 
 logger = logging.getLogger(__name__)
 
@@ -224,6 +228,57 @@ def import_router(arguments: argparse.Namespace) -> None:
     save_router(router, arguments.output)
     _say(f"router of {len(router.models)} models written to {arguments.output}: {router.strong} or {router.weak}")
     _say(f"it reads {router.featurizer.description}")
+
+
+def serve(arguments: argparse.Namespace) -> None:
+    """Serve a router's models behind OpenAI's API."""
+    from routerjax.errors import require_extra
+
+    for package in ("starlette", "uvicorn", "prometheus_client"):
+        require_extra("serve", package, "routerjax serve")
+
+    import contextlib
+    import sys
+
+    from routerjax.router import load_router, router_folder
+    from routerjax.serving.app import Server
+    from routerjax.serving.config import read_config
+    from routerjax.serving.run import listen
+    from routerjax.serving.run import serve as run_server
+
+    if not 0 <= arguments.port < 2**16:
+        raise InputError(f"--port must be in [0, {2**16 - 1}], got {arguments.port}")
+    if not 0 <= arguments.grace < math.inf:
+        raise InputError(f"--grace must be a number of seconds, got {arguments.grace}")
+    config = read_config(arguments.config)
+    stored = load_router(router_folder(arguments.router), encoder=arguments.encoder)
+    router = stored.with_pair(arguments.strong, arguments.weak)
+    if arguments.threshold is not None:
+        router = router.with_threshold(arguments.threshold)
+    _say_what_is_lost(stored, router)
+    with contextlib.ExitStack() as stack:
+        log = sys.stdout
+        if arguments.access_log != "-":
+            log = stack.enter_context(open(arguments.access_log, "a", encoding="utf-8"))
+
+        def make_server(on_failure: Callable[[], None]) -> Server:
+            return Server(
+                router,
+                config,
+                scored=arguments.scored,
+                strip=arguments.strip,
+                access_log=log,
+                log_text=arguments.access_log_text,
+                on_failure=on_failure,
+            )
+
+        listening = stack.enter_context(listen(arguments.host, arguments.port))
+        host, port = listening.getsockname()[:2]
+        if config.token_env is None and not ipaddress.ip_address(host).is_loopback:
+            logger.warning("any machine that reaches %s may use the upstreams' keys: set token_env", host)
+        logger.info("listening on http://%s:%d", f"[{host}]" if ":" in host else host, port)
+        if not run_server(make_server, listening, grace=arguments.grace):
+            raise OSError("the router could not be made ready")
 
 
 def _say(message: str) -> None:

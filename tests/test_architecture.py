@@ -50,9 +50,10 @@ ALLOWED = {
     "router": FAMILIES,
     "evaluation": ROUTER,
     "formats": ROUTER,
+    "serving": ROUTER,
     "pipeline": ROUTER | {"evaluation", "formats", "training"},
     "demo": ROUTER | {"evaluation", "formats", "pipeline", "training"},
-    "commands": ROUTER | {"demo", "evaluation", "formats", "pipeline", "training"},
+    "commands": ROUTER | {"demo", "evaluation", "formats", "pipeline", "serving", "training"},
     "cli": GROUND | {"commands", "formats"},
     # What the package itself exports; nothing below imports it through the package.
     "__init__": ROUTER | {"evaluation", "formats", "training"},

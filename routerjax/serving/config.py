@@ -1,0 +1,221 @@
+"""Configuration of the server: the upstream of each model, time limits, what answers in another's place."""
+
+from __future__ import annotations
+
+import os
+import re
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Annotated, Any, ClassVar, Literal
+from urllib.parse import urlsplit
+
+import yaml
+from annotated_types import Interval
+from pydantic import ConfigDict
+
+from routerjax.config import Count, NonNegative, Positive
+from routerjax.errors import InputError, model_column, nearest
+from routerjax.router import Router
+from routerjax.validation import from_json
+
+ROUTER_MODEL = "router"
+"""Name under which clients ask for the router's choice; ``router-0.7`` is a choice by that threshold."""
+
+ROUTER_NAME = re.compile(rf"{ROUTER_MODEL}(?:-(.*))?", re.DOTALL)
+
+Scored = Literal["last", "user_turns", "all"]
+"""Part of a conversation that is scored, see :mod:`routerjax.serving.conversation`."""
+
+LARGEST_FILE = 2**20
+Retries = Annotated[int, Interval(ge=0, le=10)]
+
+
+@dataclass(frozen=True, kw_only=True)
+class Upstream:
+    """Endpoint that answers for a model.
+
+    Attributes:
+        base_url: ``/chat/completions`` below it is asked.
+        api_key_env: name of the environment variable with its key; None where it asks for none.
+        model: its name for the model; default the name in this configuration.
+        prompt_dollars, completion_dollars: price of a million tokens, for ``/metrics`` and the access log.
+    """
+
+    __pydantic_config__: ClassVar[ConfigDict] = ConfigDict(extra="forbid")
+
+    base_url: str
+    api_key_env: str | None = None
+    model: str | None = None
+    prompt_dollars: NonNegative = 0.0
+    completion_dollars: NonNegative = 0.0
+
+    def __post_init__(self) -> None:
+        try:
+            parts = urlsplit(self.base_url)
+            is_address = parts.scheme in ("http", "https") and parts.hostname and (parts.port is None or parts.port > 0)
+        except ValueError:
+            is_address = False
+            parts = urlsplit("")
+        if not is_address or not self.base_url.isascii() or not self.base_url.isprintable() or " " in self.base_url:
+            raise InputError("base_url must be an address, such as https://api.openai.com/v1, without spaces")
+        if parts.username is not None or parts.query or parts.fragment:  # not shown: there may be a password in it
+            raise InputError("base_url must have no user, query or fragment: a key comes from api_key_env")
+
+    @property
+    def url(self) -> str:
+        """Address of chat completions."""
+        return f"{self.base_url.rstrip('/')}/chat/completions"
+
+    @property
+    def key(self) -> str | None:
+        """Key of the environment.
+
+        Raises:
+            InputError: the variable is not set, or what it holds cannot stand in a header.
+        """
+        return None if self.api_key_env is None else environment_key(self.api_key_env, "api_key_env")
+
+
+@dataclass(frozen=True, kw_only=True)
+class TimeLimits:
+    """Seconds that an upstream may take.
+
+    Attributes:
+        connect: to be reached.
+        first_token: of a stream, to its first token.
+        between_chunks: of a stream, from one chunk to the next.
+        answer: to a whole answer that is not streamed.
+    """
+
+    __pydantic_config__: ClassVar[ConfigDict] = ConfigDict(extra="forbid")
+
+    connect: Positive = 5.0
+    first_token: Positive = 60.0
+    between_chunks: Positive = 60.0
+    answer: Positive = 600.0
+
+
+@dataclass(frozen=True, kw_only=True)
+class ServeConfig:
+    """Settings of the server, as the YAML file has them.
+
+    Attributes:
+        models: upstreams by the names that clients and the router know; names that are none of the router's may be
+            asked for as well.
+        instead: models of the router without an upstream, and the model that answers where one of them is chosen.
+        fallback: models that are tried, in this order, where the chosen one's upstream fails; default all others of
+            the router with an upstream. A model that a client names itself has none.
+        retries: of each upstream, before the fallback.
+        longest_wait: seconds between two tries; an upstream that asks for more is not waited for.
+        seconds: time limits.
+        max_body_bytes: of a request.
+        token_env: name of the environment variable with the bearer token that clients must send; None for none.
+    """
+
+    __pydantic_config__: ClassVar[ConfigDict] = ConfigDict(extra="forbid")
+
+    models: Mapping[str, Upstream]
+    instead: Mapping[str, str] = field(default_factory=dict)
+    fallback: tuple[str, ...] | None = None
+    retries: Retries = 1
+    longest_wait: NonNegative = 4.0
+    seconds: TimeLimits = field(default_factory=TimeLimits)
+    max_body_bytes: Count = 2**25
+    token_env: str | None = None
+
+    def __post_init__(self) -> None:
+        for name in self.models:
+            if not name or ROUTER_NAME.fullmatch(name):
+                raise InputError(f"no model may be called {name!r}: clients ask for the router's choice by that name")
+        for name in (*self.instead.values(), *(self.fallback or ())):
+            model_column(name, tuple(self.models), "the configured")
+
+    @property
+    def token(self) -> str | None:
+        """Bearer token that clients must send.
+
+        Raises:
+            InputError: as :attr:`Upstream.key`.
+        """
+        return None if self.token_env is None else environment_key(self.token_env, "token_env")
+
+    def require_upstreams(self, router: Router) -> None:
+        """Refuse a configuration in which a model that the router may choose is answered by none.
+
+        Raises:
+            InputError: names the models.
+        """
+        pair = (router.strong, router.weak) if router.has_pair else router.models
+        for name in self.instead:
+            router.column(name)
+        missing = [name for name in pair if name not in self.models and name not in self.instead]
+        if missing:
+            listed = ", ".join(missing[:10]) + (f" and {len(missing) - 10} more" if len(missing) > 10 else "")
+            raise InputError(
+                f"no upstream of {listed}: add models.NAME with its base_url, or instead.NAME: OTHER to have another "
+                f"answer{''.join(nearest(name, self.models) for name in missing[:1])}"
+            )
+
+    def answering(self, model: str) -> str:
+        """Name of the configured model that answers for one of the router's."""
+        return model if model in self.models else self.instead[model]
+
+    def order(self, model: str, router: Router) -> list[str]:
+        """Configured models that are tried where the router chooses ``model``, the first of them its own."""
+        pair = (router.strong, router.weak) if router.has_pair else router.models
+        others = [name for name in pair if name in self.models] if self.fallback is None else self.fallback
+        return list(dict.fromkeys([self.answering(model), *others]))
+
+
+def environment_key(variable: str, setting: str) -> str:
+    """Read a secret from the environment.
+
+    Raises:
+        InputError: the variable is not set, or holds what cannot stand in a header; the secret is not shown.
+    """
+    value = os.environ.get(variable, "").strip()
+    if not value:
+        raise InputError(f"{setting}: the environment variable {variable} is not set")
+    if not (value.isascii() and value.isprintable()):
+        raise InputError(f"{setting}: the environment variable {variable} holds characters that no key has")
+    return value
+
+
+def read_config(path: str | os.PathLike[str]) -> ServeConfig:
+    """Read the server's YAML file.
+
+    Raises:
+        InputError: no such file, no YAML, keys that are unknown or there twice, or values of another type or out of
+            range.
+    """
+    path = Path(path)
+    if not path.is_file():
+        raise InputError(f"no file {path}")
+    content = path.read_bytes()
+    if len(content) > LARGEST_FILE:
+        raise InputError(f"{path} has {len(content)} bytes; a configuration has at most {LARGEST_FILE}")
+    try:
+        settings = yaml.load(content, _Loader)
+    except (yaml.YAMLError, UnicodeDecodeError, RecursionError, ValueError) as error:
+        raise InputError(f"{path} is not YAML: {' '.join(str(error).split())}") from error
+    try:
+        return from_json(settings, ServeConfig, "serve")
+    except InputError as error:
+        raise InputError(f"{path}: {error}") from error
+
+
+class _Loader(yaml.SafeLoader):
+    """YAML without references, whose few lines can be billions of values, and without a key that is there twice."""
+
+    def compose_node(self, parent: yaml.Node | None, index: int) -> yaml.Node | None:
+        if self.check_event(yaml.AliasEvent):
+            raise yaml.YAMLError("it has references (*name), which must be written out")
+        return super().compose_node(parent, index)
+
+    def construct_mapping(self, node: Any, deep: bool = False) -> dict[Any, Any]:
+        keys = [key.value for key, _ in node.value]
+        twice = [key for key in keys if keys.count(key) > 1]
+        if twice:
+            raise yaml.YAMLError(f"the key {twice[0]!r} is there twice, line {node.start_mark.line + 1} and below")
+        return super().construct_mapping(node, deep)

@@ -1,0 +1,161 @@
+"""Decisions: which model answers a conversation, by the router's policy or by a threshold that the client names."""
+
+from __future__ import annotations
+
+import logging
+import math
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import cast
+
+import numpy as np
+
+from routerjax.errors import InputError, nearest
+from routerjax.policies import route
+from routerjax.router import Router
+from routerjax.serving.api_errors import SERVER, ApiError
+from routerjax.serving.config import ROUTER_MODEL, ROUTER_NAME, ServeConfig
+from routerjax.serving.metrics import Metrics
+from routerjax.serving.micro_batches import MicroBatches, OverloadedError
+from routerjax.serving.text_scoring import TextOutputs, TextScorer
+
+logger = logging.getLogger(__name__)
+
+
+@dataclass(frozen=True)
+class Decision:
+    """Model that answers, and why.
+
+    Attributes:
+        model: of the router.
+        win_prob: P(the strong model's answer is better); None of a policy without a pair.
+        threshold: that it was compared with; None of a policy without a pair.
+        scores: of all models, in nats; None of a policy with a pair.
+        seconds: from the request to the decision, waiting included.
+    """
+
+    model: str
+    win_prob: float | None
+    threshold: float | None
+    scores: dict[str, float] | None
+    seconds: float
+
+    def described(self) -> dict[str, object]:
+        """Return the decision as JSON holds it."""
+        threshold = "inf" if self.threshold == math.inf else self.threshold
+        of_pair = {"win_prob": self.win_prob, "threshold": threshold}
+        return {"model": self.model, **(of_pair if self.scores is None else {"scores": self.scores})}
+
+
+class Decider:
+    """Decides in micro-batches.
+
+    Args:
+        router: with a policy that can choose.
+        config: names of the models that clients may ask for.
+        metrics: where decisions and batches are counted.
+
+    Attributes:
+        is_ready: True once every shape is compiled.
+
+    Raises:
+        InputError: the router has no threshold, or reads no text.
+    """
+
+    def __init__(self, router: Router, config: ServeConfig, metrics: Metrics) -> None:
+        if not router.policy.chooses:
+            raise InputError("this router has no threshold: store one by routerjax calibrate, or give --threshold")
+        self.router, self.is_ready = router, False
+        self._config, self._metrics = config, metrics
+        self._scorer = TextScorer(router)
+        self._batches: MicroBatches[TextOutputs] = MicroBatches(self._scorer, metrics.observe_batch)
+
+    async def warm_up(self) -> None:
+        """Compile in the worker thread."""
+        await self._batches.in_thread(self._scorer.warm_up)
+        self.is_ready = True
+
+    def close(self) -> None:
+        """End the worker thread."""
+        self._batches.close()
+
+    def threshold(self, name: str) -> float | None:
+        """Threshold that the name of a model stands for: None for that of the policy.
+
+        Args:
+            name: ``router``, or ``router-`` and a number.
+
+        Raises:
+            ApiError: no such model.
+        """
+        match = ROUTER_NAME.fullmatch(name)
+        if match is None:
+            raise self.unknown(name)
+        if match[1] is None:
+            return None
+        try:
+            threshold = float(match[1])
+        except ValueError:
+            raise self.unknown(name) from None
+        if not (0 <= threshold <= 1 or threshold == math.inf):
+            raise self.unknown(name, "; a threshold is in [0, 1], or inf")
+        if not self.router.has_pair:
+            raise self.unknown(name, "; this router's policy has no pair of models, and no threshold")
+        return threshold
+
+    def unknown(self, name: str, why: str = "") -> ApiError:
+        """Error for the name of a model that there is not."""
+        known = [ROUTER_MODEL, *self._config.models]
+        message = f"the model {name[:100]!r} does not exist{why or nearest(name[:100], known)}"
+        return ApiError(404, message, code="model_not_found", param="model")
+
+    async def __call__(self, texts: Sequence[str], threshold: float | None = None) -> list[Decision]:
+        """Decide for each text.
+
+        Args:
+            texts: as they are scored.
+            threshold: in the place of the policy's.
+
+        Raises:
+            ApiError: the server is starting or overloaded, a text cannot be read, or the router answers no probability.
+        """
+        if not self.is_ready:
+            message = "the server is starting: its router is not ready yet"
+            raise ApiError(503, message, SERVER, code="starting", retry_after=5)
+        try:
+            computed, seconds = await self._batches(texts)
+        except OverloadedError:
+            raise ApiError(503, "the server is overloaded", SERVER, code="overloaded", retry_after=1) from None
+        except InputError as error:
+            raise ApiError(400, f"the prompt cannot be routed: {_without_text(error)}", code="unroutable") from None
+        except Exception as error:
+            logger.warning("the router failed on a prompt: %s", type(error).__name__)
+            raise ApiError(503, "the router failed on this prompt", SERVER, code="routing_failed") from None
+        decisions = [self._decision(outputs, threshold, seconds) for outputs in computed]
+        for decision in decisions:
+            self._metrics.routing.observe(seconds)
+            self._metrics.decisions.labels(decision.model, "policy" if threshold is None else "threshold").inc()
+            if decision.win_prob is not None:
+                self._metrics.win_prob.observe(decision.win_prob)
+        return decisions
+
+    def _decision(self, outputs: TextOutputs, threshold: float | None, seconds: float) -> Decision:
+        if threshold is None:
+            threshold = self.router.threshold
+        models, column = self.router.models, outputs.column
+        win_prob, scores = outputs.win_prob, outputs.scores
+        if not all(map(math.isfinite, [win_prob or 0.0, *(scores or ())])) or not 0 <= (column or 0) < len(models):
+            logger.error("the router's scores of a prompt are not finite: its weights are damaged")
+            raise ApiError(500, "the router has no score of this prompt", SERVER, code="routing_failed")
+        if win_prob is not None and threshold is not None:
+            win_prob = min(max(win_prob, 0.0), 1.0)  # rounding alone leaves it
+            is_strong = bool(route(np.asarray([win_prob], np.float32), threshold)[0])
+            column = self.router.column(self.router.strong if is_strong else self.router.weak)
+        by_model = None if scores is None else dict(zip(models, scores, strict=True))
+        return Decision(models[cast(int, column)], win_prob, threshold, by_model, seconds)
+
+
+def _without_text(error: InputError) -> str:
+    """Reason of an error without the row and the prompt that it names."""
+    reason = getattr(error, "reason", str(error))
+    return " ".join(str(reason).lstrip(": ").split())[:300]

@@ -1,0 +1,85 @@
+"""Running server: its socket, its signals, and its end, which waits for what runs."""
+
+from __future__ import annotations
+
+import logging
+import signal
+import socket
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager, suppress
+
+import uvicorn
+from starlette.types import ASGIApp
+
+from routerjax.serving.app import Server
+
+logger = logging.getLogger(__name__)
+
+# Connections that wait to be accepted.
+BACKLOG = 2048
+SIGNALS = (signal.SIGTERM, signal.SIGINT)
+
+
+def listen(host: str, port: int) -> socket.socket:
+    """Open the server's socket; port 0 is any free one.
+
+    Raises:
+        OSError: no such host, or the port is in use; names both.
+    """
+    try:
+        family, _, _, _, address = socket.getaddrinfo(host, port, type=socket.SOCK_STREAM, flags=socket.AI_PASSIVE)[0]
+        return socket.create_server(address[:2], family=family, backlog=BACKLOG)
+    except OSError as error:
+        raise OSError(f"cannot listen on {host}:{port}: {error.strerror or error}") from error
+
+
+def serve(make_server: Callable[[Callable[[], None]], Server], listening: socket.socket, *, grace: float) -> bool:
+    """Serve until SIGTERM or Ctrl-C; a second Ctrl-C ends it at once.
+
+    Args:
+        make_server: the server; it is given a function that ends it.
+        listening: socket, see :func:`listen`.
+        grace: seconds that requests have to end in, once the server is to end.
+
+    Returns:
+        False if the router could not be made ready.
+    """
+    is_failed = False
+
+    def fail() -> None:
+        nonlocal is_failed
+        is_failed = running.should_exit = True
+
+    server = make_server(fail)
+    for name in ("uvicorn", "httpx2", "httpcore2"):  # they log addresses, and headers where they are set to DEBUG
+        logging.getLogger(name).setLevel(logging.WARNING)
+    running = uvicorn.Server(uvicorn_settings(server.app, grace=grace))
+    with _no_signals_after():
+        running.run(sockets=[listening])
+    return not is_failed
+
+
+def uvicorn_settings(app: ASGIApp, *, grace: float) -> uvicorn.Config:
+    """Settings under which an application is served, see :func:`serve`."""
+    return uvicorn.Config(
+        app,
+        access_log=False,
+        log_config=None,
+        server_header=False,
+        lifespan="on",
+        ws="none",
+        timeout_graceful_shutdown=grace,  # pyright: ignore[reportArgumentType] (seconds of asyncio, which may be a part)
+    )
+
+
+@contextmanager
+def _no_signals_after() -> Iterator[None]:
+    """Drop the signals that uvicorn raises again once it has ended in order."""
+    before = {}
+    with suppress(ValueError):  # not in the main thread
+        before = {number: signal.signal(number, lambda *_: None) for number in SIGNALS}
+    try:
+        yield
+    finally:
+        for number, handler in before.items():
+            signal.signal(number, handler)
