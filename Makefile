@@ -38,7 +38,7 @@ lint: $(VENV)/.installed
 types: $(VENV)/.installed
 	$(BIN)/pyright
 
-bundle-env: $(VENV)/.installed  ## a bundle in a new environment that holds what its load.py names, and nothing else
+bundle-env: $(VENV)/.installed  ## a bundle in a new environment that holds what its routerjax_runtime.py names, and nothing else
 	$(BIN)/python -m pytest -m fresh_env tests/formats
 
 # Comparisons with torch implementations live in an environment of their own: nothing else may need torch.

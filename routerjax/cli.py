@@ -209,6 +209,10 @@ def _parser() -> argparse.ArgumentParser:
     export.add_argument("--output", type=Path, required=True, metavar="DIR", help="a new folder for what is written")
     export.set_defaults(run=commands.export)
 
+    verify = subparsers.add_parser("verify", help="check a bundle's files, and its scores by the golden prompts")
+    verify.add_argument("bundle", type=Path, metavar="BUNDLE")
+    verify.set_defaults(run=commands.verify)
+
     importing = subparsers.add_parser("import", help="make a published router a router folder")
     importing.add_argument(
         "source",
@@ -217,14 +221,6 @@ def _parser() -> argparse.ArgumentParser:
     )
     importing.add_argument("--format", required=True, choices=FORMATS, metavar="FORMAT", help="%(choices)s")
     importing.add_argument("--output", type=Path, required=True, metavar="DIR", help="a new folder for the router")
-    importing.add_argument(
-        "--set",
-        nargs="+",
-        action="extend",
-        default=[],
-        metavar="NAME=VALUE",
-        help="options of the format: loss=bag of p2l; system=..., user=... {prompt} of routellm-causal",
-    )
     importing.set_defaults(run=commands.import_router)
 
     serve = subparsers.add_parser("serve", help="OpenAI's API in front of the models that the router chooses among")
@@ -252,6 +248,19 @@ def _parser() -> argparse.ArgumentParser:
     )
     serve.set_defaults(run=commands.serve)
 
+    options = {
+        export: "licence=... of bundles",
+        importing: "loss=bag of p2l; system=..., user=... {prompt} of routellm-causal",
+    }
+    for command, named in options.items():
+        command.add_argument(
+            "--set",
+            nargs="+",
+            action="extend",
+            default=[],
+            metavar="NAME=VALUE",
+            help=f"options of the format: {named}",
+        )
     for command in (evaluate, calibrate, score, export, serve):
         command.add_argument(
             "--encoder", metavar="DIR", help="where the routers' sentence encoder is, if elsewhere now"

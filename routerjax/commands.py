@@ -9,11 +9,11 @@ import argparse
 import ipaddress
 import logging
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import TYPE_CHECKING, cast
 
 from routerjax.display import printable
-from routerjax.errors import InputError, PreemptedError
+from routerjax.errors import InputError, PreemptedError, VerificationError
 
 if TYPE_CHECKING:
     from routerjax.router import Router
@@ -203,13 +203,25 @@ def export(arguments: argparse.Namespace) -> None:
     from routerjax import formats
     from routerjax.router import load_router, router_folder
 
-    format = formats.find_format(arguments.format, formats.WritableFormat)
+    options = _assignments(arguments.set)
+    format = formats.find_format(arguments.format, formats.WritableFormat, options)
     stored = load_router(router_folder(arguments.router), encoder=arguments.encoder)
     router = stored.with_pair(arguments.strong, arguments.weak)
     _say_what_is_lost(stored, router)
-    for name, difference in formats.export(router, arguments.output, arguments.format).items():
+    for name, difference in formats.export(router, arguments.output, arguments.format, options=options).items():
         _say(f"{name}: {format.compared} differ from the router's by at most {difference:.1e}")
     _say(f"verified and written to {arguments.output}; {format.usage(router, arguments.output)}")
+
+
+def verify(arguments: argparse.Namespace) -> None:
+    """Check a bundle's files, and compare it with the scores that it was written with."""
+    from routerjax.runtime import BundleError, load
+
+    try:
+        bundle = load(arguments.bundle)
+        _say(bundle.summary(bundle.verify()))
+    except BundleError as error:
+        raise VerificationError(str(error)) from error
 
 
 def import_router(arguments: argparse.Namespace) -> None:
@@ -217,11 +229,7 @@ def import_router(arguments: argparse.Namespace) -> None:
     from routerjax import formats
     from routerjax.router import save_router
 
-    options = {}
-    for assignment in arguments.set:
-        name, separator, options[name] = assignment.partition("=")
-        if not separator:
-            raise InputError(f"--set takes NAME=VALUE, got {assignment!r}")
+    options = _assignments(arguments.set)
     router = formats.read(
         arguments.source, arguments.format, strong=arguments.strong, weak=arguments.weak, options=options
     )
@@ -279,6 +287,16 @@ def serve(arguments: argparse.Namespace) -> None:
         logger.info("listening on http://%s:%d", f"[{host}]" if ":" in host else host, port)
         if not run_server(make_server, listening, grace=arguments.grace):
             raise OSError("the router could not be made ready")
+
+
+def _assignments(assignments: Sequence[str]) -> dict[str, str]:
+    """Options of a format by name."""
+    options = {}
+    for assignment in assignments:
+        name, separator, options[name] = assignment.partition("=")
+        if not separator:
+            raise InputError(f"--set takes NAME=VALUE, got {assignment!r}")
+    return options
 
 
 def _say(message: str) -> None:

@@ -106,8 +106,8 @@ def run_demo(output: Path, *, seed: int = 0) -> None:
     listed = ", ".join(f"{name} {difference:.0e}" for name, difference in differences.items())
     console.print(f"   {shown}/bundle: verified; largest differences of win probability: {listed}")
 
-    step(6, f"Score three prompts with the bundle: python {shown}/bundle/load.py PROMPT ...")
-    command = [sys.executable, "-I", str(output / "bundle" / "load.py"), *QUESTIONS]
+    step(6, f"Score three prompts with the bundle: python {shown}/bundle/routerjax_runtime.py PROMPT ...")
+    command = [sys.executable, "-I", str(output / "bundle" / "routerjax_runtime.py"), *QUESTIONS]
     scored = subprocess.run(command, capture_output=True, text=True, check=True)
     for line in scored.stdout.splitlines():
         row = json.loads(line)

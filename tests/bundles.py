@@ -7,10 +7,12 @@ from types import ModuleType
 
 from routerjax.sealing import SEAL, seal
 
+PROGRAM = "routerjax_runtime.py"
+
 
 def loader(folder: Path) -> ModuleType:
-    """The bundle's own ``load.py`` as a module, which no other bundle's shadows."""
-    spec = importlib.util.spec_from_file_location("load_of_a_bundle", folder / "load.py")
+    """The bundle's own runtime as a module, which no other bundle's shadows."""
+    spec = importlib.util.spec_from_file_location("runtime_of_a_bundle", folder / PROGRAM)
     module = importlib.util.module_from_spec(spec)
     spec.loader.exec_module(module)
     return module

@@ -49,12 +49,13 @@ ALLOWED = {
     "families": MODELS | {"features"},
     "router": FAMILIES,
     "evaluation": ROUTER,
-    "formats": ROUTER,
+    "runtime": set(),  # a file of every bundle, which needs no routerjax
+    "formats": ROUTER | {"runtime"},
     "serving": ROUTER,
     "plugins": ROUTER,
     "pipeline": ROUTER | {"evaluation", "formats", "training"},
     "demo": ROUTER | {"evaluation", "formats", "pipeline", "training"},
-    "commands": ROUTER | {"demo", "evaluation", "formats", "pipeline", "serving", "training"},
+    "commands": ROUTER | {"demo", "evaluation", "formats", "pipeline", "runtime", "serving", "training"},
     "cli": GROUND | {"commands", "formats"},
     # What the package itself exports; nothing below imports it through the package.
     "__init__": ROUTER | {"evaluation", "formats", "training"},

@@ -80,7 +80,7 @@ def test_a_policy_of_another_package_goes_all_the_way(tmp_path: Path) -> None:
 
     formats.export(router, tmp_path / "bundle", "stablehlo", prompts=PROMPTS)
     (tmp_path / "site" / "cheap_policy.py").unlink()  # a bundle needs no policy's code
-    command = [sys.executable, "-I", str(tmp_path / "bundle" / "load.py"), *PROMPTS]
+    command = [sys.executable, "-I", str(tmp_path / "bundle" / "routerjax_runtime.py"), *PROMPTS]
     finished = subprocess.run(command, capture_output=True, text=True, check=True)
     assert [json.loads(line)["model"] for line in finished.stdout.splitlines()] == expected
     description = json.loads((tmp_path / "bundle" / "bundle.json").read_text())

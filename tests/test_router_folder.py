@@ -207,7 +207,7 @@ def test_files_that_are_missing_or_cut(folder: Path, tmp_path: Path) -> None:
     with pytest.raises(InputError, match=r"is a run that has not ended \(train --resume .*\), and not a router folder"):
         load_router(tmp_path)
     (tmp_path / "bundle.json").touch()
-    with pytest.raises(InputError, match=r"is a bundle, which its load.py scores with, and not a router folder"):
+    with pytest.raises(InputError, match=r"is a bundle, which its routerjax_runtime.py scores with, and not a router"):
         load_router(tmp_path)
     description, tensors = folder / "router.json", folder / "router.safetensors"
     content = description.read_bytes()

@@ -25,7 +25,8 @@ logger = logging.getLogger(__name__)
 class Format(abc.ABC):
     """A router on disk as another program has it: :class:`ReadableFormat`, :class:`WritableFormat`, or both.
 
-    A dataclass has its fields as options of :func:`read`: what the files of the format do not say.
+    A dataclass has its fields as options: of :func:`read`, what the files of the format do not say; of :func:`export`,
+    how they are written.
     """
 
     name: ClassVar[str]
@@ -162,7 +163,12 @@ def read(
 
 
 def export(
-    router: Router, path: str | os.PathLike[str], format: str, *, prompts: Sequence[str] | None = None
+    router: Router,
+    path: str | os.PathLike[str],
+    format: str,
+    *,
+    prompts: Sequence[str] | None = None,
+    options: Mapping[str, object] | None = None,
 ) -> Mapping[str, float]:
     """Write a router as a new folder for another program, load it again, and compare before the folder gets its name.
 
@@ -171,6 +177,7 @@ def export(
         path: a new folder.
         format: a name in :data:`FORMATS`.
         prompts: what the folder is compared with the router on; default :func:`golden_prompts`.
+        options: of the format.
 
     Returns:
         The largest differences found, by name; of what, the format says (:attr:`WritableFormat.compared`).
@@ -184,7 +191,7 @@ def export(
     # Imported here, so that the command line lists formats without starting JAX.
     from routerjax.formats.golden import artefact_precision, golden_query
 
-    path, chosen = Path(path), find_format(format, WritableFormat)
+    path, chosen = Path(path), find_format(format, WritableFormat, options)
     refuse_existing(path)
     chosen.require_form(router)
     with artefact_precision():

@@ -54,19 +54,21 @@ def golden_prompts(max_length: int = 512) -> tuple[str, ...]:
     return (*prompts, " ".join([longest] * times))
 
 
-def golden_outputs(router: Router, query: Sequence[str] | Embeddings, tolerance: float) -> dict[str, np.ndarray]:
-    """Compute what :meth:`Router.output_fn` gives for a query, by the router.
+def golden_scores(router: Router, query: Sequence[str] | Embeddings) -> dict[str, np.ndarray]:
+    """Compute ``scores``, and ``win_prob`` where the policy has a pair, of :meth:`Router.output_fn` by the router."""
+    win_prob = {"win_prob": router.win_prob(query)} if router.has_pair else {}
+    return {**win_prob, "scores": router.scores(query)}
 
-    ``model`` is -1 where a difference that is within the tolerance, of a score or a win probability, would change it.
+
+def golden_models(router: Router, query: Sequence[str] | Embeddings, tolerance: float) -> np.ndarray:
+    """Compute ``model`` of :meth:`Router.output_fn` by the router.
+
+    It is -1 where a difference that is within the tolerance, of a score or a win probability, would change it.
     """
-    name = "win_prob" if router.has_pair else "scores"
-    outputs = {name: router.win_prob(query) if router.has_pair else router.scores(query)}
-    if router.policy.chooses:
-        is_embedded = isinstance(query, Embeddings)
-        arrays = {"embedding": query.embedding} if is_embedded else router.featurizer.query(list(query))
-        scores = apply_module(router.module, router.variables, jax.tree.map(jnp.asarray, arrays))
-        outputs["model"] = np.asarray(router.choose(router.variables, scores, _Settled(router.policy, tolerance)))
-    return outputs
+    is_embedded = isinstance(query, Embeddings)
+    arrays = {"embedding": query.embedding} if is_embedded else router.featurizer.query(list(query))
+    scores = apply_module(router.module, router.variables, jax.tree.map(jnp.asarray, arrays))
+    return np.asarray(router.choose(router.variables, scores, _Settled(router.policy, tolerance)))
 
 
 def compare_scores(router: Router, written: Router, prompts: Sequence[str], *, is_reversed: bool = False) -> float:

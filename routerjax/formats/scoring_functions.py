@@ -28,6 +28,18 @@ def _unflatten(weights: Mapping[str, Array]) -> PyTree:
     return flax.traverse_util.unflatten_dict(dict(weights), sep="/")
 
 
+def input_shapes(router: Router, text: TextFunction | None) -> dict[str, dict[str, dict[str, object]]]:
+    """Inputs of the functions of a router, by function and name: their type and shape, with names of symbolic sizes."""
+    shapes: dict[str, dict[str, dict[str, object]]] = {}
+    if "embedding" in router.featurizer.example():
+        width = router.featurizer.width
+        shapes["from_embedding"] = {"embedding": {"dtype": "float32", "shape": ["batch", width]}}
+    if text is not None:
+        tokens = {"dtype": "int32", "shape": ["batch", "length"]}
+        shapes["from_token_ids"] = {"token_ids": tokens, "attention_mask": tokens}
+    return shapes
+
+
 def export_from_embedding(router: Router) -> jax.export.Exported:
     """``(router weights, embedding float32 [batch, embed]) -> outputs``; see :meth:`Router.output_fn`."""
     compute = router.output_fn()

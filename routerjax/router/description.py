@@ -113,7 +113,7 @@ def read_description(folder: Path) -> RouterDescription:
             raise InputError(f"no router {folder}: expected a router's folder, or a run's")
         what = "is"
         if (folder / "bundle.json").exists():
-            what = "is a bundle, which its load.py scores with, and"
+            what = "is a bundle, which its routerjax_runtime.py scores with, and"
         elif (folder / "training").is_dir():
             what = "is a run that has not ended (train --resume goes on with it), and"
         raise InputError(f"{folder} {what} not a router folder: no {FILE} in it")

@@ -190,17 +190,16 @@ class Router:
     def output_fn(self) -> Callable[[Variables, Query], dict[str, Array]]:
         """The pure ``(variables, query) -> outputs`` that is exported.
 
-        ``win_prob`` float32 [batch] of the policy's pair, or ``scores`` float32 [batch, models] where it has none; and
-        ``model``, int32 [batch], as :meth:`choose` gives it, once the policy can choose.
+        ``scores`` float32 [batch, models], see :meth:`scores`; ``win_prob`` float32 [batch], where the policy has a
+        pair; and ``model``, int32 [batch], as :meth:`choose` gives it, once the policy can choose.
         """
 
         def outputs(variables: Variables, query: Query) -> dict[str, Array]:
             scores = apply_module(self.module, variables, query)
+            computed = {"scores": self.likelihood.model_scores(scores).astype(jnp.float32)}
             if self.has_pair:
                 columns = self.column(self.strong), self.column(self.weak)
-                computed = {"win_prob": pair_win_prob(variables, scores, *columns, self.likelihood)}
-            else:
-                computed = {"scores": self.likelihood.model_scores(scores).astype(jnp.float32)}
+                computed["win_prob"] = pair_win_prob(variables, scores, *columns, self.likelihood)
             return {**computed, "model": self.choose(variables, scores)} if self.policy.chooses else computed
 
         return outputs

@@ -1,4 +1,4 @@
-"""A bundle needs no package but those that ``load.py`` names."""
+"""A bundle needs no package but those that its program names."""
 
 import json
 import re
@@ -10,6 +10,8 @@ from pathlib import Path
 import pytest
 
 from routerjax import formats
+from routerjax.formats.stablehlo import StableHlo
+from tests.bundles import PROGRAM
 from tests.encoders import TEXTS
 from tests.routers import tiny_router
 
@@ -23,14 +25,14 @@ def requirements(program: Path) -> list[str]:
 
 
 def test_the_readme_names_them_too() -> None:
-    names = [re.match(r"[\w-]+", text).group() for text in requirements(Path(formats.stablehlo.LOADER))]
+    names = [re.match(r"[\w-]+", text).group() for text in StableHlo.requirements]
     assert f"`pip install {' '.join(names)}`" in README.read_text()
 
 
 @pytest.mark.fresh_env
 def test_a_bundle_works_where_only_they_are_installed(tmp_path: Path) -> None:
     formats.export(tiny_router(tmp_path, threshold=0.5), tmp_path / "bundle", "stablehlo", prompts=TEXTS)
-    program = tmp_path / "bundle" / "load.py"
+    program = tmp_path / "bundle" / PROGRAM
     venv.create(tmp_path / "env", with_pip=True)
     python = str(tmp_path / "env" / "bin" / "python")
     install = [python, "-I", "-m", "pip", "install", "--quiet", "--disable-pip-version-check", *requirements(program)]

@@ -14,6 +14,7 @@ import pytest
 from routerjax import InputError, Router, features, formats
 from routerjax.formats import stablehlo as bundle_module
 from routerjax.formats.golden import golden_prompts
+from tests.bundles import PROGRAM
 from tests.encoders import TEXTS, save_tiny_encoder
 from tests.routers import tiny_memory_router, tiny_router
 
@@ -22,13 +23,13 @@ PROMPTS = [*TEXTS, "", "primes " * 100, "half an emoji \ud83d"]
 USER = """
 import json, sys
 sys.path.insert(0, sys.argv[1])
-from load import Bundle
-bundle = Bundle(sys.argv[1])
+from routerjax_runtime import load
+bundle = load(sys.argv[1])
 request = json.load(open(sys.argv[2]))
 print(json.dumps({
     "text": bundle.win_prob(request["prompts"]).tolist(),
-    "embedding": [bundle.win_prob_from_embedding(rows).tolist() for rows in request["embedding"]],
-    "tokens": [bundle.win_prob_from_token_ids(ids, mask).tolist() for ids, mask in request["tokens"]],
+    "embedding": [bundle.win_prob(embedding=rows).tolist() for rows in request["embedding"]],
+    "tokens": [bundle.win_prob(token_ids=ids, attention_mask=mask).tolist() for ids, mask in request["tokens"]],
     "modules": [name for name in sys.modules if name.split(".")[0] in ("routerjax", "flax", "torch")],
 }))
 """
@@ -92,8 +93,8 @@ def test_a_process_without_routerjax_gets_the_same_at_any_batch_and_length(
         np.testing.assert_allclose(actual, expected, atol=1e-5)
 
 
-def test_the_loader_scores_prompts_and_routes(router: Router, bundle: Path) -> None:
-    finished = run_python(str(bundle / "load.py"), *TEXTS)
+def test_the_program_scores_prompts_and_routes(router: Router, bundle: Path) -> None:
+    finished = run_python(str(bundle / PROGRAM), *TEXTS)
     rows = [json.loads(line) for line in finished.stdout.splitlines()]
     win_prob = router.win_prob(TEXTS)
     np.testing.assert_allclose([row["win_prob"] for row in rows], win_prob, atol=1e-5)
@@ -103,7 +104,7 @@ def test_the_loader_scores_prompts_and_routes(router: Router, bundle: Path) -> N
 def test_the_bundle_describes_itself(router: Router, bundle: Path) -> None:
     description = json.loads((bundle / "bundle.json").read_text())
     assert description["platforms"] == ["cpu", "cuda", "tpu"]
-    assert description["jax_version"] == jax.__version__
+    assert description["needs"]["jax"] == jax.__version__
     assert description["featurizer"] == router.featurizer.to_dict()
     assert description["golden_prompts"] == list(golden_prompts())
     assert {*description["sha256"], "bundle.json"} == {*os.listdir(bundle)} - {"__pycache__"}
@@ -144,9 +145,9 @@ def test_given_embeddings_and_a_memory_export_too(tmp_path: Path) -> None:
     router = tiny_memory_router(tmp_path)
     differences = formats.export(router, tmp_path / "bundle", "stablehlo")
     assert list(differences) == ["from_embedding"]
-    finished = run_python(str(tmp_path / "bundle" / "load.py"), "some text")
+    finished = run_python(str(tmp_path / "bundle" / PROGRAM), "some text")
     assert finished.returncode == 1
-    assert finished.stderr == "this router takes embeddings, not text: use Bundle.win_prob_from_embedding\n"
+    assert finished.stderr == "this router takes embeddings, not text: give embedding=...\n"
 
 
 def test_refusals(router: Router, tmp_path: Path) -> None:

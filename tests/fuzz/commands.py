@@ -66,9 +66,9 @@ def run(arguments: Sequence[object], *, stdin: bytes = b"") -> Outcome:
 
 
 def run_bundle(folder: Path, prompts: Sequence[str]) -> Outcome:
-    """Run the bundle's ``load.py`` on prompts, which it must score or refuse as a command must."""
+    """Run the bundle's ``routerjax_runtime.py`` on prompts, which it must score or refuse as a command must."""
     module = loader(folder)
-    with unittest.mock.patch.object(sys, "argv", ["load.py", "--", *prompts]):
+    with unittest.mock.patch.object(sys, "argv", ["routerjax_runtime.py", "--", *prompts]):
         outcome = _bounded(module.main, b"", folder)
     if outcome.status != 0:
         _require_refusal(outcome)

@@ -167,7 +167,7 @@ def a_strangers_encoder(place: Place, data: st.DataObject, folder: Path) -> None
 
 def a_strangers_bundle(place: Place, data: st.DataObject, folder: Path) -> None:
     """A bundle that was changed, but for its program: it answers as the router does, or it is refused."""
-    bundle = folders.changed_copy(data, place.root / "bundle", folder / "bundle", keep="load.py")
+    bundle = folders.changed_copy(data, place.root / "bundle", folder / "bundle", keep="routerjax_runtime.py")
     outcome = run_bundle(bundle, PROMPTS)
     if outcome.status == 0:
         require_same_answers(outcome.out, place.win_prob["router"])

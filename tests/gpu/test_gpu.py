@@ -156,7 +156,7 @@ def test_fit_on_a_gpu_learns(tmp_path: Path) -> None:
 def test_a_bundle_written_here_gives_the_routers_win_probabilities(tmp_path: Path, family: str) -> None:
     router = tiny_router(tmp_path) if family == "mf" else tiny_text_router(tmp_path, family=family)
     formats.export(router, tmp_path / "bundle", "stablehlo")  # which compares them in a process of its own
-    assert (tmp_path / "bundle" / "load.py").exists()
+    assert (tmp_path / "bundle" / "routerjax_runtime.py").exists()
 
 
 def test_what_cudnn_does_not_compute_is_refused(tmp_path: Path) -> None:

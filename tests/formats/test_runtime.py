@@ -16,7 +16,8 @@ import safetensors.numpy
 import tokenizers
 
 from routerjax import formats
-from tests.bundles import forge, loader
+from routerjax.pretrained import file_sha256
+from tests.bundles import PROGRAM, forge, loader
 from tests.encoders import TEXTS
 from tests.json_changes import changes
 from tests.routers import tiny_router
@@ -42,7 +43,7 @@ def program(bundle: Path) -> ModuleType:
 
 
 def run_program(bundle: Path, *arguments: str) -> subprocess.CompletedProcess:
-    command = [sys.executable, "-I", str(bundle / "load.py"), *arguments]
+    command = [sys.executable, "-I", str(bundle / PROGRAM), *arguments]
     return subprocess.run(command, capture_output=True, text=True, check=False)
 
 
@@ -58,7 +59,9 @@ def test_any_change_of_the_description_is_refused(program: ModuleType, bundle: P
     content, count = json.loads(path.read_text()), 0
     for changed in changes(content):
         path.write_text(json.dumps(changed))
-        refuse(program, bundle, r"bundle\.json(: expected format| was changed after routerjax wrote it)")
+        refuse(
+            program, bundle, r"bundle\.json(: expected schema| has the schema|.* was changed after routerjax wrote it)"
+        )
         count += 1
     assert count > 60
     path.write_text(json.dumps(content, sort_keys=True))  # no change of what it says
@@ -82,10 +85,11 @@ def test_an_exchanged_pair_is_said_in_one_line(bundle: Path, arguments: list[str
 )
 def test_descriptions_that_are_none(program: ModuleType, bundle: Path, content: str) -> None:
     (bundle / "bundle.json").write_text(content, encoding="latin-1")
-    refuse(program, bundle, r"bundle\.json(: expected format| is damaged)")
+    refuse(program, bundle, r"bundle\.json(: expected schema| is damaged)")
 
 
 def test_damaged_files_and_other_scores_and_an_older_jax(program: ModuleType, bundle: Path) -> None:
+    hashes = json.loads((bundle / "bundle.json").read_text())["sha256"]
     weights = bundle / "router.safetensors"
     safetensors.numpy.save_file(
         {name: leaf * 1.01 for name, leaf in safetensors.numpy.load_file(weights).items()}, weights
@@ -95,7 +99,7 @@ def test_damaged_files_and_other_scores_and_an_older_jax(program: ModuleType, bu
     assert finished.returncode == 1
     assert finished.stderr.strip().endswith("router.safetensors is damaged: its sha256 is not that in bundle.json")
     assert finished.stderr.count("\n") == 1
-    forge(bundle, jax_version="99.1.0")
+    forge(bundle, needs={"jax": "99.1.0"}, sha256={**hashes, weights.name: file_sha256(weights)})
     refuse(program, bundle, "was written by jax 99.1.0 and needs that or newer, got jax .*: pip install 'jax>=99.1.0'")
 
 
@@ -167,20 +171,25 @@ def test_a_prompt_costs_one_row_and_the_tokenizer_is_parsed_once(
     np.testing.assert_allclose(np.concatenate(one), opened.win_prob(TEXTS), atol=1e-6)
     assert opened.win_prob([]).shape == (0,)
     assert shapes == [(1, 32), (4, 32)]
-    opened.win_prob_from_embedding(np.ones((1, 16)))
-    opened.win_prob_from_embedding(np.ones((67, 16)))
+    opened.win_prob(embedding=np.ones((1, 16)))
+    opened.win_prob(embedding=np.ones((67, 16)))
     assert shapes[2:] == [(1, 16), (64, 16), (4, 16)]
     assert len(parsed) == 1
 
 
 def test_inputs_that_the_functions_cannot_take(program: ModuleType, bundle: Path) -> None:
     opened = program.Bundle(bundle)
-    with pytest.raises(program.BundleError, match="prompts must be a list of texts, got one text"):
-        opened.win_prob("a prompt")
+    for query in (
+        {"embedding": np.ones((1, 16)), "prompts": ["a"]},
+        {"token_ids": np.ones((1, 2), int)},
+        {"text": "a"},
+    ):
+        with pytest.raises(program.BundleError, match=r"give prompts, or embedding=\.\.\., or token_ids="):
+            opened.win_prob(**query)
     with pytest.raises(program.BundleError, match="at most 48 tokens a prompt, got 49"):
-        opened.win_prob_from_token_ids(np.ones((1, 49), int), np.ones((1, 49), int))
+        opened.win_prob(token_ids=np.ones((1, 49), int), attention_mask=np.ones((1, 49), int))
     for prompts in (None, 3, b"text", {"a"}, {"a": 1}, iter(["a"]), (prompt for prompt in ["a"])):
-        with pytest.raises(program.BundleError, match="prompts must be a list of texts, got "):
+        with pytest.raises(program.BundleError, match="prompts must be a text or a list of texts, got "):
             opened.win_prob(prompts)
     with pytest.raises(program.BundleError, match="row 1: a prompt must be text, got 3"):
         opened.win_prob(["a", 3])
@@ -194,20 +203,20 @@ def test_inputs_that_the_functions_cannot_take(program: ModuleType, bundle: Path
         1j * embedding,
     ):
         with pytest.raises(program.BundleError, match="embedding") as caught:
-            opened.win_prob_from_embedding(wrong)
+            opened.win_prob(embedding=wrong)
         assert "\n" not in str(caught.value)
     ids, mask = np.ones((2, 32), int), np.ones((2, 32), int)
-    assert opened.win_prob_from_token_ids(ids, mask.astype(bool)).shape == (2,)
+    assert opened.win_prob(token_ids=ids, attention_mask=mask.astype(bool)).shape == (2,)
     for wrong in ((ids, mask[:, :1]), (ids[0], mask[0]), (-ids, mask), (10**6 * ids, mask), (ids, 7 * mask)):
         with pytest.raises(program.BundleError, match=r"token_ids .*attention_mask"):
-            opened.win_prob_from_token_ids(*wrong)
+            opened.win_prob(token_ids=wrong[0], attention_mask=wrong[1])
     with (
-        unittest.mock.patch.object(sys, "argv", ["load.py", "--verify", "a prompt"]),
+        unittest.mock.patch.object(sys, "argv", [PROGRAM, "--verify", "a prompt"]),
         pytest.raises(SystemExit, match="2"),
     ):
         program.main()
     with pytest.raises(program.BundleError, match="token_ids must hold integers, got float64"):
-        opened.win_prob_from_token_ids(1.5 * ids, mask)
+        opened.win_prob(token_ids=1.5 * ids, attention_mask=mask)
 
 
 def test_both_sides_have_one_canonical_form(program: ModuleType, bundle: Path) -> None:
