@@ -244,6 +244,12 @@ def _parser() -> argparse.ArgumentParser:
     )
     serve.add_argument("--access-log-text", action="store_true", help="with the text that was scored")
     serve.add_argument(
+        "--log-preferences", metavar="FILE.jsonl", help="append decisions and feedback, which train reads as battles"
+    )
+    serve.add_argument(
+        "--preferences-text", action="store_true", help="with the text that was scored; default: its SHA-256 alone"
+    )
+    serve.add_argument(
         "--grace", type=float, default=300.0, metavar="SECONDS", help="to finish in after SIGTERM; default: %(default)s"
     )
     serve.set_defaults(run=commands.serve)

@@ -251,6 +251,7 @@ def serve(arguments: argparse.Namespace) -> None:
     from routerjax.router import load_router, router_folder
     from routerjax.serving.app import Server
     from routerjax.serving.config import read_config
+    from routerjax.serving.preferences import PreferenceLog
     from routerjax.serving.run import listen
     from routerjax.serving.run import serve as run_server
 
@@ -265,6 +266,12 @@ def serve(arguments: argparse.Namespace) -> None:
         router = router.with_threshold(arguments.threshold)
     _say_what_is_lost(stored, router)
     with contextlib.ExitStack() as stack:
+        preferences = None
+        if arguments.log_preferences is not None:
+            preferences = PreferenceLog(arguments.log_preferences, router, with_text=arguments.preferences_text)
+            stack.callback(preferences.close)
+        elif arguments.preferences_text:
+            raise InputError("--preferences-text goes with --log-preferences")
         log = sys.stdout
         if arguments.access_log != "-":
             log = stack.enter_context(open(arguments.access_log, "a", encoding="utf-8"))
@@ -277,6 +284,7 @@ def serve(arguments: argparse.Namespace) -> None:
                 strip=arguments.strip,
                 access_log=log,
                 log_text=arguments.access_log_text,
+                preferences=preferences,
                 on_failure=on_failure,
             )
 

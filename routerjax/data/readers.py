@@ -14,6 +14,7 @@ import numpy as np
 import pyarrow as pa
 from jaxtyping import Bool, Float, Float64
 
+from routerjax.data.feedback import is_feedback_log, open_feedback_log
 from routerjax.data.preferences import OUTCOMES, ROW_SUM_TOLERANCE, Preferences
 from routerjax.errors import InputError, nearest, require_extra
 from routerjax.prompts import valid_text
@@ -59,7 +60,7 @@ def read_preferences(
 ) -> Preferences:
     """Read battles from a file, or from the Hugging Face hub.
 
-    Two formats, told apart by their columns:
+    Three formats, told apart by their columns:
 
     - Chatbot Arena 55k: ``prompt`` is a JSON list of turns, of which the first is kept; exactly one of
       ``winner_model_a``, ``winner_model_b``, ``winner_tie`` is 1. Prompts under 16 characters are dropped.
@@ -67,6 +68,7 @@ def read_preferences(
       ``preference_b`` (0 to 1, that b is better, ties counting half) or both, and optionally ``weight``. Where both are
       given, ``preference_b`` is the outcome, except that a tie at 0.5 is a tie and not a coin flip. How much of it is
       ties may be said by ``preference_tie`` and ``preference_both_bad`` (0 to 1).
+    - The log of ``routerjax serve --log-preferences``: see :mod:`routerjax.data.feedback`.
 
     A table that says of any battle that both answers were bad has four outcomes, others have three.
 
@@ -80,7 +82,10 @@ def read_preferences(
     """
     path = Path(source)
     is_large = path.suffix == ".jsonl" and path.is_file() and path.stat().st_size > JSON_BYTES_AT_ONCE
-    table = _open_lines(path, drop_where) if is_large else open_source(source, progress=progress)
+    if is_feedback_log(path):
+        table = open_feedback_log(path)
+    else:
+        table = _open_lines(path, drop_where) if is_large else open_source(source, progress=progress)
     require_columns(table.columns, drop_where, source)
     is_arena = any(name in table.columns for name in ARENA_COLUMNS[3:])
     if is_arena:

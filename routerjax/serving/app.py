@@ -24,6 +24,7 @@ from routerjax.serving.conversation import Conversations
 from routerjax.serving.decisions import Decider, Decision
 from routerjax.serving.guard import RECORD, Guard
 from routerjax.serving.metrics import CONTENT_TYPE, Metrics
+from routerjax.serving.preferences import PreferenceLog
 from routerjax.serving.upstreams import Upstreams
 
 logger = logging.getLogger(__name__)
@@ -42,6 +43,7 @@ class Server:
         scored, strip: see :class:`routerjax.serving.conversation.Conversations`.
         access_log: stream of the access log; None for none.
         log_text: write the text that was scored to it.
+        preferences: log of decisions and feedback; None for none.
         on_failure: called where the router cannot be made ready.
 
     Attributes:
@@ -61,15 +63,16 @@ class Server:
         strip: Sequence[str] = (),
         access_log: TextIO | None = None,
         log_text: bool = False,
+        preferences: PreferenceLog | None = None,
         on_failure: Callable[[], None] = lambda: None,
     ) -> None:
         config.require_upstreams(router)
         self.metrics = Metrics()
-        self._config, self._on_failure = config, on_failure
+        self._config, self._on_failure, self._preferences = config, on_failure, preferences
         self._conversations = Conversations(scored, strip)
         self._upstreams = Upstreams(config, self.metrics)
         self._decider = Decider(router, config, self.metrics)
-        chat = Chat(config, self._decider, self._conversations, self._upstreams, self.metrics)
+        chat = Chat(config, self._decider, self._conversations, self._upstreams, self.metrics, preferences)
 
         async def complete(request: Request) -> Response:
             return await chat(request, request.scope[RECORD])
@@ -79,6 +82,7 @@ class Server:
             Route("/v1/models", self.models),
             Route("/v1/models/{model:path}", self.model),
             Route("/route", self.route, methods=["POST"]),
+            Route("/feedback", self.feedback, methods=["POST"]),
             Route("/health", self.health),
             Route("/ready", self.ready),
             Route("/metrics", self.show_metrics),
@@ -156,7 +160,21 @@ class Server:
         if name == "prompts":
             return JSONResponse({"decisions": [decision.described() for decision in decisions]})
         _record(request, decisions[0], texts[0])
+        if self._preferences is not None:
+            self._preferences.write_decision(request.scope[RECORD].request_id, texts[0], decisions[0], None)
         return JSONResponse(decisions[0].described())
+
+    async def feedback(self, request: Request) -> Response:
+        """Log which of two models answered a request better.
+
+        Raises:
+            ApiError: no log is kept, or as :meth:`PreferenceLog.write_feedback`.
+        """
+        fields = await _json_object(request)
+        if self._preferences is None:
+            raise ApiError(404, "this server logs no preferences: start it with --log-preferences", code="not_found")
+        self._preferences.write_feedback(fields)
+        return JSONResponse({"status": "recorded"})
 
     async def health(self, request: Request) -> Response:
         """Say that the process answers."""

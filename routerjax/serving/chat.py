@@ -18,6 +18,7 @@ from routerjax.serving.conversation import Conversations
 from routerjax.serving.decisions import Decider, Decision
 from routerjax.serving.headers import Headers, header_text
 from routerjax.serving.metrics import Metrics
+from routerjax.serving.preferences import PreferenceLog
 from routerjax.serving.requests import ChatRequest, read_chat_request
 from routerjax.serving.upstreams import Answer, Upstreams
 from routerjax.serving.usage import Usage
@@ -34,6 +35,7 @@ class Chat:
         conversations: reader of what is scored.
         upstreams: client of the models.
         metrics: where decisions, tokens and dollars are counted.
+        preferences: log of decisions; None for none.
     """
 
     def __init__(
@@ -43,9 +45,10 @@ class Chat:
         conversations: Conversations,
         upstreams: Upstreams,
         metrics: Metrics,
+        preferences: PreferenceLog | None,
     ) -> None:
         self._config, self._decider, self._conversations = config, decider, conversations
-        self._upstreams, self._metrics = upstreams, metrics
+        self._upstreams, self._metrics, self._preferences = upstreams, metrics, preferences
 
     async def __call__(self, request: Request, record: Record) -> Response:
         """Answer one request.
@@ -59,6 +62,8 @@ class Chat:
         answer = await self._upstreams.ask(models, wanted, request.headers.raw)
         record.model, record.upstream_seconds = answer.model, answer.seconds
         record.failures = [list(failure) for failure in answer.failures]
+        if decision is not None and self._preferences is not None:
+            self._preferences.write_decision(record.request_id, record.text or "", decision, answer.model)
         headers = [*answer.headers, *routing_headers(decision, answer)]
         if answer.stream is None:
             self._count(answer.model, answer.usage, record)

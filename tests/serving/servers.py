@@ -16,7 +16,7 @@ from routerjax.serving.config import read_config
 from tests.serving.upstream import Upstream, running
 
 KEYS = {"BIG_KEY": "sk-big-0123456789", "SMALL_KEY": "sk-small-0123456789"}
-FAST = {"connect": 2.0, "first_token": 0.4, "between_chunks": 0.4, "answer": 0.4}
+LIMITS = {"connect": 2.0, "first_token": 1.0, "between_chunks": 1.0, "answer": 1.0}
 
 
 def settings(big: Upstream, small: Upstream, **changes: object) -> dict:
@@ -25,7 +25,7 @@ def settings(big: Upstream, small: Upstream, **changes: object) -> dict:
         "big": {"base_url": big.url, "api_key_env": "BIG_KEY", "model": "vendor/big", "prompt_dollars": 10.0},
         "small": {"base_url": small.url, "api_key_env": "SMALL_KEY", "completion_dollars": 2.0},
     }
-    return {"models": models, "seconds": FAST, "longest_wait": 0.3, **changes}
+    return {"models": models, "seconds": LIMITS, "longest_wait": 0.3, **changes}
 
 
 class Running:
@@ -42,8 +42,11 @@ class Running:
     def metric(self, name: str, **labels: str) -> float:
         return self.server.metrics.registry.get_sample_value(f"routerjax_{name}", labels) or 0.0
 
-    def records(self) -> list[dict]:
-        return [json.loads(line) for line in self.log.getvalue().splitlines()]
+    def record(self, answer: httpx2.Response) -> dict:
+        """Line of the access log of a request that was answered; it is written after the answer is sent."""
+        request_id = answer.headers["x-routerjax-request-id"]
+        wait_for(lambda: f'"{request_id}"' in self.log.getvalue(), 5)
+        return next(json.loads(line) for line in self.log.getvalue().splitlines() if request_id in line)
 
 
 @contextlib.contextmanager
@@ -55,9 +58,9 @@ def serving(router: Router, folder: Path, config: dict, **options: object) -> It
     server = Server(router, read_config(path), access_log=log, **options)  # pyright: ignore[reportArgumentType]
     with running(server.app) as address:
         started = Running(address, log, server)
-        wait_for(lambda: started.client.get("/ready").status_code == 200)
-        yield started
-        started.client.close()
+        with started.client:
+            wait_for(lambda: started.client.get("/ready").status_code == 200)
+            yield started
 
 
 def wait_for(condition: object, seconds: float = 60.0) -> None:

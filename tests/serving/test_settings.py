@@ -1,0 +1,135 @@
+"""Configurations of the server, each refused in one line before anything is served."""
+
+import json
+import re
+from pathlib import Path
+
+import pytest
+
+from routerjax import InputError, Router
+from routerjax.cli import main
+from routerjax.policies import CostAware
+from routerjax.router import save_router
+from routerjax.serving.app import Server
+from routerjax.serving.config import read_config
+from routerjax.serving.conversation import Conversations
+from tests.routers import NAMES, tiny_router
+from tests.serving.servers import serving
+from tests.serving.upstream import running_upstream, whole
+
+URL = {"base_url": "http://127.0.0.1:1/v1"}
+PAIR = {"big": URL, "small": URL}
+
+
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [
+        ({"models": {"big": URL}}, "no upstream of small: add models.NAME"),
+        ({"models": {"big": URL, "smal": URL}}, "no upstream of small: .* \\(did you mean 'smal'\\?\\)"),
+        ({"models": {"big": {}, "small": URL}}, "serve.models.big.base_url must be given"),
+        ({"models": {"big": {**URL, "api_key": "sk-1"}}}, "no setting 'serve.models.big.api_key'.*mean 'api_key_env'"),
+        ({"models": {**PAIR, "router-1": URL}}, "no model may be called 'router-1'"),
+        ({"models": {"big": {**URL, "api_key_env": "NO_SUCH"}, "small": URL}}, "api_key_env: .* NO_SUCH is not set"),
+        ({"models": {"big": {**URL, "api_key_env": "BAD_KEY"}, "small": URL}}, "BAD_KEY holds characters"),
+        ({"models": PAIR, "retries": -1}, "serve.retries must be an integer in \\[0, 10\\], got -1"),
+        ({"models": PAIR, "seconds": {"connect": "5"}}, "serve.seconds.connect must be a positive number, got '5'"),
+        ({"models": PAIR, "fallback": ["medium"]}, "'medium' is not one of the configured 2 models"),
+        ({"models": PAIR, "instead": {"tiny": "big"}}, "'tiny' is not one of the router's 3 models"),
+        ({"models": {**PAIR, "big": {"base_url": "ftp://x"}}}, "base_url must be an address"),
+        ({"models": {**PAIR, "big": {"base_url": "http://a:secret@x/"}}}, "base_url must have no user"),
+        ({"models": PAIR, "token_env": "NO_SUCH"}, "token_env: the environment variable NO_SUCH is not set"),
+        (None, "is not YAML"),
+        ([], "serve must be a ServeConfig"),
+    ],
+)
+def test_what_cannot_be_served_is_refused_in_one_line(
+    small_router: Router, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, changes: object, message: str
+) -> None:
+    monkeypatch.setenv("BAD_KEY", "sk-\u00e9")
+    path = tmp_path / "serve.yaml"
+    path.write_text("models: {a: &x 1, b: *x}" if changes is None else json.dumps(changes))
+    with pytest.raises(InputError) as raised:
+        Server(small_router, read_config(path))
+    assert re.search(message, str(raised.value)), raised.value
+    assert "\n" not in str(raised.value)
+    assert "secret" not in str(raised.value)
+
+
+def test_a_key_of_yaml_that_is_there_twice_is_refused(tmp_path: Path) -> None:
+    (tmp_path / "serve.yaml").write_text("models:\n  big: {base_url: http://a}\n  big: {base_url: http://b}\n")
+    with pytest.raises(InputError, match="the key 'big' is there twice, line 2"):
+        read_config(tmp_path / "serve.yaml")
+
+
+def test_the_command_refuses_in_one_line(
+    small_router: Router, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    save_router(small_router.with_threshold(None), tmp_path / "router")
+    (tmp_path / "serve.yaml").write_text(json.dumps({"models": PAIR}))
+    command = ["serve", str(tmp_path / "router"), "--config", str(tmp_path / "serve.yaml"), "--port", "0"]
+    for options, message in (
+        ([], "this router has no threshold: store one by routerjax calibrate, or give --threshold"),
+        (["--threshold", "0.5", "--strip", "("], "--strip must be a regular expression, got '('"),
+        (["--port", "70000"], "--port must be in [0, 65535], got 70000"),
+        (["--threshold", "2"], "the threshold must lie in [0, 1]"),
+    ):
+        assert main([*command, *options]) == 2
+        shown = capsys.readouterr().err
+        assert message in shown
+        assert "Traceback" not in shown
+
+
+def test_many_models_are_chosen_among_by_cost(tmp_path: Path) -> None:
+    prompts = ["what is the capital", "prove that there are primes", "write a poem", "zebra", "country country"]
+    scores = tiny_router(tmp_path).scores(prompts)
+    cost = dict(zip(NAMES, scores.mean(axis=0).tolist(), strict=True))
+    router = tiny_router(tmp_path, policy=CostAware(cost, cost_weight=1.0))
+    assert set(router.route(prompts)) == set(NAMES)
+    with running_upstream() as upstream:
+        models = {name: {"base_url": upstream.url, "model": f"{name}-upstream"} for name in ("big", "small")}
+        config = {"models": models, "instead": {"medium": "small"}, "fallback": ["big"]}
+        with serving(router, tmp_path, config) as started:
+            for prompt, model, of_models in zip(prompts, router.route(prompts), scores.tolist(), strict=True):
+                answer = started.chat(prompt)
+                assert answer.content == whole().body
+                assert answer.headers["x-routerjax-model"] == ("small" if model == "medium" else model)
+                assert "x-routerjax-win-prob" not in answer.headers
+                decision = started.client.post("/route", json={"prompt": prompt}).json()
+                assert decision["model"] == model
+                assert decision["scores"] == pytest.approx(dict(zip(NAMES, of_models, strict=True)), abs=1e-5)
+            assert started.chat(model="router-0.5").status_code == 404
+
+
+IMAGE = {"type": "image_url", "image_url": {"url": "data:image/png;base64,AAAA"}}
+TALK = [
+    {"role": "system", "content": "be brief"},
+    {
+        "role": "user",
+        "content": [{"type": "text", "text": "first <x>scaffold</x>"}, IMAGE, {"type": "text", "text": "2"}],
+    },
+    {"role": "assistant", "content": None, "tool_calls": []},
+    {"role": "tool", "content": "result"},
+    {"role": "user", "content": "last <x>more\nlines</x>"},
+    {"role": "assistant", "tool_calls": []},
+    {"role": "tool", "content": "another result"},
+]
+
+
+@pytest.mark.parametrize(
+    ("scored", "text"),
+    [
+        ("last", "last"),
+        ("user_turns", "first \n2\n\nlast"),
+        ("all", "be brief\n\nfirst \n2\n\nresult\n\nlast\n\nanother result"),
+    ],
+)
+def test_text_that_is_scored(scored: str, text: str) -> None:
+    assert Conversations(scored, ["(?s)<x>.*?</x>"]).text(TALK) == text  # pyright: ignore[reportArgumentType]
+
+
+def test_text_of_conversations_without_any() -> None:
+    read = Conversations().text
+    assert read([{"role": "user", "content": [IMAGE]}]) == ""
+    assert read([{"role": "system", "content": "only"}]) == "only"
+    assert read([{"role": "user", "content": "half \ud83d"}]) == "half \ufffd"
+    assert read([{"role": "user", "content": " as it is\n"}]) == " as it is\n"
