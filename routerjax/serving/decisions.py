@@ -6,7 +6,6 @@ import logging
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import cast
 
 import numpy as np
 
@@ -144,7 +143,7 @@ class Decider:
             threshold = self.router.threshold
         models, column = self.router.models, outputs.column
         win_prob, scores = outputs.win_prob, outputs.scores
-        if not all(map(math.isfinite, [win_prob or 0.0, *(scores or ())])) or not 0 <= (column or 0) < len(models):
+        if not all(map(math.isfinite, [win_prob or 0.0, *(scores or ())])) or not 0 <= column < len(models):
             logger.error("the router's scores of a prompt are not finite: its weights are damaged")
             raise ApiError(500, "the router has no score of this prompt", SERVER, code="routing_failed")
         if win_prob is not None and threshold is not None:
@@ -152,7 +151,7 @@ class Decider:
             is_strong = bool(route(np.asarray([win_prob], np.float32), threshold)[0])
             column = self.router.column(self.router.strong if is_strong else self.router.weak)
         by_model = None if scores is None else dict(zip(models, scores, strict=True))
-        return Decision(models[cast(int, column)], win_prob, threshold, by_model, seconds)
+        return Decision(models[column], win_prob, threshold, by_model, seconds)
 
 
 def _without_text(error: InputError) -> str:

@@ -23,12 +23,12 @@ class TextOutputs(NamedTuple):
     """Outputs of a router for one text.
 
     Attributes:
-        column: of the model that its policy chooses; None of a policy that cannot choose yet.
+        column: of the model that its policy chooses.
         win_prob: of the policy's pair; None of a policy without one.
         scores: of all models, in nats; None of a policy with a pair.
     """
 
-    column: int | None
+    column: int
     win_prob: float | None
     scores: tuple[float, ...] | None
 
@@ -37,7 +37,7 @@ class TextScorer:
     """Pure function from texts to outputs of a router, compiled for few shapes.
 
     Args:
-        router: whose outputs they are.
+        router: whose outputs they are; its policy can choose.
 
     Raises:
         InputError: the router reads no text, or what reads it is not found.
@@ -114,7 +114,8 @@ class TextScorer:
         return self._read(self._outputs(tokens), len(token_ids))
 
     def _read(self, outputs: dict[str, Array], rows: int) -> list[TextOutputs]:
-        on_host = {name: np.asarray(leaf)[:rows].tolist() for name, leaf in outputs.items()}
+        names = ("model", "win_prob") if self.router.has_pair else ("model", "scores")
+        on_host = {name: np.asarray(outputs[name])[:rows].tolist() for name in names}
         nothing = [None] * rows
         columns, win_prob, scores = (on_host.get(name, nothing) for name in ("model", "win_prob", "scores"))
         return [
