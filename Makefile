@@ -67,7 +67,7 @@ trackers: .venv-trackers/.installed  ## runs that are sent to Weights & Biases a
 	touch $@
 
 clients: .venv-clients/.installed  ## plug-ins, by the packages that they are made for
-	LITELLM_LOCAL_MODEL_COST_MAP=True .venv-clients/bin/python -m pytest -m clients tests/plugins
+	LITELLM_LOCAL_MODEL_COST_MAP=True .venv-clients/bin/python -m pytest -W default -m clients tests/plugins
 
 .venv-gpu/.installed: pyproject.toml
 	$(PYTHON) -m venv .venv-gpu

@@ -36,7 +36,7 @@ class RouterJAXRouter(Router):
     """Router with RouteLLM's interface.
 
     Args:
-        checkpoint_path: router folder, or a run's.
+        checkpoint_path: router folder, run or bundle.
         strong_model, weak_model: pair of the router's models that is compared, which may have other names than those
             that RouteLLM calls; default the router's own.
         encoder: folder of the router's sentence encoder, if it is elsewhere now.
