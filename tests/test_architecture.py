@@ -143,6 +143,7 @@ def test_families_never_import_each_other() -> None:
         "routerjax.models.decoder",
         "routerjax.models.decoder_config",
         "routerjax.models.decoder_layers",
+        "routerjax.models.linear",
         "routerjax.models.encoders",
         "routerjax.models.flops",
     }

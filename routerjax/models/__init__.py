@@ -14,7 +14,6 @@ from routerjax.models.causal import CausalRouter
 from routerjax.models.clusters import Clusters, nearest_centroid
 from routerjax.models.decoder import Decoder
 from routerjax.models.decoder_config import DecoderConfig
-from routerjax.models.decoder_layers import FROZEN
 from routerjax.models.encoders import (
     WHOSE_CHOICES,
     Encoder,
@@ -29,6 +28,7 @@ from routerjax.models.encoders import (
     with_choices,
 )
 from routerjax.models.flops import Flops, training_flops
+from routerjax.models.linear import FROZEN
 from routerjax.models.matrix_factorization import MatrixFactorization
 from routerjax.models.sentence import EMBEDDING_LAYERS, POOLINGS, EmbedThen, Normalize, Pooling, SentenceEmbedding
 from routerjax.models.similarity_weighted import (

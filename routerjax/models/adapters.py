@@ -9,7 +9,7 @@ import flax.traverse_util
 import jax.numpy as jnp
 
 from routerjax.models.decoder_config import DecoderConfig
-from routerjax.models.decoder_layers import FROZEN
+from routerjax.models.linear import FROZEN
 from routerjax.typing import Variables
 
 

@@ -12,7 +12,8 @@ from jaxtyping import Array, Float
 from routerjax.config import Fraction
 from routerjax.models.bert_encoder import ROBERTA_LIKE, BertEncoder
 from routerjax.models.flops import CountsTextFlops
-from routerjax.models.layers import dense, mean_over_tokens
+from routerjax.models.layers import mean_over_tokens
+from routerjax.models.linear import Linear
 from routerjax.typing import Query
 
 
@@ -51,14 +52,12 @@ class BertRouter(CountsTextFlops, nn.Module):
             else hidden[:, 0].astype(jnp.float32)
         )
 
-        def head_dense(features: int, axes: tuple[str, str], name: str) -> nn.Dense:
-            return dense(
-                features, axes, name=name, initializer_range=encoder.initializer_range, dtype=jnp.dtype("float32")
-            )
+        def linear(features: int, axes: tuple[str, str], name: str) -> Linear:
+            return Linear(features, axes, encoder.initializer_range, name=name)
 
         if self.head == "architecture":
             if encoder.model_type in ROBERTA_LIKE:
                 pooled = dropout(pooled)
             activation = jax.nn.relu if encoder.model_type == "distilbert" else jnp.tanh
-            pooled = activation(head_dense(encoder.width, ("embed", "mlp"), "dense")(pooled))
-        return head_dense(self.num_models, ("embed", "models"), "classifier")(dropout(pooled))
+            pooled = activation(linear(encoder.width, ("embed", "mlp"), "dense")(pooled))
+        return linear(self.num_models, ("embed", "models"), "classifier")(dropout(pooled))

@@ -8,17 +8,18 @@ from typing import Literal, cast
 import flax.linen as nn
 import jax
 import jax.numpy as jnp
+from flax.linen import spmd
 from jaxtyping import Array, Bool, Float, Int
 
 from routerjax.config import Count, Fraction, NonNegative, Whole
 from routerjax.models.layers import (
     BUCKET_STARTS,
     SelfAttention,
-    dense,
     gelu,
     layer_norm,
     relative_buckets,
 )
+from routerjax.models.linear import Linear, rows_of_table
 from routerjax.typing import PyTree, Query
 
 ModelType = Literal["bert", "roberta", "xlm-roberta", "camembert", "distilbert", "mpnet"]
@@ -46,6 +47,7 @@ class BertLayer(nn.Module):
         position_bias: Float[Array, "heads query key"] | None,
     ) -> Float[Array, "tokens embed"]:
         """Apply one layer to tokens that lie flat, ``[batch * length, embed]``."""
+        hidden = spmd.with_logical_constraint(hidden, ("batch", "embed"))
         dropout = nn.Dropout(self.dropout_rate, deterministic=self.deterministic)
         attended = SelfAttention(
             self.num_heads,
@@ -55,17 +57,11 @@ class BertLayer(nn.Module):
             name="attention",
         )(hidden, is_token, position_bias, deterministic=self.deterministic)
         hidden = layer_norm(epsilon=self.layer_norm_epsilon, name="attention_norm")(hidden + dropout(attended))
-        wide = dense(
-            self.mlp_dim, ("embed", "mlp"), name="mlp_in", initializer_range=self.initializer_range, dtype=self.dtype
-        )(hidden)
-        narrow = dense(
-            hidden.shape[-1],
-            ("mlp", "embed"),
-            name="mlp_out",
-            initializer_range=self.initializer_range,
-            dtype=self.dtype,
-        )(gelu(wide))
-        return layer_norm(epsilon=self.layer_norm_epsilon, name="mlp_norm")(hidden + dropout(narrow))
+        wide = Linear(self.mlp_dim, ("embed", "mlp"), self.initializer_range, self.dtype, name="mlp_in")(hidden)
+        width, axes = hidden.shape[-1], ("mlp", "embed")
+        narrow = Linear(width, axes, self.initializer_range, self.dtype, name="mlp_out")(gelu(wide))
+        hidden = layer_norm(epsilon=self.layer_norm_epsilon, name="mlp_norm")(hidden + dropout(narrow))
+        return spmd.with_logical_constraint(hidden, ("batch", "embed"))
 
 
 class BertEncoder(nn.Module):
@@ -129,7 +125,7 @@ class BertEncoder(nn.Module):
         """Encode ``token_ids`` and ``attention_mask``, both int ``[batch, length]``; the mask is 0 on padding."""
         token_ids, is_token = query["token_ids"], query["attention_mask"] > 0
         batch, length = token_ids.shape
-        hidden = self._table("token_embedding", self.vocab_size, "vocab")[token_ids]
+        hidden = rows_of_table(self._table("token_embedding", self.vocab_size, "vocab"), token_ids)
         added = self._positions(token_ids, is_token)
         if self.num_token_types > 0:
             added = added + self._table("token_type_embedding", self.num_token_types, "token_types")[None, :1]
@@ -182,7 +178,7 @@ class BertEncoder(nn.Module):
             return table[None, :length]
         # Unlike transformers, what stands under the mask is never counted, so that it cannot matter.
         counted = (is_token & (token_ids != self.padding_id)).astype(jnp.int32)
-        return table[self.padding_id + jnp.cumsum(counted, axis=1) * counted]
+        return rows_of_table(table, self.padding_id + jnp.cumsum(counted, axis=1) * counted)
 
     def _position_bias(self, length: int) -> Float[Array, "heads query key"]:
         """Attention bias of the distance between two tokens."""

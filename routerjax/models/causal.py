@@ -10,7 +10,7 @@ from jaxtyping import Array, Float
 
 from routerjax.models.decoder import Decoder
 from routerjax.models.flops import CountsTextFlops
-from routerjax.models.layers import dense
+from routerjax.models.linear import Linear
 from routerjax.typing import Query
 
 
@@ -46,14 +46,8 @@ class CausalRouter(CountsTextFlops, nn.Module):
         config = self.encoder.config
         last = self.encoder(query, deterministic=deterministic, last_only=True)[:, 0].astype(jnp.float32)
         if self.head == "linear":
-            return dense(
-                self.num_models,
-                ("embed", "models"),
-                name="classifier",
-                initializer_range=config.initializer_range,
-                dtype=jnp.dtype("float32"),
-                use_bias=self.use_bias,
-            )(last)
+            size, axes, spread = self.num_models, ("embed", "models"), config.initializer_range
+            return Linear(size, axes, spread, use_bias=self.use_bias, name="classifier")(last)
         initializer = nn.with_logical_partitioning(
             nn.initializers.normal(config.initializer_range), ("models", "embed")
         )

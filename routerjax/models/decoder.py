@@ -15,15 +15,9 @@ from jaxtyping import Array, Bool, Float, Int
 
 from routerjax.models.attention import cudnn_attention, padding_right, plain_attention
 from routerjax.models.decoder_config import DecoderConfig
-from routerjax.models.decoder_layers import (
-    FROZEN,
-    Linear,
-    RmsNorm,
-    rotary_frequencies,
-    rotate,
-    weight,
-)
+from routerjax.models.decoder_layers import RmsNorm, rotary_frequencies, rotate
 from routerjax.models.layers import at_place, last_place
+from routerjax.models.linear import FROZEN, Linear, rows_of_table, weight
 from routerjax.typing import Query
 
 REMAT_POLICIES: Mapping[str, Callable[..., bool] | None] = {
@@ -274,26 +268,17 @@ class Decoder(nn.Module):
             dtype=config.param_dtype,
             frozen=config.lora_rank > 0,
         )
+        rows = functools.partial(rows_of_table, dtype=config.dtype)
         if config.added_tokens:
             shape, axes = (config.added_tokens, config.width), ("added", "embed")
             normal = nn.initializers.normal(config.initializer_range)
             added = weight(self, "added_embedding", normal, axes, shape, dtype=config.param_dtype, frozen=False)
             is_added = (token_ids >= config.vocab_size)[..., None]
             place, known = jnp.maximum(token_ids - config.vocab_size, 0), jnp.minimum(token_ids, config.vocab_size - 1)
-            hidden = jnp.where(is_added, self._rows(added, place), self._rows(table, known))
+            hidden = jnp.where(is_added, rows(added, place), rows(table, known))
         else:
-            hidden = self._rows(table, token_ids)
+            hidden = rows(table, token_ids)
         return hidden * jnp.asarray(config.width**0.5, config.dtype) if config.scale_embeddings else hidden
-
-    def _rows(
-        self, table: Float[Array, "vocab embed"], ids: Int[Array, "batch length"]
-    ) -> Float[Array, "batch length embed"]:
-        """Rows of a table that may be stored in parts: each device reads its columns of all tokens, and gives them to
-        the device that has the tokens. The table itself stays where it is.
-        """
-        rows = table[spmd.with_logical_constraint(ids, (None, None))].astype(self.config.dtype)
-        rows = spmd.with_logical_constraint(rows, (None, None, "embed"))
-        return spmd.with_logical_constraint(rows, ("batch", None, "embed"))
 
     def _angles(self, is_token: Bool[Array, "batch length"]) -> list[tuple[Array, Array]]:
         """Cosine and sine of the rotary positions: of layers that attend to all, and of those that have a window."""

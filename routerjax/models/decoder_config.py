@@ -9,7 +9,8 @@ from typing import Literal
 import jax.numpy as jnp
 
 from routerjax.config import Count, Fraction, NonNegative, Positive, Whole
-from routerjax.models.decoder_layers import FLOAT32, PROJECTIONS
+from routerjax.models.decoder_layers import PROJECTIONS
+from routerjax.models.linear import FLOAT32
 
 DecoderType = Literal["llama", "mistral", "qwen2", "qwen3", "gemma3_text"]
 

@@ -1,43 +1,16 @@
-"""Layers of a decoder: RMS norm, rotary positions, projections with low-rank adapters, grouped attention."""
+"""Layers of a decoder: RMS norm and rotary positions."""
 
 from __future__ import annotations
-
-from collections.abc import Callable
-from typing import cast
 
 import flax.linen as nn
 import jax
 import jax.numpy as jnp
 import numpy as np
-from flax.linen import spmd
 from jaxtyping import Array, Float
 
-FLOAT32 = jnp.dtype("float32")
-FROZEN = "memory"
-"""The collection of the weights that low-rank adapters are added to: stored, never optimised."""
+from routerjax.models.linear import weight
 
-Initializer = Callable[..., Array]
-GATHERED = ("embed", "rank")
-"""Axes of kernels that lie across the devices that the batch is split over: whole where the kernel is used."""
 PROJECTIONS = ("query", "key", "value", "out", "gate", "up", "down")
-
-
-def weight(
-    module: nn.Module,
-    name: str,
-    init: Initializer,
-    axes: tuple[str | None, ...],
-    shape: tuple[int, ...],
-    *,
-    dtype: jnp.dtype,
-    frozen: bool,
-) -> Array:
-    """Make a weight of a module: a parameter, or where it is frozen, a variable that is stored and never optimised."""
-    initializer = nn.with_logical_partitioning(init, axes)
-    if not frozen:
-        return cast(Array, module.param(name, initializer, shape, dtype))
-    stored = module.variable(FROZEN, name, lambda: initializer(module.make_rng("params"), shape, dtype))
-    return cast(Array, nn.meta.unbox(stored.value))
 
 
 class RmsNorm(nn.Module):
@@ -47,7 +20,7 @@ class RmsNorm(nn.Module):
         epsilon: added to the mean square.
         offset: added to the scale: 1 in Gemma, whose stored scales are around 0.
         dtype: of the stored scale.
-        frozen: see :func:`weight`.
+        frozen: see :func:`routerjax.models.linear.weight`.
     """
 
     epsilon: float
@@ -71,72 +44,6 @@ class RmsNorm(nn.Module):
         normed = wide * jax.lax.rsqrt(jnp.mean(wide * wide, axis=-1, keepdims=True) + self.epsilon)
         scale = (self.offset + scale.astype(jnp.float32)).reshape(*[1] * (hidden.ndim - 1), -1)
         return (normed * scale).astype(hidden.dtype)
-
-
-class Linear(nn.Module):
-    """A projection ``x W + b``, with low-rank adapters where they are asked for.
-
-    Attributes:
-        features: width of what comes out.
-        axes: logical axes of the kernel, which is ``[in, out]``.
-        use_bias: add a bias.
-        frozen: store the kernel and the bias, and do not train them; see :func:`weight`.
-        rank: add adapters: with the kernel ``W`` a projection by ``W + scale * A B``, A having so many columns; 0 for
-            none.
-        scale: of adapters.
-        initializer_range: standard deviation of the initial kernel.
-        dtype: of the matmul.
-        param_dtype: of the kernel and the bias as they are stored; adapters are stored in float32.
-
-    Reference:
-        Hu et al., "LoRA" (arXiv 2106.09685).
-    """
-
-    features: int
-    axes: tuple[str, str]
-    use_bias: bool
-    frozen: bool
-    rank: int
-    scale: float
-    initializer_range: float
-    dtype: jnp.dtype
-    param_dtype: jnp.dtype
-
-    @nn.compact
-    def __call__(self, hidden: Float[Array, "tokens in"]) -> Float[Array, "tokens out"]:
-        """Project each row."""
-        shape, frozen, rank = (hidden.shape[-1], self.features), self.frozen, self.rank
-        normal, zeros = nn.initializers.normal(self.initializer_range), nn.initializers.zeros_init()
-        kernel = weight(self, "kernel", normal, self.axes, shape, dtype=self.param_dtype, frozen=frozen)
-        projected = self._project(hidden, kernel, self.axes)
-        if self.use_bias:
-            bias = weight(self, "bias", zeros, self.axes[1:], shape[1:], dtype=self.param_dtype, frozen=frozen)
-            projected = projected + bias.astype(self.dtype)[None]
-        if not rank:
-            return projected
-        # Uniform within 1 / sqrt(in), as peft starts A; B starts at 0, so that nothing changes.
-        uniform = nn.initializers.variance_scaling(1.0 / 3.0, "fan_in", "uniform")
-        low = weight(self, "lora_a", uniform, (self.axes[0], "rank"), (shape[0], rank), dtype=FLOAT32, frozen=False)
-        high = weight(self, "lora_b", zeros, ("rank", self.axes[1]), (rank, shape[1]), dtype=FLOAT32, frozen=False)
-        added = self._project(self._project(hidden, low, (self.axes[0], "rank")), high, ("rank", self.axes[1]))
-        return projected + added * jnp.asarray(self.scale, self.dtype)
-
-    def _project(
-        self, hidden: Float[Array, "tokens in"], kernel: Float[Array, "in out"], axes: tuple[str, str]
-    ) -> Float[Array, "tokens out"]:
-        """Multiply by a kernel that may be stored in parts across the devices that the batch is split over.
-
-        It is gathered as it is used, in the matmul's type, and again in the backward pass: what is kept of the forward
-        pass is each device's own part.
-        """
-
-        def project(hidden: Array, kernel: Array) -> Array:
-            used = spmd.with_logical_constraint(kernel.astype(self.dtype), axes)
-            used = spmd.with_logical_constraint(used, tuple(None if axis in GATHERED else axis for axis in axes))
-            projected = jnp.matmul(hidden.astype(self.dtype), used)
-            return spmd.with_logical_constraint(projected, ("batch", axes[1]))
-
-        return jax.checkpoint(project, prevent_cse=False)(hidden, kernel)
 
 
 def rotary_frequencies(head_dim: int, base: float, scaling: tuple[float, ...] = ()) -> Float[np.ndarray, "half"]:

@@ -8,6 +8,7 @@ import jax.numpy as jnp
 from jaxtyping import Array, Bool, Float, Int
 
 from routerjax.errors import InputError
+from routerjax.models.linear import Linear
 
 # Added to the logits of keys that are padding. Finite, so that a row of nothing but padding has no NaN.
 MASKED = -1e9
@@ -62,26 +63,6 @@ def last_place(is_token: Bool[Array, "batch length"]) -> Int[Array, "batch"]:
 def at_place(hidden: Float[Array, "batch length embed"], place: Int[Array, "batch"]) -> Float[Array, "batch 1 embed"]:
     """Take one vector of each row."""
     return jnp.take_along_axis(hidden, place[:, None, None], axis=1)
-
-
-def dense(
-    features: int,
-    axes: tuple[str, str],
-    *,
-    name: str,
-    initializer_range: float,
-    dtype: jnp.dtype,
-    use_bias: bool = True,
-) -> nn.Dense:
-    """A projection whose kernel is stored ``[in, out]``: the layout that XLA multiplies fastest on CPU."""
-    return nn.Dense(
-        features,
-        use_bias=use_bias,
-        dtype=dtype,
-        kernel_init=nn.with_logical_partitioning(nn.initializers.normal(initializer_range), axes),
-        bias_init=nn.with_logical_partitioning(nn.initializers.zeros_init(), axes[1:]),
-        name=name,
-    )
 
 
 def layer_norm(*, epsilon: float, name: str) -> nn.LayerNorm:
@@ -155,9 +136,7 @@ class SelfAttention(nn.Module):
         head_dim = width // self.num_heads
 
         def heads(name: str) -> Float[Array, "batch heads length head_dim"]:
-            projected = dense(
-                width, ("embed", "heads"), name=name, initializer_range=self.initializer_range, dtype=self.dtype
-            )(hidden)
+            projected = Linear(width, ("embed", "heads"), self.initializer_range, self.dtype, name=name)(hidden)
             return projected.reshape(batch, length, self.num_heads, head_dim).transpose(0, 2, 1, 3)
 
         query, key, value = heads("query") / head_dim**0.5, heads("key"), heads("value")
@@ -171,6 +150,4 @@ class SelfAttention(nn.Module):
         weights = nn.Dropout(self.dropout_rate, deterministic=deterministic)(weights).astype(self.dtype)
         mixed = (jnp.matmul(weights, value, preferred_element_type=jnp.float32) / total).astype(self.dtype)
         mixed = mixed.transpose(0, 2, 1, 3).reshape(batch * length, width)
-        return dense(width, ("heads", "embed"), name="out", initializer_range=self.initializer_range, dtype=self.dtype)(
-            mixed
-        )
+        return Linear(width, ("heads", "embed"), self.initializer_range, self.dtype, name="out")(mixed)

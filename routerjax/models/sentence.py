@@ -14,7 +14,8 @@ from routerjax.config import Pooling
 from routerjax.models.decoder import Decoder
 from routerjax.models.encoders import Encoder
 from routerjax.models.flops import CountsTextFlops
-from routerjax.models.layers import MASKED, dense, gelu, last_token, layer_norm, mean_over_tokens, unit_length
+from routerjax.models.layers import MASKED, gelu, last_token, layer_norm, mean_over_tokens, unit_length
+from routerjax.models.linear import Linear
 from routerjax.scoring import mode
 from routerjax.typing import Query
 
@@ -72,14 +73,7 @@ class Projection(nn.Module):
     @nn.compact
     def __call__(self, embedding: Embedding) -> Float[Array, "batch features"]:
         """Project embeddings, float32."""
-        linear = dense(
-            self.features,
-            ("embed", "mlp"),
-            name="linear",
-            initializer_range=0.02,
-            dtype=jnp.dtype("float32"),
-            use_bias=self.use_bias,
-        )
+        linear = Linear(self.features, ("embed", "mlp"), 0.02, use_bias=self.use_bias, name="linear")
         return ACTIVATIONS[self.activation](linear(embedding))
 
 

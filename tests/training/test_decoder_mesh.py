@@ -71,11 +71,14 @@ class Recording(training.Wrapper):
 
 @functools.cache
 def trained(devices: str, lora_rank: int, remat: bool = True) -> tuple[PyTree, PyTree, Recording]:
+    config = dataclasses.replace(CONFIG, lora_rank=lora_rank, remat=remat)
+    return three_steps(models.CausalRouter(models.Decoder(config), NUM_MODELS), [battles(0), battles(1)], devices)
+
+
+def three_steps(module: nn.Module, parts: list[PreferenceBatch], devices: str) -> tuple[PyTree, PyTree, Recording]:
     """Gradients of the first step, what is trained after three, and the programs of the steps."""
     wrapper = {"one": training.jit_step, "pmap": training.pmap_step}.get(devices)
     recording = Recording(wrapper or training.mesh_step(partitioning.make_mesh(MESHES[devices])))
-    config = dataclasses.replace(CONFIG, lora_rank=lora_rank, remat=remat)
-    module, parts = models.CausalRouter(models.Decoder(config), NUM_MODELS), [battles(0), battles(1)]
     # Random everywhere: the second factors of adapters would start at 0.
     shapes = nn.meta.unbox(jax.eval_shape(module.init, jax.random.key(0), parts[0].query))
     rng = np.random.default_rng(1)
@@ -98,14 +101,7 @@ def trained(devices: str, lora_rank: int, remat: bool = True) -> tuple[PyTree, P
 @pytest.mark.parametrize("lora_rank", [0, RANK])
 @pytest.mark.parametrize("devices", [*MESHES, "pmap"])
 def test_a_decoder_trains_on_many_devices_as_on_one(devices: str, lora_rank: int) -> None:
-    for got, expected, tolerance in zip(
-        trained(devices, lora_rank)[:2], trained("one", lora_rank)[:2], (1e-5, 1e-3), strict=True
-    ):
-        expected = flax.traverse_util.flatten_dict(expected)
-        for path, leaf in flax.traverse_util.flatten_dict(got).items():
-            scale = np.abs(expected[path]).max()
-            assert scale > 0.01, path
-            np.testing.assert_allclose(leaf, expected[path], rtol=0, atol=tolerance * max(scale, 1), err_msg=str(path))
+    assert_alike(trained(devices, lora_rank)[:2], trained("one", lora_rank)[:2])
 
 
 @pytest.mark.parametrize(
@@ -140,6 +136,19 @@ def test_on_a_mesh_no_array_of_a_step_is_whole(devices: str, lora_rank: int, rem
         ]
         # One matrix of a layer, of which tensor parallel devices hold a part each; or the ids of all tokens.
         assert max(gathered, default=0) <= max(LARGEST_MATRIX // MESHES[devices], BATCH * LENGTH)
+
+
+def assert_alike(got: tuple[PyTree, ...], expected: tuple[PyTree, ...]) -> None:
+    """Gradients of the first step, and what is trained after three."""
+    for each, on_one, tolerance in zip(got, map(flat, expected), (1e-5, 1e-3), strict=True):
+        for path, leaf in flat(each).items():
+            scale = np.abs(on_one[path]).max()
+            assert scale > 0.005, path
+            np.testing.assert_allclose(leaf, on_one[path], rtol=0, atol=tolerance * max(scale, 1), err_msg=str(path))
+
+
+def flat(tree: PyTree) -> dict:
+    return flax.traverse_util.flatten_dict(tree)
 
 
 def shape_of(leaf: jax.Array | np.ndarray) -> jax.ShapeDtypeStruct:
