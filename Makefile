@@ -66,8 +66,8 @@ trackers: .venv-trackers/.installed  ## runs that are sent to Weights & Biases a
 	.venv-clients/bin/python -m pip install --quiet --editable '.[dev,clients]'
 	touch $@
 
-clients: .venv-clients/.installed  ## plug-ins, by the packages that they are made for
-	LITELLM_LOCAL_MODEL_COST_MAP=True .venv-clients/bin/python -m pytest -W default -m clients tests/plugins
+clients: .venv-clients/.installed  ## plug-ins and the server, by the packages that they are made for
+	LITELLM_LOCAL_MODEL_COST_MAP=True .venv-clients/bin/python -m pytest -W default -m clients tests/plugins tests/serving
 
 .venv-gpu/.installed: pyproject.toml
 	$(PYTHON) -m venv .venv-gpu
