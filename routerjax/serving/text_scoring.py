@@ -13,10 +13,10 @@ from routerjax.features import TextFunction
 from routerjax.router import Router
 from routerjax.typing import Array, Query, Variables
 
-# Rows of a batch: others are padded to the next of these. A batch has no more tokens than these unless it is one text.
-ROWS = (1, 8)
+# Rows of a batch that is no single text. From this many texts on they are computed together, padded to that: fewer take
+# less time one after the other. A batch has no more tokens than these.
+ROWS, FEWEST_TOGETHER = 4, 3
 MOST_TOKENS = 4096
-SHORTEST = 16
 
 
 class TextOutputs(NamedTuple):
@@ -66,20 +66,12 @@ class TextScorer:
         """Compile for all shapes, and compute once in each."""
         if self._text is None:
             self(["warm"])
-            for rows in ROWS[1:]:
-                self([f"warm {row}" for row in range(rows)])
+            self([f"warm {row}" for row in range(ROWS)])
             return
-        for length in self.lengths:
-            for rows in ROWS:
-                if rows <= self._most_rows(length):
-                    self._compute([[1] * length] * rows, length)
-
-    @functools.cached_property
-    def lengths(self) -> tuple[int, ...]:
-        """Lengths that tokens are padded to: powers of two, and the longest that is read."""
-        longest = cast(TextFunction, self._text).tokenizer.max_length
-        powers = (2**power for power in range(SHORTEST.bit_length() - 1, 31))
-        return (*(length for length in _below(powers, longest)), longest)
+        for length in self._text.tokenizer.lengths:
+            self._compute([[1] * length], length)
+            if ROWS * length <= MOST_TOKENS:
+                self._compute([[1] * length] * ROWS, length)
 
     def __call__(self, texts: Sequence[str]) -> list[TextOutputs]:
         """Compute the outputs for texts, at most a micro-batch of them.
@@ -91,26 +83,30 @@ class TextScorer:
         self.router.featurizer.require_prompts(texts)
         if self._text is None:
             query = self.router.featurizer.query(texts)
-            return [row for part in _parts(query, len(texts)) for row in self._read(self._outputs(part[1]), part[0])]
-        results: list[TextOutputs | None] = [None] * len(texts)
-        token_ids = self._text.tokenizer.read(texts).token_ids
-        bucket = np.searchsorted(self.lengths, [len(ids) for ids in token_ids])
+            computed = [self._of_query(query, part) for part in _parts(len(texts), most=ROWS)]
+            return [outputs for part in computed for outputs in part]
+        results: dict[int, TextOutputs] = {}
+        tokenizer = self._text.tokenizer
+        token_ids = tokenizer.read(texts).token_ids
+        bucket = tokenizer.bucket_of(token_ids)
         for number in np.unique(bucket):
-            length, rows = self.lengths[number], np.flatnonzero(bucket == number)
-            most = self._most_rows(length)
-            for start in range(0, len(rows), most):
-                part = rows[start : start + most]
-                computed = self._compute([token_ids[row] for row in part], length)
-                for row, outputs in zip(part, computed, strict=True):
-                    results[row] = outputs
-        return cast("list[TextOutputs]", results)
+            length, rows = tokenizer.lengths[number], np.flatnonzero(bucket == number)
+            for part in _parts(len(rows), most=ROWS if ROWS * length <= MOST_TOKENS else 1):
+                computed = self._compute([token_ids[row] for row in rows[part]], length)
+                results.update(zip(rows[part].tolist(), computed, strict=True))
+        return [results[row] for row in range(len(texts))]
 
-    def _most_rows(self, length: int) -> int:
-        return max(rows for rows in ROWS if rows == 1 or rows * length <= MOST_TOKENS)
+    def _of_query(self, query: dict[str, np.ndarray], part: slice) -> list[TextOutputs]:
+        """Outputs for a part of a query, which is padded by zeros."""
+        leaves = {name: leaf[part] for name, leaf in query.items()}
+        count = part.stop - part.start
+        missing = 0 if count == 1 else ROWS - count
+        padded = {name: np.pad(leaf, ((0, missing), *[(0, 0)] * (leaf.ndim - 1))) for name, leaf in leaves.items()}
+        return self._read(self._outputs(padded), count)
 
     def _compute(self, token_ids: Sequence[Sequence[int]], length: int) -> list[TextOutputs]:
         tokenizer = cast(TextFunction, self._text).tokenizer
-        tokens = tokenizer.pad(token_ids, length, batch=_padded(len(token_ids)))
+        tokens = tokenizer.pad(token_ids, length, batch=1 if len(token_ids) == 1 else ROWS)
         return self._read(self._outputs(tokens), len(token_ids))
 
     def _read(self, outputs: dict[str, Array], rows: int) -> list[TextOutputs]:
@@ -124,21 +120,10 @@ class TextScorer:
         ]
 
 
-def _below(values: Iterator[int], limit: int) -> Iterator[int]:
-    for value in values:
-        if value >= limit:
-            return
-        yield value
-
-
-def _padded(rows: int) -> int:
-    return next(size for size in ROWS if size >= rows)
-
-
-def _parts(query: dict[str, np.ndarray], rows: int) -> Iterator[tuple[int, dict[str, np.ndarray]]]:
-    """Parts of a query, padded by zeros to one of the numbers of rows, and how many rows of each are texts."""
-    for start in range(0, rows, ROWS[-1]):
-        part = {name: leaf[start : start + ROWS[-1]] for name, leaf in query.items()}
-        count = min(ROWS[-1], rows - start)
-        missing = _padded(count) - count
-        yield count, {name: np.pad(leaf, ((0, missing), *[(0, 0)] * (leaf.ndim - 1))) for name, leaf in part.items()}
+def _parts(rows: int, *, most: int) -> Iterator[slice]:
+    """Split rows into parts that are computed at once: single rows, or up to ``most``."""
+    start = 0
+    while start < rows:
+        count = min(most, rows - start) if rows - start >= FEWEST_TOGETHER else 1
+        yield slice(start, start + count)
+        start += count
