@@ -20,7 +20,7 @@ from routerjax.serving.headers import Headers, header_text
 from routerjax.serving.metrics import Metrics
 from routerjax.serving.preferences import PreferenceLog
 from routerjax.serving.requests import ChatRequest, read_chat_request
-from routerjax.serving.upstreams import Answer, Upstreams
+from routerjax.serving.upstreams import Answer, NoAnswerError, Upstreams
 from routerjax.serving.usage import Usage
 
 logger = logging.getLogger(__name__)
@@ -59,7 +59,11 @@ class Chat:
         wanted = read_chat_request(await request.body())
         record.requested, record.stream = wanted.model[:200], wanted.streams
         models, decision = await self._models(wanted, record)
-        answer = await self._upstreams.ask(models, wanted, request.headers.raw)
+        try:
+            answer = await self._upstreams.ask(models, wanted, request.headers.raw)
+        except NoAnswerError as error:
+            record.failures = [list(failure) for failure in error.failures]
+            raise
         record.model, record.upstream_seconds = answer.model, answer.seconds
         record.failures = [list(failure) for failure in answer.failures]
         if decision is not None and self._preferences is not None:

@@ -11,10 +11,11 @@ HOP_BY_HOP = {
     *(b"connection", b"keep-alive", b"proxy-authenticate", b"proxy-authorization", b"proxy-connection"),
     *(b"te", b"trailer", b"transfer-encoding", b"upgrade"),
 }
-# Credentials of the client are for this server alone; the body's length and encoding are said anew.
+# Credentials of the client are for this server alone; what the body is, is said anew.
 OF_THE_CLIENT_ALONE = {
     *(b"host", b"authorization", b"api-key", b"x-api-key", b"cookie", b"expect"),
-    *(b"content-length", b"content-encoding", b"accept-encoding", b"forwarded", b"origin", b"referer"),
+    *(b"content-length", b"content-encoding", b"content-type", b"accept-encoding"),
+    *(b"forwarded", b"origin", b"referer"),
 }
 OF_THE_UPSTREAM_ALONE = {
     *(b"content-length", b"content-encoding", b"set-cookie", b"date", b"server", b"www-authenticate"),

@@ -57,6 +57,21 @@ class ModelFailure(NamedTuple):
     reason: str
 
 
+class NoAnswerError(ApiError):
+    """Error for a client whose request no model answered, for the reasons in ``failures``."""
+
+    def __init__(self, failures: Sequence[ModelFailure]) -> None:
+        self.failures = failures
+        listed = ", ".join(f"{failure.model} ({failure.reason.replace('_', ' ')})" for failure in failures)
+        message = f"no upstream answered: {listed}"
+        if {failure.reason for failure in failures} == {"status_429"}:
+            super().__init__(429, message, "rate_limit_error", code="upstream_rate_limited", retry_after=1)
+        elif failures[-1].reason == "timeout":
+            super().__init__(504, message, UPSTREAM, code="upstream_timeout")
+        else:
+            super().__init__(502, message, UPSTREAM, code="upstream_failed")
+
+
 @dataclass
 class Answer:
     """Answer of an upstream.
@@ -123,7 +138,7 @@ class Upstreams:
             headers: likewise.
 
         Raises:
-            ApiError: none of them answers.
+            NoAnswerError: none of them answers.
         """
         forwarded = for_upstream(headers)
         failures: list[ModelFailure] = []
@@ -137,7 +152,7 @@ class Upstreams:
             else:
                 answer.failures = failures
                 return answer
-        raise _error(failures)
+        raise NoAnswerError(failures)
 
     async def _ask_model(self, model: str, request: ChatRequest, headers: Headers) -> Answer:
         """Ask one model, with retries.
@@ -222,8 +237,8 @@ class Upstreams:
     def _headers(self, model: str, forwarded: Headers) -> Headers:
         key = self._keys[model]
         authorization = [] if key is None else [(b"authorization", f"Bearer {key}".encode())]
-        kind = [] if any(name == b"content-type" for name, _ in forwarded) else [(b"content-type", b"application/json")]
-        return [*forwarded, *kind, (b"accept-encoding", b"identity"), *authorization]
+        kind = (b"content-type", b"application/json")
+        return [*forwarded, kind, (b"accept-encoding", b"identity"), *authorization]
 
 
 async def _whole(response: httpx2.Response) -> bytes:
@@ -260,15 +275,3 @@ def _retry_after(headers: Mapping[str, str]) -> float | None:
         if 0 <= seconds < 1e6:
             return seconds
     return None
-
-
-def _error(failures: Sequence[ModelFailure]) -> ApiError:
-    """Error for a client whose request no model answered."""
-    reasons = {failure.reason for failure in failures}
-    listed = ", ".join(f"{failure.model} ({failure.reason.replace('_', ' ')})" for failure in failures)
-    message = f"no upstream answered: {listed}"
-    if reasons == {"status_429"}:
-        return ApiError(429, message, "rate_limit_error", code="upstream_rate_limited", retry_after=1)
-    if failures[-1].reason == "timeout":
-        return ApiError(504, message, UPSTREAM, code="upstream_timeout")
-    return ApiError(502, message, UPSTREAM, code="upstream_failed")

@@ -119,14 +119,20 @@ def test_keys_and_headers_of_one_side_are_not_the_others(server: Running, big: U
             **{"Set-Cookie": "a=b", "X-Request-Id": "7", "Connection": "X-Hop", "X-Hop": "1", "Server": "s"}
         )
     )
-    headers = {"Authorization": "Bearer client", "Cookie": "c=d", "X-Title": "kept", "Connection": "close, X-Gone"}
+    headers = {
+        "Authorization": "Bearer client",
+        "Cookie": "c=d",
+        "X-Title": "kept",
+        "Connection": "close, X-Gone",
+        "Content-Type": "text/x",
+    }
     body = {"model": STRONG, "messages": [{"role": "user", "content": "hi"}]}
     answer = server.client.post("/v1/chat/completions", json=body, headers={**headers, "X-Gone": "1", "api-key": "x"})
     assert answer.headers["x-request-id"] == "7"
     assert not {"set-cookie", "x-hop", "server"} & set(answer.headers)
     (sent,) = big.headers
     assert sent["authorization"] == f"Bearer {KEYS['BIG_KEY']}"
-    assert sent["x-title"] == "kept"
+    assert (sent["x-title"], sent["content-type"]) == ("kept", "application/json")
     assert sent["accept-encoding"] == "identity"
     assert not {"cookie", "x-gone", "api-key"} & set(sent)
     assert server.chat(model=STRONG).status_code == 200

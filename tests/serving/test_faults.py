@@ -138,6 +138,7 @@ def test_where_no_model_answers_the_error_has_openais_form(
     assert set(answer.json()["error"]) == {"message", "type", "param", "code"}
     assert "big" in answer.json()["error"]["message"]
     assert ("retry-after" in answer.headers) == (status == 429)
+    assert [model for model, _ in server.record(answer)["failures"]] == ["big", "small"]
     big.answers += [fault] * 2  # a model that is named is answered by no other
     assert server.chat(model="big", stream=is_stream).status_code == status
     assert len(small.bodies) == 2
