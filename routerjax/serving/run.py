@@ -9,6 +9,7 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
 
 import uvicorn
+from prometheus_client import disable_created_metrics
 from starlette.types import ASGIApp
 
 from routerjax.serving.app import Server
@@ -51,6 +52,7 @@ def serve(make_server: Callable[[Callable[[], None]], Server], listening: socket
         is_failed = running.should_exit = True
 
     server = make_server(fail)
+    disable_created_metrics()  # a second line for each counter, which nothing asks for
     for name in ("uvicorn", "httpx2", "httpcore2"):  # they log addresses, and headers where they are set to DEBUG
         logging.getLogger(name).setLevel(logging.WARNING)
     running = uvicorn.Server(uvicorn_settings(server.app, grace=grace))

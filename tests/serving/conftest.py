@@ -5,6 +5,8 @@ from collections.abc import Iterator
 import pytest
 
 from routerjax import Router
+from routerjax.features import load_encoder
+from tests.encoders import save_tiny_encoder
 from tests.routers import tiny_router
 from tests.serving.servers import KEYS, Running, serving, settings
 from tests.serving.upstream import Upstream, running_upstream
@@ -12,7 +14,10 @@ from tests.serving.upstream import Upstream, running_upstream
 
 @pytest.fixture(scope="session")
 def small_router(tmp_path_factory: pytest.TempPathFactory) -> Router:
-    return tiny_router(tmp_path_factory.mktemp("serving"), threshold=0.5)
+    folder = tmp_path_factory.mktemp("serving")
+    save_tiny_encoder(folder / "encoder")
+    # Two lengths of texts, each of which every server compiles.
+    return tiny_router(folder, threshold=0.5, featurizer=load_encoder(folder / "encoder", max_length=32))
 
 
 @pytest.fixture(autouse=True, scope="session")

@@ -2,17 +2,20 @@
 
 import json
 import re
+import sys
 from pathlib import Path
 
 import pytest
 
 from routerjax import InputError, Router
 from routerjax.cli import main
+from routerjax.features import load_encoder
 from routerjax.policies import CostAware
 from routerjax.router import save_router
 from routerjax.serving.app import Server
 from routerjax.serving.config import read_config
 from routerjax.serving.conversation import Conversations
+from tests.encoders import save_tiny_encoder
 from tests.routers import NAMES, tiny_router
 from tests.serving.servers import serving
 from tests.serving.upstream import running_upstream, whole
@@ -79,11 +82,23 @@ def test_the_command_refuses_in_one_line(
         assert "Traceback" not in shown
 
 
+@pytest.mark.parametrize("package", ["starlette", "uvicorn", "prometheus_client"])
+def test_a_missing_extra_is_said_in_one_line(
+    package: str, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setitem(sys.modules, package, None)
+    assert main(["serve", "router", "--config", "serve.yaml"]) == 2
+    message = f"routerjax serve needs {package}, which is missing: pip install 'routerjax[serve]'"
+    assert capsys.readouterr().err == f"routerjax: error: {message}\n"
+
+
 def test_many_models_are_chosen_among_by_cost(tmp_path: Path) -> None:
     prompts = ["what is the capital", "prove that there are primes", "write a poem", "zebra", "country country"]
-    scores = tiny_router(tmp_path).scores(prompts)
+    save_tiny_encoder(tmp_path / "encoder")
+    featurizer = load_encoder(tmp_path / "encoder", max_length=16)
+    scores = tiny_router(tmp_path, featurizer=featurizer).scores(prompts)
     cost = dict(zip(NAMES, scores.mean(axis=0).tolist(), strict=True))
-    router = tiny_router(tmp_path, policy=CostAware(cost, cost_weight=1.0))
+    router = tiny_router(tmp_path, featurizer=featurizer, policy=CostAware(cost, cost_weight=1.0))
     assert set(router.route(prompts)) == set(NAMES)
     with running_upstream() as upstream:
         models = {name: {"base_url": upstream.url, "model": f"{name}-upstream"} for name in ("big", "small")}
