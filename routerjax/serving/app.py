@@ -24,6 +24,7 @@ from routerjax.serving.conversation import Conversations
 from routerjax.serving.decisions import Decider, Decision
 from routerjax.serving.guard import RECORD, Guard
 from routerjax.serving.metrics import CONTENT_TYPE, Metrics
+from routerjax.serving.page import page, status
 from routerjax.serving.preferences import PreferenceLog
 from routerjax.serving.upstreams import Upstreams
 
@@ -31,7 +32,7 @@ logger = logging.getLogger(__name__)
 
 # Prompts of one request to /route.
 MOST_PROMPTS = 1024
-OPEN_PATHS = ("/health", "/ready")
+OPEN_PATHS = ("/", "/health", "/ready")
 
 
 class Server:
@@ -83,6 +84,8 @@ class Server:
             Route("/v1/models/{model:path}", self.model),
             Route("/route", self.route, methods=["POST"]),
             Route("/feedback", self.feedback, methods=["POST"]),
+            Route("/", self.page),
+            Route("/status", self.status),
             Route("/health", self.health),
             Route("/ready", self.ready),
             Route("/metrics", self.show_metrics),
@@ -175,6 +178,17 @@ class Server:
             raise ApiError(404, "this server logs no preferences: start it with --log-preferences", code="not_found")
         self._preferences.write_feedback(fields)
         return JSONResponse({"status": "recorded"})
+
+    async def page(self, request: Request) -> Response:
+        """Show the page; it asks for the token itself."""
+        del request
+        return page()
+
+    async def status(self, request: Request) -> Response:
+        """Describe the state of the server for its page."""
+        del request
+        decider = self._decider
+        return JSONResponse(status(decider.router, self._config, self.metrics, is_ready=decider.is_ready))
 
     async def health(self, request: Request) -> Response:
         """Say that the process answers."""

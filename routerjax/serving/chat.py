@@ -108,6 +108,7 @@ class Chat:
         self._metrics.tokens.labels(model, "prompt").inc(usage.prompt_tokens)
         self._metrics.tokens.labels(model, "completion").inc(usage.completion_tokens)
         self._metrics.dollars.labels(model).inc(dollars)
+        self._metrics.counted.labels(model).inc()
 
 
 class PassedOn(Response):

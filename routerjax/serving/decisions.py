@@ -135,7 +135,7 @@ class Decider:
             self._metrics.routing.observe(seconds)
             self._metrics.decisions.labels(decision.model, "policy" if threshold is None else "threshold").inc()
             if decision.win_prob is not None:
-                self._metrics.win_prob.observe(decision.win_prob)
+                self._metrics.observe_win_prob(decision.win_prob)
         return decisions
 
     def _decision(self, outputs: TextOutputs, threshold: float | None, seconds: float) -> Decision:

@@ -34,9 +34,9 @@ def test_a_token_is_asked_for(
             for path in ("/v1/chat/completions", "/route", "/feedback"):
                 answer = started.client.post(path, json={"model": "big"}, headers=headers)
                 assert (answer.status_code, answer.json()["error"]["code"]) == (401, "invalid_api_key")
-            for path in ("/metrics", "/v1/models", "/nothing"):
+            for path in ("/metrics", "/status", "/v1/models", "/nothing"):
                 assert started.client.get(path, headers=headers).status_code == 401
-        assert started.client.get("/health").status_code == 200
+        assert [started.client.get(path).status_code for path in ("/health", "/")] == [200, 200]
         assert not big.bodies
         started.client.headers["Authorization"] = f"Bearer {TOKEN}"
         assert started.chat(model="big").status_code == 200
@@ -53,7 +53,11 @@ def test_a_token_is_asked_for(
 
 
 def test_what_there_is_not(server: Running) -> None:
-    for method, path, status in (("GET", "/v1/nothing", 404), ("GET", "/v1/chat/completions", 405), ("PUT", "/", 404)):
+    for method, path, status in (
+        ("GET", "/v1/nothing", 404),
+        ("GET", "/v1/chat/completions", 405),
+        ("PUT", "/nothing", 404),
+    ):
         answer = server.client.request(method, path)
         assert answer.status_code == status
         assert answer.json()["error"]["type"] == "invalid_request_error"
