@@ -18,9 +18,10 @@ from routerjax.config import AttributeValue
 from routerjax.errors import InputError
 from routerjax.families import CAUSAL
 from routerjax.features import TokenFeaturizer, load_tokens
-from routerjax.formats.tokenizer_folder import padding_token, tokenizer_files
+from routerjax.formats.tokenizer_folder import json_bytes, padding_token, tokenizer_files
 from routerjax.models import CausalRouter, Decoder, describe_encoder, example_tokens, merge_adapters
 from routerjax.pretrained import (
+    INDEX_FILE,
     decoder_class,
     decoder_json,
     decoder_names,
@@ -100,8 +101,8 @@ def linear_tensors(router: Router, layers: PyTree, head: Mapping[str, str]) -> d
 
 def language_model_files(
     router: Router, label_tokens: Sequence[str]
-) -> tuple[dict[str, object], bytes, dict[str, bytes]]:
-    """Configuration, weights and tokenizer of a router without adapters whose labels are tokens.
+) -> tuple[dict[str, object], dict[str, np.ndarray], dict[str, bytes]]:
+    """Configuration, tensors and tokenizer of a router without adapters whose labels are tokens.
 
     Args:
         router: see :func:`merged`.
@@ -113,7 +114,7 @@ def language_model_files(
     class_name, size = decoder_class(module.encoder.model_type, "CausalLM"), module.encoder.vocab_size + len(added)
     config = {**decoder_config(router, class_name=class_name, vocab_size=size), "pad_token_id": pad_id}
     files = tokenizer_files(featurizer, pad_token=pad_token, added=added)
-    return config, weights_content(language_model_tensors(router)), files
+    return config, language_model_tensors(router), files
 
 
 def language_model_tensors(router: Router) -> dict[str, np.ndarray]:
@@ -146,9 +147,35 @@ def publish(router: Router, params: PyTree, head: Mapping[str, str]) -> dict[str
     return publish_weights(jax.tree.map(lambda leaf: np.asarray(leaf).astype(_dtype(router)), params), names)
 
 
-def weights_content(tensors: Mapping[str, np.ndarray]) -> bytes:
-    """Content of ``model.safetensors``, with the metadata that torch's loaders ask for."""
-    return tensor_bytes(tensors, {"format": "pt"})
+MAX_SHARD_SIZE = "5GB"
+"""Default of transformers."""
+
+
+def write_weights(folder: Path, tensors: Mapping[str, np.ndarray], max_shard_size: str = MAX_SHARD_SIZE) -> None:
+    """Write ``model.safetensors``, or shards and their index as transformers has them, with the metadata that it reads.
+
+    Args:
+        folder: to write into.
+        tensors: by their published names.
+        max_shard_size: of a file, such as ``500MB``; a larger tensor has one of its own.
+    """
+    # Imported here, so that a router is scored without it.
+    from huggingface_hub import split_state_dict_into_shards_factory
+
+    pattern = "model{suffix}.safetensors"
+    split = split_state_dict_into_shards_factory(
+        dict(tensors), get_storage_size=_size, filename_pattern=pattern, max_shard_size=max_shard_size
+    )
+    for name, held in split.filename_to_tensors.items():
+        content = tensor_bytes({tensor: tensors[tensor] for tensor in held}, {"format": "pt"})
+        (folder / name).write_bytes(content)
+    if split.is_sharded:
+        index = {"metadata": split.metadata, "weight_map": split.tensor_to_filename}
+        (folder / INDEX_FILE).write_bytes(json_bytes(index))
+
+
+def _size(tensor: np.ndarray) -> int:
+    return tensor.nbytes
 
 
 def load_decoder_tokens(

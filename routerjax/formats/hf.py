@@ -3,18 +3,21 @@
 from __future__ import annotations
 
 import dataclasses
-import hashlib
 import os
+import re
 from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
 from pathlib import Path
 from typing import cast
 
 import jax
+import numpy as np
 
 from routerjax.errors import InputError, VerificationError
 from routerjax.families import BERT, CAUSAL
 from routerjax.features import Embeddings, TokenFeaturizer, load_tokens
 from routerjax.formats.decoder_folder import (
+    MAX_SHARD_SIZE,
     SCORE,
     decoder_config,
     label_tokens,
@@ -24,7 +27,7 @@ from routerjax.formats.decoder_folder import (
     merged,
     unless_no_bias,
     unless_whole,
-    weights_content,
+    write_weights,
 )
 from routerjax.formats.format import ReadableFormat, WritableFormat
 from routerjax.formats.golden import compare_scores
@@ -53,6 +56,7 @@ from routerjax.pretrained import (
     publish_weights,
     read_json,
     read_labels,
+    weights_sha256,
 )
 from routerjax.router import Router
 
@@ -60,6 +64,7 @@ TRANSFORMERS_LABELS = ("LABEL_0", "LABEL_1")
 """Labels that transformers gives a classifier whose configuration names none."""
 
 
+@dataclass(frozen=True, kw_only=True)
 class HuggingFace(ReadableFormat, WritableFormat):
     """A folder that ``AutoModelForSequenceClassification`` and ``AutoTokenizer`` of transformers load.
 
@@ -68,10 +73,19 @@ class HuggingFace(ReadableFormat, WritableFormat):
     labels are tokens is a folder for ``AutoModelForCausalLM``, whose last logits after the last token are the scores.
     Adapters are added to the weights. The pair, likelihood and threshold go into ``config.json`` under ``routerjax``,
     with a hash of them. What was imported and not trained gives back the tensors bit for bit.
+
+    Attributes:
+        max_shard_size: of a file of weights that is written, such as 500MB; larger ones are several, with their index.
     """
 
     name = "hf"
     compared = "scores"
+
+    max_shard_size: str = MAX_SHARD_SIZE
+
+    def __post_init__(self) -> None:
+        if not re.fullmatch(r"\d{1,6}(\.\d{1,6})?(KB|MB|GB|TB)", self.max_shard_size, re.ASCII):
+            raise InputError(f"max_shard_size must be such as 500MB or 5GB, got {self.max_shard_size!r:.40}")
 
     def read(self, source: str | os.PathLike[str], *, strong: str | None = None, weak: str | None = None) -> Router:
         """Read a classifier with a label for each model: what this format wrote, or another whose labels are the names
@@ -86,6 +100,8 @@ class HuggingFace(ReadableFormat, WritableFormat):
             InputError: no such source, damaged, without a classifier, or no pair of models named where its files name
                 none.
         """
+        if self.max_shard_size != MAX_SHARD_SIZE:
+            raise InputError("max_shard_size is of export: leave it out")
         folder = locate(source)
         is_decoder = read_json(folder / "config.json", dict).get("model_type") in DECODER_TYPES
         settings, featurizer = read_settings(folder), load_decoder_tokens(source) if is_decoder else load_tokens(source)
@@ -137,18 +153,16 @@ class HuggingFace(ReadableFormat, WritableFormat):
         del query
         plain = _as_published(router)
         is_decoder = isinstance(plain.module, CausalRouter)
-        config, weights, files = _decoder_files(plain) if is_decoder else _classifier_files(plain)
-        settings = router_settings(plain, hashlib.sha256(weights).hexdigest())
-        files |= {
-            "config.json": json_bytes({**config, SECTION: settings_as_json(settings)}),
-            "model.safetensors": weights,
-        }
+        config, tensors, files = _decoder_files(plain) if is_decoder else _classifier_files(plain)
+        write_weights(folder, tensors, self.max_shard_size)
+        settings = router_settings(plain, weights_sha256(folder))
+        files["config.json"] = json_bytes({**config, SECTION: settings_as_json(settings)})
         for name, content in files.items():
             (folder / name).write_bytes(content)
 
     def verify(self, router: Router, folder: Path, query: Sequence[str] | Embeddings) -> dict[str, float]:
         """Read the folder and compare scores, up to :data:`TOLERANCE`, tokens and settings."""
-        written = self.read(folder)
+        written = HuggingFace().read(folder)
         settings = [(one.models, one.policy, one.likelihood) for one in (written, _as_published(router))]
         if settings[0] != settings[1]:
             raise VerificationError("its settings are others")
@@ -167,8 +181,8 @@ class HuggingFace(ReadableFormat, WritableFormat):
         return f"transformers' {kind} and AutoTokenizer load it{around}"
 
 
-def _classifier_files(router: Router) -> tuple[dict[str, object], bytes, dict[str, bytes]]:
-    """Configuration, weights and tokenizer of a classifier of the BERT family."""
+def _classifier_files(router: Router) -> tuple[dict[str, object], dict[str, np.ndarray], dict[str, bytes]]:
+    """Configuration, tensors and tokenizer of a classifier of the BERT family."""
     featurizer, module = cast(TokenFeaturizer, router.featurizer), cast(BertRouter, router.module)
     config = BertConfig(
         encoder=featurizer.to_dict()["encoder"],
@@ -176,11 +190,11 @@ def _classifier_files(router: Router) -> tuple[dict[str, object], bytes, dict[st
         labels=router.likelihood.output_names(router.models),
     )
     tensors = publish_weights(router.variables["params"], bert_names(module.encoder.model_type, head=True))
-    return config.to_json(), weights_content(tensors), tokenizer_files(featurizer)
+    return config.to_json(), tensors, tokenizer_files(featurizer)
 
 
-def _decoder_files(router: Router) -> tuple[dict[str, object], bytes, dict[str, bytes]]:
-    """Configuration, weights and tokenizer of a decoder without adapters, with either head."""
+def _decoder_files(router: Router) -> tuple[dict[str, object], dict[str, np.ndarray], dict[str, bytes]]:
+    """Configuration, tensors and tokenizer of a decoder without adapters, with either head."""
     featurizer, module = cast(TokenFeaturizer, router.featurizer), cast(CausalRouter, router.module)
     names = router.likelihood.output_names(router.models)
     if module.head != "linear":
@@ -188,8 +202,8 @@ def _decoder_files(router: Router) -> tuple[dict[str, object], bytes, dict[str, 
     pad_id, pad_token = padding_token(featurizer)
     class_name = decoder_class(module.encoder.model_type, "SequenceClassification")
     config = {**decoder_config(router, class_name=class_name), **labels_json(names), "pad_token_id": pad_id}
-    weights = weights_content(linear_tensors(router, {"classifier": router.variables["params"]["classifier"]}, SCORE))
-    return config, weights, tokenizer_files(featurizer, pad_token=pad_token)
+    tensors = linear_tensors(router, {"classifier": router.variables["params"]["classifier"]}, SCORE)
+    return config, tensors, tokenizer_files(featurizer, pad_token=pad_token)
 
 
 def _as_published(router: Router) -> Router:

@@ -24,7 +24,7 @@ from routerjax.formats.decoder_folder import (
     merged,
     read_tensors,
     unless_whole,
-    weights_content,
+    write_weights,
 )
 from routerjax.formats.format import ReadableFormat, WritableFormat
 from routerjax.formats.golden import compare_scores
@@ -172,10 +172,10 @@ class PromptToLeaderboard(ReadableFormat, WritableFormat):
         files = {
             **tokenizer_files(featurizer, as_published=True),
             "config.json": json_bytes(decoder_config(plain, class_name="P2LModel")),
-            "model.safetensors": weights_content(tensors),
             MODELS_FILE: (json.dumps(list(plain.models), indent=2) + "\n").encode(),
             TRAINING_FILE: json_bytes({"loss_type": loss, "max_length": featurizer.max_length}),
         }
+        write_weights(folder, tensors)
         for name, content in files.items():
             (folder / name).write_bytes(content)
 

@@ -17,6 +17,7 @@ from routerjax.formats.decoder_folder import (
     load_language_model,
     merged,
     unless_whole,
+    write_weights,
 )
 from routerjax.formats.format import ReadableFormat, WritableFormat
 from routerjax.formats.golden import compare_scores
@@ -111,8 +112,9 @@ class CausalClassifier(ReadableFormat, WritableFormat):
         """Write the configuration, the weights and the tokenizer's files."""
         del query
         warn_of_threshold(router, self.name)
-        config, weights, files = language_model_files(merged(router), RATINGS)
-        for name, content in {**files, "config.json": json_bytes(config), "model.safetensors": weights}.items():
+        config, tensors, files = language_model_files(merged(router), RATINGS)
+        write_weights(folder, tensors)
+        for name, content in {**files, "config.json": json_bytes(config)}.items():
             (folder / name).write_bytes(content)
 
     def verify(self, router: Router, folder: Path, query: Sequence[str] | Embeddings) -> dict[str, float]:

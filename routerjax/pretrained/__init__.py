@@ -41,6 +41,7 @@ from routerjax.pretrained.tokenizer_files import (
     tokenizer_config,
 )
 from routerjax.pretrained.weights import (
+    INDEX_FILE,
     TensorNames,
     count_numbers,
     publish_weights,
@@ -55,6 +56,7 @@ from routerjax.pretrained.weights import (
 
 __all__ = [
     "DECODER_TYPES",
+    "INDEX_FILE",
     "LAYER_TENSORS",
     "MINILM",
     "NO_TEMPLATE",

@@ -57,8 +57,8 @@ def test_only_ratings_as_tokens_are_written_as_routellms(tmp_path: Path) -> None
         formats.read(save_causal_classifier(tmp_path / "theirs"), "routellm-causal")
     with pytest.raises(InputError, match=r"takes system, user, assistant_header, got 'usr'.*did you mean 'user'"):
         formats.read(tmp_path / "theirs", "routellm-causal", options={"usr": "{prompt}"})
-    with pytest.raises(InputError, match="the format 'hf' takes no options, got 'loss'"):
-        formats.read(tmp_path / "theirs", "hf", options={"loss": "bt"})
+    with pytest.raises(InputError, match="the format 'routellm-bert' takes no options, got 'loss'"):
+        formats.read(tmp_path / "theirs", "routellm-bert", options={"loss": "bt"})
     router = tiny_text_router(tmp_path, family="causal", attributes={"head": "tokens"})
     with pytest.raises(InputError, match=r"ratings of the weak model .the loss five_ratings"):
         formats.export(router, tmp_path / "out", "routellm-causal")

@@ -141,3 +141,29 @@ def test_a_pair_the_other_way_round_has_the_same_outcomes_again(loss: str, tmp_p
     formats.export(router, tmp_path / "out", "hf")
     again = formats.read(tmp_path / "out", "hf")
     np.testing.assert_allclose(again.outcome_prob(TEXTS), router.outcome_prob(TEXTS), rtol=0, atol=1e-5)
+
+
+def test_large_weights_are_written_in_shards(adapted: Router, tmp_path: Path) -> None:
+    formats.export(adapted, tmp_path / "one", "hf")
+    options = {"max_shard_size": "6KB"}
+    assert formats.export(adapted, tmp_path / "shards", "hf", options=options)["model.safetensors"] < 1e-5
+    index = json.loads((tmp_path / "shards" / "model.safetensors.index.json").read_text())
+    names = {path.name for path in (tmp_path / "shards").glob("*.safetensors")}
+    assert names == set(index["weight_map"].values())
+    assert len(names) > 2
+    whole = safetensors.numpy.load_file(tmp_path / "one" / "model.safetensors")
+    assert index["metadata"]["total_size"] == sum(tensor.nbytes for tensor in whole.values())
+    for name in names:
+        part = safetensors.numpy.load_file(tmp_path / "shards" / name)
+        assert len(part) == 1 or sum(tensor.nbytes for tensor in part.values()) <= 6000
+        for tensor, leaf in part.items():
+            np.testing.assert_array_equal(leaf, whole.pop(tensor))
+    assert not whole
+    again = formats.read(tmp_path / "shards", "hf")
+    assert again.threshold == 0.4  # of these very weights
+    np.testing.assert_array_equal(again.scores(TEXTS), formats.read(tmp_path / "one", "hf").scores(TEXTS))
+    for size in ("5", "-1GB", "5 GiB"):
+        with pytest.raises(InputError, match="max_shard_size must be such as 500MB or 5GB, got"):
+            formats.export(adapted, tmp_path / "out", "hf", options={"max_shard_size": size})
+    with pytest.raises(InputError, match="max_shard_size is of export: leave it out"):
+        formats.read(tmp_path / "one", "hf", options=options)
