@@ -160,6 +160,31 @@ def test_a_run_from_the_command_line(
     np.testing.assert_array_equal(resumed.win_prob(TEXTS), router.win_prob(TEXTS))
 
 
+def test_ties_may_have_a_score_of_each_prompt(folder: Path, arena: Path, tmp_path: Path) -> None:
+    settings = [
+        *("router.family=causal", "router.attributes={'head': 'tokens'}", "router.loss=three_outcome"),
+        *(f"features.encoder={folder}", "features.max_length=16", "training.epochs=1", "training.batch_tokens=256"),
+    ]
+    command = ["train", str(arena / "config.py"), "--output", str(tmp_path / "run"), "--set", *settings]
+    assert main(command) == 0
+    router = load_router(tmp_path / "run" / "router")
+    assert router.variables["params"]["label_embedding"].shape == (len(router.models) + 1, 16)
+    prob = router.outcome_prob(TEXTS)
+    assert prob.shape == (3, 3)
+    np.testing.assert_allclose(prob.sum(axis=1), 1, rtol=0, atol=1e-6)
+    assert np.ptp(prob[:, 1]) > 0
+    formats.export(router, tmp_path / "hf", "hf")
+    np.testing.assert_allclose(formats.read(tmp_path / "hf", "hf").outcome_prob(TEXTS), prob, rtol=0, atol=1e-6)
+    refused = {
+        "p2l": "p2l holds the losses bradley_terry, .*, got three_outcome",
+        "peft": "for no other loss than bradley_terry, got three_outcome",
+        "routellm-causal": "the loss five_ratings, .*got the loss three_outcome",
+    }
+    for name, message in refused.items():
+        with pytest.raises(InputError, match=message):
+            formats.export(router, tmp_path / "out", name)
+
+
 @pytest.mark.parametrize("chosen", [{}, {"lora_rank": 2}])
 def test_a_router_in_bfloat16_is_stored_and_scored_in_it(tmp_path: Path, chosen: dict) -> None:
     router = tiny_text_router(tmp_path, family="causal", chosen={"param_dtype": "bfloat16", **chosen})

@@ -160,8 +160,11 @@ class PeftAdapters(ReadableFormat, WritableFormat):
         if module.head != "linear" and cast(TokenFeaturizer, router.featurizer).truncation == "middle":
             yield "transformers cannot leave out the middle of a text, as this router does (truncation)"
         yield from unless_no_bias(router, "classifiers of peft")
-        if not isinstance(router.likelihood, BradleyTerry) or "calibration" in router.variables:
-            yield "peft has a place for scores of models alone: for no other loss, and no calibration"
+        if not isinstance(router.likelihood, BradleyTerry):
+            loss = router.likelihood.name
+            yield f"peft has a place for scores of models alone: for no other loss than bradley_terry, got {loss}"
+        if "calibration" in router.variables:
+            yield "peft has no place for a calibration: export the router without it"
         yield from unless_threshold(router.policy)
         yield from unless_whole(router)
 

@@ -31,7 +31,7 @@ def causal(tmp_path_factory: pytest.TempPathFactory) -> Router:
         ("hf", [CALIBRATION, "no place for the loss davidson"]),
         ("p2l", ["head='linear', got head='tokens'", "p2l holds the losses", CALIBRATION, "must name a cls_token"]),
         ("routellm-causal", ["the loss five_ratings", CALIBRATION, "set features.truncation=left"]),
-        ("peft", ["peft holds low-rank adapters", "for no other loss, and no calibration"]),
+        ("peft", ["peft holds low-rank adapters", "for no other loss than bradley_terry", CALIBRATION]),
     ],
 )
 def test_all_reasons_are_named_at_once(causal: Router, tmp_path: Path, format: str, reasons: list[str]) -> None:
