@@ -2,6 +2,7 @@
 // Names and prompts of others become text nodes alone: nothing here makes HTML of them.
 const SVG = "http://www.w3.org/2000/svg";
 const PLOT = { left: 60, right: 730, top: 14, bottom: 222 };
+const MOST_SCORES = 10; // of a decision by score and cost that are listed; there may be dozens
 const at = (id) => document.getElementById(id);
 const percent = (share) => `${(100 * share).toFixed(1)} %`;
 const number = (value) => value.toLocaleString("en-US", { maximumFractionDigits: 0 });
@@ -148,8 +149,10 @@ function showDecision() {
   if (decision === null) return;
   at("chosen").hidden = false;
   const rows = Object.entries(decision.scores ?? {}).sort((one, other) => other[1] - one[1]);
+  const listed = rows.filter(([name], row) => row < MOST_SCORES || name === decision.model);
   at("scores").hidden = !rows.length;
-  at("scores").tBodies[0].replaceChildren(...rows.map(([name, score]) => {
+  put("scores-caption", rows.length > listed.length ? `The highest of ${rows.length} scores, in nats` : "Scores, in nats");
+  at("scores").tBodies[0].replaceChildren(...listed.map(([name, score]) => {
     const row = element("tr", "");
     row.append(element("th", name, { scope: "row" }), element("td", score.toFixed(4)));
     return row;

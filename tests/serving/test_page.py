@@ -181,3 +181,8 @@ def test_the_page_of_a_policy_without_a_pair_and_of_no_prompt_yet(small_router: 
     assert texts["scores"] == "medium 2.0000 small 0.5000 big -1.0000"
     assert (texts["model"], texts["why"]) == ("medium", "by its score and its cost.")
     assert "share" not in texts
+    many = {"model": "19", "scores": {str(number): float(-number) for number in range(20)}}
+    answers = {"status": status(router, config, Metrics(), is_ready=True), "route": many}
+    listed = shown(answers, script)
+    assert listed["scores-caption"] == "The highest of 20 scores, in nats"
+    assert listed["scores"].split()[::2] == [*map(str, range(10)), "19"]
