@@ -70,8 +70,10 @@ class Decider:
         self._batches: MicroBatches[TextOutputs] = MicroBatches(self._scorer, metrics.observe_batch)
 
     async def warm_up(self) -> None:
-        """Compile in the worker thread."""
-        await self._batches.in_thread(self._scorer.warm_up)
+        """Compile in the worker thread, one shape after the other, so that it can be cancelled."""
+        shapes = self._scorer.warm_up()
+        while await self._batches.in_thread(lambda: next(shapes, None)) is not None:
+            pass
         self.is_ready = True
 
     def close(self) -> None:

@@ -10,6 +10,7 @@ from collections.abc import Callable, Sequence
 from typing import Generic, NamedTuple, TypeVar
 
 Result = TypeVar("Result")
+Value = TypeVar("Value")
 
 LARGEST_BATCH = 8
 # More texts of requests of one, and of requests of many, are not kept waiting: the server says that it is overloaded.
@@ -51,9 +52,9 @@ class MicroBatches(Generic[Result]):
         self._many: collections.deque[_Waiting[Result]] = collections.deque()
         self._running: asyncio.Task[None] | None = None
 
-    async def in_thread(self, function: Callable[[], None]) -> None:
+    async def in_thread(self, function: Callable[[], Value]) -> Value:
         """Run a function in the worker thread."""
-        await asyncio.get_running_loop().run_in_executor(self._thread, function)
+        return await asyncio.get_running_loop().run_in_executor(self._thread, function)
 
     async def __call__(self, texts: Sequence[str]) -> Timed[list[Result]]:
         """Results of texts.

@@ -62,16 +62,17 @@ class TextScorer:
         else:
             self._outputs = functools.partial(jax.jit(of_tokens), (router.variables, text.variables))
 
-    def warm_up(self) -> None:
-        """Compile for all shapes, and compute once in each."""
-        if self._text is None:
-            self(["warm"])
-            self([f"warm {row}" for row in range(ROWS)])
-            return
-        for length in self._text.tokenizer.lengths:
-            self._compute([[1] * length], length)
-            if ROWS * length <= MOST_TOKENS:
-                self._compute([[1] * length] * ROWS, length)
+    def warm_up(self) -> Iterator[tuple[int, int]]:
+        """Compile for all shapes, and compute once in each; yield its rows and its length, which is 0 of no tokens."""
+        for rows in (1, ROWS):
+            if self._text is None:
+                self([f"warm {row}" for row in range(rows)])
+                yield rows, 0
+                continue
+            for length in self._text.tokenizer.lengths:
+                if rows == 1 or rows * length <= MOST_TOKENS:
+                    self._compute([[1] * length] * rows, length)
+                    yield rows, length
 
     def __call__(self, texts: Sequence[str]) -> list[TextOutputs]:
         """Compute the outputs for texts, at most a micro-batch of them.
