@@ -69,6 +69,18 @@ def test_it_is_in_every_format(trained: Router, tmp_path: Path) -> None:
         assert (tmp_path / "3" / file.name).read_bytes() == file.read_bytes(), file.name
 
 
+def test_it_is_a_trained_row_of_a_peft_folder(trained: Router, tmp_path: Path) -> None:
+    formats.export(trained, tmp_path / "out", "peft")
+    config = json.loads((tmp_path / "out" / "adapter_config.json").read_text())
+    assert (config["task_type"], config["trainable_token_indices"]) == ("SEQ_CLS", [ROWS])
+    tensors = safetensors.numpy.load_file(tmp_path / "out" / "adapter_model.safetensors")
+    row = tensors["base_model.model.model.embed_tokens.token_adapter.trainable_tokens_delta"]
+    np.testing.assert_array_equal(row, trained.variables["params"]["encoder"]["added_embedding"])
+    options = {"models": list(trained.models)}
+    with pytest.raises(InputError, match=r"trainable_token_indices is not computed here, got \[130\]"):
+        formats.read(tmp_path / "out", "peft", strong=trained.strong, weak=trained.weak, options=options)
+
+
 @pytest.mark.parametrize(
     ("changes", "message"),
     [

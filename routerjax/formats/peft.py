@@ -18,7 +18,7 @@ import numpy as np
 from routerjax.config import Count, Positive
 from routerjax.errors import InputError
 from routerjax.families import CAUSAL, pretrained_variables
-from routerjax.features import Embeddings, TokenFeaturizer, configured_length
+from routerjax.features import Embeddings, TokenFeaturizer, configured_length, ends_in_cls
 from routerjax.formats.decoder_folder import label_tokens, load_decoder_tokens, unless_no_bias, unless_whole
 from routerjax.formats.format import ReadableFormat, WritableFormat
 from routerjax.formats.golden import compare_scores
@@ -78,7 +78,8 @@ class PeftAdapters(ReadableFormat, WritableFormat):
     (task SEQ_CLS). Label tokens are rows of ``AutoModelForCausalLM`` after the base's vocabulary (task CAUSAL_LM,
     ``trainable_token_indices``), and these rows alone are written: of the output layer, or of the token table where
     that is the output layer. The tokenizer beside them has the label tokens, so that ``AutoPeftModelForCausalLM``
-    resizes the base by itself, and says how many tokens of a text are read.
+    resizes the base by itself, and says how many tokens of a text are read. A CLS token that a linear head reads is
+    such a row of the token table, with its tokenizer; what has one is written, and not read.
 
     Attributes:
         models: names of the scores; default the strong and the weak model.
@@ -155,9 +156,11 @@ class PeftAdapters(ReadableFormat, WritableFormat):
             yield "peft holds low-rank adapters of a causal router (features.encoder_attributes.lora_rank)"
         if not isinstance(module, CausalRouter):
             return
-        if module.encoder.config.added_tokens:
+        featurizer = cast(TokenFeaturizer, router.featurizer)
+        if module.encoder.config.added_tokens and not _has_cls(module, featurizer):
             yield "peft's adapters are on the base's own vocabulary, and the router's encoder has tokens more"
-        if module.head != "linear" and cast(TokenFeaturizer, router.featurizer).truncation == "middle":
+        has_tokenizer = module.head != "linear" or _has_cls(module, featurizer)
+        if has_tokenizer and featurizer.truncation == "middle":
             yield "transformers cannot leave out the middle of a text, as this router does (truncation)"
         yield from unless_no_bias(router, "classifiers of peft")
         if not isinstance(router.likelihood, BradleyTerry):
@@ -187,21 +190,27 @@ class PeftAdapters(ReadableFormat, WritableFormat):
         }
         head: PyTree
         table = _table_of_labels(module)
+        added: list[str] | None = label_tokens(router.models)
         if table is None:
             settings |= {"task_type": WITH_LINEAR_HEAD, "modules_to_save": ["classifier", "score"]}
             head = {"classifier": {"kernel": params["classifier"]["kernel"]}}
+            added = [] if _has_cls(module, featurizer) else None
+            if added is not None:
+                settings["trainable_token_indices"] = list(_label_rows(decoder, 1))
+                head["added_embedding"] = params["encoder"]["added_embedding"]
         else:
             rows = list(_label_rows(decoder, len(router.models)))
             # A list is of the token table, and of the output layer that is tied to it.
             indices = rows if table == INPUT else {table: rows}
             settings |= {"task_type": WITH_LABELS, "modules_to_save": None, "trainable_token_indices": indices}
             head = {"label_embedding": params["label_embedding"]}
+        if added is not None:
             _, pad_token = padding_token(featurizer)
-            files = tokenizer_files(featurizer, pad_token=pad_token, added=label_tokens(router.models))
+            files = tokenizer_files(featurizer, pad_token=pad_token, added=added)
             for name, content in files.items():
                 (folder / name).write_bytes(content)
         tree = {"layers": _adapters(params["encoder"], decoder), **head}
-        names = adapter_names(decoder.lora_targets, _head_names(table))
+        names = adapter_names(decoder.lora_targets, _head_names(table, "added_embedding" in head))
         (folder / CONFIG).write_bytes(json_bytes(settings))
         (folder / WEIGHTS).write_bytes(tensor_bytes(publish_weights(tree, names), {"format": "pt"}))
 
@@ -222,13 +231,21 @@ class PeftAdapters(ReadableFormat, WritableFormat):
             f"PeftModel.from_pretrained(AutoModelForSequenceClassification.from_pretrained({featurizer.source!r}, "
             f"{settings}), {str(path)!r})"
         )
-        if _table_of_labels(cast(CausalRouter, router.module)) is not None:
+        module = cast(CausalRouter, router.module)
+        if _has_cls(module, featurizer):
+            loads = f"AutoPeftModelForSequenceClassification.from_pretrained({str(path)!r}, {settings})"
+        elif _table_of_labels(module) is not None:
             loads = f"AutoPeftModelForCausalLM.from_pretrained({str(path)!r})"
             labels = f"the logits of the last {len(router.models)} tokens after the last token: {labels}"
         return (
             f"{loads} loads it; its labels are {labels}, and its texts {text!r}, of which it reads "
             f"the {keeps} {featurizer.max_length} tokens"
         )
+
+
+def _has_cls(module: CausalRouter, featurizer: TokenFeaturizer) -> bool:
+    """Return True for a CLS token after the base's vocabulary, under a linear head."""
+    return module.encoder.config.added_tokens == 1 and module.head == "linear" and ends_in_cls(featurizer)
 
 
 def _adapters(encoder: PyTree, decoder: DecoderConfig) -> PyTree:
@@ -262,7 +279,7 @@ def _require_names(weights: Path, models: Sequence[str]) -> None:
 
 
 def _label_rows(decoder: DecoderConfig, count: int) -> range:
-    """Token ids of the labels, after the vocabulary."""
+    """Token ids of the labels, or of a CLS token, after the vocabulary."""
     return range(decoder.vocab_size, decoder.vocab_size + count)
 
 
@@ -292,10 +309,10 @@ def _label_table(config: Mapping[str, Any], decoder: DecoderConfig, count: int, 
     return table
 
 
-def _head_names(table: str | None) -> dict[str, str]:
-    """Published name -> path of the head: a linear one, or rows of a table."""
+def _head_names(table: str | None, has_cls: bool = False) -> dict[str, str]:
+    """Published name -> path of the head: a linear one, perhaps with the row of a CLS token, or rows of a table."""
     if table is None:
-        return {SCORE: "classifier/kernel"}
+        return {SCORE: "classifier/kernel", **({f"{TABLES[INPUT]}.{_ROWS}": "added_embedding"} if has_cls else {})}
     return {f"{TABLES[table]}.{_ROWS}": "label_embedding"}
 
 
@@ -326,7 +343,8 @@ def _load(
     decoder = module.encoder.config
     variables = pretrained_variables(module, locate(featurizer.source), jax.random.key(0))
     params = variables["params"]
-    names = adapter_names(decoder.lora_targets, _head_names(table))
+    has_cls = _has_cls(module, featurizer)
+    names = adapter_names(decoder.lora_targets, _head_names(table, has_cls))
     if table is not None:
         _require_same_tokens(folder / WEIGHTS, decoder, variables[FROZEN]["encoder"]["token_embedding"])
         # No prompt has label tokens, so that their rows as inputs count for nothing; nor do other rows of the output.
@@ -335,13 +353,15 @@ def _load(
         left_out = sorted(({*unread} - {*names.table}) & {*tensor_shapes(folder / WEIGHTS)})
         if left_out:
             logger.info("%s: not read, no score depends on them: %s", folder / WEIGHTS, ", ".join(left_out))
+    row = {"added_embedding": params["encoder"]["added_embedding"]} if has_cls else {}
     head = {name: leaf for name, leaf in params.items() if name != "encoder"}
-    read = read_weights(folder / WEIGHTS, names, {"layers": _adapters(params["encoder"], decoder), **head})
+    read = read_weights(folder / WEIGHTS, names, {"layers": _adapters(params["encoder"], decoder), **head, **row})
     layers = {
         name: {**params["encoder"]["layers"].get(name, {}), **{part: leaf["kernel"] for part, leaf in parts.items()}}
         for name, parts in read["layers"].items()
     }
-    encoder = {**params["encoder"], "layers": {**params["encoder"]["layers"], **layers}}
+    encoder = {**params["encoder"], **{name: read[name] for name in row}}
+    encoder["layers"] = {**encoder["layers"], **layers}
     merged = {**variables, "params": {**{name: read[name] for name in head}, "encoder": encoder}}
     return Router(
         module=module,

@@ -1,12 +1,18 @@
 """Adapters in PEFT's format against peft and transformers in torch."""
 
+import dataclasses
 from pathlib import Path
 
+import jax
+import jax.numpy as jnp
 import numpy as np
 import pytest
 import safetensors.numpy
 
 from routerjax import formats
+from routerjax.config import FeatureConfig
+from routerjax.families import CAUSAL, pretrained_variables
+from routerjax.features import open_featurizer
 from tests.decoders import save_tiny_decoder
 from tests.encoders import TEXTS
 from tests.formats.test_hf_decoder import randomised
@@ -64,6 +70,32 @@ def test_a_folder_of_peft_imports(tmp_path: Path) -> None:
     assert before.keys() == after.keys()
     for name, tensor in before.items():
         np.testing.assert_array_equal(after[name], tensor)
+
+
+@pytest.mark.filterwarnings("ignore")
+@pytest.mark.parametrize("model_type", ["llama", "gemma3_text"])
+def test_a_cls_token_loads_in_peft(model_type: str, tmp_path: Path) -> None:
+    import peft
+    import torch
+
+    base = save_tiny_decoder(tmp_path / "encoder", model_type=model_type, vocab_size=130)  # more rows than tokens
+    chosen, attributes = {"lora_rank": 2, "lora_targets": ("query", "up")}, {"use_bias": False}
+    added = {"template": "[CLS] {prompt} [SEP]", "cls_token": "<|cls|>", "encoder_attributes": chosen}
+    featurizer = open_featurizer(FeatureConfig(encoder=str(base), max_length=48, **added), embeds=False)
+    module = CAUSAL.make_module(num_outputs=3, attributes=attributes, featurizer=featurizer)
+    variables = jax.tree.map(jnp.asarray, pretrained_variables(module, base, jax.random.key(0)))
+    router = tiny_text_router(tmp_path, family="causal", attributes=attributes, chosen=chosen)
+    router = dataclasses.replace(router, module=module, featurizer=featurizer, variables=variables)
+    router = randomised(router)
+    assert formats.export(router, tmp_path / "out", "peft")["adapter_model.safetensors"] == 0.0
+    sizes = {"num_labels": 3, "pad_token_id": 0}
+    model = peft.AutoPeftModelForSequenceClassification.from_pretrained(tmp_path / "out", **sizes).eval()
+    query = router.featurizer.query(TEXTS)
+    with torch.inference_mode():
+        ids, mask = (torch.from_numpy(query[name]).long() for name in ("token_ids", "attention_mask"))
+        theirs = model(input_ids=ids, attention_mask=mask).logits.numpy()
+    assert (query["token_ids"] == 130).sum() == len(TEXTS)
+    np.testing.assert_allclose(theirs, router.scores(TEXTS), rtol=0, atol=1e-4)
 
 
 def label_scores(model, router) -> np.ndarray:
