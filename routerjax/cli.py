@@ -255,7 +255,7 @@ def _parser() -> argparse.ArgumentParser:
     serve.set_defaults(run=commands.serve)
 
     options = {
-        export: "licence=... of bundles, max_shard_size=1GB of hf",
+        export: "licence=... of bundles, weights=int8 of onnx, max_shard_size=1GB of hf",
         importing: "loss=bag of p2l; system=..., user=... {prompt} of routellm-causal",
     }
     for command, named in options.items():

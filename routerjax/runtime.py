@@ -33,8 +33,7 @@ DESCRIPTION, GOLDEN, TOKENIZER, RUNTIME = "bundle.json", "golden.npz", "tokenize
 # Requests of any size are computed in parts of so many rows. Of a format that compiles each shape, parts are padded to
 # powers of two of rows and to multiples of the step in length.
 LARGEST_BATCH, LENGTH_STEP = 64, 32
-# None leads out of the folder, or holds control characters.
-PLAIN_NAME = re.compile(r"[A-Za-z0-9_][A-Za-z0-9_.-]*(/[A-Za-z0-9_][A-Za-z0-9_.-]*)*")
+PLAIN_NAME = re.compile(r"[A-Za-z0-9_][A-Za-z0-9_.-]*(/[A-Za-z0-9_][A-Za-z0-9_.-]*)*")  # of a file
 SMALLEST_PROB = np.finfo(np.float32).eps
 
 Outputs = dict[str, np.ndarray]
@@ -296,7 +295,8 @@ def _onnx(description: Any, file: Callable[[str], Path]) -> Functions:
     """Functions of a bundle by name, by onnxruntime on the CPU."""
     onnxruntime = _library("onnxruntime")
     options = onnxruntime.SessionOptions()
-    options.log_severity_level = 3  # errors, which are raised too
+    options.log_severity_level = 3  # errors
+    options.add_session_config_entry("session.disable_quant_qdq", "1")  # int8 becomes float32 once
 
     def function(path: Path) -> Callable[[Outputs], Outputs]:
         session = onnxruntime.InferenceSession(str(path), options, providers=["CPUExecutionProvider"])
@@ -309,11 +309,12 @@ def _onnx(description: Any, file: Callable[[str], Path]) -> Functions:
 def _vector(description: Any, file: Callable[[str], Path]) -> Functions:
     """The function of a bundle that is one vector and a bias, by numpy."""
     vector = np.load(file(description["functions"]["from_embedding"]["file"]), allow_pickle=False)
-    bias, calibration = np.float32(description["bias"]), description["calibration"]
+    bias, tie, calibration = np.float32(description["bias"]), description["tie_threshold"], description["calibration"]
     policy, models = description["policy"], description["models"]
 
     def function(query: Outputs) -> Outputs:
-        win_prob = _sigmoid(query["embedding"] @ vector + bias)
+        margin = query["embedding"] @ vector + bias
+        win_prob = 0.5 + 0.5 * (_sigmoid(margin - tie) - _sigmoid(-margin - tie))
         if calibration is not None and "knots" in calibration:
             win_prob = np.interp(win_prob, calibration["knots"], calibration["values"]).astype(np.float32)
         elif calibration is not None:

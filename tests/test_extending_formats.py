@@ -101,9 +101,12 @@ def test_what_is_the_same_for_all_formats_is_not_theirs(tmp_path: Path) -> None:
 
 def test_a_format_that_is_not_there_or_goes_the_other_way_is_refused(tmp_path: Path) -> None:
     router = tiny_router(tmp_path)
-    with pytest.raises(InputError, match=r"the format must be one of stablehlo, hf, .*did you mean 'stablehlo'\?"):
+    with pytest.raises(InputError, match=r"the format must be one of stablehlo, onnx, .*did you mean 'stablehlo'\?"):
         formats.export(router, tmp_path / "out", "stablehl")
-    with pytest.raises(InputError, match="cannot be written in the format 'routellm-sw', but in stablehlo, hf, route"):
+    with pytest.raises(
+        InputError,
+        match="cannot be written in the format 'routellm-sw', but in stablehlo, onnx, triton, vector, hf, route",
+    ):
         formats.export(router, tmp_path / "out", "routellm-sw")
     with pytest.raises(InputError, match="cannot be read in the format 'stablehlo', but in hf, routellm"):
         formats.read(tmp_path, "stablehlo")

@@ -91,6 +91,9 @@ FORMATS: Registry[type[Format]] = Registry(
     "routerjax.formats",
     {
         "stablehlo": "routerjax.formats.stablehlo:StableHlo",
+        "onnx": "routerjax.formats.onnx_bundle:Onnx",
+        "triton": "routerjax.formats.triton:Triton",
+        "vector": "routerjax.formats.vector:Vector",
         "hf": "routerjax.formats.hf:HuggingFace",
         "routellm": "routerjax.formats.routellm:Factorization",
         "routellm-mf": "routerjax.formats.routellm:Factorization",

@@ -117,8 +117,11 @@ class _Settled(Policy):
 
     def choose(self, models: tuple[str, ...], scores: Array, win_prob: WinProb) -> Array:
         chosen = self.policy.choose(models, scores, win_prob)
-        step = 2 * self.tolerance * jnp.maximum(1.0, jnp.abs(scores).max(axis=1, keepdims=True))
-        is_settled = chosen == self.policy.choose(models, scores - step * jax.nn.one_hot(chosen, len(models)), win_prob)
+        is_settled = jnp.ones(len(scores), bool)
+        if scores.shape[1] == len(models):  # not so where the scores are those of a pair's outcomes
+            step = 2 * self.tolerance * jnp.maximum(1.0, jnp.abs(scores).max(axis=1, keepdims=True))
+            lower = scores - step * jax.nn.one_hot(chosen, len(models))
+            is_settled = chosen == self.policy.choose(models, lower, win_prob)
         for moved in (-2 * self.tolerance, 2 * self.tolerance):
             win_prob_moved = functools.partial(_moved, win_prob, moved)
             is_settled &= chosen == self.policy.choose(models, scores, win_prob_moved)

@@ -1,0 +1,103 @@
+"""ONNX bundles of all families do what the routers do where neither routerjax nor jax can be imported."""
+
+import dataclasses
+import json
+from pathlib import Path
+
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from routerjax import InputError, Router, formats
+from routerjax.runtime import load
+from tests.formats.matrix import FAMILIES, cost_aware, differences, make_router, prompts
+from tests.routers import tiny_text_router
+
+pytestmark = pytest.mark.onnx
+INT8 = {"weights": "int8"}
+
+
+@pytest.fixture(scope="module")
+def routers(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Router]:
+    return {family: make_router(family, tmp_path_factory.mktemp(family)) for family in FAMILIES}
+
+
+@pytest.mark.parametrize("family", FAMILIES)
+@pytest.mark.parametrize("format", ["stablehlo", "onnx"])
+def test_each_family_in_each_format(routers: dict[str, Router], family: str, format: str, tmp_path: Path) -> None:
+    largest = differences(routers[family], tmp_path / "bundle", format)
+    assert largest["win_prob"] <= 1e-5
+    assert largest["scores"] <= 1e-5
+    assert largest["decisions"] == 0
+
+
+@pytest.mark.parametrize("family", ["mf", "sw", "bert"])
+def test_costs_decide_as_the_router_does(routers: dict[str, Router], family: str, tmp_path: Path) -> None:
+    assert differences(cost_aware(routers[family]), tmp_path / "bundle", "onnx")["decisions"] == 0
+
+
+@pytest.mark.parametrize("family", ["mf", "bert", "causal"])
+def test_weights_in_int8_keep_the_bound_that_is_stated(routers: dict[str, Router], family: str, tmp_path: Path) -> None:
+    largest = differences(routers[family], tmp_path / "bundle", "onnx", INT8)
+    description = json.loads((tmp_path / "bundle" / "bundle.json").read_text())
+    bound = description["int8"]["bound"]
+    assert set(description["tolerance"].values()) == {bound}
+    assert 0 < largest["win_prob"] <= bound < 0.2
+    assert largest["scores"] <= bound
+    assert largest["decisions"] == 0
+    assert "int8 changes win_prob from_token_ids by at most" in (tmp_path / "bundle" / "README.md").read_text()
+
+
+def test_what_cannot_be_held_is_refused_by_name(routers: dict[str, Router], tmp_path: Path) -> None:
+    for family in ("sw", "knn", "clusters"):
+        with pytest.raises(
+            InputError, match=f"weights=int8 would round the battles that {family} compares prompts with"
+        ):
+            formats.export(routers[family], tmp_path / "bundle", "onnx", options=INT8)
+    narrow = dataclasses.replace(routers["mf"], variables={"params": {"kernel": jnp.zeros((2, 2), jnp.bfloat16)}})
+    with pytest.raises(InputError, match="onnx holds weights of float32, got bfloat16"):
+        formats.export(narrow, tmp_path / "bundle", "onnx")
+    with pytest.raises(InputError, match="weights"):
+        formats.export(routers["mf"], tmp_path / "bundle", "onnx", options={"weights": "int4"})
+    assert not list(tmp_path.iterdir())
+
+
+def test_calibrations_and_likelihoods_convert(routers: dict[str, Router], tmp_path: Path) -> None:
+    rounding = {"knots": jnp.linspace(0.2, 0.8, 5), "values": jnp.asarray([0.1, 0.3, 0.3, 0.6, 0.9])}
+    for name, calibration in {"isotonic": rounding, "platt": {"slope": 2.0, "intercept": 0.3}}.items():
+        leaves = {key: jnp.asarray(leaf, jnp.float32) for key, leaf in calibration.items()}
+        router = dataclasses.replace(routers["mf"], variables={**routers["mf"].variables, "calibration": leaves})
+        assert differences(router, tmp_path / name, "onnx")["win_prob"] <= 1e-5
+    router = tiny_text_router(tmp_path, family="causal", loss="five_ratings", threshold=0.5)
+    formats.export(router, tmp_path / "ratings", "onnx", prompts=prompts()[-6:])
+    assert load(tmp_path / "ratings").scores(prompts()[:2]).shape == (2, 5)
+
+
+def test_the_functions_take_any_batch_and_length(routers: dict[str, Router], tmp_path: Path) -> None:
+    formats.export(routers["sw"], tmp_path / "bundle", "onnx", prompts=prompts()[-6:])
+    bundle = load(tmp_path / "bundle")
+    inputs = bundle.description["functions"]["from_embedding"]["inputs"]
+    assert inputs == {"embedding": {"dtype": "float32", "shape": ["batch", 16]}}
+    assert bundle.description["needs"] == {"onnx_opset": 21, "onnx_ir": bundle.description["needs"]["onnx_ir"]}
+    embedding = np.random.default_rng(0).standard_normal((130, 16)).astype(np.float32)
+    whole = bundle.win_prob(embedding=embedding)
+    for rows in (slice(0, 1), slice(1, 8), slice(0, 0)):
+        np.testing.assert_allclose(bundle.win_prob(embedding=embedding[rows]), whole[rows], atol=1e-6)
+
+
+def test_tritons_configuration_is_one_that_triton_reads(routers: dict[str, Router], tmp_path: Path) -> None:
+    from google.protobuf import text_format
+    from onnxruntime import InferenceSession
+    from tritonclient.grpc import model_config_pb2
+
+    assert differences(routers["mf"], tmp_path / "bundle", "triton")["win_prob"] <= 1e-5
+    for function in ("from_embedding", "from_token_ids"):
+        model = tmp_path / "bundle" / "model_repository" / function
+        config = text_format.Parse((model / "config.pbtxt").read_text(), model_config_pb2.ModelConfig())
+        assert (config.name, config.backend, config.max_batch_size) == (function, "onnxruntime", 64)
+        session = InferenceSession(str(model / "1" / "model.onnx"), providers=["CPUExecutionProvider"])
+        types = {"tensor(float)": model_config_pb2.TYPE_FP32, "tensor(int32)": model_config_pb2.TYPE_INT32}
+        for stated, tensors in ((config.input, session.get_inputs()), (config.output, session.get_outputs())):
+            expected = [(each.name, types[each.type], len(each.shape) - 1) for each in tensors]
+            actual = [(each.name, each.data_type, 0 if each.HasField("reshape") else len(each.dims)) for each in stated]
+            assert actual == expected
