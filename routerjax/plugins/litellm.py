@@ -22,6 +22,7 @@ from routerjax.plugins.prompt_router import Choice, PromptRouter
 from routerjax.serving.api_errors import ApiError
 from routerjax.serving.config import ROUTER_MODEL, Scored
 from routerjax.serving.conversation import Conversations
+from routerjax.serving.headers import header_text
 
 METADATA = "routerjax"
 """Key of the decision in the metadata of a request, by which LiteLLM's logs and callbacks have it."""
@@ -140,12 +141,12 @@ class RoutingHook(CustomLogger):
             litellm.BadRequestError: see :meth:`RouterGroups.choose`.
         """
         del user_api_key_dict, cache, call_type
-        model = data.get("model")
+        model, metadata = data.get("model"), dict(data.get("metadata") or {})
+        is_forged = metadata.pop(METADATA, None) is not None  # a client has no say in what the headers tell
         if not self._groups.is_asked(model):
-            return data
+            return {**data, "metadata": metadata} if is_forged else data
         choice = await self._groups.achoose(str(model), data)
-        metadata = {**(data.get("metadata") or {}), METADATA: choice._asdict()}
-        return {**data, "model": choice.model, "metadata": metadata}
+        return {**data, "model": choice.model, "metadata": {**metadata, METADATA: choice._asdict()}}
 
     async def async_post_call_response_headers_hook(
         self,
@@ -160,9 +161,11 @@ class RoutingHook(CustomLogger):
         choice = (data.get("metadata") or {}).get(METADATA)
         if not isinstance(choice, dict):
             return None
-        named = {f"x-routerjax-{name.replace('_', '-')}": value for name, value in choice.items()}
-        return {name: f"{value:.6f}" if isinstance(value, float) else str(value) for name, value in named.items()
-                if value is not None}  # fmt: skip
+        texts = {"model": header_text(choice["model"]).decode()}
+        for name in ("win_prob", "threshold"):
+            if choice[name] is not None:
+                texts[name] = f"{choice[name]:.6f}"
+        return {f"x-routerjax-{name.replace('_', '-')}": value for name, value in texts.items()}
 
 
 class RoutingStrategy(CustomRoutingStrategyBase):

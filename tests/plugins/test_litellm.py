@@ -192,7 +192,9 @@ def test_the_proxy_calls_what_the_hook_chooses(proxy: httpx2.Client, router: Rou
     assert "wörd4" in "".join(events)
     sent = json.loads(upstream.bodies[-1])
     assert (sent["model"], sent["tools"]) == ("large-1", tools)
-    named = proxy.post(path, json={"model": "small", "messages": user(PROMPTS[0])})
+    forged = {"routerjax": {"model": "a\r\nb", "x\r\ny": 1}}
+    named = proxy.post(path, json={"model": "small", "messages": user(PROMPTS[0]), "metadata": forged})
+    assert named.status_code == 200
     assert models(upstream)[-1] == "small-1"
     assert "x-routerjax-model" not in named.headers
 
