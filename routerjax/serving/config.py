@@ -79,17 +79,19 @@ class Upstream:
 
 @dataclass(frozen=True, kw_only=True)
 class TimeLimits:
-    """Seconds that an upstream may take.
+    """Seconds that may be taken.
 
     Attributes:
-        connect: to be reached.
-        first_token: of a stream, to its first token.
-        between_chunks: of a stream, from one chunk to the next.
-        answer: to a whole answer that is not streamed.
+        decision: by the router, waiting for other requests included; then the server says that it is overloaded.
+        connect: by an upstream, to be reached.
+        first_token: by an upstream, to the first token of a stream.
+        between_chunks: by an upstream, from one chunk of a stream to the next.
+        answer: by an upstream, to a whole answer that is not streamed.
     """
 
     __pydantic_config__: ClassVar[ConfigDict] = ConfigDict(extra="forbid")
 
+    decision: Positive = 30.0
     connect: Positive = 5.0
     first_token: Positive = 60.0
     between_chunks: Positive = 60.0

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import logging
 import math
 from collections.abc import Sequence
@@ -124,8 +125,9 @@ class Decider:
             message = "the server is starting: its router is not ready yet"
             raise ApiError(503, message, SERVER, code="starting", retry_after=5)
         try:
-            computed, seconds = await self._batches(texts)
-        except OverloadedError:
+            async with asyncio.timeout(self._config.seconds.decision):
+                computed, seconds = await self._batches(texts)
+        except (OverloadedError, TimeoutError):
             raise ApiError(503, "the server is overloaded", SERVER, code="overloaded", retry_after=1) from None
         except InputError as error:
             raise ApiError(400, f"the prompt cannot be routed: {_without_text(error)}", code="unroutable") from None

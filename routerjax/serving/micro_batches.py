@@ -13,8 +13,8 @@ Result = TypeVar("Result")
 Value = TypeVar("Value")
 
 LARGEST_BATCH = 8
-# More texts of requests of one, and of requests of many, are not kept waiting: the server says that it is overloaded.
-MOST_WAITING, MOST_OF_MANY_WAITING = 256, 4096
+# More texts than these are not kept waiting: the server says that it is overloaded.
+MOST_WAITING = 4096
 
 
 class OverloadedError(Exception):
@@ -62,8 +62,8 @@ class MicroBatches(Generic[Result]):
         Raises:
             OverloadedError: too many wait already.
         """
-        queue, most = (self._single, MOST_WAITING) if len(texts) == 1 else (self._many, MOST_OF_MANY_WAITING)
-        if len(queue) + len(texts) > most:
+        queue = self._single if len(texts) == 1 else self._many
+        if len(queue) + len(texts) > MOST_WAITING:
             raise OverloadedError
         start, loop = time.perf_counter(), asyncio.get_running_loop()
         waiting = [_Waiting(text, loop.create_future()) for text in texts]

@@ -11,7 +11,7 @@ import pytest
 
 from routerjax import Router
 from routerjax.serving.config import environment_key
-from tests.serving.servers import Running, serving, settings
+from tests.serving.servers import LIMITS, Running, serving, settings
 from tests.serving.upstream import Upstream, streams
 
 TOKEN = "server-token-123"
@@ -22,7 +22,8 @@ def test_a_token_is_asked_for(
 ) -> None:
     monkeypatch.setenv("SERVER_TOKEN", f"{TOKEN}\n")
     assert environment_key("SERVER_TOKEN", "token_env") == TOKEN
-    config = settings(big, small, token_env="SERVER_TOKEN", max_body_bytes=300)
+    limits = {**LIMITS, "decision": 1e-4}
+    config = settings(big, small, token_env="SERVER_TOKEN", max_body_bytes=300, seconds=limits)
     with serving(small_router, tmp_path, config) as started:
         for given in (
             {},
@@ -40,6 +41,9 @@ def test_a_token_is_asked_for(
         assert not big.bodies
         started.client.headers["Authorization"] = f"Bearer {TOKEN}"
         assert started.chat(model="big").status_code == 200
+        late = started.chat()  # the router has no time to decide
+        assert (late.status_code, late.json()["error"]["code"]) == (503, "overloaded")
+        assert late.headers["retry-after"] == "1"
         assert TOKEN not in json.dumps(big.headers) + started.log.getvalue() + started.client.get("/metrics").text
 
         def parts():
