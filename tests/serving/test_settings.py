@@ -11,15 +11,16 @@ from routerjax import InputError, Router
 from routerjax.cli import main
 from routerjax.features import load_encoder
 from routerjax.policies import CostAware
-from routerjax.router import save_router
+from routerjax.router import load_router, save_router
 from routerjax.serving.app import Server
-from routerjax.serving.config import read_config
+from routerjax.serving.config import TimeLimits, read_config
 from routerjax.serving.conversation import Conversations
 from tests.encoders import save_tiny_encoder
 from tests.routers import NAMES, tiny_router
 from tests.serving.servers import serving
 from tests.serving.upstream import running_upstream, whole
 
+ROOT = Path(__file__).resolve().parents[2]
 URL = {"base_url": "http://127.0.0.1:1/v1"}
 PAIR = {"big": URL, "small": URL}
 
@@ -56,6 +57,19 @@ def test_what_cannot_be_served_is_refused_in_one_line(
     assert re.search(message, str(raised.value)), raised.value
     assert "\n" not in str(raised.value)
     assert "secret" not in str(raised.value)
+
+
+def test_the_guide_and_the_readme_show_what_is_read(tmp_path: Path) -> None:
+    first, defaults = re.findall("```yaml\n(.*?)```", (ROOT / "docs" / "serving.md").read_text(), re.DOTALL)
+    (shown,) = re.findall("cat > serve.yaml <<'END'\n(.*?)END\n", (ROOT / "README.md").read_text(), re.DOTALL)
+    path = tmp_path / "serve.yaml"
+    router = load_router(ROOT / "checkpoints" / "mf-minilm")
+    for text in (first, shown, first + defaults):
+        path.write_text(text)
+        config = read_config(path)
+        config.require_upstreams(router)
+        assert config.seconds == TimeLimits()
+        assert config.models["gpt-4-1106-preview"].url == "https://api.openai.com/v1/chat/completions"
 
 
 def test_a_key_of_yaml_that_is_there_twice_is_refused(tmp_path: Path) -> None:
