@@ -9,7 +9,7 @@ import argparse
 import ipaddress
 import logging
 import math
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from typing import TYPE_CHECKING, cast
 
 from routerjax.display import printable
@@ -17,7 +17,6 @@ from routerjax.errors import InputError, PreemptedError, VerificationError
 
 if TYPE_CHECKING:
     from routerjax.router import Router
-    from routerjax.serving.app import Server
 
 logger = logging.getLogger(__name__)
 
@@ -276,24 +275,21 @@ def serve(arguments: argparse.Namespace) -> None:
         if arguments.access_log != "-":
             log = stack.enter_context(open(arguments.access_log, "a", encoding="utf-8"))
 
-        def make_server(on_failure: Callable[[], None]) -> Server:
-            return Server(
-                router,
-                config,
-                scored=arguments.scored,
-                strip=arguments.strip,
-                access_log=log,
-                log_text=arguments.access_log_text,
-                preferences=preferences,
-                on_failure=on_failure,
-            )
-
+        server = Server(
+            router,
+            config,
+            scored=arguments.scored,
+            strip=arguments.strip,
+            access_log=log,
+            log_text=arguments.access_log_text,
+            preferences=preferences,
+        )
         listening = stack.enter_context(listen(arguments.host, arguments.port))
         host, port = listening.getsockname()[:2]
         if config.token_env is None and not ipaddress.ip_address(host).is_loopback:
             logger.warning("any machine that reaches %s may use the upstreams' keys: set token_env", host)
         logger.info("listening on http://%s:%d", f"[{host}]" if ":" in host else host, port)
-        if not run_server(make_server, listening, grace=arguments.grace):
+        if not run_server(server, listening, grace=arguments.grace):
             raise OSError("the router could not be made ready")
 
 

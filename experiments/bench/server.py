@@ -237,7 +237,7 @@ async def measure_faults(run: Run, count: int, upstream_port: int) -> str:
     while met < count:  # of the faults that are planned, about so many are met, before an answer
         faults = {model: [rng.choice(FAULTS) for _ in range(rng.choice(counts))] for model, counts in PLANS.items()}
         requests.append(ask(number, faults, rng.random() < 0.6))
-        met, number = met + 2, number + 1
+        met, number = met + 1.9, number + 1
     await asyncio.gather(*requests)
     async with httpx2.AsyncClient(trust_env=False) as client:
         counted = (await client.get(f"http://127.0.0.1:{upstream_port}/counts")).json()

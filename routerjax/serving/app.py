@@ -45,11 +45,11 @@ class Server:
         access_log: stream of the access log; None for none.
         log_text: write the text that was scored to it.
         preferences: log of decisions and feedback; None for none.
-        on_failure: called where the router cannot be made ready.
 
     Attributes:
         app: ASGI application.
         metrics: of the server.
+        on_failure: called where the router cannot be made ready.
 
     Raises:
         InputError: a model without an upstream, a key that is not set, a router without a threshold or an encoder.
@@ -65,11 +65,11 @@ class Server:
         access_log: TextIO | None = None,
         log_text: bool = False,
         preferences: PreferenceLog | None = None,
-        on_failure: Callable[[], None] = lambda: None,
     ) -> None:
         config.require_upstreams(router)
         self.metrics = Metrics()
-        self._config, self._on_failure, self._preferences = config, on_failure, preferences
+        self._config, self._preferences = config, preferences
+        self.on_failure: Callable[[], None] = lambda: None
         self._conversations = Conversations(scored, strip)
         self._upstreams = Upstreams(config, self.metrics)
         self._decider = Decider(router, config, self.metrics)
@@ -118,7 +118,7 @@ class Server:
             await self._decider.warm_up()
         except Exception as error:
             logger.error("the router cannot be made ready: %s: %s", type(error).__name__, error)
-            self._on_failure()
+            self.on_failure()
         else:
             logger.info("the router is ready")
 

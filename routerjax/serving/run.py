@@ -5,7 +5,7 @@ from __future__ import annotations
 import logging
 import signal
 import socket
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 
 import uvicorn
@@ -34,11 +34,11 @@ def listen(host: str, port: int) -> socket.socket:
         raise OSError(f"cannot listen on {host}:{port}: {error.strerror or error}") from error
 
 
-def serve(make_server: Callable[[Callable[[], None]], Server], listening: socket.socket, *, grace: float) -> bool:
+def serve(server: Server, listening: socket.socket, *, grace: float) -> bool:
     """Serve until SIGTERM or Ctrl-C; a second Ctrl-C ends it at once.
 
     Args:
-        make_server: the server; it is given a function that ends it.
+        server: whose application is served.
         listening: socket, see :func:`listen`.
         grace: seconds that requests have to end in, once the server is to end.
 
@@ -51,7 +51,7 @@ def serve(make_server: Callable[[Callable[[], None]], Server], listening: socket
         nonlocal is_failed
         is_failed = running.should_exit = True
 
-    server = make_server(fail)
+    server.on_failure = fail
     disable_created_metrics()  # a second line for each counter, which nothing asks for
     for name in ("uvicorn", "httpx2", "httpcore2"):  # they log addresses, and headers where they are set to DEBUG
         logging.getLogger(name).setLevel(logging.WARNING)

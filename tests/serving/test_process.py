@@ -4,6 +4,7 @@ import json
 import os
 import re
 import signal
+import socket
 import subprocess
 import sys
 import threading
@@ -13,7 +14,9 @@ import httpx2
 import pytest
 
 from routerjax import Router
+from routerjax.cli import main
 from routerjax.router import save_router
+from routerjax.serving.text_scoring import TextScorer
 from tests.serving.servers import settings, wait_for
 from tests.serving.upstream import STREAM, Upstream, streams
 
@@ -64,3 +67,23 @@ def test_sigterm_lets_what_runs_end(small_router: Router, big: Upstream, small: 
     records = [json.loads(line) for line in output.splitlines()]
     assert [record["status"] for record in records if record["path"] == "/v1/chat/completions"] == [200] * 8
     assert len((tmp_path / "log.jsonl").read_text().splitlines()) == 8
+
+
+def test_a_router_that_cannot_be_compiled_ends_the_server_in_one_line(
+    small_router: Router, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    def fail(self: TextScorer) -> None:
+        raise MemoryError("no memory on the device")
+
+    monkeypatch.setattr(TextScorer, "warm_up", fail)
+    save_router(small_router, tmp_path / "router")
+    address = {"base_url": "http://127.0.0.1:1/v1"}
+    (tmp_path / "serve.yaml").write_text(json.dumps({"models": {"big": address, "small": address}}))
+    command = ["serve", str(tmp_path / "router"), "--config", str(tmp_path / "serve.yaml")]
+    with socket.create_server(("127.0.0.1", 0)) as occupied:
+        port = occupied.getsockname()[1]
+        assert main([*command, "--port", str(port)]) == 1
+        assert f"cannot listen on 127.0.0.1:{port}: " in capsys.readouterr().err
+    assert main([*command, "--port", "0"]) == 1
+    lines = capsys.readouterr().err.splitlines()
+    assert lines[-1] == "routerjax: error: the router could not be made ready"
