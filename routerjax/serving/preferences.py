@@ -27,6 +27,7 @@ logger = logging.getLogger(__name__)
 
 # Feedback on older decisions is refused: so many are known by their identity, 100 bytes each.
 MOST_KNOWN = 1_000_000
+LINE_START = b'{"event": '
 TIES = tuple(name for name in OUTCOMES if not name.startswith("model_"))
 
 
@@ -50,8 +51,8 @@ class PreferenceLog:
         self._closing.callback(os.close, self._file)
         try:
             self._closing.enter_context(locked(self._file, self._path, "logs preferences to it"))
-            self._repair()
             self._known = self._read_known()
+            self._repair()
         except BaseException:
             self._closing.close()
             raise
@@ -136,23 +137,17 @@ class PreferenceLog:
     def _repair(self) -> None:
         """Take away a last line that was cut short, or end it where its end alone is missing."""
         with self._path.open("rb") as content:
-            last = collections.deque(content, 1)
-        if not last or last[0].endswith(b"\n"):
-            return
-        try:
-            is_whole = isinstance(json.loads(last[0]), dict)
-        except ValueError:
-            is_whole = False
-        if is_whole:
+            (last,) = collections.deque(content, 1) or (b"\n",)
+        if _is_cut(last):
+            os.ftruncate(self._file, os.fstat(self._file).st_size - len(last))
+            logger.warning("%s: its last line was cut short, %d bytes of it are taken away", self._path, len(last))
+        elif not last.endswith(b"\n"):
             os.write(self._file, b"\n")
-            return
-        os.ftruncate(self._file, os.fstat(self._file).st_size - len(last[0]))
-        logger.warning("%s: its last line was cut short, %d bytes of it are taken away", self._path, len(last[0]))
 
     def _read_known(self) -> collections.OrderedDict[str, None]:
         known: collections.OrderedDict[str, None] = collections.OrderedDict()
         with self._path.open("rb") as lines:
-            for line, _, row in json_objects(lines, self._path):
+            for line, _, row in json_objects((line for line in lines if not _is_cut(line)), self._path):
                 if row.get("event") not in (DECISION, FEEDBACK) or not isinstance(row.get("request_id"), str):
                     raise InputError(f"{self._path}: line {line} is none of a log of preferences: choose another file")
                 if row["event"] == DECISION:
@@ -160,6 +155,17 @@ class PreferenceLog:
         while len(known) > MOST_KNOWN:
             known.popitem(last=False)
         return known
+
+
+def _is_cut(line: bytes) -> bool:
+    """Return True of what a crash left of a line; what begins in another way is of another file, and stays."""
+    if line.endswith(b"\n") or not LINE_START.startswith(line[: len(LINE_START)]):
+        return False
+    try:
+        json.loads(line)
+    except ValueError:
+        return True
+    return False
 
 
 def _now() -> dict[str, str]:

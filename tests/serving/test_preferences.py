@@ -90,7 +90,15 @@ def test_a_restart_goes_on_with_the_file(
         assert path.read_bytes().startswith(kept + b'{"event": "feedback", "request_id": "a"')
         assert len(data.read_preferences(path)) == 1
     assert caplog.messages == [f"{path}: its last line was cut short, 16 bytes of it are taken away"]
-    for content in (b'{"prompt": "x"}\n', b"nothing\n", whole + b"\n\x00\n" + whole + b"\n"):
+    others = (b'{"prompt": "x"}\n', b"nothing\n", whole + b"\n\x00\n" + whole + b"\n")
+    ends = (
+        b"nothing",
+        b'{"prompt": "x"}',
+        b'{"prompt": "',
+        whole + b"\nnothing",
+        b"\x00",
+    )  # of files without a last end
+    for content in (*others, *ends):
         path.write_bytes(content)
         with pytest.raises(InputError, match=r"log\.jsonl: line "):
             PreferenceLog(path, small_router)
