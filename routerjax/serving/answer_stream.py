@@ -11,6 +11,9 @@ from routerjax.serving.events import DamagedStreamError, Event, EventSplitter
 from routerjax.serving.redaction import without_key
 from routerjax.serving.usage import Usage, read_usage
 
+# An upstream that keeps its connection open after the last event keeps no client waiting for longer.
+AFTER_END_SECONDS = 1.0
+
 
 class BrokenStreamError(Exception):
     """A stream ended, or said that it failed, before its answer was whole."""
@@ -65,7 +68,7 @@ class AnswerStream:
         self._begin = []
         while True:
             try:
-                async with asyncio.timeout(self._limit):
+                async with asyncio.timeout(min(self._limit, AFTER_END_SECONDS) if self._is_done else self._limit):
                     chunk = await anext(self._chunks, None)
             except Exception:
                 if self._is_done:  # nothing of the answer is missing
@@ -78,12 +81,14 @@ class AnswerStream:
                 yield whole
             if damage is not None:
                 raise damage
-        if self._splitter.has_rest:  # the last event may lack the empty line that ends it
-            rest = self._splitter.rest()
-            yield self._looked_into(rest)
+        # The last event may lack the empty line that ends it. It is passed on where no error of ours has to follow it.
+        rest = self._splitter.rest()
+        last = self._looked_into(rest) if rest.strip() else b""
         is_whole = self._is_done or (bool(self._begun) and self._begun == self._finished)  # some send no [DONE]
         if not is_whole and not self._has_failed:
             raise BrokenStreamError("it ended before the answer did")
+        if last:
+            yield last
 
     async def close(self) -> None:
         """Close the connection, unless all of it is read."""
@@ -103,7 +108,7 @@ class AnswerStream:
         event = Event(content)
         self._is_done |= event.is_last
         self._has_token |= event.has_token
-        self._begun |= {choice.get("index", 0) for choice in event.choices}
+        self._begun |= event.begun
         self._finished |= event.finished
         self._has_failed |= event.is_error
         self.usage = read_usage(event.fields) or self.usage

@@ -132,6 +132,11 @@ class ServeConfig:
                 raise InputError(f"no model may be called {name!r}: clients ask for the router's choice by that name")
         for name in (*self.instead.values(), *(self.fallback or ())):
             model_column(name, tuple(self.models), "the configured")
+        for name in self.instead:
+            if name in self.models:
+                raise InputError(
+                    f"{name} has an upstream, and instead.{name} names another that answers: leave one out"
+                )
 
     @property
     def token(self) -> str | None:

@@ -40,11 +40,6 @@ class EventSplitter:
         if len(self._rest) > LARGEST_EVENT:
             raise DamagedStreamError(f"an event of more than {LARGEST_EVENT} bytes")
 
-    @property
-    def has_rest(self) -> bool:
-        """True if a part of an event is kept."""
-        return bool(self._rest.strip())
-
     def rest(self) -> bytes:
         """Part of an event that is kept."""
         return bytes(self._rest)
@@ -61,11 +56,12 @@ class Event:
         is_last: True of ``data: [DONE]``.
 
     Raises:
-        DamagedStreamError: its data are no JSON object.
+        DamagedStreamError: its data are no JSON object, or its choices none of a chat completion.
     """
 
     def __init__(self, content: bytes) -> None:
         self.fields: dict[str, Any] = {}
+        self._choices: list[dict[str, Any]] = []
         lines = [line[5:].removeprefix(b" ") for line in content.splitlines() if line.startswith(b"data:")]
         data = b"\n".join(lines)
         self.is_last = data.strip() == DONE
@@ -77,7 +73,10 @@ class Event:
             raise DamagedStreamError("an event that is not JSON") from None
         if not isinstance(fields, dict):
             raise DamagedStreamError("an event that is no JSON object")
-        self.fields = fields
+        choices = fields.get("choices") or []
+        if not isinstance(choices, list) or not all(map(_is_choice, choices)):
+            raise DamagedStreamError("an event whose choices are none")
+        self.fields, self._choices = fields, choices
 
     @property
     def is_error(self) -> bool:
@@ -85,21 +84,27 @@ class Event:
         return bool(self.fields.get("error"))
 
     @property
-    def choices(self) -> list[dict[str, Any]]:
-        """Choices that the event adds to."""
-        choices = self.fields.get("choices")
-        return [choice for choice in choices if isinstance(choice, dict)] if isinstance(choices, list) else []
-
-    @property
     def has_token(self) -> bool:
         """True if it holds something of an answer, more than the role of who answers."""
-        for choice in self.choices:
-            delta = choice.get("delta")
-            if any(value for name, value in (delta or {}).items() if name != "role") or choice.get("finish_reason"):
-                return True
-        return False
+        return any(
+            choice.get("finish_reason") or any(value for name, value in _delta(choice).items() if name != "role")
+            for choice in self._choices
+        )
+
+    @property
+    def begun(self) -> set[int]:
+        """Indices of choices that the event adds to."""
+        return {choice.get("index", 0) for choice in self._choices}
 
     @property
     def finished(self) -> set[int]:
         """Indices of choices whose answer ends here."""
-        return {choice.get("index", 0) for choice in self.choices if choice.get("finish_reason")}
+        return {choice.get("index", 0) for choice in self._choices if choice.get("finish_reason")}
+
+
+def _delta(choice: dict[str, Any]) -> dict[str, Any]:
+    return choice.get("delta") or {}
+
+
+def _is_choice(choice: object) -> bool:
+    return isinstance(choice, dict) and isinstance(_delta(choice), dict) and isinstance(choice.get("index"), int | None)

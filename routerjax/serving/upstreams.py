@@ -169,7 +169,8 @@ class Upstreams:
                 self._metrics.upstream_failures.labels(model, error.reason).inc()
                 wait = error.wait
                 if wait is None:
-                    wait = FIRST_WAIT_SECONDS * 2**attempt * random.uniform(0.5, 1.0)
+                    longest = min(FIRST_WAIT_SECONDS * 2**attempt, self._config.longest_wait)
+                    wait = longest * random.uniform(0.5, 1.0)
                 is_last = attempt >= self._config.retries or wait > self._config.longest_wait
                 if is_last or not error.is_worth_another:
                     raise
@@ -232,6 +233,8 @@ class Upstreams:
             fields = None
         if not isinstance(fields, dict):
             raise FailedError("malformed")
+        if fields.get("error") and not fields.get("choices"):  # some say so with the status of a success
+            raise FailedError("broken")
         return Answer(model, status, headers, content=content, usage=read_usage(fields))
 
     def _headers(self, model: str, forwarded: Headers) -> Headers:

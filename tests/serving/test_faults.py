@@ -1,16 +1,23 @@
 """Upstreams that fail: retries, the other model, and errors in OpenAI's form; nothing hangs, and no key shows."""
 
+import asyncio
 import gzip
 import json
 import socket
 import time
-from collections.abc import Callable
+from collections.abc import AsyncIterator, Callable
 from pathlib import Path
 
 import pytest
 from starlette.responses import Response
 
 from routerjax import Router
+from routerjax.serving.answer_stream import AnswerStream
+from routerjax.serving.config import ServeConfig
+from routerjax.serving.config import Upstream as UpstreamConfig
+from routerjax.serving.metrics import Metrics
+from routerjax.serving.requests import read_chat_request
+from routerjax.serving.upstreams import Answer, Upstreams
 from tests.serving.servers import KEYS, Running, serving, settings
 from tests.serving.upstream import DONE, END, STREAM, Upstream, chunk, fails, streams, whole
 
@@ -37,6 +44,10 @@ def hangs(*parts: bytes) -> Callable:
         (streams(STREAM[1], b'data: {"error": {"message": "overloaded"}}\n\n'), "broken"),
         (streams(STREAM[1], b"data: {nothing\n\n"), "malformed"),
         (streams(b"data: 3\n\n"), "malformed"),
+        (streams(STREAM[1], b'data: {"choices": [{"index": 0, "delta": "text"}]}\n\n'), "malformed"),
+        (streams(STREAM[1], b'data: {"choices": [{"index": [0], "delta": {}}]}\n\n'), "malformed"),
+        (streams(STREAM[1], b'data: {"choices": 3}\n\n'), "malformed"),
+        (fails(200, {"error": {"message": f"overloaded, {KEYS['BIG_KEY']}"}}), "broken"),
     ],
 )
 def test_a_failing_upstream_is_tried_again_and_then_the_other_model_answers(
@@ -89,6 +100,7 @@ def test_what_another_try_does_not_help_is_not_tried_again(
         ([*STREAM[:4], STREAM[4][:20], BROKEN], STREAM[:4]),
         ([*STREAM[:4], 5.0], STREAM[:4]),
         (STREAM[:4], STREAM[:4]),
+        ([*STREAM[:4], STREAM[4].rstrip()], STREAM[:4]),
         ([*STREAM[:4], b"data: {nothing\n\n", *STREAM[4:]], STREAM[:4]),
         ([STREAM[1], chunk("a", index=0), chunk("", index=1, finish_reason="stop")], None),
     ],
@@ -123,6 +135,40 @@ def test_a_stream_that_is_whole_has_no_error_of_ours(server: Running, big: Upstr
     big.answers.append(streams(*parts))
     assert server.chat(model=STRONG, stream=True).content == b"".join(part for part in parts if part is not BROKEN)
     assert DONE in STREAM
+
+
+class OpenEnd:
+    """Response that leaves its connection open after the last event."""
+
+    async def aiter_bytes(self) -> AsyncIterator[bytes]:
+        for event in STREAM:
+            yield event
+        await asyncio.sleep(600)
+
+
+def test_a_stream_ends_with_its_last_event() -> None:
+    async def read() -> bytes:
+        stream = AnswerStream(OpenEnd(), 600.0, None)  # pyright: ignore[reportArgumentType]
+        async with asyncio.timeout(20):
+            await stream.begin()
+            return b"".join([content async for content in stream.events()])
+
+    assert asyncio.run(read()) == b"".join(STREAM)
+
+
+def test_all_retries_are_made_where_the_upstream_asks_for_no_longer_wait(big: Upstream) -> None:
+    config = ServeConfig(models={"big": UpstreamConfig(base_url=big.url)}, retries=4, longest_wait=0.0)
+
+    async def ask() -> Answer:
+        upstreams = Upstreams(config, Metrics())
+        try:
+            return await upstreams.ask(["big"], read_chat_request(b'{"model": "big"}'), [])
+        finally:
+            await upstreams.close()
+
+    big.answers += [fails(500)] * 4
+    assert asyncio.run(ask()).content == whole().body
+    assert len(big.bodies) == 5
 
 
 @pytest.mark.parametrize("is_stream", [False, True])

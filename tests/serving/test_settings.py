@@ -39,6 +39,7 @@ PAIR = {"big": URL, "small": URL}
         ({"models": PAIR, "seconds": {"connect": "5"}}, "serve.seconds.connect must be a positive number, got '5'"),
         ({"models": PAIR, "fallback": ["medium"]}, "'medium' is not one of the configured 2 models"),
         ({"models": PAIR, "instead": {"tiny": "big"}}, "'tiny' is not one of the router's 3 models"),
+        ({"models": PAIR, "instead": {"big": "small"}}, "big has an upstream, and instead.big names another"),
         ({"models": {**PAIR, "big": {"base_url": "ftp://x"}}}, "base_url must be an address"),
         ({"models": {**PAIR, "big": {"base_url": "http://a:secret@x/"}}}, "base_url must have no user"),
         ({"models": PAIR, "token_env": "NO_SUCH"}, "token_env: the environment variable NO_SUCH is not set"),
