@@ -1,7 +1,7 @@
 """Runtime of exported routers: one file, in each bundle as ``routerjax_runtime.py``, which needs no routerjax.
 
     python routerjax_runtime.py --verify             check the files, and compare with the scores of the export
-    python routerjax_runtime.py "A prompt" ...       print win probabilities, scores and the models that are chosen
+    python routerjax_runtime.py "A prompt" ...       print win probabilities and the models that are chosen
 
 From code::
 
@@ -365,7 +365,6 @@ def _description(path: Path) -> Any:
 
 
 def _numbers(name: str, values: Any, kinds: str) -> np.ndarray:
-    """Array of real numbers, of the kinds that numpy calls f, i, u and b."""
     array = np.asarray(values)
     if array.dtype.kind not in kinds and array.size:
         raise BundleError(f"{name} must hold {'numbers' if 'f' in kinds else 'integers'}, got {array.dtype}")
@@ -388,7 +387,8 @@ def main() -> None:
             print(json.dumps({"largest_difference": largest, "summary": bundle.summary(largest)}))
             return
         models, columns = bundle.description["models"], bundle.outputs(arguments.prompts)
-        columns = {name: column.tolist() for name, column in columns.items()}
+        left_out = "scores" if "win_prob" in columns else ""  # of a hundred models
+        columns = {name: column.tolist() for name, column in columns.items() if name != left_out}
         columns |= {"model": [models[column] for column in columns["model"]]} if "model" in columns else {}
         for row, prompt in enumerate(arguments.prompts):  # in ASCII, without control characters of others
             print(json.dumps({"prompt": prompt, **{name: column[row] for name, column in columns.items()}}))

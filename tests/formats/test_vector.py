@@ -8,6 +8,7 @@ import numpy as np
 import pytest
 
 from routerjax import InputError, Router, formats
+from routerjax.formats.vector import Vector
 from routerjax.likelihoods import COLLECTION, make_likelihood
 from routerjax.policies import CostAware
 from routerjax.runtime import BundleError, load
@@ -63,3 +64,18 @@ def test_what_one_vector_does_not_hold_is_refused_by_name(router: Router, tmp_pa
         with pytest.raises(InputError, match=message):
             formats.export(other, tmp_path / "bundle", "vector")
     assert not (tmp_path / "bundle").exists()
+
+
+def test_an_export_that_is_interrupted_leaves_nothing(
+    router: Router, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    for method in ("contents", "verify"):
+        with monkeypatch.context() as patch:
+            patch.setattr(Vector, method, interrupted)
+            with pytest.raises(KeyboardInterrupt):
+                formats.export(router, tmp_path / "bundle", "vector")
+        assert not list(tmp_path.iterdir())
+
+
+def interrupted(*_: object) -> None:
+    raise KeyboardInterrupt
