@@ -19,6 +19,7 @@ GROUND = {
     "config",
     "display",
     "distributed",
+    "endpoints",
     "errors",
     "likelihoods",
     "losses",

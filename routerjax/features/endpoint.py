@@ -16,9 +16,10 @@ import numpy as np
 from jaxtyping import Float32
 
 from routerjax.config import Count
+from routerjax.endpoints import require_address, require_key
 from routerjax.errors import InputError, RowError
 from routerjax.features.cache import EmbeddingByDigest, EmbeddingCache, embed
-from routerjax.features.endpoint_connection import EndpointConnection, Refusal, require_address, require_key
+from routerjax.features.endpoint_connection import EndpointConnection, Refusal
 from routerjax.features.featurizer import Featurizer, HostQuery, register_featurizer
 from routerjax.prompts import require_texts, valid_text
 

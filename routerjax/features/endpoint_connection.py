@@ -17,14 +17,13 @@ import numpy as np
 from jaxtyping import Float32
 
 from routerjax.display import one_line
+from routerjax.endpoints import BUSY, retry_after, without_key
 from routerjax.errors import InputError
 
 logger = logging.getLogger(__name__)
 
 # The endpoint reads the request and does not want it: too many prompts, one too long, or one it cannot take.
 REFUSED = (400, 413, 422)
-# Worth asking again as it is.
-BUSY = (408, 409, 425, 429)
 # Between two requests for the same prompts, doubling, unless the server names a time.
 FIRST_WAIT_SECONDS, LONGEST_WAIT_SECONDS = 0.5, 8.0
 # Of a request with several prompts that the server fails on, which is mostly the fault of one: asked for apart, it is
@@ -34,8 +33,6 @@ IMPATIENT_RETRIES = 1
 # parts. Of an error, no more than so much is read, and so many characters of it are shown: of a beginning alone, since
 # a key may be cut in two where reading ends.
 BYTES_PER_PROMPT, LARGEST_ERROR, BEGINNING = 2**17, 2**16, 300
-# A key shorter than this is no secret ("x", where a server asks for none), and stands in many words.
-SHORTEST_SECRET = 4
 
 
 class Refusal(Exception):
@@ -115,7 +112,7 @@ class EndpointConnection:
             wait, status = None, 0
             try:
                 answer = self._post(body, count, seconds=max(min(self._timeout, end - time.monotonic()), 0.01))
-                status, wait = answer.status, _retry_after(answer)
+                status, wait = answer.status, retry_after(answer.headers)
                 if status == 200:
                     return self._read(answer, count)
                 self._require_worth_asking(answer, body)
@@ -229,12 +226,8 @@ class EndpointConnection:
 
     def _shown(self, text: str) -> str:
         """Words of a server on one line, as far as they can be shown: bounded, printable, and without the key."""
-        key = self._key
-        if len(key) >= SHORTEST_SECRET:
-            forms = {key, urllib.parse.quote(key), urllib.parse.quote(key, safe=""), json.dumps(key)[1:-1]}
-            for form in sorted(forms, key=len, reverse=True):
-                text = text.replace(form, "[key]")
-        return one_line(text, beginning=BEGINNING)
+        content = without_key(text.encode("utf-8", "surrogatepass"), self._key)
+        return one_line(content.decode("utf-8", "surrogatepass"), beginning=BEGINNING)
 
     def _message(self, answer: Answer) -> str:
         """Status and message of an answer other than 200, fit to be shown."""
@@ -259,18 +252,6 @@ class EndpointConnection:
 
 def _largest_answer(count: int) -> int:
     return 2**20 + BYTES_PER_PROMPT * count
-
-
-def _retry_after(answer: Answer) -> float | None:
-    """Seconds that the server asks to wait for, where it does so in a number."""
-    for name, scale in (("retry-after-ms", 1e-3), ("Retry-After", 1.0)):
-        try:
-            seconds = float(answer.headers[name]) * scale
-        except (KeyError, ValueError):
-            continue
-        if 0 <= seconds <= 3600:
-            return seconds
-    return None
 
 
 def _tokens(answer: dict) -> int:
@@ -300,37 +281,3 @@ def _read_embeddings(answer: dict, count: int) -> Float32[np.ndarray, "prompts e
     if embedding.ndim != 2 or embedding.shape[1] == 0 or not np.isfinite(embedding).all():
         raise ValueError(f"embeddings of shape {embedding.shape}, or not finite")
     return embedding
-
-
-def require_key(key: str, name: str) -> str:
-    """The key, if a header can hold it.
-
-    Raises:
-        InputError: white space around it, or characters other than printable ASCII; the key itself is not shown.
-    """
-    if key != key.strip():
-        raise InputError(f"{name} begins or ends with white space (a line break of a file, mostly): remove it")
-    if not (key.isascii() and key.isprintable()):
-        raise InputError(f"{name} must be of printable ASCII characters; this one of {len(key)} characters has others")
-    return key
-
-
-def require_address(address: str, name: str) -> str:
-    """The base URL without a slash at its end, if it is one, and none that holds a secret: it is written into routers.
-
-    Raises:
-        InputError: not ``http(s)://HOST...``, or with a user, a password, a query or a fragment; those are not shown.
-    """
-    try:
-        parts = urllib.parse.urlsplit(address)
-        host, port = parts.hostname, parts.port
-        is_plain = not ("@" in parts.netloc or "?" in address or "#" in address or "\\" in address)
-        is_address = parts.scheme in ("http", "https") and bool(host) and (port is None or port > 0)
-    except ValueError:  # a bracket that is not closed, or a port that is none
-        is_plain = is_address = False
-    if not (is_address and is_plain and address.isascii() and address.isprintable() and " " not in address):
-        raise InputError(
-            f"{name} must look like http://HOST:PORT/v1: printable ASCII, without user, password, query or fragment; "
-            "what it is set to is not shown, since it may hold a key"
-        )
-    return address.rstrip("/")

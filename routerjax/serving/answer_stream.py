@@ -7,8 +7,8 @@ from collections.abc import AsyncIterator
 
 import httpx2
 
+from routerjax.endpoints import without_key
 from routerjax.serving.events import DamagedStreamError, Event, EventSplitter
-from routerjax.serving.redaction import without_key
 from routerjax.serving.usage import Usage, read_usage
 
 # An upstream that keeps its connection open after the last event keeps no client waiting for longer.

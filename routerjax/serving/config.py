@@ -8,13 +8,13 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Annotated, Any, ClassVar, Literal
-from urllib.parse import urlsplit
 
 import yaml
 from annotated_types import Interval
 from pydantic import ConfigDict
 
 from routerjax.config import Count, NonNegative, Positive
+from routerjax.endpoints import require_address, require_key
 from routerjax.errors import InputError, model_column, nearest
 from routerjax.router import Router
 from routerjax.validation import from_json
@@ -51,16 +51,7 @@ class Upstream:
     completion_dollars: NonNegative = 0.0
 
     def __post_init__(self) -> None:
-        try:
-            parts = urlsplit(self.base_url)
-            is_address = parts.scheme in ("http", "https") and parts.hostname and (parts.port is None or parts.port > 0)
-        except ValueError:
-            is_address = False
-            parts = urlsplit("")
-        if not is_address or not self.base_url.isascii() or not self.base_url.isprintable() or " " in self.base_url:
-            raise InputError("base_url must be an address, such as https://api.openai.com/v1, without spaces")
-        if parts.username is not None or parts.query or parts.fragment:  # not shown: there may be a password in it
-            raise InputError("base_url must have no user, query or fragment: a key comes from api_key_env")
+        require_address(self.base_url, "base_url")
 
     @property
     def url(self) -> str:
@@ -181,12 +172,10 @@ def environment_key(variable: str, setting: str) -> str:
     Raises:
         InputError: the variable is not set, or holds what cannot stand in a header; the secret is not shown.
     """
-    value = os.environ.get(variable, "").strip()
+    value = os.environ.get(variable, "")
     if not value:
         raise InputError(f"{setting}: the environment variable {variable} is not set")
-    if not (value.isascii() and value.isprintable()):
-        raise InputError(f"{setting}: the environment variable {variable} holds characters that no key has")
-    return value
+    return require_key(value, f"{setting}: the environment variable {variable}")
 
 
 def read_config(path: str | os.PathLike[str]) -> ServeConfig:

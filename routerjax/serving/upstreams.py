@@ -10,12 +10,13 @@ import http.cookiejar
 import json
 import random
 import time
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field
 from typing import NamedTuple
 
 import httpx2
 
+from routerjax.endpoints import BUSY, retry_after, without_key
 from routerjax.errors import InputError
 from routerjax.serving.answer_stream import AnswerStream, BrokenStreamError
 from routerjax.serving.api_errors import UPSTREAM, ApiError
@@ -23,12 +24,9 @@ from routerjax.serving.config import ServeConfig
 from routerjax.serving.events import DamagedStreamError
 from routerjax.serving.headers import Headers, for_client, for_upstream
 from routerjax.serving.metrics import Metrics
-from routerjax.serving.redaction import without_key
 from routerjax.serving.requests import ChatRequest
 from routerjax.serving.usage import Usage, read_usage
 
-# Worth asking again; other errors of the client's kind are passed on to it.
-BUSY = (408, 409, 425, 429)
 # The upstream does not accept this server, or does not know its model: not the client's fault, and no retry helps.
 MISCONFIGURED = (401, 403, 404, 407)
 FIRST_WAIT_SECONDS = 0.25
@@ -214,19 +212,20 @@ class Upstreams:
         """
         status = response.status_code
         if status >= 500 or status in BUSY:
-            raise FailedError(f"status_{status}", wait=_retry_after(response.headers))
+            raise FailedError(f"status_{status}", wait=retry_after(response.headers))
         if status in MISCONFIGURED or not (200 <= status < 300 or status >= 400):
             raise FailedError(f"status_{status}", is_worth_another=False)
         if response.headers.get("Content-Encoding", "").strip().lower() not in DECODED:
             raise FailedError("malformed")
-        headers = for_client(response.headers.raw)
+        key = self._keys[model]
+        headers = [(name, without_key(value, key)) for name, value in for_client(response.headers.raw)]
         if status < 300 and response.headers.get("Content-Type", "").strip().lower().startswith("text/event-stream"):
-            stream = AnswerStream(response, self._config.seconds.between_chunks, self._keys[model])
+            stream = AnswerStream(response, self._config.seconds.between_chunks, key)
             await stream.begin()
             return Answer(model, status, headers, stream=stream)
         content = await _whole(response)
         if status >= 400:
-            return Answer(model, status, headers, content=without_key(content, self._keys[model]))
+            return Answer(model, status, headers, content=without_key(content, key))
         try:
             fields = json.loads(content)
         except (ValueError, RecursionError):
@@ -266,15 +265,3 @@ def _failure(error: BaseException) -> FailedError | None:
     if isinstance(error, BrokenStreamError | httpx2.HTTPError | httpx2.InvalidURL | OSError):
         return FailedError("broken")
     return FailedError("broken") if isinstance(error, httpx2.StreamError) else None
-
-
-def _retry_after(headers: Mapping[str, str]) -> float | None:
-    """Seconds that an upstream asks to wait for, where it does so in a number."""
-    for name, scale in (("retry-after-ms", 1e-3), ("Retry-After", 1.0)):
-        try:
-            seconds = float(headers[name]) * scale
-        except (KeyError, ValueError):
-            continue
-        if 0 <= seconds < 1e6:
-            return seconds
-    return None

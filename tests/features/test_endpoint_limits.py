@@ -39,6 +39,8 @@ def encoder_of(server: EndpointServer, source: str = "openai:tiny", **arguments:
         "http://host:99999/v1",
         "http://host:secret/v1",
         "http:///v1",
+        "http://host..secret/v1",
+        "http://10.0.0.999/secret",
         "http://h\u00f6st/v1",
         "http://host/v1 secret",
         "http://host\nsecret/v1",

@@ -198,10 +198,11 @@ def test_a_model_that_hangs_and_has_no_other_is_an_error(server: Running, big: U
 
 def test_a_clients_own_error_passes_without_the_key(server: Running, big: Upstream) -> None:
     error = {"error": {"message": f"bad request with {KEYS['BIG_KEY']}", "code": "context_length_exceeded"}}
-    big.answers.append(fails(400, error))
+    big.answers.append(fails(400, error, **{"X-Echo": KEYS["BIG_KEY"]}))
     answer = server.chat(model=STRONG)
     assert (answer.status_code, answer.headers["x-routerjax-model"]) == (400, "big")
     assert answer.json() == {"error": {"message": "bad request with [key]", "code": "context_length_exceeded"}}
+    assert answer.headers["x-echo"] == "[key]"
     assert len(big.bodies) == 1
     event = b"data: " + json.dumps(error).encode() + b"\n\n"
     big.answers.append(streams(*STREAM[:4], event))

@@ -9,7 +9,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from routerjax import Router
+from routerjax import InputError, Router
 from routerjax.serving.config import environment_key
 from tests.serving.servers import LIMITS, Running, serving, settings
 from tests.serving.upstream import Upstream, streams
@@ -21,7 +21,9 @@ def test_a_token_is_asked_for(
     small_router: Router, big: Upstream, small: Upstream, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setenv("SERVER_TOKEN", f"{TOKEN}\n")
-    assert environment_key("SERVER_TOKEN", "token_env") == TOKEN
+    with pytest.raises(InputError, match="SERVER_TOKEN begins or ends with white space"):
+        environment_key("SERVER_TOKEN", "token_env")
+    monkeypatch.setenv("SERVER_TOKEN", TOKEN)
     limits = {**LIMITS, "decision": 1e-4}
     config = settings(big, small, token_env="SERVER_TOKEN", max_body_bytes=300, seconds=limits)
     with serving(small_router, tmp_path, config) as started:

@@ -34,14 +34,16 @@ PAIR = {"big": URL, "small": URL}
         ({"models": {"big": {**URL, "api_key": "sk-1"}}}, "no setting 'serve.models.big.api_key'.*mean 'api_key_env'"),
         ({"models": {**PAIR, "router-1": URL}}, "no model may be called 'router-1'"),
         ({"models": {"big": {**URL, "api_key_env": "NO_SUCH"}, "small": URL}}, "api_key_env: .* NO_SUCH is not set"),
-        ({"models": {"big": {**URL, "api_key_env": "BAD_KEY"}, "small": URL}}, "BAD_KEY holds characters"),
+        ({"models": {"big": {**URL, "api_key_env": "BAD_KEY"}, "small": URL}}, "BAD_KEY must be of printable ASCII"),
         ({"models": PAIR, "retries": -1}, "serve.retries must be an integer in \\[0, 10\\], got -1"),
         ({"models": PAIR, "seconds": {"connect": "5"}}, "serve.seconds.connect must be a positive number, got '5'"),
         ({"models": PAIR, "fallback": ["medium"]}, "'medium' is not one of the configured 2 models"),
         ({"models": PAIR, "instead": {"tiny": "big"}}, "'tiny' is not one of the router's 3 models"),
         ({"models": PAIR, "instead": {"big": "small"}}, "big has an upstream, and instead.big names another"),
-        ({"models": {**PAIR, "big": {"base_url": "ftp://x"}}}, "base_url must be an address"),
-        ({"models": {**PAIR, "big": {"base_url": "http://a:secret@x/"}}}, "base_url must have no user"),
+        *(
+            ({"models": {**PAIR, "big": {"base_url": address}}}, "base_url must look like http://HOST:PORT/v1")
+            for address in ("ftp://x", "http://a:secret@x/", "http://x/v1?", "http://a..b/v1", "http://1.2.3.999/v1")
+        ),
         ({"models": PAIR, "token_env": "NO_SUCH"}, "token_env: the environment variable NO_SUCH is not set"),
         (None, "is not YAML"),
         ([], "serve must be a ServeConfig"),
