@@ -18,6 +18,9 @@ logger = logging.getLogger(__name__)
 
 # Connections that wait to be accepted.
 BACKLOG = 2048
+# Connections that are idle for longer than clients keep them: one that the server closes as it is used again loses a
+# request, and many clients keep theirs for the 5 seconds that are uvicorn's default.
+KEEP_ALIVE_SECONDS = 75
 SIGNALS = (signal.SIGTERM, signal.SIGINT)
 
 
@@ -70,6 +73,7 @@ def uvicorn_settings(app: ASGIApp, *, grace: float) -> uvicorn.Config:
         server_header=False,
         lifespan="on",
         ws="none",
+        timeout_keep_alive=KEEP_ALIVE_SECONDS,
         timeout_graceful_shutdown=grace,  # pyright: ignore[reportArgumentType] (seconds of asyncio, which may be a part)
     )
 

@@ -31,6 +31,8 @@ from routerjax.serving.usage import Usage, read_usage
 MISCONFIGURED = (401, 403, 404, 407)
 FIRST_WAIT_SECONDS = 0.25
 LARGEST_ANSWER = 2**26
+# An idle connection is not used again after so long: many servers close theirs after 5 seconds.
+KEPT_SECONDS = 4.0
 DECODED = {"", "identity", "gzip", "deflate"}
 
 
@@ -115,7 +117,9 @@ class Upstreams:
                 follow_redirects=False,
                 cookies=no_cookies,  # one client's would be sent with another's request
                 timeout=httpx2.Timeout(None, connect=config.seconds.connect),
-                limits=httpx2.Limits(max_connections=None, max_keepalive_connections=128, keepalive_expiry=15),
+                limits=httpx2.Limits(
+                    max_connections=None, max_keepalive_connections=128, keepalive_expiry=KEPT_SECONDS
+                ),
             )
         except Exception:  # it reads the environment, and says what it found there: passwords of proxies, too
             raise InputError(
