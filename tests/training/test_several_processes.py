@@ -132,7 +132,7 @@ def test_several_processes_learn_what_one_learns_and_go_on_with_its_runs(
     port = free_port()
     command = [sys.executable, "-m", "tests.training.one_of_several", f"127.0.0.1:{port}", count]
     processes = start([[*command, index, STEPS, tmp_path, *names] for index in range(count)], tmp_path)
-    assert statuses(processes, 240) == [0] * count, (tmp_path / "log0").read_text()
+    assert statuses(processes, 60 * STEPS) == [0] * count, (tmp_path / "log0").read_text()
     for name in names:
         np.testing.assert_allclose(losses(tmp_path)[name], losses(alone)[name], rtol=1e-5)
     one_of_several.train(tmp_path, {"mf"}, STEPS)  # one process reads what several wrote
