@@ -5,11 +5,14 @@ from __future__ import annotations
 import dataclasses
 import datetime
 import json
+import logging
 import math
 import time
 import uuid
 from dataclasses import dataclass, field
 from typing import Any, TextIO
+
+logger = logging.getLogger(__name__)
 
 
 @dataclass
@@ -28,7 +31,8 @@ class Record:
         routing_seconds: from the request to the decision, waiting included.
         upstream_seconds: to the first token of a stream, to the whole of another answer.
         prompt_tokens, completion_tokens, dollars: as the upstream counts them.
-        error: code of the error that ended it; ``disconnected`` where the client went away.
+        error: code of the error that ended it; ``disconnected`` where the client went away, ``cut_off`` where the
+            server ended first.
         text: that was scored.
         start: time of ``time.perf_counter``; is_sent: True once the answer is; neither is written.
     """
@@ -67,7 +71,7 @@ class AccessLog:
         self._stream, self._with_text = stream, with_text
 
     def write(self, record: Record) -> None:
-        """Write a record as one line."""
+        """Write a record as one line; where the stream refuses, that is logged, and the server goes on."""
         if self._stream is None:
             return
         fields = dataclasses.asdict(record)
@@ -77,8 +81,11 @@ class AccessLog:
         now = datetime.datetime.now(datetime.UTC).isoformat(timespec="milliseconds")
         seconds = time.perf_counter() - record.start
         line = {"time": now, **{name: _plain(value) for name, value in fields.items() if value not in (None, [], "")}}
-        self._stream.write(json.dumps({**line, "seconds": round(seconds, 6)}) + "\n")
-        self._stream.flush()
+        try:
+            self._stream.write(json.dumps({**line, "seconds": round(seconds, 6)}) + "\n")
+            self._stream.flush()
+        except OSError as error:
+            logger.error("a request is not in the access log: %s", error.strerror)
 
 
 def _plain(value: Any) -> Any:

@@ -75,6 +75,9 @@ class Guard:
         except ClientGoneError:
             record.error = "disconnected"
             self._metrics.disconnects.inc()
+        except asyncio.CancelledError:
+            record.error = "cut_off"
+            raise
         finally:
             self._metrics.running.dec()
             path = record.path if record.path in self._paths else "other"
@@ -96,8 +99,9 @@ class Guard:
         except Exception as error:
             place = traceback.extract_tb(error.__traceback__)[-1]  # no text of the error: it may hold a prompt
             logger.error("a defect: %s at %s:%s", type(error).__name__, place.filename, place.lineno)
+            refusal = ApiError(500, "the server failed", SERVER, code="internal_error")
+            record.error = refusal.code
             if record.status is None:
-                refusal = ApiError(500, "the server failed", SERVER, code="internal_error")
                 await self._refuse(refusal, scope, receive, send, record)
 
     async def _refuse(self, error: ApiError, scope: Scope, receive: Receive, send: Send, record: Record) -> None:

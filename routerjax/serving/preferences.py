@@ -40,11 +40,13 @@ class PreferenceLog:
         with_text: write the text that was scored, which training needs, and not its SHA-256 alone.
 
     Raises:
-        InputError: the file is no such log, is damaged, or another server writes it.
+        InputError: the file does not end in .jsonl, is no such log, is damaged, or another server writes it.
     """
 
     def __init__(self, path: str | os.PathLike[str], router: Router, *, with_text: bool = False) -> None:
         self._path, self._router, self._with_text = Path(path), router, with_text
+        if self._path.suffix != ".jsonl":
+            raise InputError(f"a log of preferences must end in .jsonl, by which train reads it, got {self._path}")
         require_folder(self._path)
         self._closing = contextlib.ExitStack()
         self._file = os.open(self._path, os.O_RDWR | os.O_CREAT | os.O_APPEND, 0o666)

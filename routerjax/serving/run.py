@@ -59,7 +59,7 @@ def serve(server: Server, listening: socket.socket, *, grace: float) -> bool:
     for name in ("uvicorn", "httpx2", "httpcore2"):  # they log addresses, and headers where they are set to DEBUG
         logging.getLogger(name).setLevel(logging.WARNING)
     running = uvicorn.Server(uvicorn_settings(server.app, grace=grace))
-    with _no_signals_after():
+    with _signals_end(running):
         running.run(sockets=[listening])
     return not is_failed
 
@@ -79,11 +79,15 @@ def uvicorn_settings(app: ASGIApp, *, grace: float) -> uvicorn.Config:
 
 
 @contextmanager
-def _no_signals_after() -> Iterator[None]:
-    """Drop the signals that uvicorn raises again once it has ended in order."""
+def _signals_end(running: uvicorn.Server) -> Iterator[None]:
+    """Have signals end a server from before it listens to them, until after it has ended and raises them again."""
+
+    def end(*_: object) -> None:
+        running.should_exit = True
+
     before = {}
     with suppress(ValueError):  # not in the main thread
-        before = {number: signal.signal(number, lambda *_: None) for number in SIGNALS}
+        before = {number: signal.signal(number, end) for number in SIGNALS}
     try:
         yield
     finally:

@@ -1,5 +1,8 @@
 """Surroundings of requests: token, limits, paths that there are not, what is logged and counted."""
 
+import asyncio
+import contextlib
+import io
 import json
 import re
 import threading
@@ -8,9 +11,14 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+from starlette.responses import PlainTextResponse
+from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from routerjax import InputError, Router
+from routerjax.serving.access_log import AccessLog
 from routerjax.serving.config import environment_key
+from routerjax.serving.guard import Guard
+from routerjax.serving.metrics import Metrics
 from tests.serving.servers import LIMITS, Running, serving, settings
 from tests.serving.upstream import Upstream, streams
 
@@ -130,3 +138,53 @@ def test_the_access_log_and_the_metrics_hold_no_prompt(server: Running, big: Ups
     shown = re.search(r'routerjax_decisions_total\{by="threshold",model="big"\} (\S+)', metrics.text)
     assert shown
     assert float(shown[1]) == server.metric("decisions_total", model="big", by="threshold")
+
+
+class Full(io.StringIO):
+    """Stream of a full disk."""
+
+    def write(self, text: str) -> int:
+        raise OSError(28, "No space left on device")
+
+
+def answered(app: ASGIApp, stream: io.StringIO, seconds: float = 20.0) -> list[Message]:
+    """What a guarded application sends until it has answered, or is cancelled."""
+    limits = {"open_paths": (), "token": None, "max_body_bytes": 100, "metrics": Metrics()}
+    guard = Guard(app, paths=(), log=AccessLog(stream), **limits)  # pyright: ignore[reportArgumentType]
+    scope, sent = {"type": "http", "method": "GET", "path": "/", "headers": []}, []
+    received = [{"type": "http.request"}]
+
+    async def receive() -> Message:
+        return received.pop() if received else await asyncio.Event().wait()  # pyright: ignore[reportReturnType]
+
+    async def send(message: Message) -> None:
+        sent.append(message)
+
+    async def run() -> None:
+        with contextlib.suppress(TimeoutError):
+            await asyncio.wait_for(guard(scope, receive, send), seconds)
+
+    asyncio.run(run())
+    return sent
+
+
+def test_an_access_log_that_cannot_be_written_is_no_fault_of_the_request(caplog: pytest.LogCaptureFixture) -> None:
+    assert [message["type"] for message in answered(PlainTextResponse("x"), Full())] == [
+        "http.response.start",
+        "http.response.body",
+    ]
+    assert caplog.messages == ["a request is not in the access log: No space left on device"]
+
+
+def test_the_access_log_says_what_ended_a_request_that_has_no_whole_answer() -> None:
+    async def waits(scope: Scope, receive: Receive, send: Send) -> None:
+        await asyncio.Event().wait()
+
+    async def fails(scope: Scope, receive: Receive, send: Send) -> None:
+        await send({"type": "http.response.start", "status": 200, "headers": []})
+        raise KeyError
+
+    for app, seconds, error in ((waits, 0.1, "cut_off"), (fails, 20.0, "internal_error")):
+        log = io.StringIO()
+        answered(app, log, seconds)
+        assert json.loads(log.getvalue())["error"] == error

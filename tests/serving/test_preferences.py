@@ -103,3 +103,9 @@ def test_a_restart_goes_on_with_the_file(
         with pytest.raises(InputError, match=r"log\.jsonl: line "):
             PreferenceLog(path, small_router)
         assert path.read_bytes() == content
+
+
+def test_a_file_that_training_would_not_read_is_refused(small_router: Router, tmp_path: Path) -> None:
+    with pytest.raises(InputError, match=r"must end in \.jsonl, .* got .*log\.json$"):
+        PreferenceLog(tmp_path / "log.json", small_router)
+    assert not list(tmp_path.iterdir())

@@ -8,14 +8,19 @@ import socket
 import subprocess
 import sys
 import threading
+import time
 from pathlib import Path
+from types import SimpleNamespace
 
 import httpx2
 import pytest
+import uvicorn
+from starlette.applications import Starlette
 
 from routerjax import Router
 from routerjax.cli import main
 from routerjax.router import save_router
+from routerjax.serving.run import listen, serve
 from routerjax.serving.text_scoring import TextScorer
 from tests.serving.servers import settings, wait_for
 from tests.serving.upstream import STREAM, Upstream, streams
@@ -87,3 +92,20 @@ def test_a_router_that_cannot_be_compiled_ends_the_server_in_one_line(
     assert main([*command, "--port", "0"]) == 1
     lines = capsys.readouterr().err.splitlines()
     assert lines[-1] == "routerjax: error: the router could not be made ready"
+
+
+def test_a_signal_that_comes_before_the_server_listens_to_signals_ends_it(monkeypatch: pytest.MonkeyPatch) -> None:
+    run = uvicorn.Server.run
+
+    def run_late(server: uvicorn.Server, **options: object) -> None:
+        os.kill(os.getpid(), signal.SIGTERM)
+        timer = threading.Timer(10, lambda: setattr(server, "should_exit", True))
+        timer.start()
+        run(server, **options)  # pyright: ignore[reportArgumentType]
+        timer.cancel()
+
+    monkeypatch.setattr(uvicorn.Server, "run", run_late)
+    start = time.monotonic()
+    with listen("127.0.0.1", 0) as listening:
+        assert serve(SimpleNamespace(app=Starlette()), listening, grace=1.0)  # pyright: ignore[reportArgumentType]
+    assert time.monotonic() - start < 8
