@@ -34,7 +34,9 @@ class Choice(NamedTuple):
 
 
 class PromptRouter:
-    """Router that is loaded, compiled and ready once it is made. It computes in one thread of its own.
+    """Router that computes in one thread of its own, and is loaded once it is made.
+
+    The first text of each of several lengths is compiled for, which takes seconds; a bundle in ONNX compiles nothing.
 
     Args:
         path: of a router folder, of a run, or of an exported bundle.

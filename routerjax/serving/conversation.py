@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import re
 from collections.abc import Mapping, Sequence
-from typing import Any
+from typing import Any, get_args
 
 from routerjax.errors import InputError
 from routerjax.prompts import valid_text
@@ -29,10 +29,12 @@ class Conversations:
             ``(?s)<environment>.*?</environment>``.
 
     Raises:
-        InputError: a pattern that is no regular expression.
+        InputError: a part that there is not, or a pattern that is no regular expression.
     """
 
     def __init__(self, scored: Scored = "last", strip: Sequence[str] = ()) -> None:
+        if scored not in get_args(Scored):
+            raise InputError(f"scored must be one of {', '.join(get_args(Scored))}, got {scored!r}")
         self._scored, self._strip = scored, [_pattern(pattern) for pattern in strip]
 
     def text(self, messages: object) -> str:

@@ -80,7 +80,7 @@ def uvicorn_settings(app: ASGIApp, *, grace: float) -> uvicorn.Config:
 
 @contextmanager
 def _signals_end(running: uvicorn.Server) -> Iterator[None]:
-    """Have signals end a server from before it listens to them, until after it has ended and raises them again."""
+    """End a server by signals from before it listens to them, until after it has ended and raises them again."""
 
     def end(*_: object) -> None:
         running.should_exit = True

@@ -4,16 +4,17 @@ import json
 import re
 import sys
 from pathlib import Path
+from typing import get_args
 
 import pytest
 
 from routerjax import InputError, Router
-from routerjax.cli import main
+from routerjax.cli import SCORED, main
 from routerjax.features import load_encoder
 from routerjax.policies import CostAware
 from routerjax.router import load_router, save_router
 from routerjax.serving.app import Server
-from routerjax.serving.config import TimeLimits, read_config
+from routerjax.serving.config import Scored, TimeLimits, read_config
 from routerjax.serving.conversation import Conversations
 from tests.encoders import save_tiny_encoder
 from tests.routers import NAMES, tiny_router
@@ -157,6 +158,12 @@ TALK = [
 )
 def test_text_that_is_scored(scored: str, text: str) -> None:
     assert Conversations(scored, ["(?s)<x>.*?</x>"]).text(TALK) == text  # pyright: ignore[reportArgumentType]
+
+
+def test_parts_that_can_be_scored_are_those_of_the_command() -> None:
+    assert get_args(Scored) == SCORED
+    with pytest.raises(InputError, match="scored must be one of last, user_turns, all, got 'user'"):
+        Conversations("user")  # pyright: ignore[reportArgumentType]
 
 
 def test_text_of_conversations_without_any() -> None:
