@@ -233,7 +233,7 @@ def written() -> list[Path]:
 def docstrings(tree: ast.AST) -> Iterator[str]:
     """Docstrings of modules, classes and functions, and those below a name that is assigned."""
     for node in ast.walk(tree):
-        if isinstance(node, ast.Module | ast.ClassDef | ast.FunctionDef):
+        if isinstance(node, ast.Module | ast.ClassDef | ast.FunctionDef | ast.AsyncFunctionDef):
             yield ast.get_docstring(node) or ""
             for before, after in itertools.pairwise(node.body):
                 is_text = isinstance(after, ast.Expr) and isinstance(after.value, ast.Constant)

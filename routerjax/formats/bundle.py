@@ -103,13 +103,12 @@ class BundleFormat(WritableFormat):
         contents = self.contents(router, text, golden)
         if router.policy.chooses:
             golden["model"] = golden_models(router, query, max(contents.tolerance.values()))
-        outputs = sorted({"scores", "win_prob", "model"} & set(golden) & set(contents.outputs))
-        needs = {name: text for name, text in contents.needs.items()}
+        outputs = sorted({*_OUTPUTS} & set(golden) & set(contents.outputs))
         description = {
             "format": self.name,
             "schema": runtime.SCHEMA,
             "routerjax_version": importlib.metadata.version("routerjax"),
-            "needs": needs,
+            "needs": dict(contents.needs),
             "licence": self.licence,
             "family": router.family,
             "models": list(router.models),

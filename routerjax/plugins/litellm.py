@@ -91,7 +91,7 @@ class RouterGroups:
             raise _refusal(error, model) from error
 
     async def achoose(self, model: str, request: Mapping[str, Any]) -> Choice:
-        """As :meth:`choose`, beside an event loop."""
+        """Do what :meth:`choose` does, beside an event loop."""
         try:
             return self._named(await self._router.achoose(*self._question(model, request)))
         except (ApiError, InputError) as error:
@@ -217,7 +217,7 @@ class RoutingStrategy(CustomRoutingStrategyBase):
         specific_deployment: bool | None = False,
         request_kwargs: dict[str, Any] | None = None,
     ) -> Any:
-        """As :meth:`get_available_deployment`, beside an event loop."""
+        """Do what :meth:`get_available_deployment` does, beside an event loop."""
         del specific_deployment, request_kwargs
         if self._groups.is_asked(model):
             model = (await self._groups.achoose(model, {"messages": messages, "input": input})).model

@@ -124,7 +124,7 @@ class PromptRouter:
         return self._thread.submit(self._choose, _text(prompt), self._policy_at(threshold)).result()
 
     async def achoose(self, prompt: str, threshold: float | None = None) -> Choice:
-        """As :meth:`choose`, beside an event loop."""
+        """Do what :meth:`choose` does, beside an event loop."""
         submitted = self._thread.submit(self._choose, _text(prompt), self._policy_at(threshold))
         return await asyncio.wrap_future(submitted)
 

@@ -148,7 +148,7 @@ class Full(io.StringIO):
 
 
 def answered(app: ASGIApp, stream: io.StringIO, seconds: float = 20.0) -> list[Message]:
-    """What a guarded application sends until it has answered, or is cancelled."""
+    """Messages of a guarded application until it has answered, or is cancelled."""
     limits = {"open_paths": (), "token": None, "max_body_bytes": 100, "metrics": Metrics()}
     guard = Guard(app, paths=(), log=AccessLog(stream), **limits)  # pyright: ignore[reportArgumentType]
     scope, sent = {"type": "http", "method": "GET", "path": "/", "headers": []}, []
