@@ -1,5 +1,6 @@
 """The program of a bundle: what it refuses, and what a prompt costs it."""
 
+import concurrent.futures
 import json
 import os
 import shutil
@@ -175,6 +176,22 @@ def test_a_prompt_costs_one_row_and_the_tokenizer_is_parsed_once(
     opened.win_prob(embedding=np.ones((67, 16)))
     assert shapes[2:] == [(1, 16), (64, 16), (4, 16)]
     assert len(parsed) == 1
+
+
+def test_threads_share_a_bundle(program: ModuleType, bundle: Path) -> None:
+    opened, texts = program.load(bundle), [f"prime {row}" for row in range(24)]
+    with concurrent.futures.ThreadPoolExecutor(8) as pool:
+        one = list(pool.map(opened.win_prob, texts))
+    assert all(isinstance(win_prob, float) for win_prob in one)
+    np.testing.assert_allclose(one, opened.win_prob(texts), atol=1e-6)
+    assert [opened.route(text, threshold=0.5) for text in texts[:3]] == opened.route(texts[:3])
+
+
+def test_what_computes_a_bundle_is_imported_with_it(bundle: Path) -> None:
+    code = "import sys; sys.path.insert(0, sys.argv[1]); import routerjax_runtime; print(*sys.modules)"
+    command = [sys.executable, "-I", "-c", code, str(bundle)]
+    imported = subprocess.run(command, capture_output=True, text=True, check=True).stdout.split()
+    assert not {"jax", "onnxruntime", "tokenizers", "safetensors", "routerjax"} & set(imported)
 
 
 def test_inputs_that_the_functions_cannot_take(program: ModuleType, bundle: Path) -> None:
