@@ -69,7 +69,7 @@ trackers: .venv-trackers/.installed  ## runs that are sent to Weights & Biases a
 clients: .venv-clients/.installed  ## plug-ins and the server, by the packages that they are made for
 	LITELLM_LOCAL_MODEL_COST_MAP=True .venv-clients/bin/python -m pytest -W default -m clients tests/plugins tests/serving
 
-# jax2onnx holds Orbax below the version that everything else has.
+# jax2onnx holds Orbax, and jax, below the versions that everything else has.
 .venv-onnx/.installed: pyproject.toml
 	$(PYTHON) -m venv .venv-onnx
 	.venv-onnx/bin/python -m pip install --quiet --editable '.[dev,onnx,triton]'

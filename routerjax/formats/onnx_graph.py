@@ -118,9 +118,9 @@ def _convert(function: Callable[..., Any], inputs: Mapping[str, jax.ShapeDtypeSt
                 input_names=list(inputs),
                 output_names=list(outputs),
             )
-        except (NotImplementedError, TypeError, ValueError) as error:
+        except (AttributeError, NotImplementedError, TypeError, ValueError) as error:
             reason = (str(error).splitlines() or ["no message"])[0]
-            raise InputError(f"jax2onnx does not convert this router: {reason}") from error
+            raise InputError(f"jax2onnx does not convert this router under jax {jax.__version__}: {reason}") from error
 
 
 @contextlib.contextmanager
