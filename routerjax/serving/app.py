@@ -96,6 +96,7 @@ class Server:
             open_paths=OPEN_PATHS,
             token=config.token,
             max_body_bytes=config.max_body_bytes,
+            body_seconds=config.seconds.body,
             metrics=self.metrics,
             log=AccessLog(access_log, with_text=log_text),
         )

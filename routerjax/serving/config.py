@@ -73,6 +73,7 @@ class TimeLimits:
     """Seconds that may be taken.
 
     Attributes:
+        body: by a client, to send its request.
         decision: by the router, waiting for other requests included; then the server says that it is overloaded.
         connect: by an upstream, to be reached.
         first_token: by an upstream, to the first token of a stream.
@@ -82,6 +83,7 @@ class TimeLimits:
 
     __pydantic_config__: ClassVar[ConfigDict] = ConfigDict(extra="forbid")
 
+    body: Positive = 60.0
     decision: Positive = 30.0
     connect: Positive = 5.0
     first_token: Positive = 60.0

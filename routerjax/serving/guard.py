@@ -35,7 +35,7 @@ class Guard:
         paths: that metrics name.
         open_paths: that need no token.
         token: bearer token that clients must send; None for none.
-        max_body_bytes: of a request.
+        max_body_bytes, body_seconds: that the body of a request may have, and take to come.
         metrics, log: where requests are counted and written.
     """
 
@@ -47,12 +47,14 @@ class Guard:
         open_paths: Collection[str],
         token: str | None,
         max_body_bytes: int,
+        body_seconds: float,
         metrics: Metrics,
         log: AccessLog,
     ) -> None:
         self._app, self._paths, self._open_paths = app, paths, open_paths
         self._token = None if token is None else f"Bearer {token}".encode()
-        self._max_body_bytes, self._metrics, self._log = max_body_bytes, metrics, log
+        self._max_body_bytes, self._body_seconds = max_body_bytes, body_seconds
+        self._metrics, self._log = metrics, log
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         """Answer one request."""
@@ -87,7 +89,12 @@ class Guard:
     async def _answer(self, scope: Scope, receive: Receive, send: Send, record: Record) -> None:
         try:
             self._require_token(scope)
-            body = await self._body(scope, receive)
+            try:
+                async with asyncio.timeout(self._body_seconds):
+                    body = await self._body(scope, receive)
+            except TimeoutError:
+                message = f"the body did not come whole within {self._body_seconds:g} seconds"
+                raise ApiError(408, message, code="body_too_slow") from None
             await _until_disconnect(receive, self._app(scope, _replay(body), send), record)
         except ClientGoneError:
             raise
@@ -109,7 +116,7 @@ class Guard:
         headers = {} if error.retry_after is None else {"Retry-After": str(error.retry_after)}
         if error.status == 401:
             headers["WWW-Authenticate"] = "Bearer"
-        if error.status == 413:  # the rest of the body is not read
+        if error.status in (408, 413):  # the rest of the body is not read
             headers["Connection"] = "close"
         response = Response(error.content(), error.status, headers, "application/json")
         await response(scope, receive, send)

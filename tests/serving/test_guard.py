@@ -6,6 +6,7 @@ import io
 import json
 import re
 import threading
+import time
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
@@ -32,7 +33,7 @@ def test_a_token_is_asked_for(
     with pytest.raises(InputError, match="SERVER_TOKEN begins or ends with white space"):
         environment_key("SERVER_TOKEN", "token_env")
     monkeypatch.setenv("SERVER_TOKEN", TOKEN)
-    limits = {**LIMITS, "decision": 1e-4}
+    limits = {**LIMITS, "decision": 1e-4, "body": 0.5}
     config = settings(big, small, token_env="SERVER_TOKEN", max_body_bytes=300, seconds=limits)
     with serving(small_router, tmp_path, config) as started:
         for given in (
@@ -60,6 +61,13 @@ def test_a_token_is_asked_for(
             for _ in range(100):
                 yield b" " * 100
 
+        def slow_parts():
+            yield b"{"
+            time.sleep(1)
+            yield b"}"
+
+        slow = started.client.post("/v1/chat/completions", content=slow_parts())
+        assert (slow.status_code, slow.json()["error"]["code"]) == (408, "body_too_slow")
         for content in (b" " * 301, parts()):
             answer = started.client.post("/v1/chat/completions", content=content)
             assert (answer.status_code, answer.json()["error"]["code"]) == (413, "body_too_large")
@@ -149,7 +157,7 @@ class Full(io.StringIO):
 
 def answered(app: ASGIApp, stream: io.StringIO, seconds: float = 20.0) -> list[Message]:
     """Messages of a guarded application until it has answered, or is cancelled."""
-    limits = {"open_paths": (), "token": None, "max_body_bytes": 100, "metrics": Metrics()}
+    limits = {"open_paths": (), "token": None, "max_body_bytes": 100, "body_seconds": 9, "metrics": Metrics()}
     guard = Guard(app, paths=(), log=AccessLog(stream), **limits)  # pyright: ignore[reportArgumentType]
     scope, sent = {"type": "http", "method": "GET", "path": "/", "headers": []}, []
     received = [{"type": "http.request"}]
