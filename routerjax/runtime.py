@@ -68,15 +68,15 @@ class Bundle:
 
         Args:
             prompts: a text, or a list of them.
-            threshold: in place of the policy's own: the strong model from this win probability on.
-            query: ``embedding`` float32 [batch, embed], or ``token_ids`` and ``attention_mask`` int32 [batch, length],
-                in place of texts.
+            threshold: in place of the policy's own: the strong model from this win probability on; inf is never.
+            query: in place of texts; ``embedding`` float32 [batch, embed], or ``token_ids`` and ``attention_mask``.
         """
         models, policy = self.description["models"], self.description["policy"]
         if threshold is None:
             names = [models[column] for column in self._output("model", prompts, query)]
-        else:
-            # In float64, in which no threshold is rounded to a win probability.
+        elif not (isinstance(threshold, (int, float, np.floating)) and (0 <= threshold <= 1 or threshold == np.inf)):
+            raise BundleError(f"threshold must be a number in [0, 1], or inf, got {threshold!r:.40}")
+        else:  # in float64, in which no threshold is rounded to a win probability
             win_prob = self._output("win_prob", prompts, query).astype(np.float64)
             names = [policy["strong" if strong else "weak"] for strong in win_prob >= float(threshold)]
         return names[0] if isinstance(prompts, str) else names
@@ -262,9 +262,9 @@ class Bundle:
             parts.append({key: output[: min(count, total)] for key, output in part.items()})
         outputs = {key: np.concatenate([part[key] for part in parts]) for key in self.description["outputs"]}
         for key, output in outputs.items():
-            wrong = (output < 0) if key == "model" else np.isnan(output).any(axis=tuple(range(1, output.ndim)))
+            wrong = (output < 0) if key == "model" else (~np.isfinite(output)).any(axis=tuple(range(1, output.ndim)))
             if wrong.any():
-                raise BundleError(f"row {np.flatnonzero(wrong)[0]}: the router gives no probability or score, but NaN")
+                raise BundleError(f"row {np.flatnonzero(wrong)[0]}: the router gives no finite probability or score")
         return outputs
 
 

@@ -185,6 +185,9 @@ def test_threads_share_a_bundle(program: ModuleType, bundle: Path) -> None:
     assert all(isinstance(win_prob, float) for win_prob in one)
     np.testing.assert_allclose(one, opened.win_prob(texts), atol=1e-6)
     assert [opened.route(text, threshold=0.5) for text in texts[:3]] == opened.route(texts[:3])
+    for wrong in (float("nan"), 2, -0.1, "0.5"):
+        with pytest.raises(program.BundleError, match=r"threshold must be a number in \[0, 1\], or inf"):
+            opened.route(texts[:3], threshold=wrong)
 
 
 def test_what_computes_a_bundle_is_imported_with_it(bundle: Path) -> None:
