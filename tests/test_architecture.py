@@ -36,6 +36,7 @@ GROUND = {
     "tables",
     "typing",
     "validation",
+    "yaml_text",
 }
 MODELS = GROUND | {"models", "pretrained"}
 FAMILIES = MODELS | {"features", "families"}

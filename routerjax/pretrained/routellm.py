@@ -12,7 +12,6 @@ from typing import ClassVar, Literal, TypeVar
 
 import jax
 import numpy as np
-import yaml
 from pydantic import ConfigDict
 
 from routerjax.errors import InputError, nearest
@@ -21,6 +20,7 @@ from routerjax.pretrained.locate import locate
 from routerjax.pretrained.weights import TensorNames, read_weights, tensor_shapes
 from routerjax.typing import PyTree
 from routerjax.validation import from_json
+from routerjax.yaml_text import read_yaml
 
 logger = logging.getLogger(__name__)
 
@@ -194,8 +194,8 @@ def read_config(path: Path, section: str, kind: type[ConfigT]) -> ConfigT:
         raise InputError(f"no file {path}")
     content = read_bytes(path.resolve(), max_bytes=MAX_BYTES)  # the user's own choice, wherever it leads
     try:
-        sections = yaml.load(content, _Loader)
-    except (yaml.YAMLError, UnicodeDecodeError, RecursionError) as error:
+        sections = read_yaml(content)
+    except ValueError as error:
         raise InputError(f"{path} is not YAML of a RouteLLM configuration: {error}") from error
     if not isinstance(sections, dict):
         raise InputError(f"{path} must be a mapping from router to its settings, got {type(sections).__name__}")
@@ -208,12 +208,3 @@ def read_config(path: Path, section: str, kind: type[ConfigT]) -> ConfigT:
     if others:
         logger.info("%s: only %s is imported, not %s", path, section, ", ".join(others))
     return from_json(sections[section], kind, f"{path}: {section}")
-
-
-class _Loader(yaml.SafeLoader):
-    """Reads no references: a few lines of references to references are billions of values when they are written out."""
-
-    def compose_node(self, parent: yaml.Node | None, index: int) -> yaml.Node | None:
-        if self.check_event(yaml.AliasEvent):
-            raise yaml.YAMLError("it has references (*name), which must be written out")
-        return super().compose_node(parent, index)

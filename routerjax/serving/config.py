@@ -7,9 +7,8 @@ import re
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Annotated, Any, ClassVar, Literal
+from typing import Annotated, ClassVar, Literal
 
-import yaml
 from annotated_types import Interval
 from pydantic import ConfigDict
 
@@ -18,6 +17,7 @@ from routerjax.endpoints import require_address, require_key
 from routerjax.errors import InputError, model_column, nearest
 from routerjax.router import Router
 from routerjax.validation import from_json
+from routerjax.yaml_text import read_yaml
 
 ROUTER_MODEL = "router"
 """Name under which clients ask for the router's choice; ``router-0.7`` is a choice by that threshold."""
@@ -28,6 +28,8 @@ Scored = Literal["last", "user_turns", "all"]
 """Part of a conversation that is scored, see :mod:`routerjax.serving.conversation`."""
 
 LARGEST_FILE = 2**20
+# Name that is shown where the variable is not set: keys of vendors have small letters, and hyphens mostly.
+VARIABLE = re.compile(r"[A-Z_][A-Z0-9_]{0,63}")
 Retries = Annotated[int, Interval(ge=0, le=10)]
 
 
@@ -172,9 +174,15 @@ def environment_key(variable: str, setting: str) -> str:
     """Read a secret from the environment.
 
     Raises:
-        InputError: the variable is not set, or holds what cannot stand in a header; the secret is not shown.
+        InputError: the variable is not set, or holds what cannot stand in a header; neither the secret is
+            shown, nor a name that may be one.
     """
     value = os.environ.get(variable, "")
+    if not value and not VARIABLE.fullmatch(variable):
+        raise InputError(
+            f"{setting} must be the name of an environment variable that is set, such as OPENAI_API_KEY; what it is "
+            "set to is not shown, since it may be the key itself"
+        )
     if not value:
         raise InputError(f"{setting}: the environment variable {variable} is not set")
     return require_key(value, f"{setting}: the environment variable {variable}")
@@ -194,26 +202,20 @@ def read_config(path: str | os.PathLike[str]) -> ServeConfig:
     if len(content) > LARGEST_FILE:
         raise InputError(f"{path} has {len(content)} bytes; a configuration has at most {LARGEST_FILE}")
     try:
-        settings = yaml.load(content, _Loader)
-    except (yaml.YAMLError, UnicodeDecodeError, RecursionError, ValueError) as error:
-        raise InputError(f"{path} is not YAML: {' '.join(str(error).split())}") from error
+        settings = read_yaml(content)
+    except ValueError as error:
+        raise InputError(f"{path} is not YAML: {error}") from error
     try:
+        _require_mappings(settings)
         return from_json(settings, ServeConfig, "serve")
     except InputError as error:
         raise InputError(f"{path}: {error}") from error
 
 
-class _Loader(yaml.SafeLoader):
-    """YAML without references, whose few lines can be billions of values, and without a key that is there twice."""
-
-    def compose_node(self, parent: yaml.Node | None, index: int) -> yaml.Node | None:
-        if self.check_event(yaml.AliasEvent):
-            raise yaml.YAMLError("it has references (*name), which must be written out")
-        return super().compose_node(parent, index)
-
-    def construct_mapping(self, node: Any, deep: bool = False) -> dict[Any, Any]:
-        keys = [key.value for key, _ in node.value]
-        twice = [key for key in keys if keys.count(key) > 1]
-        if twice:
-            raise yaml.YAMLError(f"the key {twice[0]!r} is there twice, line {node.start_mark.line + 1} and below")
-        return super().construct_mapping(node, deep)
+def _require_mappings(settings: object) -> None:
+    """Refuse models that are set to a text, which may be a key, without showing it."""
+    models = settings.get("models") if isinstance(settings, dict) else None
+    for name, upstream in models.items() if isinstance(models, dict) else [(None, models)]:
+        if isinstance(upstream, str):
+            where = "serve.models" if name is None else f"serve.models.{name}"
+            raise InputError(f"{where} must be a mapping; its text is not shown, since it may hold a key")

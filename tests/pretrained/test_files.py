@@ -161,7 +161,7 @@ def test_references_in_a_configuration_are_refused(tmp_path: Path) -> None:
     with pytest.raises(InputError, match=r"has references \(\*name\)"):
         routellm.read_config(path, "mf", routellm.MatrixFactorizationConfig)
     path.write_text("[" * 50_000)
-    with pytest.raises(InputError, match="is not YAML of a RouteLLM configuration: maximum recursion"):
+    with pytest.raises(InputError, match="is not YAML of a RouteLLM configuration: it is nested too deeply"):
         routellm.read_config(path, "mf", routellm.MatrixFactorizationConfig)
     path.write_text("mf: [")
     with pytest.raises(InputError, match="is not YAML of a RouteLLM"):

@@ -46,6 +46,10 @@ PAIR = {"big": URL, "small": URL}
             for address in ("ftp://x", "http://a:secret@x/", "http://x/v1?", "http://a..b/v1", "http://1.2.3.999/v1")
         ),
         ({"models": PAIR, "token_env": "NO_SUCH"}, "token_env: the environment variable NO_SUCH is not set"),
+        ({"models": PAIR, "token_env": "sk-secret"}, "token_env must be the name of an environment variable"),
+        ({"models": {**PAIR, "big": {**URL, "api_key_env": "gsk_secret"}}}, "api_key_env must be the name of"),
+        ({"models": {**PAIR, "big": "sk-secret"}}, "serve.models.big must be a mapping; its text is not shown"),
+        ({"models": "sk-secret"}, "serve.models must be a mapping; its text is not shown"),
         (None, "is not YAML"),
         ([], "serve must be a ServeConfig"),
     ],
