@@ -9,6 +9,7 @@ import logging
 import os
 import secrets
 import shutil
+import stat
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -80,6 +81,33 @@ def new_directory(path: str | os.PathLike[str]) -> Iterator[Path]:
         raise _naming(path, error) from error
     finally:
         shutil.rmtree(temporary, ignore_errors=True)
+
+
+def open_log(path: Path, access: int) -> int:
+    """Open a file that lines are appended to, which is made if it is missing, and return its descriptor.
+
+    Args:
+        path: of the file; of a pipe, if another process reads it.
+        access: ``os.O_WRONLY``, or ``os.O_RDWR`` of a file that is read again, which is no pipe and no device.
+
+    Raises:
+        InputError: no such folder, a folder, a pipe that nobody reads, or no regular file where it is to be one.
+        OSError: it may not be written.
+    """
+    require_folder(path)
+    if path.is_dir():
+        raise InputError(f"cannot write {path}: it is a folder; give the name of a file")
+    try:  # a pipe that nobody reads would be waited for
+        descriptor = os.open(path, access | os.O_CREAT | os.O_APPEND | os.O_NONBLOCK | os.O_CLOEXEC, 0o666)
+    except OSError as error:
+        if error.errno != errno.ENXIO:
+            raise
+        raise InputError(f"cannot write {path}: it is a pipe that no process reads, or a socket") from error
+    if access == os.O_RDWR and not stat.S_ISREG(os.fstat(descriptor).st_mode):
+        os.close(descriptor)
+        raise InputError(f"{path} must be a regular file, which is read again after a restart: choose another")
+    os.set_blocking(descriptor, True)
+    return descriptor
 
 
 @contextlib.contextmanager

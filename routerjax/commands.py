@@ -9,7 +9,9 @@ import argparse
 import ipaddress
 import logging
 import math
+import os
 from collections.abc import Sequence
+from pathlib import Path
 from typing import TYPE_CHECKING, cast
 
 from routerjax.display import printable
@@ -247,6 +249,7 @@ def serve(arguments: argparse.Namespace) -> None:
     import contextlib
     import sys
 
+    from routerjax.atomic import open_log
     from routerjax.router import load_router, router_folder
     from routerjax.serving.app import Server
     from routerjax.serving.config import read_config
@@ -273,8 +276,9 @@ def serve(arguments: argparse.Namespace) -> None:
             raise InputError("--preferences-text goes with --log-preferences")
         log = sys.stdout
         if arguments.access_log != "-":
-            log = stack.enter_context(open(arguments.access_log, "a", encoding="utf-8"))
-
+            log = stack.enter_context(open(open_log(Path(arguments.access_log), os.O_WRONLY), "a", encoding="utf-8"))
+            if preferences is not None and os.path.samefile(arguments.access_log, arguments.log_preferences):
+                raise InputError("--access-log and --log-preferences must be two different files")
         server = Server(
             router,
             config,
@@ -297,9 +301,11 @@ def _assignments(assignments: Sequence[str]) -> dict[str, str]:
     """Options of a format by name."""
     options = {}
     for assignment in assignments:
-        name, separator, options[name] = assignment.partition("=")
+        name, separator, value = assignment.partition("=")
         if not separator:
             raise InputError(f"--set takes NAME=VALUE, got {assignment!r}")
+        if options.setdefault(name, value) != value:
+            raise InputError(f"--set has {name!r} twice, with different values: leave one out")
     return options
 
 

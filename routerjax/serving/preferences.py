@@ -13,7 +13,7 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-from routerjax.atomic import locked, require_folder
+from routerjax.atomic import locked, open_log
 from routerjax.data.feedback import DECISION, FEEDBACK
 from routerjax.data.preferences import OUTCOMES
 from routerjax.errors import InputError
@@ -40,16 +40,16 @@ class PreferenceLog:
         with_text: write the text that was scored, which training needs, and not its SHA-256 alone.
 
     Raises:
-        InputError: the file does not end in .jsonl, is no such log, is damaged, or another server writes it.
+        InputError: the file does not end in .jsonl, is no such log or no regular file, is damaged, or another
+            server writes it.
     """
 
     def __init__(self, path: str | os.PathLike[str], router: Router, *, with_text: bool = False) -> None:
         self._path, self._router, self._with_text = Path(path), router, with_text
         if self._path.suffix != ".jsonl":
             raise InputError(f"a log of preferences must end in .jsonl, by which train reads it, got {self._path}")
-        require_folder(self._path)
         self._closing = contextlib.ExitStack()
-        self._file = os.open(self._path, os.O_RDWR | os.O_CREAT | os.O_APPEND, 0o666)
+        self._file = open_log(self._path, os.O_RDWR)
         self._closing.callback(os.close, self._file)
         try:
             self._closing.enter_context(locked(self._file, self._path, "logs preferences to it"))
@@ -165,6 +165,8 @@ def _is_cut(line: bytes) -> bool:
         return False
     try:
         json.loads(line)
+    except RecursionError:
+        return False  # nothing that a log of preferences has
     except ValueError:
         return True
     return False

@@ -12,6 +12,7 @@ import uvicorn
 from prometheus_client import disable_created_metrics
 from starlette.types import ASGIApp
 
+from routerjax.errors import InputError
 from routerjax.serving.app import Server
 
 logger = logging.getLogger(__name__)
@@ -28,11 +29,14 @@ def listen(host: str, port: int) -> socket.socket:
     """Open the server's socket; port 0 is any free one.
 
     Raises:
+        InputError: ``host`` is no name.
         OSError: no such host, or the port is in use; names both.
     """
     try:
         family, _, _, _, address = socket.getaddrinfo(host, port, type=socket.SOCK_STREAM, flags=socket.AI_PASSIVE)[0]
         return socket.create_server(address[:2], family=family, backlog=BACKLOG)
+    except ValueError as error:
+        raise InputError(f"--host must be an address or the name of a machine, got {host[:80]!r}") from error
     except OSError as error:
         raise OSError(f"cannot listen on {host}:{port}: {error.strerror or error}") from error
 

@@ -77,3 +77,9 @@ def test_other_outputs_are_refused(bundle: Path, capsys: pytest.CaptureFixture[s
 
 def test_what_is_no_bundle_is_refused(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     assert "bundle.json is missing, or is not a regular file" in refusal(tmp_path, capsys)
+
+
+def test_an_option_that_is_given_twice_is_refused(capsys: pytest.CaptureFixture[str]) -> None:
+    command = ["export", "router", "--format", "hf", "--output", "out", "--set", "max_shard_size=1GB"]
+    assert main([*command, "max_shard_size=2GB"]) == 2
+    assert "--set has 'max_shard_size' twice, with different values" in capsys.readouterr().err

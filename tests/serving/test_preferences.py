@@ -97,6 +97,7 @@ def test_a_restart_goes_on_with_the_file(
         b'{"prompt": "',
         whole + b"\nnothing",
         b"\x00",
+        b'{"event": ' + b"[" * 10_000,
     )  # of files without a last end
     for content in (*others, *ends):
         path.write_bytes(content)

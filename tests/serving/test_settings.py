@@ -1,6 +1,7 @@
 """Configurations of the server, each refused in one line before anything is served."""
 
 import json
+import os
 import re
 import sys
 from pathlib import Path
@@ -102,6 +103,29 @@ def test_the_command_refuses_in_one_line(
         shown = capsys.readouterr().err
         assert message in shown
         assert "Traceback" not in shown
+
+
+def test_logs_that_cannot_be_appended_to_are_refused_and_not_waited_for(
+    small_router: Router, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    save_router(small_router, tmp_path / "router")
+    (tmp_path / "serve.yaml").write_text(json.dumps({"models": PAIR}))
+    pipe, folder, both = tmp_path / "pipe.jsonl", tmp_path / "folder.jsonl", str(tmp_path / "both.jsonl")
+    os.mkfifo(pipe)
+    folder.mkdir()
+    command = ["serve", str(tmp_path / "router"), "--config", str(tmp_path / "serve.yaml"), "--port", "0"]
+    for options, message in (
+        (["--log-preferences", str(pipe)], "pipe.jsonl must be a regular file"),
+        (["--log-preferences", str(folder)], "folder.jsonl: it is a folder"),
+        (["--access-log", str(pipe)], "pipe.jsonl: it is a pipe that no process reads"),
+        (["--access-log", str(folder)], "folder.jsonl: it is a folder"),
+        (["--access-log", str(tmp_path / "none" / "log")], "none does not exist; create it first"),
+        (["--access-log", both, "--log-preferences", both], "must be two different files"),
+        (["--access-log", os.devnull, "--host", "a" * 100], "--host must be an address or the name of a machine"),
+    ):
+        assert main([*command, *options]) == 2
+        (line,) = capsys.readouterr().err.splitlines()
+        assert message in line
 
 
 @pytest.mark.parametrize("package", ["starlette", "uvicorn", "prometheus_client"])
