@@ -18,6 +18,7 @@ from typing import NamedTuple
 import pyarrow as pa
 
 from routerjax.errors import InputError
+from routerjax.prompts import valid_text
 from routerjax.tables import OpenTable
 from routerjax.tables.json_lines import json_objects
 
@@ -47,7 +48,8 @@ def is_feedback_log(path: Path) -> bool:
 def open_feedback_log(path: Path) -> OpenTable:
     """Read the battles of a log: feedback, each with the prompt of its decision.
 
-    Feedback whose prompt was logged as a hash, or is not in this file, is left out, and how much of it is logged.
+    Feedback whose prompt was logged as a hash, is empty, or is not in this file, is left out, and how much of it is
+    logged: clients do send empty prompts, on which nothing can be learnt.
 
     Raises:
         InputError: a damaged line, or no battle with its prompt.
@@ -61,22 +63,24 @@ def open_feedback_log(path: Path) -> OpenTable:
                 raise InputError(f"{path}: line {line} is no {DECISION} and no {FEEDBACK} with a request_id")
             if event == DECISION:
                 prompt = row.get("prompt")
-                prompts[request_id] = prompt if isinstance(prompt, str) else None
+                prompts[request_id] = valid_text(prompt) if isinstance(prompt, str) else None
                 continue
-            fields = [value for name in COLUMNS[1:] if isinstance(value := row.get(name), str)]
+            fields = [valid_text(value) for name in COLUMNS[1:] if isinstance(value := row.get(name), str)]
             if len(fields) < len(COLUMNS[1:]):
                 raise InputError(f"{path}: line {line}: feedback has {', '.join(COLUMNS[1:])}, each text")
             battle = _Battle(request_id, *fields)
             key = (request_id, frozenset((battle.model_a, battle.model_b)))
             battles.pop(key, None)  # the later one stands where it was given
             battles[key] = battle
-    known = [battle for battle in battles.values() if prompts.get(battle.request_id) is not None]
+    known = [battle for battle in battles.values() if (prompts.get(battle.request_id) or "").strip()]
     left_out = len(battles) - len(known)
     if not known:
-        why = f"{left_out} without the text of its prompt: serve with --preferences-text" if left_out else "none"
+        why = f"{left_out} without a prompt that has text: serve with --preferences-text" if left_out else "none"
         raise InputError(f"{path} has no battles: feedback on a decision makes one, and it has {why}")
     if left_out:
-        logger.warning("%s: %d of %d battles are left out, whose prompt is not in it", path, left_out, len(battles))
+        logger.warning(
+            "%s: %d of %d battles are left out, whose prompt is not in it, or empty", path, left_out, len(battles)
+        )
     columns = {
         "prompt": [prompts[battle.request_id] for battle in known],
         **{name: [getattr(battle, name) for battle in known] for name in COLUMNS[1:]},

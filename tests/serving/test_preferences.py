@@ -65,7 +65,7 @@ def test_hashes_alone_are_no_battles(small_router: Router, big: Upstream, small:
     assert first["prompt_sha256"] == hashlib.sha256(b"a secret").hexdigest()
     assert "secret" not in path.read_text()
     assert (second["model_a"], second["model_b"], second["winner"]) == ("medium", "big", "model_a")
-    with pytest.raises(InputError, match=r"log\.jsonl has no battles: .* 1 without the text of its prompt: serve with"):
+    with pytest.raises(InputError, match=r"log\.jsonl has no battles: .* 1 without a prompt that has text: serve with"):
         data.read_preferences(path)
 
 
@@ -110,3 +110,14 @@ def test_a_file_that_training_would_not_read_is_refused(small_router: Router, tm
     with pytest.raises(InputError, match=r"must end in \.jsonl, .* got .*log\.json$"):
         PreferenceLog(tmp_path / "log.json", small_router)
     assert not list(tmp_path.iterdir())
+
+
+def test_prompts_that_clients_send_do_not_spoil_a_log(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+    prompts = ("", " \n", "half \ud83d", "a\0b", "whole")
+    lines = [{"event": "decision", "request_id": str(row), "prompt": prompt} for row, prompt in enumerate(prompts)]
+    battle = {"model_a": "big", "model_b": "small", "winner": "model_a"}
+    lines += [{"event": "feedback", "request_id": str(row), **battle} for row in range(len(prompts))]
+    path = tmp_path / "log.jsonl"
+    path.write_text("".join(json.dumps(line) + "\n" for line in lines))
+    assert set(data.read_preferences(path).unique_prompts) == {"half \ufffd", "a\0b", "whole"}
+    assert "2 of 5 battles are left out, whose prompt is not in it, or empty" in caplog.text
