@@ -218,6 +218,8 @@ def verify(arguments: argparse.Namespace) -> None:
     """Check a bundle's files, and compare it with the scores that it was written with."""
     from routerjax.runtime import BundleError, load
 
+    if not os.path.isdir(arguments.bundle):
+        raise InputError(f"no folder {arguments.bundle!r}: expected a bundle, as routerjax export writes it")
     try:
         bundle = load(arguments.bundle)
         _say(bundle.summary(bundle.verify()))
@@ -277,7 +279,9 @@ def serve(arguments: argparse.Namespace) -> None:
         log = sys.stdout
         if arguments.access_log != "-":
             log = stack.enter_context(open(open_log(Path(arguments.access_log), os.O_WRONLY), "a", encoding="utf-8"))
-            if preferences is not None and os.path.samefile(arguments.access_log, arguments.log_preferences):
+            if arguments.log_preferences is not None and os.path.samefile(
+                arguments.access_log, arguments.log_preferences
+            ):
                 raise InputError("--access-log and --log-preferences must be two different files")
         server = Server(
             router,
