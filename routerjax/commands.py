@@ -219,7 +219,7 @@ def verify(arguments: argparse.Namespace) -> None:
     from routerjax.runtime import BundleError, load
 
     if not os.path.isdir(arguments.bundle):
-        raise InputError(f"no folder {arguments.bundle!r}: expected a bundle, as routerjax export writes it")
+        raise InputError(f"no folder {arguments.bundle}: expected a bundle, as routerjax export writes it")
     try:
         bundle = load(arguments.bundle)
         _say(bundle.summary(bundle.verify()))
