@@ -147,7 +147,7 @@ def test_train_evaluate_calibrate_save_load_and_export(tmp_path: Path, capsys: p
     shared = ["--prompts", benchmark, "--strong-share", "0.5", "--output", str(tmp_path / "calibrated")]
     assert main(["calibrate", folder, *shared]) == 0
     assert main(["export", str(tmp_path / "calibrated"), "--format", "stablehlo", "--output", str(tmp_path / "b")]) == 0
-    assert "from_embedding: win probabilities differ" in capsys.readouterr().out
+    assert "from_embedding: win probabilities and scores differ" in capsys.readouterr().out
 
 
 def test_a_module_of_ones_own_scores_without_registration_and_is_saved_with_it(tmp_path: Path) -> None:

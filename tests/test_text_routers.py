@@ -128,7 +128,7 @@ def test_train_evaluate_calibrate_and_export_from_the_command_line(
     assert main([*calibrate, "--output", str(tmp_path / "calibrated")]) == 0
     bundle = str(tmp_path / "bundle")
     assert main(["export", str(tmp_path / "calibrated"), "--format", "stablehlo", "--output", bundle]) == 0
-    assert "from_text: win probabilities differ" in capsys.readouterr().out
+    assert "from_text: win probabilities and scores differ" in capsys.readouterr().out
     assert main(["export", str(run), "--format", "hf", "--output", str(tmp_path / "hf")]) == 2
     assert "head='architecture'" in capsys.readouterr().err
     assert main(["export", str(run), "--format", "routellm", "--output", str(tmp_path / "routellm")]) == 2

@@ -141,7 +141,7 @@ def test_several_processes_learn_what_one_learns_and_go_on_with_its_runs(
 
 def test_a_lost_process_and_a_preempted_one_end_the_others_and_the_run_goes_on_bit_for_bit() -> None:
     script = Path(__file__).parents[2] / "experiments" / "bench" / "kills.py"
-    size = ["--processes", "2", "--epochs", "6", "--prompts", "60"]
+    size = ["--processes", "2", "--epochs", "20", "--prompts", "60"]
     finished = subprocess.run(
         [sys.executable, script, *size, "--kinds", "SIGTERM", "one is lost"],
         env=ENVIRONMENT, capture_output=True, text=True, check=False, timeout=400,
