@@ -77,7 +77,7 @@ clients: .venv-clients/.installed  ## plug-ins and the server, by the packages t
 
 onnx: export JAX_DISABLE_MOST_OPTIMIZATIONS ?= 1
 onnx: .venv-onnx/.installed  ## all families as ONNX, int8 and Triton's models; checkpoints with the Orbax that is installed there
-	.venv-onnx/bin/python -m pytest -m onnx tests/formats
+	.venv-onnx/bin/python -m pytest -m onnx tests/formats tests/serving
 	.venv-onnx/bin/python -m pytest tests/training/test_checkpoint.py
 
 .venv-gpu/.installed: pyproject.toml

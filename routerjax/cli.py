@@ -125,14 +125,6 @@ def _parser() -> argparse.ArgumentParser:
     plan = subparsers.add_parser("plan", help="memory and operations of a run, before it, and what would make it fit")
     for command in (train, plan):
         command.add_argument("config", type=Path, metavar="CONFIG.py", help="a Python file that defines get_config()")
-        command.add_argument(
-            "--set",
-            nargs="+",
-            action="extend",
-            default=[],
-            metavar="NAME=VALUE",
-            help="optimizer.learning_rate=1e-4 ...; a tuple is written as JSON, 'data.battles.0.drop_where=[\"spam\"]'",
-        )
     train.add_argument("--output", type=Path, required=True, metavar="DIR", help="a new folder for the run")
     train.add_argument("--resume", action="store_true", help="go on from the last checkpoint in --output")
     train.add_argument(
@@ -224,11 +216,12 @@ def _parser() -> argparse.ArgumentParser:
     importing.set_defaults(run=commands.import_router)
 
     serve = subparsers.add_parser("serve", help="OpenAI's API in front of the models that the router chooses among")
-    serve.add_argument("router", type=Path, metavar="ROUTER")
+    serve.add_argument("router", type=Path, metavar="ROUTER", help="a router folder, a run, or an exported bundle")
     serve.add_argument("--config", type=Path, required=True, metavar="FILE.yaml", help="the upstream of each model")
     serve.add_argument("--host", default="127.0.0.1", help="address to listen on; default: %(default)s, this machine")
     serve.add_argument("--port", type=int, default=8000, help="0 is any free one; default: %(default)s")
     serve.add_argument("--threshold", type=float, help="in [0, 1]; default: the router's own, if calibrated")
+    serve.add_argument("--threads", type=int, metavar="N", help="for one decision, of a bundle in ONNX; default: 1")
     serve.add_argument(
         "--scored", choices=SCORED, default="last", help="part of a conversation that is scored; default: %(default)s"
     )
@@ -254,19 +247,15 @@ def _parser() -> argparse.ArgumentParser:
     )
     serve.set_defaults(run=commands.serve)
 
+    configured = "optimizer.learning_rate=1e-4 ...; a tuple is written as JSON, 'data.battles.0.drop_where=[\"spam\"]'"
     options = {
-        export: "licence=... of bundles, weights=int8 of onnx, max_shard_size=1GB of hf",
-        importing: "loss=bag of p2l; system=..., user=... {prompt} of routellm-causal",
+        train: configured,
+        plan: configured,
+        export: "of the format: licence=... of bundles, weights=int8 of onnx, max_shard_size=1GB of hf",
+        importing: "of the format: loss=bag of p2l; system=..., user=... {prompt} of routellm-causal",
     }
     for command, named in options.items():
-        command.add_argument(
-            "--set",
-            nargs="+",
-            action="extend",
-            default=[],
-            metavar="NAME=VALUE",
-            help=f"options of the format: {named}",
-        )
+        command.add_argument("--set", nargs="+", action="extend", default=[], metavar="NAME=VALUE", help=named)
     for command in (evaluate, calibrate, score, export, serve):
         command.add_argument(
             "--encoder", metavar="DIR", help="where the routers' sentence encoder is, if elsewhere now"

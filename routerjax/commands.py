@@ -12,13 +12,10 @@ import math
 import os
 from collections.abc import Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, cast
+from typing import cast
 
 from routerjax.display import printable
 from routerjax.errors import InputError, PreemptedError, VerificationError
-
-if TYPE_CHECKING:
-    from routerjax.router import Router
 
 logger = logging.getLogger(__name__)
 
@@ -108,7 +105,7 @@ def calibrate(arguments: argparse.Namespace) -> None:
     from routerjax.features import EmbeddingCache
     from routerjax.pipeline import CALIBRATION_FIGURES, calibrate_router, score_chunks
     from routerjax.policies import require_share, threshold_for_share
-    from routerjax.router import load_router, router_folder, save_router
+    from routerjax.router import load_router, router_folder, save_router, warn_of_losses
     from routerjax.tables import open_prompts
 
     wants_share, wants_map = arguments.strong_share is not None, arguments.method is not None
@@ -152,7 +149,7 @@ def calibrate(arguments: argparse.Namespace) -> None:
                 *(arguments.strong_share, together),
             )
         router = router.with_threshold(threshold)
-    _say_what_is_lost(stored, router)
+    warn_of_losses(stored, router)
     if arguments.output is not None:
         save_router(router, arguments.output)
         _say(f"router with this calibration written to {arguments.output}")
@@ -162,7 +159,7 @@ def score(arguments: argparse.Namespace) -> None:
     """Score a table of prompts."""
     from routerjax.pipeline import require_part, score_table
     from routerjax.pretrained import file_sha256
-    from routerjax.router import DESCRIPTION_FILE, load_router, router_folder
+    from routerjax.router import DESCRIPTION_FILE, load_router, router_folder, warn_of_losses
     from routerjax.tables import require_writable
 
     # All that can be refused is refused before the prompts are encoded.
@@ -173,7 +170,7 @@ def score(arguments: argparse.Namespace) -> None:
     router = stored.with_pair(arguments.strong, arguments.weak)
     if arguments.threshold is not None:
         router = router.with_threshold(arguments.threshold)
-    _say_what_is_lost(stored, router)
+    warn_of_losses(stored, router)
     score_table(
         router,
         arguments.input,
@@ -185,30 +182,16 @@ def score(arguments: argparse.Namespace) -> None:
     )
 
 
-def _say_what_is_lost(stored: Router, router: Router) -> None:
-    """Name what a router has in its folder and does not keep for another pair, or under another calibration."""
-    lost = ["threshold"] if stored.threshold is not None and router.threshold is None else []
-    if "calibration" in stored.variables and "calibration" not in router.variables:
-        lost.append("calibration")
-    if not stored.has_pair and router.has_pair:
-        lost.append(f"policy {stored.policy.name}")
-    if lost:
-        is_same = stored.has_pair and (stored.strong, stored.weak) == (router.strong, router.weak)
-        pair = f"for {stored.strong} or {stored.weak}" if stored.has_pair else f"among {len(stored.models)} models"
-        when = "before this calibration" if is_same else pair
-        logger.warning("left out: the %s of the router, chosen %s", " and ".join(lost), when)
-
-
 def export(arguments: argparse.Namespace) -> None:
     """Export a router, and say how far its scores differ."""
     from routerjax import formats
-    from routerjax.router import load_router, router_folder
+    from routerjax.router import load_router, router_folder, warn_of_losses
 
     options = _assignments(arguments.set)
     format = formats.find_format(arguments.format, formats.WritableFormat, options)
     stored = load_router(router_folder(arguments.router), encoder=arguments.encoder)
     router = stored.with_pair(arguments.strong, arguments.weak)
-    _say_what_is_lost(stored, router)
+    warn_of_losses(stored, router)
     for name, difference in formats.export(router, arguments.output, arguments.format, options=options).items():
         _say(f"{name}: {format.compared} differ from the router's by at most {difference:.1e}")
     _say(f"verified and written to {arguments.output}; {format.usage(router, arguments.output)}")
@@ -252,27 +235,32 @@ def serve(arguments: argparse.Namespace) -> None:
     import sys
 
     from routerjax.atomic import open_log
-    from routerjax.router import load_router, router_folder
     from routerjax.serving.app import Server
     from routerjax.serving.config import read_config
     from routerjax.serving.preferences import PreferenceLog
     from routerjax.serving.run import listen
     from routerjax.serving.run import serve as run_server
+    from routerjax.serving.text_scoring import open_scorer
 
     if not 0 <= arguments.port < 2**16:
         raise InputError(f"--port must be in [0, {2**16 - 1}], got {arguments.port}")
     if not 0 <= arguments.grace < math.inf:
         raise InputError(f"--grace must be a number of seconds, got {arguments.grace}")
+    if arguments.threads is not None and arguments.threads < 1:
+        raise InputError(f"--threads must be at least 1, got {arguments.threads}")
     config = read_config(arguments.config)
-    stored = load_router(router_folder(arguments.router), encoder=arguments.encoder)
-    router = stored.with_pair(arguments.strong, arguments.weak)
-    if arguments.threshold is not None:
-        router = router.with_threshold(arguments.threshold)
-    _say_what_is_lost(stored, router)
+    scorer = open_scorer(
+        arguments.router,
+        threshold=arguments.threshold,
+        strong=arguments.strong,
+        weak=arguments.weak,
+        encoder=arguments.encoder,
+        threads=arguments.threads,
+    )
     with contextlib.ExitStack() as stack:
         preferences = None
         if arguments.log_preferences is not None:
-            preferences = PreferenceLog(arguments.log_preferences, router, with_text=arguments.preferences_text)
+            preferences = PreferenceLog(arguments.log_preferences, scorer, with_text=arguments.preferences_text)
             stack.callback(preferences.close)
         elif arguments.preferences_text:
             raise InputError("--preferences-text goes with --log-preferences")
@@ -284,7 +272,7 @@ def serve(arguments: argparse.Namespace) -> None:
             ):
                 raise InputError("--access-log and --log-preferences must be two different files")
         server = Server(
-            router,
+            scorer,
             config,
             scored=arguments.scored,
             strip=arguments.strip,

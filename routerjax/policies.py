@@ -11,7 +11,7 @@ import math
 import numbers
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
-from typing import Any, ClassVar, Literal, NamedTuple
+from typing import Any, ClassVar, Literal, NamedTuple, cast
 
 import jax
 import jax.numpy as jnp
@@ -66,6 +66,16 @@ class Policy(abc.ABC):
     def chooses(self) -> bool:
         """True if :meth:`choose` can be called: nothing is left to be found by calibration."""
         return True
+
+    def require_choice(self) -> None:
+        """Refuse a policy that cannot choose yet.
+
+        Raises:
+            InputError: says how a threshold is found.
+        """
+        if not self.chooses:
+            how = "find one by calibrate (--strong-share P --output DIR), or give one"
+            raise InputError(f"this router has no threshold yet: {how}")
 
     def to_dict(self) -> dict[str, Any]:
         """Return the policy as JSON holds it: infinity, which JSON has not, is text."""
@@ -147,10 +157,20 @@ class Threshold(Policy):
             InputError: there is no threshold yet.
         """
         del scores
-        if self.threshold is None:
-            raise InputError("this router has no threshold yet: find one by calibrate")
-        is_strong = win_prob(self.strong, self.weak).astype(jnp.float32) >= _at_least(float(self.threshold))
+        self.require_choice()
+        threshold = _at_least(float(cast(float, self.threshold)))
+        is_strong = win_prob(self.strong, self.weak).astype(jnp.float32) >= threshold
         return jnp.where(is_strong, models.index(self.strong), models.index(self.weak)).astype(jnp.int32)
+
+    def model_for(self, win_prob: float) -> str:
+        """Model that answers a prompt of this win probability, a float32.
+
+        Raises:
+            InputError: as :meth:`choose`, or a win probability outside [0, 1].
+        """
+        self.require_choice()
+        is_strong = route(np.asarray([win_prob], np.float32), float(cast(float, self.threshold)))[0]
+        return self.strong if is_strong else self.weak
 
 
 @register_policy

@@ -28,11 +28,11 @@ from typing import Any
 
 import numpy as np
 
-SCHEMA = 7  # layout of the folder and of bundle.json; other ones are refused
+SCHEMA = 8  # layout of the folder and of bundle.json; other ones are refused
 DESCRIPTION, GOLDEN, TOKENIZER, RUNTIME = "bundle.json", "golden.npz", "tokenizer.json", "routerjax_runtime.py"
 # Requests of any size are computed in parts of so many rows. Of a format that compiles each shape, parts are padded to
-# powers of two of rows and to multiples of the step in length.
-LARGEST_BATCH, LENGTH_STEP = 64, 32
+# powers of two of rows, and to the lengths that the bundle names.
+LARGEST_BATCH = 64
 PLAIN_NAME = re.compile(r"[A-Za-z0-9_][A-Za-z0-9_.-]*(/[A-Za-z0-9_][A-Za-z0-9_.-]*)*")  # of a file
 SMALLEST_PROB = np.finfo(np.float32).eps
 
@@ -45,23 +45,22 @@ class BundleError(ValueError):
 
 
 class Bundle:
-    """Exported router: ``description`` is the content of bundle.json.
+    """Exported router: ``description`` is that of bundle.json. A call of onnxruntime uses all cores, or ``threads``.
 
     Raises:
         BundleError: a file is changed, missing, damaged or of another schema; the library of its format is, or too old.
     """
 
-    def __init__(self, folder: Any) -> None:
-        self.folder = Path(folder)
-        self.description = _description(self._file(DESCRIPTION))
+    def __init__(self, folder: Any, *, threads: int | None = None) -> None:
+        self.folder, self.threads = Path(folder), threads
+        self.description = _description(self.file(DESCRIPTION))
         for name, expected in self.description["sha256"].items():
-            if hashlib.sha256(self._file(name).read_bytes()).hexdigest() != expected:
+            if hashlib.sha256(self.file(name).read_bytes()).hexdigest() != expected:
                 raise BundleError(f"{self.folder / name} is damaged: its sha256 is not that in {DESCRIPTION}")
         self.text: Any = self.description["text"]
         self._lock, self._loaded_tokenizer = threading.Lock(), None
         engine = ENGINES[self.description["format"]]
-        self._is_static = engine is _stablehlo
-        self._functions = engine(self.description, self._file)
+        self.compiles, self._functions = engine is _stablehlo, engine(self)
 
     def route(self, prompts: Any = None, *, threshold: float | None = None, **query: Any) -> Any:
         """Name the model that the router's policy chooses for a text, or for each of several.
@@ -110,23 +109,22 @@ class Bundle:
         Raises:
             BundleError: a difference above the bundle's tolerance, other tokens, or another model.
         """
-        with np.load(self._file(GOLDEN), allow_pickle=False) as stored:
+        with np.load(self.file(GOLDEN), allow_pickle=False) as stored:
             golden = {name: stored[name] for name in stored.files}
-        largest: dict[str, float] = {}
-        for rows in (slice(0, 1), slice(0, 5), slice(None)):  # batch sizes that were not traced
-            computed = {}
-            if "from_embedding" in self._functions:
-                computed["from_embedding"] = self._of_embeddings(golden["embedding"][rows])
-            if self.text is not None:
-                ids, mask = golden["token_ids"][rows], golden["attention_mask"][rows]
-                prompts, lengths = self.description["golden_prompts"][rows], mask.sum(axis=1)
-                length = int(lengths.max())  # without the padding of longer prompts
-                if self.tokenize(prompts) != [row[:count].tolist() for row, count in zip(ids, lengths, strict=True)]:
-                    raise BundleError("from_text reads other tokens than the router did")
-                computed["from_token_ids"] = self._of_tokens(ids[:, :length], mask[:, :length])
-                computed["from_text"] = self._of_texts(prompts)
-            for name, outputs in computed.items():
-                largest[name] = max(self._compare(name, outputs, golden, rows), largest.get(name, 0.0))
+        one, five, whole = slice(0, 1), slice(0, 5), slice(None)  # batch sizes that were not traced
+        cases, largest = [], {}
+        if "from_embedding" in self._functions:
+            for rows in (one, five, whole):
+                cases.append(("from_embedding", rows, self._of_embeddings(golden["embedding"][rows])))
+        if self.text is not None:
+            ids, mask, prompts = golden["token_ids"], golden["attention_mask"], self.description["golden_prompts"]
+            if self.tokenize(prompts) != [row[keep == 1].tolist() for row, keep in zip(ids, mask, strict=True)]:
+                raise BundleError("from_text reads other tokens than the router did")
+            length = int(mask[five].sum(axis=1).max())  # without the padding of longer prompts
+            cases.append(("from_token_ids", five, self._of_tokens(ids[five, :length], mask[five, :length])))
+            cases += [("from_text", rows, self._of_texts(prompts[rows])) for rows in (one, whole)]
+        for name, rows, outputs in cases:
+            largest[name] = max(self._compare(name, outputs, golden, rows), largest.get(name, 0.0))
         return largest
 
     def summary(self, largest: Mapping[str, float]) -> str:
@@ -173,7 +171,7 @@ class Bundle:
             raise BundleError(f"{name} chooses other models than the router did")
         return largest
 
-    def _file(self, name: str) -> Path:
+    def file(self, name: str) -> Path:
         """Path of a regular file that bundle.json names; links lead out of the folder in Hugging Face's cache alone."""
         if name != DESCRIPTION and not (PLAIN_NAME.fullmatch(name) and name in self.description["sha256"]):
             raise BundleError(f"{name!r} is no file of this bundle")
@@ -227,11 +225,10 @@ class Bundle:
             if not isinstance(prompt, str):
                 raise BundleError(f"row {row}: a prompt must be text, got {prompt!r:.40}")
         token_ids = self.tokenize(prompts)
-        length = max(map(len, token_ids), default=1)
-        if self._is_static:
-            length = min(-(-length // LENGTH_STEP) * LENGTH_STEP, text["max_length"])
-        padded = np.zeros((len(token_ids), max(length, 1)), np.int32)
-        mask = np.zeros_like(padded)
+        length = max([1, *map(len, token_ids)])
+        if self.compiles:
+            length = next(each for each in text["lengths"] if each >= length)
+        padded, mask = np.zeros((2, len(token_ids), length), np.int32)
         for row, ids in enumerate(token_ids):
             padded[row, : len(ids)], mask[row, : len(ids)] = ids, 1
         return self._of_tokens(padded, mask)
@@ -244,7 +241,7 @@ class Bundle:
     def _tokenizer(self) -> Any:
         with self._lock:
             if self._loaded_tokenizer is None:
-                self._loaded_tokenizer = _library("tokenizers").Tokenizer.from_file(str(self._file(TOKENIZER)))
+                self._loaded_tokenizer = _library("tokenizers").Tokenizer.from_file(str(self.file(TOKENIZER)))
                 self._loaded_tokenizer.no_padding()
                 self._loaded_tokenizer.no_truncation()
             return self._loaded_tokenizer
@@ -256,7 +253,7 @@ class Bundle:
             columns = {key: np.zeros((1, *column.shape[1:]), column.dtype) for key, column in columns.items()}
         for start in range(0, max(total, 1), LARGEST_BATCH):
             count = min(max(total, 1) - start, LARGEST_BATCH)
-            size = 1 << (count - 1).bit_length() if self._is_static else count
+            size = 1 << (count - 1).bit_length() if self.compiles else count
             rows = start + np.minimum(np.arange(size), count - 1)
             part = self._functions[name]({key: column[rows] for key, column in columns.items()})
             parts.append({key: output[: min(count, total)] for key, output in part.items()})
@@ -271,10 +268,10 @@ class Bundle:
 load = Bundle
 
 
-def _stablehlo(description: Any, file: Callable[[str], Path]) -> Functions:
+def _stablehlo(bundle: Bundle) -> Functions:
     """Functions of a bundle by name, compiled by jax; their weights are arguments."""
-    jax, safetensors = _library("jax"), _library("safetensors.numpy")
-    needed, got = description["needs"]["jax"], jax.__version__
+    jax, safetensors, file = _library("jax"), _library("safetensors.numpy"), bundle.file
+    needed, got = bundle.description["needs"]["jax"], jax.__version__
     if [int(part) for part in got.split(".")[:2]] < [int(part) for part in needed.split(".")[:2]]:
         newer = f"needs that or newer, got jax {got}: pip install 'jax>={needed}'"
         raise BundleError(f"this bundle was written by jax {needed} and {newer}")
@@ -288,27 +285,30 @@ def _stablehlo(description: Any, file: Callable[[str], Path]) -> Functions:
         given, names = [weights[name] for name in parts["weights"]], list(parts["inputs"])
         return lambda query: jax.tree.map(np.asarray, call(*given, *(query[name] for name in names)))
 
-    return {name: function(parts) for name, parts in description["functions"].items()}
+    return {name: function(parts) for name, parts in bundle.description["functions"].items()}
 
 
-def _onnx(description: Any, file: Callable[[str], Path]) -> Functions:
-    """Functions of a bundle by name, by onnxruntime on the CPU."""
+def _onnx(bundle: Bundle) -> Functions:
+    """Functions of a bundle by name, see :func:`onnx_function`."""
+    parts = bundle.description["functions"]
+    return {name: onnx_function(str(bundle.file(parts[name]["file"])), bundle.threads) for name in parts}
+
+
+def onnx_function(model: str | bytes, threads: int | None = None) -> Callable[[Outputs], Outputs]:
+    """Outputs by name of a model, which is a file or its content, by onnxruntime on the CPU."""
     onnxruntime = _library("onnxruntime")
     options = onnxruntime.SessionOptions()
-    options.log_severity_level = 3  # errors
+    options.log_severity_level, options.intra_op_num_threads = 3, threads or 0  # errors alone; 0 is the default
     options.add_session_config_entry("session.disable_quant_qdq", "1")  # int8 becomes float32 once
-
-    def function(path: Path) -> Callable[[Outputs], Outputs]:
-        session = onnxruntime.InferenceSession(str(path), options, providers=["CPUExecutionProvider"])
-        names = [output.name for output in session.get_outputs()]
-        return lambda query: dict(zip(names, session.run(names, query), strict=True))
-
-    return {name: function(file(parts["file"])) for name, parts in description["functions"].items()}
+    session = onnxruntime.InferenceSession(model, options, providers=["CPUExecutionProvider"])
+    names = [output.name for output in session.get_outputs()]
+    return lambda query: dict(zip(names, session.run(names, query), strict=True))
 
 
-def _vector(description: Any, file: Callable[[str], Path]) -> Functions:
+def _vector(bundle: Bundle) -> Functions:
     """The function of a bundle that is one vector and a bias, by numpy."""
-    vector = np.load(file(description["functions"]["from_embedding"]["file"]), allow_pickle=False)
+    description = bundle.description
+    vector = np.load(bundle.file(description["functions"]["from_embedding"]["file"]), allow_pickle=False)
     bias, tie, calibration = np.float32(description["bias"]), description["tie_threshold"], description["calibration"]
     policy, models = description["policy"], description["models"]
 

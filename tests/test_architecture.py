@@ -53,8 +53,8 @@ ALLOWED = {
     "evaluation": ROUTER,
     "runtime": set(),  # a file of every bundle, which needs no routerjax
     "formats": ROUTER | {"runtime"},
-    "serving": ROUTER,
-    "plugins": ROUTER | {"runtime", "serving"},
+    "serving": ROUTER | {"runtime"},
+    "plugins": ROUTER | {"serving"},
     "pipeline": ROUTER | {"evaluation", "formats", "training"},
     "demo": ROUTER | {"evaluation", "formats", "pipeline", "training"},
     "commands": ROUTER | {"demo", "evaluation", "formats", "pipeline", "runtime", "serving", "training"},

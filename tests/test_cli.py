@@ -107,7 +107,7 @@ def test_what_a_router_loses_on_the_way_is_said(
     def warnings(*arguments: object) -> list[str]:
         caplog.clear()
         assert main([str(argument) for argument in arguments]) == 0
-        return [record.getMessage() for record in caplog.records if record.name == "routerjax.commands"]
+        return [record.getMessage() for record in caplog.records if record.name == "routerjax.router.folder"]
 
     write_table(pa.table({"prompt": PROMPTS}), str(tmp_path / "in.csv"))
     score = ["score", arena / "calibrated", "--input", tmp_path / "in.csv"]

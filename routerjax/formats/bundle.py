@@ -170,6 +170,7 @@ def _text(text: TextFunction) -> dict[str, object]:
     tokenizer = text.tokenizer
     return {
         "max_length": tokenizer.max_length,
+        "lengths": list(tokenizer.lengths),
         "truncation": tokenizer.truncation,
         "characters_per_token": CHARACTERS_PER_TOKEN,
         "prefix": tokenizer.prefix,

@@ -1,4 +1,4 @@
-"""Scoring functions as ONNX models, by jax2onnx, and their weights in int8."""
+"""Scoring functions as ONNX models, by jax2onnx."""
 
 from __future__ import annotations
 
@@ -11,7 +11,6 @@ import jax
 import jax.export
 import jax.extend
 import jax.numpy as jnp
-import numpy as np
 
 from routerjax.errors import InputError
 from routerjax.features import TextFunction
@@ -26,8 +25,6 @@ else:
 logger = logging.getLogger(__name__)
 
 OPSET = 21
-FEWEST = 256
-"""Numbers of the smallest matrix that is kept in int8."""
 ROW = "row_"
 
 
@@ -83,17 +80,6 @@ def output_names(router: Router) -> list[str]:
     return sorted(shapes)
 
 
-def run(model: Model, inputs: Mapping[str, np.ndarray]) -> dict[str, np.ndarray]:
-    """Outputs of a model by name, by onnxruntime."""
-    import onnxruntime  # pyright: ignore[reportMissingImports] (an extra)
-
-    options = onnxruntime.SessionOptions()
-    options.log_severity_level = 3
-    session = onnxruntime.InferenceSession(model.SerializeToString(), options, providers=["CPUExecutionProvider"])
-    names = [output.name for output in session.get_outputs()]
-    return dict(zip(names, session.run(names, dict(inputs)), strict=True))
-
-
 def _shape(shape: Sequence[Any], dtype: Any) -> jax.ShapeDtypeStruct:
     return jax.ShapeDtypeStruct(tuple(shape), dtype)
 
@@ -118,7 +104,7 @@ def _convert(function: Callable[..., Any], inputs: Mapping[str, jax.ShapeDtypeSt
                 input_names=list(inputs),
                 output_names=list(outputs),
             )
-        except (AttributeError, NotImplementedError, TypeError, ValueError) as error:
+        except (AttributeError, NotImplementedError, TypeError, ValueError) as error:  # all that it raises on its own
             reason = (str(error).splitlines() or ["no message"])[0]
             raise InputError(f"jax2onnx does not convert this router under jax {jax.__version__}: {reason}") from error
 
@@ -159,38 +145,3 @@ def _over_rows(one: Model, width: int) -> Model:
     embedding = helper.make_tensor_value_info("embedding", TensorProto.FLOAT, ["batch", width])
     graph = helper.make_graph([loop], "router", [embedding], outputs)
     return helper.make_model(graph, opset_imports=one.opset_import, ir_version=one.ir_version)
-
-
-def quantize_weights(model: Model) -> Model:
-    """Copy with each matrix of weights in int8, and a scale for each of its outputs, or of a table's rows.
-
-    ``weight ~ scale * int8``; the arithmetic stays float32.
-    """
-    from onnx import ModelProto, helper, numpy_helper  # pyright: ignore[reportMissingImports] (an extra)
-
-    quantized = ModelProto()
-    quantized.CopyFrom(model)
-    graph = quantized.graph
-    by_row = {node.input[0] for node in graph.node if node.op_type == "Gather"}
-    by_row |= {
-        node.input[1]
-        for node in graph.node
-        if node.op_type == "Gemm" and any(attribute.name == "transB" and attribute.i for attribute in node.attribute)
-    }
-    nodes = []
-    for tensor in list(graph.initializer):
-        weight = numpy_helper.to_array(tensor)
-        if weight.dtype != np.float32 or weight.ndim < 2 or weight.size < FEWEST:
-            continue
-        axis = 0 if tensor.name in by_row else weight.ndim - 1
-        others = tuple(place for place in range(weight.ndim) if place != axis)
-        scale = np.maximum(np.abs(weight).max(axis=others) / 127, np.finfo(np.float32).tiny).astype(np.float32)
-        rounded = np.round(weight / np.expand_dims(scale, others)).astype(np.int8)
-        names = f"{tensor.name}_int8", f"{tensor.name}_scale"
-        graph.initializer.remove(tensor)
-        graph.initializer.append(numpy_helper.from_array(rounded, names[0]))
-        graph.initializer.append(numpy_helper.from_array(scale, names[1]))
-        nodes.append(helper.make_node("DequantizeLinear", list(names), [tensor.name], axis=axis))
-    for place, node in enumerate(nodes):
-        graph.node.insert(place, node)
-    return quantized

@@ -9,7 +9,6 @@ from __future__ import annotations
 import collections
 import itertools
 import os
-import re
 from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
@@ -18,11 +17,12 @@ from litellm.integrations.custom_logger import CustomLogger  # pyright: ignore[r
 from litellm.types.router import CustomRoutingStrategyBase  # pyright: ignore[reportMissingImports]
 
 from routerjax.errors import InputError
-from routerjax.plugins.prompt_router import Choice, PromptRouter
+from routerjax.plugins.prompt_router import PromptRouter
 from routerjax.serving.api_errors import ApiError
-from routerjax.serving.config import ROUTER_MODEL, Scored
+from routerjax.serving.config import ROUTER_MODEL, Scored, router_names
 from routerjax.serving.conversation import Conversations
-from routerjax.serving.headers import header_text
+from routerjax.serving.headers import decision_headers
+from routerjax.serving.text_scoring import Choice
 
 METADATA = "routerjax"
 """Key of the decision in the metadata of a request, by which LiteLLM's logs and callbacks have it."""
@@ -62,7 +62,7 @@ class RouterGroups:
         self._router = PromptRouter(path, threshold=threshold, strong=strong, weak=weak, encoder=encoder)
         self._router.require_policy()
         self._conversations = Conversations(scored, strip)
-        self._name = re.compile(rf"{re.escape(name)}(?:-(inf|\d*\.?\d+(?:[eE]-?\d+)?))?")
+        self._name = router_names(name)
         self._groups = dict(groups or {})
         unknown = sorted({*self._groups} - {*self._router.choices})
         if unknown:
@@ -161,11 +161,7 @@ class RoutingHook(CustomLogger):
         choice = (data.get("metadata") or {}).get(METADATA)
         if not isinstance(choice, dict):
             return None
-        texts = {"model": header_text(choice["model"]).decode()}
-        for name in ("win_prob", "threshold"):
-            if choice[name] is not None:
-                texts[name] = f"{choice[name]:.6f}"
-        return {f"x-routerjax-{name.replace('_', '-')}": value for name, value in texts.items()}
+        return {name.decode(): value.decode() for name, value in decision_headers(**choice)}
 
 
 class RoutingStrategy(CustomRoutingStrategyBase):

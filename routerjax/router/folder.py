@@ -5,6 +5,7 @@ from __future__ import annotations
 import dataclasses
 import functools
 import hashlib
+import logging
 import os
 from collections.abc import Callable, Mapping
 from pathlib import Path
@@ -30,6 +31,8 @@ from routerjax.router.description import RouterDescription, describe_router, rea
 from routerjax.router.router import Router
 from routerjax.scoring import mode
 from routerjax.typing import Array, Variables
+
+logger = logging.getLogger(__name__)
 
 TENSOR_FILE = "router.safetensors"
 FEATURIZER_FOLDER = "featurizer"
@@ -200,3 +203,17 @@ def _runs(apply: Callable[..., object], variables: Variables, query: Mapping[str
 
 def _shapes(collection: Mapping[str, Array]) -> dict[str, tuple[int, ...]]:
     return {name: leaf.shape for name, leaf in collection.items()}
+
+
+def warn_of_losses(stored: Router, router: Router) -> None:
+    """Log what a router has in its folder and does not keep for another pair, or under another calibration."""
+    lost = ["threshold"] if stored.threshold is not None and router.threshold is None else []
+    if "calibration" in stored.variables and "calibration" not in router.variables:
+        lost.append("calibration")
+    if not stored.has_pair and router.has_pair:
+        lost.append(f"policy {stored.policy.name}")
+    if lost:
+        is_same = stored.has_pair and (stored.strong, stored.weak) == (router.strong, router.weak)
+        pair = f"for {stored.strong} or {stored.weak}" if stored.has_pair else f"among {len(stored.models)} models"
+        when = "before this calibration" if is_same else pair
+        logger.warning("left out: the %s of the router, chosen %s", " and ".join(lost), when)

@@ -180,8 +180,7 @@ class Router:
         Raises:
             InputError: as :meth:`scores`, or the policy has no threshold yet.
         """
-        if not self.policy.chooses:
-            raise InputError("this router has no threshold yet: find one by calibrate")
+        self.policy.require_choice()
         columns = self._run(self._jit_choice, self.variables, prompts, False, cache, progress)
         is_model = (columns >= 0) & (columns < len(self.models))
         require_values(is_model, columns, "choice must be a column of its models", prompts)

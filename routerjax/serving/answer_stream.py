@@ -70,7 +70,7 @@ class AnswerStream:
             try:
                 async with asyncio.timeout(min(self._limit, AFTER_END_SECONDS) if self._is_done else self._limit):
                     chunk = await anext(self._chunks, None)
-            except Exception:
+            except (TimeoutError, OSError, httpx2.HTTPError, httpx2.StreamError):
                 if self._is_done:  # nothing of the answer is missing
                     return
                 raise

@@ -15,17 +15,17 @@ from starlette.routing import Route
 from starlette.routing import Router as Routes
 from starlette.types import ASGIApp, Receive, Scope, Send
 
-from routerjax.router import Router
-from routerjax.serving.access_log import AccessLog
+from routerjax.serving.access_log import AccessLog, Record
 from routerjax.serving.api_errors import ApiError
 from routerjax.serving.chat import Chat
 from routerjax.serving.config import ROUTER_MODEL, Scored, ServeConfig
 from routerjax.serving.conversation import Conversations
-from routerjax.serving.decisions import Decider, Decision
+from routerjax.serving.decisions import Decider
 from routerjax.serving.guard import RECORD, Guard
 from routerjax.serving.metrics import CONTENT_TYPE, Metrics
 from routerjax.serving.page import page, status
 from routerjax.serving.preferences import PreferenceLog
+from routerjax.serving.text_scoring import TextScorer
 from routerjax.serving.upstreams import Upstreams
 
 logger = logging.getLogger(__name__)
@@ -39,7 +39,7 @@ class Server:
     """State of one server and the endpoints on it.
 
     Args:
-        router: with a policy that can choose.
+        scorer: of a router with a policy that can choose.
         config: of the server.
         scored, strip: see :class:`routerjax.serving.conversation.Conversations`.
         access_log: stream of the access log; None for none.
@@ -52,12 +52,12 @@ class Server:
         on_failure: called where the router cannot be made ready.
 
     Raises:
-        InputError: a model without an upstream, a key that is not set, a router without a threshold or an encoder.
+        InputError: a model without an upstream, a key that is not set, a router without a threshold.
     """
 
     def __init__(
         self,
-        router: Router,
+        scorer: TextScorer,
         config: ServeConfig,
         *,
         scored: Scored = "last",
@@ -66,13 +66,13 @@ class Server:
         log_text: bool = False,
         preferences: PreferenceLog | None = None,
     ) -> None:
-        config.require_upstreams(router)
+        config.require_upstreams(scorer.models, scorer.choices)
         self.metrics = Metrics()
         self._config, self._preferences = config, preferences
         self.on_failure: Callable[[], None] = lambda: None
         self._conversations = Conversations(scored, strip)
         self._upstreams = Upstreams(config, self.metrics)
-        self._decider = Decider(router, config, self.metrics)
+        self._decider = Decider(scorer, config, self.metrics)
         chat = Chat(config, self._decider, self._conversations, self._upstreams, self.metrics, preferences)
 
         async def complete(request: Request) -> Response:
@@ -163,9 +163,11 @@ class Server:
         decisions = await self._decider(texts, threshold)
         if name == "prompts":
             return JSONResponse({"decisions": [decision.described() for decision in decisions]})
-        _record(request, decisions[0], texts[0])
+        record: Record = request.scope[RECORD]
+        decisions[0].note_in(record)
+        record.text = texts[0]
         if self._preferences is not None:
-            self._preferences.write_decision(request.scope[RECORD].request_id, texts[0], decisions[0], None)
+            self._preferences.write_decision(record.request_id, texts[0], decisions[0], None)
         return JSONResponse(decisions[0].described())
 
     async def feedback(self, request: Request) -> Response:
@@ -189,7 +191,7 @@ class Server:
         """Describe the state of the server for its page."""
         del request
         decider = self._decider
-        return JSONResponse(status(decider.router, self._config, self.metrics, is_ready=decider.is_ready))
+        return JSONResponse(status(decider.scorer, self._config, self.metrics, is_ready=decider.is_ready))
 
     async def health(self, request: Request) -> Response:
         """Say that the process answers."""
@@ -227,12 +229,6 @@ async def _json_object(request: Request) -> dict[str, Any]:
     if not isinstance(fields, dict):
         raise ApiError(400, "the body must be a JSON object", code="invalid_json")
     return fields
-
-
-def _record(request: Request, decision: Decision, text: str) -> None:
-    record = request.scope[RECORD]
-    record.chosen, record.win_prob, record.threshold = decision.model, decision.win_prob, decision.threshold
-    record.routing_seconds, record.text = decision.seconds, text
 
 
 def _model(name: str) -> dict[str, object]:

@@ -16,7 +16,7 @@ from routerjax.serving.api_errors import UPSTREAM, ApiError
 from routerjax.serving.config import ServeConfig
 from routerjax.serving.conversation import Conversations
 from routerjax.serving.decisions import Decider, Decision
-from routerjax.serving.headers import Headers, header_text
+from routerjax.serving.headers import Headers, decision_headers, header_text
 from routerjax.serving.metrics import Metrics
 from routerjax.serving.preferences import PreferenceLog
 from routerjax.serving.requests import ChatRequest, read_chat_request
@@ -82,9 +82,8 @@ class Chat:
         threshold = self._decider.threshold(wanted.model)
         record.text = text = self._conversations.text(wanted.fields.get("messages"))
         (decision,) = await self._decider([text], threshold)
-        record.chosen, record.win_prob, record.threshold = decision.model, decision.win_prob, decision.threshold
-        record.routing_seconds = decision.seconds
-        return self._config.order(decision.model, self._decider.router), decision
+        decision.note_in(record)
+        return self._config.order(decision.model, self._decider.scorer.choices), decision
 
     async def _events(self, model: str, stream: AnswerStream, record: Record) -> AsyncGenerator[bytes]:
         """Events of a stream; where it breaks, its last event is an error."""
@@ -141,10 +140,8 @@ class PassedOnStream(Response):
 
 def routing_headers(decision: Decision | None, answer: Answer) -> Headers:
     """Headers that say which model answers, and why."""
-    headers = [(b"x-routerjax-model", header_text(answer.model))]
-    if decision is not None and decision.win_prob is not None:
-        headers.append((b"x-routerjax-win-prob", f"{decision.win_prob:.6f}".encode()))
-        headers.append((b"x-routerjax-threshold", f"{decision.threshold:g}".encode()))
+    of_pair = (None, None) if decision is None else (decision.win_prob, decision.threshold)
+    headers = decision_headers(answer.model, *of_pair)
     if answer.failures:
         failed = ", ".join(f"{failure.model}: {failure.reason}" for failure in answer.failures)
         headers.append((b"x-routerjax-fallback", header_text(failed)))

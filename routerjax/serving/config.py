@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import os
 import re
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Annotated, ClassVar, Literal
@@ -15,14 +15,12 @@ from pydantic import ConfigDict
 from routerjax.config import Count, NonNegative, Positive
 from routerjax.endpoints import require_address, require_key
 from routerjax.errors import InputError, model_column, nearest
-from routerjax.router import Router
 from routerjax.validation import from_json
 from routerjax.yaml_text import read_yaml
 
 ROUTER_MODEL = "router"
 """Name under which clients ask for the router's choice; ``router-0.7`` is a choice by that threshold."""
 
-ROUTER_NAME = re.compile(rf"{ROUTER_MODEL}(?:-(.*))?", re.DOTALL)
 
 Scored = Literal["last", "user_turns", "all"]
 """Part of a conversation that is scored, see :mod:`routerjax.serving.conversation`."""
@@ -123,7 +121,7 @@ class ServeConfig:
 
     def __post_init__(self) -> None:
         for name in self.models:
-            if not name or ROUTER_NAME.fullmatch(name):
+            if not name or name.partition("-")[0] == ROUTER_MODEL:
                 raise InputError(f"no model may be called {name!r}: clients ask for the router's choice by that name")
         for name in (*self.instead.values(), *(self.fallback or ())):
             model_column(name, tuple(self.models), "the configured")
@@ -142,16 +140,19 @@ class ServeConfig:
         """
         return None if self.token_env is None else environment_key(self.token_env, "token_env")
 
-    def require_upstreams(self, router: Router) -> None:
+    def require_upstreams(self, models: tuple[str, ...], choices: Iterable[str]) -> None:
         """Refuse a configuration in which a model that the router may choose is answered by none.
+
+        Args:
+            models: of the router.
+            choices: those among them that it may choose.
 
         Raises:
             InputError: names the models.
         """
-        pair = (router.strong, router.weak) if router.has_pair else router.models
         for name in self.instead:
-            router.column(name)
-        missing = [name for name in pair if name not in self.models and name not in self.instead]
+            model_column(name, models, "the router's")
+        missing = [name for name in choices if name not in self.models and name not in self.instead]
         if missing:
             listed = ", ".join(missing[:10]) + (f" and {len(missing) - 10} more" if len(missing) > 10 else "")
             raise InputError(
@@ -163,11 +164,15 @@ class ServeConfig:
         """Name of the configured model that answers for one of the router's."""
         return model if model in self.models else self.instead[model]
 
-    def order(self, model: str, router: Router) -> list[str]:
+    def order(self, model: str, choices: Iterable[str]) -> list[str]:
         """Configured models that are tried where the router chooses ``model``, the first of them its own."""
-        pair = (router.strong, router.weak) if router.has_pair else router.models
-        others = [name for name in pair if name in self.models] if self.fallback is None else self.fallback
+        others = [name for name in choices if name in self.models] if self.fallback is None else self.fallback
         return list(dict.fromkeys([self.answering(model), *others]))
+
+
+def router_names(name: str) -> re.Pattern[str]:
+    """Names by which clients ask for a router's choice: its own, and with ``-`` and a threshold behind it (group 1)."""
+    return re.compile(rf"{re.escape(name)}(?:-(inf|[0-9]*\.?[0-9]+(?:[eE]-?[0-9]+)?))?")
 
 
 def environment_key(variable: str, setting: str) -> str:

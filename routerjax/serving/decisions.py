@@ -5,21 +5,20 @@ from __future__ import annotations
 import asyncio
 import logging
 import math
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
-import numpy as np
-
 from routerjax.errors import InputError, nearest
-from routerjax.policies import route
-from routerjax.router import Router
+from routerjax.serving.access_log import Record
 from routerjax.serving.api_errors import SERVER, ApiError
-from routerjax.serving.config import ROUTER_MODEL, ROUTER_NAME, ServeConfig
+from routerjax.serving.config import ROUTER_MODEL, ServeConfig, router_names
 from routerjax.serving.metrics import Metrics
 from routerjax.serving.micro_batches import MicroBatches, OverloadedError
-from routerjax.serving.text_scoring import TextOutputs, TextScorer
+from routerjax.serving.text_scoring import NoScoreError, TextOutputs, TextScorer
 
 logger = logging.getLogger(__name__)
+
+NAMES = router_names(ROUTER_MODEL)
 
 
 @dataclass(frozen=True)
@@ -37,7 +36,7 @@ class Decision:
     model: str
     win_prob: float | None
     threshold: float | None
-    scores: dict[str, float] | None
+    scores: Mapping[str, float] | None
     seconds: float
 
     def described(self) -> dict[str, object]:
@@ -46,33 +45,37 @@ class Decision:
         of_pair = {"win_prob": self.win_prob, "threshold": threshold}
         return {"model": self.model, **(of_pair if self.scores is None else {"scores": self.scores})}
 
+    def note_in(self, record: Record) -> None:
+        """Note the decision in the record of its request."""
+        record.chosen, record.win_prob, record.threshold = self.model, self.win_prob, self.threshold
+        record.routing_seconds = self.seconds
+
 
 class Decider:
     """Decides in micro-batches.
 
     Args:
-        router: with a policy that can choose.
+        scorer: of the router, with a policy that can choose.
         config: names of the models that clients may ask for.
         metrics: where decisions and batches are counted.
 
     Attributes:
+        scorer: as given.
         is_ready: True once every shape is compiled.
 
     Raises:
-        InputError: the router has no threshold, or reads no text.
+        InputError: the router has no threshold yet.
     """
 
-    def __init__(self, router: Router, config: ServeConfig, metrics: Metrics) -> None:
-        if not router.policy.chooses:
-            raise InputError("this router has no threshold: store one by routerjax calibrate, or give --threshold")
-        self.router, self.is_ready = router, False
+    def __init__(self, scorer: TextScorer, config: ServeConfig, metrics: Metrics) -> None:
+        scorer.policy.require_choice()
+        self.scorer, self.is_ready = scorer, False
         self._config, self._metrics = config, metrics
-        self._scorer = TextScorer(router)
-        self._batches: MicroBatches[TextOutputs] = MicroBatches(self._scorer, metrics.observe_batch)
+        self._batches: MicroBatches[TextOutputs] = MicroBatches(scorer, metrics.observe_batch)
 
     async def warm_up(self) -> None:
         """Compile in the worker thread, one shape after the other, so that it can be cancelled."""
-        shapes = self._scorer.warm_up()
+        shapes = self.scorer.warm_up()
         while await self._batches.in_thread(lambda: next(shapes, None)) is not None:
             pass
         self.is_ready = True
@@ -90,18 +93,15 @@ class Decider:
         Raises:
             ApiError: no such model.
         """
-        match = ROUTER_NAME.fullmatch(name)
+        match = NAMES.fullmatch(name)
         if match is None:
             raise self.unknown(name)
         if match[1] is None:
             return None
-        try:
-            threshold = float(match[1])
-        except ValueError:
-            raise self.unknown(name) from None
-        if not (0 <= threshold <= 1 or threshold == math.inf):
+        threshold = float(match[1])
+        if threshold > 1 and threshold != math.inf:
             raise self.unknown(name, "; a threshold is in [0, 1], or inf")
-        if not self.router.has_pair:
+        if self.scorer.pair is None:
             raise self.unknown(name, "; this router's policy has no pair of models, and no threshold")
         return threshold
 
@@ -131,31 +131,19 @@ class Decider:
             raise ApiError(503, "the server is overloaded", SERVER, code="overloaded", retry_after=1) from None
         except InputError as error:
             raise ApiError(400, f"the prompt cannot be routed: {_without_text(error)}", code="unroutable") from None
+        except NoScoreError as error:
+            logger.error("%s", error)
+            raise ApiError(500, "the router has no score of this prompt", SERVER, code="routing_failed") from None
         except Exception as error:
             logger.warning("the router failed on a prompt: %s", type(error).__name__)
             raise ApiError(503, "the router failed on this prompt", SERVER, code="routing_failed") from None
-        decisions = [self._decision(outputs, threshold, seconds) for outputs in computed]
+        decisions = [Decision(*self.scorer.choose(outputs, threshold), outputs.scores, seconds) for outputs in computed]
         for decision in decisions:
             self._metrics.routing.observe(seconds)
             self._metrics.decisions.labels(decision.model, "policy" if threshold is None else "threshold").inc()
             if decision.win_prob is not None:
                 self._metrics.observe_win_prob(decision.win_prob)
         return decisions
-
-    def _decision(self, outputs: TextOutputs, threshold: float | None, seconds: float) -> Decision:
-        if threshold is None:
-            threshold = self.router.threshold
-        models, column = self.router.models, outputs.column
-        win_prob, scores = outputs.win_prob, outputs.scores
-        if not all(map(math.isfinite, [win_prob or 0.0, *(scores or ())])) or not 0 <= column < len(models):
-            logger.error("the router's scores of a prompt are not finite: its weights are damaged")
-            raise ApiError(500, "the router has no score of this prompt", SERVER, code="routing_failed")
-        if win_prob is not None and threshold is not None:
-            win_prob = min(max(win_prob, 0.0), 1.0)  # rounding alone leaves it
-            is_strong = bool(route(np.asarray([win_prob], np.float32), threshold)[0])
-            column = self.router.column(self.router.strong if is_strong else self.router.weak)
-        by_model = None if scores is None else dict(zip(models, scores, strict=True))
-        return Decision(models[column], win_prob, threshold, by_model, seconds)
 
 
 def _without_text(error: InputError) -> str:

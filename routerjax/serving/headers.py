@@ -35,6 +35,15 @@ def for_client(headers: Iterable[tuple[bytes, bytes]]) -> Headers:
     return [(name, value) for name, value in kept if not name.startswith((b"x-routerjax-", b"access-control-"))]
 
 
+def decision_headers(model: str, win_prob: float | None, threshold: float | None) -> Headers:
+    """Headers that say which model answers, and by which decision, if there was one of a pair."""
+    headers = [(b"x-routerjax-model", header_text(model))]
+    if win_prob is not None:
+        headers.append((b"x-routerjax-win-prob", f"{win_prob:.6f}".encode()))
+        headers.append((b"x-routerjax-threshold", f"{threshold:g}".encode()))
+    return headers
+
+
 def header_text(text: str) -> bytes:
     """Text as a header can hold it: what is not visible ASCII is percent-encoded."""
     visible = "".join(map(chr, range(0x20, 0x7F))).replace("%", "")

@@ -192,7 +192,7 @@ function showCounts() {
 function show() {
   if (state === null) return;
   const among = state.strong === null ? `${state.models.length} models, by score and cost` : `${state.strong} or ${state.weak}, from the win probability ${state.threshold} on`;
-  put("summary", `${state.is_ready ? "Ready" : "Starting"}: ${among}. ${state.family}, trained with ${state.featurizer}.`);
+  put("summary", `${state.is_ready ? "Ready" : "Starting"}: ${among}. ${state.about}.`);
   at("decide").disabled = !state.is_ready;
   const tokens = state.tokens_an_answer ?? { prompt: 500, completion: 300 };
   for (const [id, value] of [["prompt-tokens", tokens.prompt], ["answer-tokens", tokens.completion]]) {

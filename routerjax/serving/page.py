@@ -5,15 +5,14 @@ from __future__ import annotations
 import base64
 import hashlib
 import importlib.resources
-import math
 from collections.abc import Iterator
 
 from prometheus_client import Counter
 from starlette.responses import HTMLResponse
 
-from routerjax.router import Router
 from routerjax.serving.config import ServeConfig
 from routerjax.serving.metrics import Metrics
+from routerjax.serving.text_scoring import TextScorer
 
 
 def page() -> HTMLResponse:
@@ -38,11 +37,11 @@ def page() -> HTMLResponse:
     return HTMLResponse(text.replace("/*STYLE*/", style).replace("/*SCRIPT*/", script), headers=headers)
 
 
-def status(router: Router, config: ServeConfig, metrics: Metrics, *, is_ready: bool) -> dict[str, object]:
+def status(scorer: TextScorer, config: ServeConfig, metrics: Metrics, *, is_ready: bool) -> dict[str, object]:
     """State of the server, as JSON holds it: the policy, prices, counts, and the last win probabilities.
 
     Args:
-        router, config, metrics: of the server.
+        scorer, config, metrics: of the server.
         is_ready: if decisions are made without compiling.
 
     Returns:
@@ -52,7 +51,7 @@ def status(router: Router, config: ServeConfig, metrics: Metrics, *, is_ready: b
         ``failures`` and ``fallbacks``.
     """
     decisions, tokens, dollars = (_counts(counter) for counter in (metrics.decisions, metrics.tokens, metrics.dollars))
-    pair = (router.strong, router.weak) if router.has_pair else ()
+    pair = scorer.pair
     names = dict.fromkeys((*config.models, *(labels[0] for labels in decisions)))
     models = []
     for name in names:
@@ -78,12 +77,11 @@ def status(router: Router, config: ServeConfig, metrics: Metrics, *, is_ready: b
     routed, seconds = (_sample(metrics, f"routerjax_routing_seconds_{part}") for part in ("count", "sum"))
     return {
         "is_ready": is_ready,
-        "family": router.family,
-        "featurizer": router.featurizer.description,
-        "strong": pair[0] if pair else None,
-        "weak": pair[1] if pair else None,
-        "threshold": "inf" if router.threshold == math.inf else router.threshold,
-        "answering": {model: config.answering(model) for model in pair},
+        "about": scorer.about,
+        "strong": None if pair is None else pair.strong,
+        "weak": None if pair is None else pair.weak,
+        "threshold": None if pair is None else pair.to_dict()["threshold"],
+        "answering": {} if pair is None else {model: config.answering(model) for model in (pair.strong, pair.weak)},
         "models": models,
         "win_prob": list(metrics.recent_win_prob),
         "tokens_an_answer": means if answers else None,

@@ -18,9 +18,9 @@ from routerjax.data.feedback import DECISION, FEEDBACK
 from routerjax.data.preferences import OUTCOMES
 from routerjax.errors import InputError
 from routerjax.prompts import prompt_sha256
-from routerjax.router import Router
 from routerjax.serving.api_errors import SERVER, ApiError
 from routerjax.serving.decisions import Decision
+from routerjax.serving.text_scoring import TextScorer
 from routerjax.tables.json_lines import json_objects
 
 logger = logging.getLogger(__name__)
@@ -36,7 +36,7 @@ class PreferenceLog:
 
     Args:
         path: of the file; what is in it stays. A last line that a crash cut short is taken away, and that is logged.
-        router: whose models feedback is about.
+        scorer: of the router, whose models feedback is about.
         with_text: write the text that was scored, which training needs, and not its SHA-256 alone.
 
     Raises:
@@ -44,8 +44,8 @@ class PreferenceLog:
             server writes it.
     """
 
-    def __init__(self, path: str | os.PathLike[str], router: Router, *, with_text: bool = False) -> None:
-        self._path, self._router, self._with_text = Path(path), router, with_text
+    def __init__(self, path: str | os.PathLike[str], scorer: TextScorer, *, with_text: bool = False) -> None:
+        self._path, self._scorer, self._with_text = Path(path), scorer, with_text
         if self._path.suffix != ".jsonl":
             raise InputError(f"a log of preferences must end in .jsonl, by which train reads it, got {self._path}")
         self._closing = contextlib.ExitStack()
@@ -114,10 +114,10 @@ class PreferenceLog:
             raise ApiError(503, "the feedback could not be written", SERVER, code="not_recorded") from None
 
     def _pair(self, models: object) -> tuple[str, str]:
-        router = self._router
-        if models is None and router.has_pair:
-            return router.strong, router.weak
-        if not isinstance(models, list) or len(models) != 2 or not all(model in router.models for model in models):
+        pair, known = self._scorer.pair, self._scorer.models
+        if models is None and pair is not None:
+            return pair.strong, pair.weak
+        if not isinstance(models, list) or len(models) != 2 or not all(model in known for model in models):
             raise ApiError(400, "models must be the two models of the router that were compared", param="models")
         if models[0] == models[1]:
             raise ApiError(400, "models must be two different models", param="models")

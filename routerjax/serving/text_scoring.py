@@ -1,16 +1,24 @@
-"""Outputs of a router for texts, in few static shapes that are all compiled before the first request."""
+"""Outputs of a router for texts, whatever computes them; all that is compiled is compiled before the first request."""
 
 from __future__ import annotations
 
+import abc
+import dataclasses
 import functools
-from collections.abc import Iterator, Sequence
-from typing import NamedTuple, cast
+import math
+import os
+from collections.abc import Iterator, Mapping, Sequence
+from pathlib import Path
+from typing import Any, NamedTuple, cast
 
 import jax
 import numpy as np
 
+from routerjax import runtime
+from routerjax.errors import InputError
 from routerjax.features import TextFunction
-from routerjax.router import Router
+from routerjax.policies import Policy, Threshold, read_policy
+from routerjax.router import Router, load_router, router_folder, warn_of_losses
 from routerjax.typing import Array, Query, Variables
 
 # Rows of a batch that is no single text. From this many texts on they are computed together, padded to that: fewer take
@@ -19,25 +27,123 @@ ROWS, FEWEST_TOGETHER = 4, 3
 MOST_TOKENS = 4096
 
 
+class NoScoreError(Exception):
+    """The router has no finite score of a prompt: its weights are damaged."""
+
+
 class TextOutputs(NamedTuple):
     """Outputs of a router for one text.
 
     Attributes:
-        column: of the model that its policy chooses.
         win_prob: of the policy's pair; None of a policy without one.
-        scores: of all models, in nats; None of a policy with a pair.
+        model: that a policy without a pair chooses; None of one with a pair.
+        scores: of all models by name, in nats; None of a policy with a pair.
     """
 
-    column: int
     win_prob: float | None
-    scores: tuple[float, ...] | None
+    model: str | None
+    scores: Mapping[str, float] | None
 
 
-class TextScorer:
-    """Pure function from texts to outputs of a router, compiled for few shapes.
+class Choice(NamedTuple):
+    """Model that answers a prompt, and why.
+
+    Attributes:
+        model: of the router.
+        win_prob: P(the strong model's answer is better), in [0, 1]; None of a policy without a pair.
+        threshold: that it was compared with; None of a policy without a pair.
+    """
+
+    model: str
+    win_prob: float | None
+    threshold: float | None
+
+
+class TextScorer(abc.ABC):
+    """Router that scores texts.
 
     Args:
-        router: whose outputs they are; its policy can choose.
+        policy: that chooses among the models.
+        models: of the router.
+        about: family, and what computes it, in a few words.
+    """
+
+    def __init__(self, policy: Policy, models: tuple[str, ...], about: str) -> None:
+        self.policy, self.models, self.about = policy, models, about
+
+    @abc.abstractmethod
+    def warm_up(self) -> Iterator[tuple[int, int]]:
+        """Compute once in all shapes that are compiled for; yield the rows and the length of each, 0 of no tokens."""
+
+    @abc.abstractmethod
+    def __call__(self, texts: Sequence[str]) -> list[TextOutputs]:
+        """Compute the outputs for texts, at most a micro-batch of them.
+
+        Raises:
+            InputError: a text that cannot be read.
+            NoScoreError: outputs that are not finite.
+            OSError: an endpoint of embeddings that does not answer.
+        """
+
+    @property
+    def pair(self) -> Threshold | None:
+        """The policy, where it is that of a strong and a weak model."""
+        return self.policy if isinstance(self.policy, Threshold) else None
+
+    @property
+    def choices(self) -> tuple[str, ...]:
+        """Models that the policy may choose."""
+        return self.models if self.pair is None else (self.pair.strong, self.pair.weak)
+
+    def at(self, threshold: float | None) -> Policy:
+        """Policy with another threshold; None is the router's own.
+
+        Raises:
+            InputError: a policy without a pair, or that cannot choose yet; a threshold out of range.
+        """
+        if threshold is None:
+            self.policy.require_choice()
+            return self.policy
+        if self.pair is None:
+            raise InputError(f"the router's policy {self.policy.name} has no pair of models, and so no threshold")
+        return dataclasses.replace(self.pair, threshold=threshold)
+
+    def choose(self, outputs: TextOutputs, threshold: float | None = None) -> Choice:
+        """Choose the model that answers a text with these outputs; see :meth:`at`."""
+        policy = self.at(threshold)
+        if not isinstance(policy, Threshold):
+            return Choice(cast(str, outputs.model), None, None)
+        win_prob = cast(float, outputs.win_prob)
+        return Choice(policy.model_for(win_prob), win_prob, cast(float, policy.threshold))
+
+    def _read(self, outputs: Mapping[str, Any], rows: int) -> list[TextOutputs]:
+        """Outputs of the first rows of what a router computed.
+
+        Raises:
+            NoScoreError: they are not finite.
+        """
+        on_host = {name: np.asarray(output)[:rows].tolist() for name, output in outputs.items()}
+        if self.pair is not None:
+            # Rounding alone leaves [0, 1].
+            clipped = [min(max(value, 0.0), 1.0) if math.isfinite(value) else value for value in on_host["win_prob"]]
+            read = [TextOutputs(value, None, None) for value in clipped]
+        else:
+            columns, scores = on_host["model"], on_host["scores"]
+            read = [
+                TextOutputs(None, self.models[column], dict(zip(self.models, row, strict=True)))
+                for column, row in zip(columns, scores, strict=True)
+            ]
+        for win_prob, _, scores in read:
+            if not all(map(math.isfinite, (win_prob or 0.0, *(scores or {}).values()))):
+                raise NoScoreError("the router has no finite score of this prompt: its weights are damaged")
+        return read
+
+
+class RouterScorer(TextScorer):
+    """Router in JAX, compiled for few static shapes.
+
+    Args:
+        router: whose outputs they are.
 
     Raises:
         InputError: the router reads no text, or what reads it is not found.
@@ -45,7 +151,8 @@ class TextScorer:
 
     def __init__(self, router: Router) -> None:
         router.featurizer.require_text()
-        self.router = router
+        super().__init__(router.policy, router.models, f"{router.family}, trained with {router.featurizer.description}")
+        self._featurizer = router.featurizer
         text = router.featurizer.text_function()
         self._text = text
         outputs = router.output_fn()
@@ -63,7 +170,7 @@ class TextScorer:
             self._outputs = functools.partial(jax.jit(of_tokens), (router.variables, text.variables))
 
     def warm_up(self) -> Iterator[tuple[int, int]]:
-        """Compile for all shapes, and compute once in each; yield its rows and its length, which is 0 of no tokens."""
+        """Compile for single texts and for batches, of each length."""
         for rows in (1, ROWS):
             if self._text is None:
                 self([f"warm {row}" for row in range(rows)])
@@ -75,15 +182,10 @@ class TextScorer:
                     yield rows, length
 
     def __call__(self, texts: Sequence[str]) -> list[TextOutputs]:
-        """Compute the outputs for texts, at most a micro-batch of them.
-
-        Raises:
-            InputError: a text that cannot be read.
-            OSError: an endpoint of embeddings that does not answer.
-        """
-        self.router.featurizer.require_prompts(texts)
+        """Compute in batches of texts of about one length."""
+        self._featurizer.require_prompts(texts)
         if self._text is None:
-            query = self.router.featurizer.query(texts)
+            query = self._featurizer.query(texts)
             computed = [self._of_query(query, part) for part in _parts(len(texts), most=ROWS)]
             return [outputs for part in computed for outputs in part]
         results: dict[int, TextOutputs] = {}
@@ -110,15 +212,83 @@ class TextScorer:
         tokens = tokenizer.pad(token_ids, length, batch=1 if len(token_ids) == 1 else ROWS)
         return self._read(self._outputs(tokens), len(token_ids))
 
-    def _read(self, outputs: dict[str, Array], rows: int) -> list[TextOutputs]:
-        names = ("model", "win_prob") if self.router.has_pair else ("model", "scores")
-        on_host = {name: np.asarray(outputs[name])[:rows].tolist() for name in names}
-        nothing = [None] * rows
-        columns, win_prob, scores = (on_host.get(name, nothing) for name in ("model", "win_prob", "scores"))
-        return [
-            TextOutputs(column, probability, None if row is None else tuple(row))
-            for column, probability, row in zip(columns, win_prob, scores, strict=True)
-        ]
+
+class BundleScorer(TextScorer):
+    """Exported router, computed by what its format names; texts are computed one after the other.
+
+    Args:
+        bundle: that reads text.
+
+    Raises:
+        InputError: it takes embeddings alone.
+    """
+
+    def __init__(self, bundle: runtime.Bundle) -> None:
+        about = bundle.description
+        if bundle.text is None:
+            why = "a router of given embeddings alone, or the format vector, exports no way from text"
+            raise InputError(f"{bundle.folder} takes embeddings, not text: {why}")
+        super().__init__(
+            read_policy(about["policy"]), tuple(about["models"]), f"{about['family']}, as a bundle in {about['format']}"
+        )
+        self._bundle = bundle
+
+    def warm_up(self) -> Iterator[tuple[int, int]]:
+        """Compute for a single text of each length."""
+        for length in self._bundle.text["lengths"]:
+            tokens = np.ones((1, length), np.int32)
+            self._bundle.outputs(token_ids=tokens, attention_mask=tokens)
+            yield 1, length
+
+    def __call__(self, texts: Sequence[str]) -> list[TextOutputs]:
+        """Compute without padding: on a CPU, a batch takes about as long as its texts one by one."""
+        try:
+            return [self._read(self._bundle.outputs(text), 1)[0] for text in texts]
+        except runtime.BundleError as error:
+            raise NoScoreError(str(error)) from error
+
+
+def open_scorer(
+    path: str | os.PathLike[str],
+    *,
+    threshold: float | None = None,
+    strong: str | None = None,
+    weak: str | None = None,
+    encoder: str | None = None,
+    threads: int | None = None,
+) -> TextScorer:
+    """Load a router that scores texts.
+
+    Args:
+        path: of a router folder, of a run, or of an exported bundle.
+        threshold: in the place of the stored one, in [0, 1] or inf.
+        strong, weak: other models of the router's than its own pair; a bundle has one.
+        encoder: folder of the router's sentence encoder, if it is elsewhere now; a bundle holds its own.
+        threads: of onnxruntime, which computes bundles in ONNX; default 1.
+
+    Raises:
+        InputError: no router there, an unknown model, a router that reads no text, or an option that what is there
+            has no use for.
+    """
+    if (Path(path) / runtime.DESCRIPTION).is_file():
+        if (strong, weak, encoder) != (None, None, None):
+            raise InputError(f"{path} is a bundle, of one pair and with its encoder: export another one")
+        try:
+            bundle = runtime.load(path, threads=1 if threads is None else threads)
+        except runtime.BundleError as error:
+            raise InputError(str(error)) from error
+        if threads is not None and bundle.compiles:
+            raise InputError(f"{path} is computed by jax, which has its own threads: leave threads out")
+        scorer: TextScorer = BundleScorer(bundle)
+    else:
+        if threads is not None:
+            raise InputError(f"{path} is computed by jax, which has its own threads: leave threads out")
+        stored = load_router(router_folder(path), encoder=encoder)
+        router = stored.with_pair(strong, weak)
+        warn_of_losses(stored, router if threshold is None else router.with_threshold(threshold))
+        scorer = RouterScorer(router)
+    scorer.policy = scorer.policy if threshold is None else scorer.at(threshold)
+    return scorer
 
 
 def _parts(rows: int, *, most: int) -> Iterator[slice]:

@@ -9,12 +9,14 @@ import numpy as np
 import pytest
 
 from routerjax import InputError, Router, formats
-from routerjax.runtime import load
+from routerjax.formats.onnx_int8 import quantize_products
+from routerjax.runtime import load, onnx_function
 from tests.formats.matrix import FAMILIES, cost_aware, differences, make_router, prompts
 from tests.routers import tiny_text_router
 
 pytestmark = pytest.mark.onnx
 INT8 = {"weights": "int8"}
+PRODUCTS = {**INT8, "activations": "int8"}
 
 
 @pytest.fixture(scope="module")
@@ -36,9 +38,12 @@ def test_costs_decide_as_the_router_does(routers: dict[str, Router], family: str
     assert differences(cost_aware(routers[family]), tmp_path / "bundle", "onnx")["decisions"] == 0
 
 
+@pytest.mark.parametrize("options", [INT8, PRODUCTS], ids=["weights", "products"])
 @pytest.mark.parametrize("family", ["mf", "bert", "causal"])
-def test_weights_in_int8_keep_the_bound_that_is_stated(routers: dict[str, Router], family: str, tmp_path: Path) -> None:
-    largest = differences(routers[family], tmp_path / "bundle", "onnx", INT8)
+def test_int8_keeps_the_bound_that_is_stated(
+    routers: dict[str, Router], family: str, options: dict[str, str], tmp_path: Path
+) -> None:
+    largest = differences(routers[family], tmp_path / "bundle", "onnx", options)
     description = json.loads((tmp_path / "bundle" / "bundle.json").read_text())
     bound = description["int8"]["bound"]
     assert set(description["tolerance"].values()) == {bound}
@@ -59,7 +64,34 @@ def test_what_cannot_be_held_is_refused_by_name(routers: dict[str, Router], tmp_
         formats.export(narrow, tmp_path / "bundle", "onnx")
     with pytest.raises(InputError, match="weights"):
         formats.export(routers["mf"], tmp_path / "bundle", "onnx", options={"weights": "int4"})
+    with pytest.raises(InputError, match="activations=int8 goes with weights=int8: give both"):
+        formats.export(routers["mf"], tmp_path / "bundle", "onnx", options={"activations": "int8"})
     assert not list(tmp_path.iterdir())
+
+
+def test_products_of_integers_are_those_that_onnx_defines() -> None:
+    from onnx import TensorProto, helper, numpy_helper  # pyright: ignore[reportMissingImports]
+
+    rng = np.random.default_rng(0)
+    x, weight, bias = (rng.standard_normal(shape).astype(np.float32) for shape in ((5, 24), (16, 24), (16,)))
+    node = helper.make_node("Gemm", ["x", "weight", "bias"], ["y"], transB=1)
+    ends = [
+        helper.make_tensor_value_info(name, TensorProto.FLOAT, ["rows", size]) for name, size in (("x", 24), ("y", 16))
+    ]
+    initializers = [numpy_helper.from_array(weight, "weight"), numpy_helper.from_array(bias, "bias")]
+    graph = helper.make_graph([node], "one", ends[:1], ends[1:], initializers)
+    model = quantize_products(helper.make_model(graph, opset_imports=[helper.make_opsetid("", 21)], ir_version=10))
+    assert "Gemm" not in {each.op_type for each in model.graph.node}
+    assert not {"weight"} & {each.name for each in model.graph.initializer}
+    # x ~ step * (integer - zero), of 8 bits without a sign over the range that holds 0; weights of -64 to 64 by row.
+    step = (max(x.max(), 0) - min(x.min(), 0)) / 255
+    zero = np.clip(np.round(-min(x.min(), 0) / step), 0, 255)
+    integers = np.clip(np.round(x / step) + zero, 0, 255) - zero
+    scale = np.abs(weight).max(axis=1) / 64
+    expected = (integers @ np.round(weight / scale[:, None]).T) * (step * scale) + bias
+    (computed,) = onnx_function(model.SerializeToString())({"x": x}).values()
+    np.testing.assert_allclose(computed, expected, rtol=1e-5, atol=1e-5)
+    assert 0 < np.abs(computed - (x @ weight.T + bias)).max() < 0.2
 
 
 def test_calibrations_and_likelihoods_convert(routers: dict[str, Router], tmp_path: Path) -> None:

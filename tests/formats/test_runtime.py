@@ -171,7 +171,7 @@ def test_a_prompt_costs_one_row_and_the_tokenizer_is_parsed_once(
     one = [opened.win_prob([text]) for text in TEXTS]
     np.testing.assert_allclose(np.concatenate(one), opened.win_prob(TEXTS), atol=1e-6)
     assert opened.win_prob([]).shape == (0,)
-    assert shapes == [(1, 32), (4, 32)]
+    assert shapes == [(1, 16), (4, 16)]
     opened.win_prob(embedding=np.ones((1, 16)))
     opened.win_prob(embedding=np.ones((67, 16)))
     assert shapes[2:] == [(1, 16), (64, 16), (4, 16)]

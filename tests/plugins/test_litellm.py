@@ -132,7 +132,7 @@ def test_what_cannot_be_routed_is_refused_at_the_start(folder: Path, upstream: U
     with pytest.raises(InputError, match="groups: 'medium' is none of the router's choices: big, small"):
         RoutingHook(folder, groups={"medium": "large"})
     save_router(load_router(folder).with_threshold(None), tmp_path / "router")
-    with pytest.raises(InputError, match="this router has no threshold"):
+    with pytest.raises(InputError, match="this router has no threshold yet"):
         RoutingHook(tmp_path / "router")
 
 

@@ -13,6 +13,7 @@ import yaml
 from routerjax import Router
 from routerjax.serving.app import Server
 from routerjax.serving.config import read_config
+from routerjax.serving.text_scoring import RouterScorer, TextScorer
 from tests.serving.upstream import Upstream, running
 
 KEYS = {"BIG_KEY": "sk-big-0123456789", "SMALL_KEY": "sk-small-0123456789"}
@@ -50,12 +51,13 @@ class Running:
 
 
 @contextlib.contextmanager
-def serving(router: Router, folder: Path, config: dict, **options: object) -> Iterator[Running]:
+def serving(router: Router | TextScorer, folder: Path, config: dict, **options: object) -> Iterator[Running]:
     """Serve until the body ends; the router is ready in it."""
     path = folder / "serve.yaml"
     path.write_text(yaml.safe_dump(config))
     log = io.StringIO()
-    server = Server(router, read_config(path), access_log=log, **options)  # pyright: ignore[reportArgumentType]
+    scorer = RouterScorer(router) if isinstance(router, Router) else router
+    server = Server(scorer, read_config(path), access_log=log, **options)  # pyright: ignore[reportArgumentType]
     with running(server.app) as address:
         started = Running(address, log, server)
         with started.client:

@@ -18,6 +18,7 @@ from routerjax.policies import CostAware
 from routerjax.serving.config import ServeConfig, Upstream
 from routerjax.serving.metrics import Metrics
 from routerjax.serving.page import page, status
+from routerjax.serving.text_scoring import RouterScorer
 from tests.routers import NAMES
 from tests.serving import upstream
 from tests.serving.servers import Running
@@ -148,7 +149,7 @@ def test_the_page_computes_shares_and_costs_as_python_does(small_router: Router)
     for value in win_prob:
         metrics.observe_win_prob(float(value))
     metrics.decisions.labels(NAUGHTY, "name").inc(3)
-    state = status(small_router, ServeConfig(models=models), metrics, is_ready=True)
+    state = status(RouterScorer(small_router), ServeConfig(models=models), metrics, is_ready=True)
     decision = {"model": "small", "win_prob": 0.4, "threshold": 0.5}
     for threshold in (0.0, 0.25, 0.3, 0.75, 0.8):
         script = f'decision = await ask("route", {{}}); at("threshold").value = "{threshold}";'
@@ -168,7 +169,7 @@ def test_the_page_computes_shares_and_costs_as_python_does(small_router: Router)
 
 def test_the_page_of_a_policy_without_a_pair_and_of_no_prompt_yet(small_router: Router) -> None:
     config = ServeConfig(models={name: Upstream(base_url="http://h/v1") for name in NAMES})
-    empty = shown({"status": status(small_router, config, Metrics(), is_ready=False)})
+    empty = shown({"status": status(RouterScorer(small_router), config, Metrics(), is_ready=False)})
     assert "No prompt was routed yet" in empty["seen"]
     assert (empty["share"], empty["cost"]) == ("\u2013", "no prices")
     assert empty["summary"].startswith("Starting: ")
@@ -176,13 +177,13 @@ def test_the_page_of_a_policy_without_a_pair_and_of_no_prompt_yet(small_router: 
     router = dataclasses.replace(small_router, policy=costs)
     decision = {"model": "medium", "scores": {"big": -1.0, "medium": 2.0, "small": 0.5}}
     script = 'decision = await ask("route", {}); show();'
-    texts = shown({"status": status(router, config, Metrics(), is_ready=True), "route": decision}, script)
+    texts = shown({"status": status(RouterScorer(router), config, Metrics(), is_ready=True), "route": decision}, script)
     assert "3 models, by score and cost" in texts["summary"]
     assert texts["scores"] == "medium 2.0000 small 0.5000 big -1.0000"
     assert (texts["model"], texts["why"]) == ("medium", "by its score and its cost.")
     assert "share" not in texts
     many = {"model": "19", "scores": {str(number): float(-number) for number in range(20)}}
-    answers = {"status": status(router, config, Metrics(), is_ready=True), "route": many}
+    answers = {"status": status(RouterScorer(router), config, Metrics(), is_ready=True), "route": many}
     listed = shown(answers, script)
     assert listed["scores-caption"] == "The highest of 20 scores, in nats"
     assert listed["scores"].split()[::2] == [*map(str, range(10)), "19"]

@@ -8,6 +8,7 @@ import pytest
 
 from routerjax import InputError, Router, data
 from routerjax.serving.preferences import PreferenceLog
+from routerjax.serving.text_scoring import RouterScorer
 from tests.serving.servers import serving, settings
 from tests.serving.upstream import Upstream, fails
 
@@ -16,7 +17,7 @@ ID = "x-routerjax-request-id"
 
 def test_feedback_is_read_as_battles(small_router: Router, big: Upstream, small: Upstream, tmp_path: Path) -> None:
     path = tmp_path / "log.jsonl"
-    log = PreferenceLog(path, small_router, with_text=True)
+    log = PreferenceLog(path, RouterScorer(small_router), with_text=True)
     with serving(small_router, tmp_path, settings(big, small), preferences=log, log_text=True) as started:
         answers = {prompt: started.chat(prompt, "router-0") for prompt in ("one", "two\n\u202e", "three", "four")}
         big.answers += [fails(500)] * 2
@@ -54,7 +55,7 @@ def test_feedback_is_read_as_battles(small_router: Router, big: Upstream, small:
 
 def test_hashes_alone_are_no_battles(small_router: Router, big: Upstream, small: Upstream, tmp_path: Path) -> None:
     path = tmp_path / "log.jsonl"
-    log = PreferenceLog(path, small_router)
+    log = PreferenceLog(path, RouterScorer(small_router))
     with serving(small_router, tmp_path, settings(big, small), preferences=log) as started:
         request_id = started.chat("a secret").headers[ID]
         feedback = {"request_id": request_id, "winner": "medium", "models": ["medium", "big"]}
@@ -82,9 +83,9 @@ def test_a_restart_goes_on_with_the_file(
         (whole + b'\n{"event": "decis', whole + b"\n"),
     ):
         path.write_bytes(content)
-        log = PreferenceLog(path, small_router)
+        log = PreferenceLog(path, RouterScorer(small_router))
         with pytest.raises(InputError, match=r"log\.jsonl is in use: another process logs preferences to it"):
-            PreferenceLog(path, small_router)
+            PreferenceLog(path, RouterScorer(small_router))
         log.write_feedback(feedback)
         log.close()
         assert path.read_bytes().startswith(kept + b'{"event": "feedback", "request_id": "a"')
@@ -102,13 +103,13 @@ def test_a_restart_goes_on_with_the_file(
     for content in (*others, *ends):
         path.write_bytes(content)
         with pytest.raises(InputError, match=r"log\.jsonl: line "):
-            PreferenceLog(path, small_router)
+            PreferenceLog(path, RouterScorer(small_router))
         assert path.read_bytes() == content
 
 
 def test_a_file_that_training_would_not_read_is_refused(small_router: Router, tmp_path: Path) -> None:
     with pytest.raises(InputError, match=r"must end in \.jsonl, .* got .*log\.json$"):
-        PreferenceLog(tmp_path / "log.json", small_router)
+        PreferenceLog(tmp_path / "log.json", RouterScorer(small_router))
     assert not list(tmp_path.iterdir())
 
 

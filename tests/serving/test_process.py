@@ -21,7 +21,7 @@ from routerjax import Router
 from routerjax.cli import main
 from routerjax.router import save_router
 from routerjax.serving.run import listen, serve
-from routerjax.serving.text_scoring import TextScorer
+from routerjax.serving.text_scoring import RouterScorer
 from tests.serving.servers import settings, wait_for
 from tests.serving.upstream import STREAM, Upstream, streams
 
@@ -77,10 +77,10 @@ def test_sigterm_lets_what_runs_end(small_router: Router, big: Upstream, small: 
 def test_a_router_that_cannot_be_compiled_ends_the_server_in_one_line(
     small_router: Router, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    def fail(self: TextScorer) -> None:
+    def fail(self: RouterScorer) -> None:
         raise MemoryError("no memory on the device")
 
-    monkeypatch.setattr(TextScorer, "warm_up", fail)
+    monkeypatch.setattr(RouterScorer, "warm_up", fail)
     save_router(small_router, tmp_path / "router")
     address = {"base_url": "http://127.0.0.1:1/v1"}
     (tmp_path / "serve.yaml").write_text(json.dumps({"models": {"big": address, "small": address}}))

@@ -17,6 +17,7 @@ from routerjax.router import load_router, save_router
 from routerjax.serving.app import Server
 from routerjax.serving.config import Scored, TimeLimits, read_config
 from routerjax.serving.conversation import Conversations
+from routerjax.serving.text_scoring import RouterScorer
 from tests.encoders import save_tiny_encoder
 from tests.routers import NAMES, tiny_router
 from tests.serving.servers import serving
@@ -62,7 +63,7 @@ def test_what_cannot_be_served_is_refused_in_one_line(
     path = tmp_path / "serve.yaml"
     path.write_text("models: {a: &x 1, b: *x}" if changes is None else json.dumps(changes))
     with pytest.raises(InputError) as raised:
-        Server(small_router, read_config(path))
+        Server(RouterScorer(small_router), read_config(path))
     assert re.search(message, str(raised.value)), raised.value
     assert "\n" not in str(raised.value)
     assert "secret" not in str(raised.value)
@@ -76,7 +77,7 @@ def test_the_guide_and_the_readme_show_what_is_read(tmp_path: Path) -> None:
     for text in (first, shown, first + defaults):
         path.write_text(text)
         config = read_config(path)
-        config.require_upstreams(router)
+        config.require_upstreams(router.models, (router.strong, router.weak))
         assert config.seconds == TimeLimits()
         assert config.models["gpt-4-1106-preview"].url == "https://api.openai.com/v1/chat/completions"
 
@@ -94,7 +95,7 @@ def test_the_command_refuses_in_one_line(
     (tmp_path / "serve.yaml").write_text(json.dumps({"models": PAIR}))
     command = ["serve", str(tmp_path / "router"), "--config", str(tmp_path / "serve.yaml"), "--port", "0"]
     for options, message in (
-        ([], "this router has no threshold: store one by routerjax calibrate, or give --threshold"),
+        ([], "this router has no threshold yet: find one by calibrate (--strong-share P --output DIR), or give one"),
         (["--threshold", "0.5", "--strip", "("], "--strip must be a regular expression, got '('"),
         (["--port", "70000"], "--port must be in [0, 65535], got 70000"),
         (["--threshold", "2"], "the threshold must lie in [0, 1]"),
