@@ -1,13 +1,14 @@
 """Server under load: time that routing adds, streams, faults of upstreams, and its end by SIGTERM.
 
-    python experiments/bench/server.py [ROUTER] [--seconds 30] [--rate 50] [--streams 500] [--faults 1000]
+    python experiments/bench/server.py [ROUTER] [--threads 1] [--seconds 30] [--rate 50] [--streams 500] [--faults 1000]
 
-ROUTER is checkpoints/mf-minilm unless given, with the threshold 0.5. The server is ``routerjax serve`` in a process of
-its own, the upstreams of its two models are another, and this one sends the requests, all on 127.0.0.1.
+ROUTER is checkpoints/mf-minilm unless given, or a bundle of it, with the threshold 0.5. The server is ``routerjax
+serve`` in a process of its own, the upstreams of its two models are another, and this one sends the requests, all on
+127.0.0.1.
 
 - Routing: RATE requests a second, at even times, for prompts of 15 words in the median (log-normal, 1 to 200); time
-  from a request to its decision as the access log has it, waiting included. Requests that are refused, since their
-  decisions would take longer than 30 s, are counted.
+  from a request to its decision as the access log has it, waiting included, after some that are not measured. Requests
+  that are refused, since their decisions would take longer than 30 s, are counted.
 - Streams: so many at once, of 40 numbered chunks each, every 20 to 60 ms; each must arrive whole and in order.
 - Faults: so many tries are answered by 429, 500, 503, hang, cut streams or malformed JSON, before and after the first
   token; each request must end in time with a right answer, or an error in OpenAI's form.
@@ -39,10 +40,12 @@ from starlette.requests import Request
 from starlette.responses import JSONResponse, Response, StreamingResponse
 from starlette.routing import Route
 
-from routerjax.router import load_router, router_folder
+from routerjax.serving.text_scoring import open_scorer
 
 KEYS = {"STRONG_KEY": "sk-strong-5f1d8a77e3", "WEAK_KEY": "sk-weak-93b1c02d4e"}
 CHUNKS = 40
+# Requests, one after the other, by which all three processes have opened what they open once.
+WARM_UP = 20
 # Seconds that the server gives its upstreams; a request whose upstreams hang may take them for every try.
 LIMITS = {"connect": 8.0, "first_token": 8.0, "between_chunks": 8.0, "answer": 8.0}
 FAULTS = ("429", "500", "503", "hang", "cut_early", "cut_late", "malformed", "malformed_late", "hang_late", "auth")
@@ -136,20 +139,22 @@ def free_port() -> int:
 class Run:
     """Server in a process of its own, and a client of it."""
 
-    def __init__(self, router: str, upstream_port: int, folder: Path, **settings: object) -> None:
-        loaded = load_router(router_folder(router))
+    def __init__(self, router: str, threads: int | None, upstream_port: int, folder: Path, **settings: object) -> None:
+        pair = open_scorer(router).pair
+        assert pair is not None
         address = {"base_url": f"http://127.0.0.1:{upstream_port}/v1"}
         models = {
-            loaded.strong: {**address, "model": "strong", "api_key_env": "STRONG_KEY"},
-            loaded.weak: {**address, "model": "weak", "api_key_env": "WEAK_KEY"},
+            pair.strong: {**address, "model": "strong", "api_key_env": "STRONG_KEY"},
+            pair.weak: {**address, "model": "weak", "api_key_env": "WEAK_KEY"},
         }
-        self.strong, self.weak = loaded.strong, loaded.weak
+        self.strong, self.weak = pair.strong, pair.weak
         (folder / "serve.yaml").write_text(json.dumps({"models": models, **settings}))
         self.log = folder / "access.jsonl"
         command = [sys.executable, "-m", "routerjax.cli", "serve", router, "--config", str(folder / "serve.yaml")]
+        command += ["--port", "0", "--threshold", "0.5"]
         start = time.perf_counter()
         self.process = subprocess.Popen(
-            [*command, "--port", "0", "--threshold", "0.5", "--access-log", str(self.log)],
+            [*command, *([] if threads is None else ["--threads", str(threads)]), "--access-log", str(self.log)],
             env={**os.environ, **KEYS},
             stderr=subprocess.PIPE,
             text=True,
@@ -178,7 +183,7 @@ def prompts(count: int, rng: random.Random) -> list[str]:
 
 
 async def measure_routing(run: Run, seconds: float, rate: float) -> str:
-    rng, start, requests, refused = random.Random(0), time.perf_counter(), [], []
+    rng, requests, refused = random.Random(0), [], []
 
     async def ask(prompt: str, model: str) -> float:
         begin = time.perf_counter()
@@ -187,12 +192,15 @@ async def measure_routing(run: Run, seconds: float, rate: float) -> str:
         assert answer.content == WHOLE or refused[-1]
         return time.perf_counter() - begin
 
+    for _ in range(WARM_UP):
+        await ask("warm up", "router")
+    before, start = len(run.records()), time.perf_counter()
     for number, prompt in enumerate(prompts(int(seconds * rate), rng)):
         await asyncio.sleep(max(0, start + number / rate - time.perf_counter()))
         requests.append(asyncio.create_task(ask(prompt, "router")))
     await asyncio.gather(*requests)
-    refusals = sum(refused)
-    took = np.asarray([record["routing_seconds"] for record in run.records() if "routing_seconds" in record]) * 1e3
+    refusals, records = sum(refused), run.records()[before:]
+    took = np.asarray([record["routing_seconds"] for record in records if "routing_seconds" in record]) * 1e3
     named = np.asarray([await ask("hi", run.weak) for _ in range(200)]) * 1e3
     p50, p99 = np.percentile(took, [50, 99])
     return (
@@ -282,12 +290,14 @@ async def main(arguments: argparse.Namespace) -> None:
     models = subprocess.Popen([sys.executable, __file__, "--upstream", str(port)])
     try:
         with tempfile.TemporaryDirectory() as folder:
-            run = Run(arguments.router, port, Path(folder), seconds=LIMITS, longest_wait=0.5)
+            run = Run(arguments.router, arguments.threads, port, Path(folder), seconds=LIMITS, longest_wait=0.5)
             try:
                 print(f"started and compiled in {run.start_seconds:.1f} s", flush=True)
                 print(await measure_routing(run, arguments.seconds, arguments.rate), flush=True)
-                print(await measure_streams(run, arguments.streams), flush=True)
-                print(await measure_faults(run, arguments.faults, port), flush=True)
+                if arguments.streams:
+                    print(await measure_streams(run, arguments.streams), flush=True)
+                if arguments.faults:
+                    print(await measure_faults(run, arguments.faults, port), flush=True)
                 metrics = (await run.client.get("/metrics")).text
                 print(await measure_end(run), flush=True)
                 assert run.process.stderr is not None
@@ -304,6 +314,7 @@ async def main(arguments: argparse.Namespace) -> None:
 if __name__ == "__main__":
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("router", nargs="?", default="checkpoints/mf-minilm")
+    parser.add_argument("--threads", type=int, help="of onnxruntime")
     parser.add_argument("--seconds", type=float, default=30)
     parser.add_argument("--rate", type=float, default=50)
     parser.add_argument("--streams", type=int, default=500)

@@ -71,7 +71,7 @@ class Decider:
         scorer.policy.require_choice()
         self.scorer, self.is_ready = scorer, False
         self._config, self._metrics = config, metrics
-        self._batches: MicroBatches[TextOutputs] = MicroBatches(scorer, metrics.observe_batch)
+        self._batches: MicroBatches[TextOutputs] = MicroBatches(scorer, scorer.largest_batch, metrics.observe_batch)
 
     async def warm_up(self) -> None:
         """Compile in the worker thread, one shape after the other, so that it can be cancelled."""

@@ -12,7 +12,6 @@ from typing import Generic, NamedTuple, TypeVar
 Result = TypeVar("Result")
 Value = TypeVar("Value")
 
-LARGEST_BATCH = 8
 # More texts than these are not kept waiting: the server says that it is overloaded.
 MOST_WAITING = 4096
 
@@ -39,14 +38,18 @@ class MicroBatches(Generic[Result]):
     No text waits for others to come. Texts of a request of many come after those of requests of one.
 
     Args:
-        compute: results of at most ``LARGEST_BATCH`` texts; called in the worker thread alone.
+        compute: results of at most ``largest`` texts; called in the worker thread alone.
+        largest: batch; 1 where texts together take as long as one after the other, so that none waits for another.
         observe: called with the number of texts of each batch, and the seconds that it took.
     """
 
     def __init__(
-        self, compute: Callable[[Sequence[str]], Sequence[Result]], observe: Callable[[int, float], None]
+        self,
+        compute: Callable[[Sequence[str]], Sequence[Result]],
+        largest: int,
+        observe: Callable[[int, float], None],
     ) -> None:
-        self._compute, self._observe = compute, observe
+        self._compute, self._largest, self._observe = compute, largest, observe
         self._thread = concurrent.futures.ThreadPoolExecutor(1, thread_name_prefix="routerjax-scores")
         self._single: collections.deque[_Waiting[Result]] = collections.deque()
         self._many: collections.deque[_Waiting[Result]] = collections.deque()
@@ -114,7 +117,7 @@ class MicroBatches(Generic[Result]):
     def _next(self) -> list[_Waiting[Result]]:
         batch: list[_Waiting[Result]] = []
         for queue in (self._single, self._many):
-            while queue and len(batch) < LARGEST_BATCH:
+            while queue and len(batch) < self._largest:
                 item = queue.popleft()
                 if not item.future.done():
                     batch.append(item)

@@ -9,7 +9,7 @@ import math
 import os
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
-from typing import Any, NamedTuple, cast
+from typing import Any, ClassVar, NamedTuple, cast
 
 import jax
 import numpy as np
@@ -66,7 +66,12 @@ class TextScorer(abc.ABC):
         policy: that chooses among the models.
         models: of the router.
         about: family, and what computes it, in a few words.
+
+    Attributes:
+        largest_batch: texts that are best computed together.
     """
+
+    largest_batch: ClassVar[int]
 
     def __init__(self, policy: Policy, models: tuple[str, ...], about: str) -> None:
         self.policy, self.models, self.about = policy, models, about
@@ -77,7 +82,7 @@ class TextScorer(abc.ABC):
 
     @abc.abstractmethod
     def __call__(self, texts: Sequence[str]) -> list[TextOutputs]:
-        """Compute the outputs for texts, at most a micro-batch of them.
+        """Compute the outputs for texts, at most :attr:`largest_batch` of them.
 
         Raises:
             InputError: a text that cannot be read.
@@ -149,6 +154,8 @@ class RouterScorer(TextScorer):
         InputError: the router reads no text, or what reads it is not found.
     """
 
+    largest_batch = 8
+
     def __init__(self, router: Router) -> None:
         router.featurizer.require_text()
         super().__init__(router.policy, router.models, f"{router.family}, trained with {router.featurizer.description}")
@@ -214,7 +221,7 @@ class RouterScorer(TextScorer):
 
 
 class BundleScorer(TextScorer):
-    """Exported router, computed by what its format names; texts are computed one after the other.
+    """Exported router, computed by what its format names.
 
     Args:
         bundle: that reads text.
@@ -222,6 +229,8 @@ class BundleScorer(TextScorer):
     Raises:
         InputError: it takes embeddings alone.
     """
+
+    largest_batch = 1  # on a CPU, a batch takes about as long as its texts one after the other
 
     def __init__(self, bundle: runtime.Bundle) -> None:
         about = bundle.description
@@ -234,14 +243,15 @@ class BundleScorer(TextScorer):
         self._bundle = bundle
 
     def warm_up(self) -> Iterator[tuple[int, int]]:
-        """Compute for a single text of each length."""
+        """Compute for a single text of each length; the tokenizer is read by the first text."""
+        self(["warm"])
         for length in self._bundle.text["lengths"]:
             tokens = np.ones((1, length), np.int32)
             self._bundle.outputs(token_ids=tokens, attention_mask=tokens)
             yield 1, length
 
     def __call__(self, texts: Sequence[str]) -> list[TextOutputs]:
-        """Compute without padding: on a CPU, a batch takes about as long as its texts one by one."""
+        """Compute one text after the other, without padding."""
         try:
             return [self._read(self._bundle.outputs(text), 1)[0] for text in texts]
         except runtime.BundleError as error:

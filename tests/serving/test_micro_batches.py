@@ -6,7 +6,9 @@ from collections.abc import Sequence
 
 import pytest
 
-from routerjax.serving.micro_batches import LARGEST_BATCH, MOST_WAITING, MicroBatches, OverloadedError
+from routerjax.serving.micro_batches import MOST_WAITING, MicroBatches, OverloadedError
+
+LARGEST_BATCH = 8
 
 
 class Worker:
@@ -26,7 +28,7 @@ class Worker:
 def test_what_comes_while_a_batch_is_computed_is_the_next_and_single_texts_are_first() -> None:
     async def run() -> None:
         worker = Worker()
-        batches = MicroBatches(worker, lambda rows, seconds: None)
+        batches = MicroBatches(worker, LARGEST_BATCH, lambda rows, seconds: None)
         first = asyncio.create_task(batches(["x"]))
         await asyncio.sleep(0.01)
         many = asyncio.create_task(batches([f"{row:03d}" for row in range(10)]))
@@ -50,7 +52,7 @@ def test_a_text_that_fails_fails_alone() -> None:
     async def run() -> None:
         worker = Worker()
         worker.may_go.set()
-        batches = MicroBatches(worker, lambda rows, seconds: None)
+        batches = MicroBatches(worker, LARGEST_BATCH, lambda rows, seconds: None)
         results = await asyncio.gather(*(batches([text]) for text in ("a", "bad", "abc")), return_exceptions=True)
         assert [getattr(result, "result", str(result)) for result in results] == [[1], "1 texts, one of them bad", [3]]
         with pytest.raises(ValueError, match="1 texts"):
@@ -64,7 +66,7 @@ def test_a_text_that_fails_fails_alone() -> None:
 def test_more_than_can_wait_is_refused_at_once() -> None:
     async def run() -> None:
         worker = Worker()
-        batches = MicroBatches(worker, lambda rows, seconds: None)
+        batches = MicroBatches(worker, LARGEST_BATCH, lambda rows, seconds: None)
         tasks = [asyncio.create_task(batches(["x"])) for _ in range(MOST_WAITING + 3)]
         await asyncio.sleep(0.01)
         assert sum(task.done() for task in tasks) == 3
