@@ -221,7 +221,12 @@ def _parser() -> argparse.ArgumentParser:
     serve.add_argument("--host", default="127.0.0.1", help="address to listen on; default: %(default)s, this machine")
     serve.add_argument("--port", type=int, default=8000, help="0 is any free one; default: %(default)s")
     serve.add_argument("--threshold", type=float, help="in [0, 1]; default: the router's own, if calibrated")
-    serve.add_argument("--threads", type=int, metavar="N", help="for one decision, of a bundle in ONNX; default: 1")
+    serve.add_argument(
+        "--threads",
+        type=int,
+        metavar="N",
+        help="for one decision of a bundle in ONNX; default: as many as there are cores",
+    )
     serve.add_argument(
         "--scored", choices=SCORED, default="last", help="part of a conversation that is scored; default: %(default)s"
     )

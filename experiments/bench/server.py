@@ -1,6 +1,6 @@
 """Server under load: time that routing adds, streams, faults of upstreams, and its end by SIGTERM.
 
-    python experiments/bench/server.py [ROUTER] [--threads 1] [--seconds 30] [--rate 50] [--streams 500] [--faults 1000]
+    python experiments/bench/server.py [ROUTER] [--threads N] [--seconds 30] [--rate 50] [--streams 500] [--faults 1000]
 
 ROUTER is checkpoints/mf-minilm unless given, or a bundle of it, with the threshold 0.5. The server is ``routerjax
 serve`` in a process of its own, the upstreams of its two models are another, and this one sends the requests, all on
@@ -194,13 +194,16 @@ async def measure_routing(run: Run, seconds: float, rate: float) -> str:
 
     for _ in range(WARM_UP):
         await ask("warm up", "router")
-    before, start = len(run.records()), time.perf_counter()
+    start = time.perf_counter()
     for number, prompt in enumerate(prompts(int(seconds * rate), rng)):
         await asyncio.sleep(max(0, start + number / rate - time.perf_counter()))
         requests.append(asyncio.create_task(ask(prompt, "router")))
     await asyncio.gather(*requests)
-    refusals, records = sum(refused), run.records()[before:]
-    took = np.asarray([record["routing_seconds"] for record in records if "routing_seconds" in record]) * 1e3
+    refusals = sum(refused)
+    while len(run.records()) < len(refused):  # each is written after its answer
+        await asyncio.sleep(0.1)
+    measured = run.records()[WARM_UP:]
+    took = np.asarray([record["routing_seconds"] for record in measured if "routing_seconds" in record]) * 1e3
     named = np.asarray([await ask("hi", run.weak) for _ in range(200)]) * 1e3
     p50, p99 = np.percentile(took, [50, 99])
     return (

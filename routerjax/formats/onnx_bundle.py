@@ -14,6 +14,7 @@ from routerjax.errors import require_extra
 from routerjax.features import TextFunction
 from routerjax.formats import onnx_graph
 from routerjax.formats.bundle import BundleFormat, Contents
+from routerjax.formats.onnx_fusions import fuse
 from routerjax.formats.onnx_int8 import quantize_products, quantize_weights
 from routerjax.formats.scoring_functions import input_shapes
 from routerjax.router import Router
@@ -71,6 +72,7 @@ class Onnx(BundleFormat):
             models["from_embedding"] = onnx_graph.from_embedding(router)
         if text is not None:
             models["from_token_ids"] = onnx_graph.from_token_ids(router, text)
+        models = {name: fuse(model) for name, model in models.items()}
         settings: dict[str, object] = {"weights": self.weights, "activations": self.activations}
         bound, notes = TOLERANCE, ()
         if self.activations == "int8":

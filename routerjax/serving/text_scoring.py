@@ -274,7 +274,7 @@ def open_scorer(
         threshold: in the place of the stored one, in [0, 1] or inf.
         strong, weak: other models of the router's than its own pair; a bundle has one.
         encoder: folder of the router's sentence encoder, if it is elsewhere now; a bundle holds its own.
-        threads: of onnxruntime, which computes bundles in ONNX; default 1.
+        threads: of onnxruntime, which computes bundles in ONNX; default as many as there are cores.
 
     Raises:
         InputError: no router there, an unknown model, a router that reads no text, or an option that what is there
@@ -284,7 +284,7 @@ def open_scorer(
         if (strong, weak, encoder) != (None, None, None):
             raise InputError(f"{path} is a bundle, of one pair and with its encoder: export another one")
         try:
-            bundle = runtime.load(path, threads=1 if threads is None else threads)
+            bundle = runtime.load(path, threads=threads)
         except runtime.BundleError as error:
             raise InputError(str(error)) from error
         if threads is not None and bundle.compiles:

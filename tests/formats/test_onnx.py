@@ -1,5 +1,6 @@
 """ONNX bundles of all families do what the routers do where neither routerjax nor jax can be imported."""
 
+import collections
 import dataclasses
 import json
 from pathlib import Path
@@ -31,6 +32,23 @@ def test_each_family_in_each_format(routers: dict[str, Router], family: str, for
     assert largest["win_prob"] <= 1e-5
     assert largest["scores"] <= 1e-5
     assert largest["decisions"] == 0
+
+
+@pytest.mark.parametrize("family", ["mf", "bert"])
+def test_normalisations_and_activations_are_those_of_onnx(
+    routers: dict[str, Router], family: str, tmp_path: Path
+) -> None:
+    import onnx  # pyright: ignore[reportMissingImports]
+
+    formats.export(routers[family], tmp_path / "bundle", "onnx", prompts=prompts()[-6:])
+    model = onnx.load(tmp_path / "bundle" / "from_token_ids.onnx")
+    onnx.checker.check_model(model)
+    text = routers[family].featurizer.text_function()
+    layers = 2  # of the encoder, each with two normalisations and one activation
+    counts = collections.Counter(node.op_type for node in model.graph.node)
+    assert text is not None
+    assert (counts["LayerNormalization"], counts["Gelu"]) == (2 * layers + 1, layers)
+    assert not counts["Erf"] + counts["ReduceSumSquare"] - (family == "mf")  # mf's own norm of an embedding
 
 
 @pytest.mark.parametrize("family", ["mf", "sw", "bert"])
