@@ -38,6 +38,10 @@ answer = router.win_prob
     "JAX: bundle stablehlo": "from routerjax_runtime import load\nanswer = load(sys.argv[2] + '/stablehlo').win_prob\n",
     "ONNX: bundle onnx": "from routerjax_runtime import load\nanswer = load(sys.argv[2] + '/onnx').win_prob\n",
     "ONNX: bundle onnx, int8": "from routerjax_runtime import load\nanswer = load(sys.argv[2] + '/int8').win_prob\n",
+    "ONNX: int8, products too": """
+from routerjax_runtime import load
+answer = load(sys.argv[2] + '/products').win_prob
+""",
     "numpy: bundle vector, from embeddings": """
 import numpy as np
 from routerjax_runtime import load
@@ -61,6 +65,7 @@ def one(text):
 answer = lambda texts: [one(text) for text in texts]
 """,
 }
+INT8 = ("int8", "products")
 WORKER = """
 import json, sys, time
 prompts = json.load(open(sys.argv[3]))
@@ -112,15 +117,16 @@ def main() -> None:
             ("stablehlo", "stablehlo", {}),
             ("onnx", "onnx", {}),
             ("int8", "onnx", {"weights": "int8"}),
+            ("products", "onnx", {"weights": "int8", "activations": "int8"}),
             ("vector", "vector", {}),
         ):
             formats.export(router, bundles / name, format, options=options)
         np.save(bundles / "embedding.npy", router.featurizer.query(prompts)["embedding"])
         (bundles / "prompts.json").write_text(json.dumps(prompts))
-        int8 = json.loads((bundles / "int8" / "bundle.json").read_text())["int8"]
+        changes = {name: json.loads((bundles / name / "bundle.json").read_text())["int8"] for name in INT8}
         sizes = {
             name: sum(path.stat().st_size for path in (bundles / name).iterdir() if path.is_file()) / 1e6
-            for name in ("stablehlo", "onnx", "int8", "vector")
+            for name in ("stablehlo", "onnx", *INT8, "vector")
         }
         given = [str(arguments.router), directory, str(bundles / "prompts.json"), encoder]
         cold: dict[str, list[float]] = {side: [] for side in SIDES}
@@ -148,14 +154,14 @@ def main() -> None:
     for side in SIDES:
         cells = [f"{1000 * np.percentile(seconds[side][size], q):.2f} ms" for size in ("1", "32") for q in (50, 99)]
         lines.append(f"| {side} | {' | '.join(cells)} | {np.median(cold[side]):.1f} s | {difference[side]:.1e} |")
-    ratio = np.median(seconds["ONNX: bundle onnx"]["1"]) / np.median(seconds["torch, one at a time"]["1"])
+    torch = np.median(seconds["torch, one at a time"]["1"])
+    ratios = {side: np.median(seconds[side]["1"]) / torch for side in SIDES if side.startswith("ONNX")}
     lines += [
         "",
-        f"ONNX's median for one prompt is {ratio:.2f} of torch's. Bundles: "
-        + ", ".join(f"{name} {size:.1f} MB" for name, size in sizes.items())
-        + ".",
+        f"Of torch's median for one prompt: {', '.join(f'{side} {ratio:.2f}' for side, ratio in ratios.items())}. "
+        "Bundles: " + ", ".join(f"{name} {size:.1f} MB" for name, size in sizes.items()) + ".",
         "",
-        f"int8, on the golden prompts: {json.dumps(int8)}",
+        *(f"{name}, on the golden prompts: {json.dumps(change)}" for name, change in changes.items()),
         "",
     ]
     arguments.output.write_text("\n".join(lines))

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, Literal, cast
 
@@ -10,22 +10,21 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
+from routerjax.data import read_benchmark_table
 from routerjax.errors import require_extra
 from routerjax.features import TextFunction
 from routerjax.formats import onnx_graph
 from routerjax.formats.bundle import BundleFormat, Contents
+from routerjax.formats.onnx_changes import change_of_apgr, changes_of_outputs
 from routerjax.formats.onnx_fusions import fuse
 from routerjax.formats.onnx_int8 import quantize_products, quantize_weights
 from routerjax.formats.scoring_functions import input_shapes
 from routerjax.router import Router
-from routerjax.runtime import onnx_function
 
 TOLERANCE = 1e-5
 """Largest difference between the bundle and the router that is accepted in float32, of what is at most 1."""
 MOST_BYTES = 2**31 - 2**24
 """Weights of the largest model that fits into one file of the format."""
-# A bound is so many times the largest change on the golden prompts: others may change more. It is never smaller.
-TIMES_LARGEST, SMALLEST_BOUND = 3.0, 1e-3
 
 
 @dataclass(frozen=True)
@@ -38,6 +37,7 @@ class Onnx(BundleFormat):
         weights: ``int8`` keeps matrices in 8 bits, with a float32 scale for each output; arithmetic stays float32.
         activations: ``int8``, beside weights of int8, multiplies integers, which takes a CPU about half the time; what
             is multiplied is rounded as it comes. The card tells by how much either changes the outputs.
+        benchmark: table of scores on which the card tells by how much int8 changes APGR.
     """
 
     name = "onnx"
@@ -45,12 +45,15 @@ class Onnx(BundleFormat):
 
     weights: Literal["float32", "int8"] = "float32"
     activations: Literal["float32", "int8"] = "float32"
+    benchmark: str | None = None
 
     def require_form(self, router: Router) -> None:
         """Refuse a router that the format cannot hold, and to work without what converts it."""
         for package in ("jax2onnx", "onnxruntime"):
             require_extra("onnx", package, f"the format {self.name}")
         super().require_form(router)
+        if self.benchmark is not None:  # a table that is none is refused before the work
+            read_benchmark_table(self.benchmark, strong=router.strong, weak=router.weak)
 
     def unmet(self, router: Router) -> Iterator[str]:
         """Yield each reason."""
@@ -64,6 +67,8 @@ class Onnx(BundleFormat):
             yield f"weights=int8 would round the battles that {router.family} compares prompts with: take float32"
         if self.activations == "int8" and self.weights != "int8":
             yield "activations=int8 goes with weights=int8: give both"
+        if self.benchmark is not None and (self.weights != "int8" or text is None or not router.has_pair):
+            yield "benchmark=FILE is for the change of APGR by weights=int8, of a router of texts and of a pair"
 
     def contents(self, router: Router, text: TextFunction | None, golden: Mapping[str, np.ndarray]) -> Contents:
         """Convert the functions."""
@@ -74,13 +79,18 @@ class Onnx(BundleFormat):
             models["from_token_ids"] = onnx_graph.from_token_ids(router, text)
         models = {name: fuse(model) for name, model in models.items()}
         settings: dict[str, object] = {"weights": self.weights, "activations": self.activations}
-        bound, notes = TOLERANCE, ()
+        bound: float = TOLERANCE
+        notes: Sequence[str] = ()
         if self.activations == "int8":
             models = {name: quantize_products(model) for name, model in models.items()}
         if self.weights == "int8":
             models = {name: quantize_weights(model) for name, model in models.items()}
-            settings["int8"], notes = _measured(models, shapes, golden)
-            bound = cast(dict, settings["int8"])["bound"]
+            changes = changes_of_outputs(models, shapes, golden)
+            settings["int8"], bound, notes = changes.settings, changes.bound, changes.notes
+        if self.benchmark is not None:
+            of_text = models["from_token_ids"]
+            settings["benchmark"], note = change_of_apgr(router, cast(TextFunction, text), of_text, self.benchmark)
+            notes = (*notes, note)
         files = {
             path: content
             for name, model in models.items()
@@ -107,22 +117,3 @@ class Onnx(BundleFormat):
     def files(self, function: str, model: Any) -> dict[str, bytes]:
         """Files of a function, name -> content."""
         return {self.path(function): model.SerializeToString()}
-
-
-def _measured(
-    models: Mapping[str, Any], shapes: Mapping[str, Mapping[str, object]], golden: Mapping[str, np.ndarray]
-) -> tuple[dict[str, object], tuple[str, ...]]:
-    """Change of outputs by rounding on the golden prompts: for ``bundle.json``, and lines of the card."""
-    measured: dict[str, object] = {}
-    largest, notes = 0.0, []
-    for name, model in models.items():
-        outputs = onnx_function(model.SerializeToString())({each: golden[each] for each in shapes[name]})
-        for kind in sorted({"scores", "win_prob"} & set(golden)):
-            change = np.abs(outputs[kind] - golden[kind])
-            largest = max(largest, float(change.max()) / max(1.0, float(np.abs(golden[kind]).max())))
-            measured[f"{name}.{kind}"] = {"largest": float(change.max()), "mean": float(change.mean())}
-            notes.append(
-                f"int8 changes {kind} {name} by at most {change.max():.1e} and by {change.mean():.1e} on average"
-            )
-    bound = max(TIMES_LARGEST * largest, SMALLEST_BOUND)
-    return {**measured, "bound": bound}, (*notes, f"bound that is stated for int8: {bound:.1e}")

@@ -112,7 +112,8 @@ def _layer_norm(graph: _Graph, square: Any) -> tuple[Any, Any] | None:
     centred = graph.made_by(square.input[0], "Sub") if square.op_type == "ReduceSumSquare" else None
     if centred is None:
         return None
-    x, chain = centred.input[0], [square]
+    x = centred.input[0]
+    chain: list[Any] = [square]
     for kind in ("Div", "Add", "Sqrt", "Div", "Mul", "Mul", "Add"):
         chain.append(graph.only_taker(chain[-1].output[0], kind))
         if chain[-1] is None:
@@ -137,7 +138,9 @@ def _layer_norm(graph: _Graph, square: Any) -> tuple[Any, Any] | None:
 def _mean_of(graph: _Graph, name: str, x: str) -> float | None:
     """Number of elements over which a tensor is the mean of another one, along one axis; None if it is not."""
     mean = graph.made_by(name, "Div", through_shapes=True)
-    total = None if mean is None else graph.made_by(mean.input[0], "ReduceSum", through_shapes=True)
+    if mean is None:
+        return None
+    total = graph.made_by(mean.input[0], "ReduceSum", through_shapes=True)
     return graph.number(mean.input[1]) if total is not None and total.input[0] == x else None
 
 

@@ -9,7 +9,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from routerjax import InputError, Router, formats
+from routerjax import InputError, Router, data, formats, metrics
 from routerjax.formats.onnx_int8 import quantize_products
 from routerjax.runtime import load, onnx_function
 from tests.formats.matrix import FAMILIES, cost_aware, differences, make_router, prompts
@@ -69,6 +69,33 @@ def test_int8_keeps_the_bound_that_is_stated(
     assert largest["scores"] <= bound
     assert largest["decisions"] == 0
     assert "int8 changes win_prob from_token_ids by at most" in (tmp_path / "bundle" / "README.md").read_text()
+
+
+def test_the_card_tells_the_change_of_apgr(routers: dict[str, Router], tmp_path: Path) -> None:
+    router, texts = routers["mf"], tuple(f"prompt {row} {'long ' * (row % 7)}" for row in range(40))
+    rng = np.random.default_rng(0)
+    quality = {model: rng.integers(0, 2, len(texts)).astype(float) for model in (router.strong, router.weak)}
+    table = data.Benchmark("table", texts, {**quality, router.strong: np.maximum(*quality.values())})
+    data.write_benchmark_table(table, tmp_path / "table.parquet")
+    options = {**PRODUCTS, "benchmark": str(tmp_path / "table.parquet")}
+    formats.export(router, tmp_path / "bundle", "onnx", options=options)
+    measured = json.loads((tmp_path / "bundle" / "bundle.json").read_text())["benchmark"]
+    for win_prob, key, tolerance in (
+        (router.win_prob(texts), "apgr_of_router", 1e-9),
+        # Alone, without padding, a prompt is rounded a little otherwise.
+        (np.array([load(tmp_path / "bundle").win_prob(text) for text in texts]), "apgr", 0.05),
+    ):
+        curve = metrics.cost_quality_curve(win_prob, *(table.quality[model] for model in (router.strong, router.weak)))
+        assert measured[key] == pytest.approx(metrics.apgr(curve), abs=tolerance)
+    assert 0 < measured["largest_change"] < 0.1
+    said = f"int8 changes APGR on 40 prompts of table from {measured['apgr_of_router']:.4f} to {measured['apgr']:.4f}"
+    assert said in (tmp_path / "bundle" / "README.md").read_text()
+    for changes, message in (
+        ({"weights": "float32", "activations": "float32"}, "benchmark=FILE is for the change of APGR by weights=int8"),
+        ({"benchmark": str(tmp_path / "none.csv")}, "none.csv"),
+    ):
+        with pytest.raises(InputError, match=message):
+            formats.export(router, tmp_path / "other", "onnx", options={**options, **changes})
 
 
 def test_what_cannot_be_held_is_refused_by_name(routers: dict[str, Router], tmp_path: Path) -> None:
