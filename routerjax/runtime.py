@@ -273,15 +273,15 @@ def _stablehlo(bundle: Bundle) -> Functions:
     jax, safetensors, file = _library("jax"), _library("safetensors.numpy"), bundle.file
     needed, got = bundle.description["needs"]["jax"], jax.__version__
     if [int(part) for part in got.split(".")[:2]] < [int(part) for part in needed.split(".")[:2]]:
-        newer = f"needs that or newer, got jax {got}: pip install 'jax>={needed}'"
-        raise BundleError(f"this bundle was written by jax {needed} and {newer}")
+        raise BundleError(f"this bundle needs jax {needed} or newer, got jax {got}: pip install 'jax>={needed}'")
     deserialize = _library("jax.export").deserialize
     weights = {}
 
     def function(parts: Any) -> Callable[[Outputs], Outputs]:
         call = jax.jit(deserialize(bytearray(file(parts["file"]).read_bytes())).call)
         for name in parts["weights"]:
-            weights[name] = weights.get(name) or (safetensors.load_file(file(name)) if name else {})
+            # On the device once, or each call would copy all of them there.
+            weights[name] = weights.get(name) or jax.device_put(safetensors.load_file(file(name)) if name else {})
         given, names = [weights[name] for name in parts["weights"]], list(parts["inputs"])
         return lambda query: jax.tree.map(np.asarray, call(*given, *(query[name] for name in names)))
 

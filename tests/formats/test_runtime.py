@@ -101,7 +101,7 @@ def test_damaged_files_and_other_scores_and_an_older_jax(program: ModuleType, bu
     assert finished.stderr.strip().endswith("router.safetensors is damaged: its sha256 is not that in bundle.json")
     assert finished.stderr.count("\n") == 1
     forge(bundle, needs={"jax": "99.1.0"}, sha256={**hashes, weights.name: file_sha256(weights)})
-    refuse(program, bundle, "was written by jax 99.1.0 and needs that or newer, got jax .*: pip install 'jax>=99.1.0'")
+    refuse(program, bundle, "needs jax 99.1.0 or newer, got jax .*: pip install 'jax>=99.1.0'")
 
 
 def test_files_are_regular_ones_of_the_bundle(program: ModuleType, bundle: Path, tmp_path: Path) -> None:
@@ -176,6 +176,17 @@ def test_a_prompt_costs_one_row_and_the_tokenizer_is_parsed_once(
     opened.win_prob(embedding=np.ones((67, 16)))
     assert shapes[2:] == [(1, 16), (64, 16), (4, 16)]
     assert len(parsed) == 1
+
+
+def test_weights_are_put_on_the_device_once(program: ModuleType, bundle: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    given, jit = [], jax.jit
+    monkeypatch.setattr(
+        jax, "jit", lambda function: lambda *arguments: given.append(arguments) or jit(function)(*arguments)
+    )
+    program.Bundle(bundle).win_prob(["a prompt"])
+    weights = jax.tree.leaves([argument for argument in given[0] if isinstance(argument, dict)])
+    assert weights
+    assert all(isinstance(leaf, jax.Array) for leaf in weights)  # numpy's would be copied by each call
 
 
 def test_threads_share_a_bundle(program: ModuleType, bundle: Path) -> None:
