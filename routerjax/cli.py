@@ -256,7 +256,8 @@ def _parser() -> argparse.ArgumentParser:
     options = {
         train: configured,
         plan: configured,
-        export: "of the format: licence=... of bundles, weights=int8 of onnx, max_shard_size=1GB of hf",
+        export: "of the format: licence=... of bundles; weights=int8 activations=int8 benchmark=FILE of onnx; "
+        "max_shard_size=1GB of hf",
         importing: "of the format: loss=bag of p2l; system=..., user=... {prompt} of routellm-causal",
     }
     for command, named in options.items():

@@ -246,8 +246,6 @@ def serve(arguments: argparse.Namespace) -> None:
         raise InputError(f"--port must be in [0, {2**16 - 1}], got {arguments.port}")
     if not 0 <= arguments.grace < math.inf:
         raise InputError(f"--grace must be a number of seconds, got {arguments.grace}")
-    if arguments.threads is not None and arguments.threads < 1:
-        raise InputError(f"--threads must be at least 1, got {arguments.threads}")
     config = read_config(arguments.config)
     scorer = open_scorer(
         arguments.router,

@@ -330,7 +330,8 @@ def route_by_cost(
 
 
 def _require_threshold(threshold: object) -> None:
-    if not (isinstance(threshold, numbers.Real) and (0.0 <= float(threshold) <= 1.0 or threshold == math.inf)):
+    is_number = isinstance(threshold, numbers.Real) and not isinstance(threshold, bool)
+    if not is_number or not (0.0 <= float(cast(float, threshold)) <= 1.0 or threshold == math.inf):
         raise InputError(f"the threshold must lie in [0, 1], or be inf for never; got {threshold!r}")
 
 

@@ -9,10 +9,8 @@ From code::
     bundle.route("A prompt")                         # name of a model; of a list of texts, a list of names
     bundle.win_prob(["A prompt", "Another"])         # float32 [batch], P(the strong model is better than the weak one)
     bundle.scores(embedding=embedding)               # float32 [batch, models], from embeddings float32 [batch, embed]
-    bundle.route(token_ids=ids, attention_mask=mask) # from int32 [batch, length]
 
-A bundle is computed by jax (``stablehlo``), onnxruntime (``onnx``, ``triton``) or numpy alone (``vector``), imported
-when it is loaded; tokenizers is imported when the first text comes. A bundle may be used from several threads.
+A bundle is computed by jax (``stablehlo``), onnxruntime (``onnx``, ``triton``) or numpy (``vector``), from any thread.
 """
 
 import argparse
@@ -42,6 +40,10 @@ Functions = Mapping[str, Callable[[Outputs], Outputs]]
 
 class BundleError(ValueError):
     """The bundle cannot do what is asked: it is changed or damaged, gives other scores, or takes another input."""
+
+
+class NoScoreError(BundleError):
+    """The router gives no finite probability or score of a prompt: its weights are damaged."""
 
 
 class Bundle:
@@ -207,9 +209,7 @@ class Bundle:
         text = self._require_text()
         ids, mask = _numbers("token_ids", token_ids, "iu"), _numbers("attention_mask", attention_mask, "iub")
         if ids.ndim != 2 or ids.shape != mask.shape or 0 in ids.shape[1:]:
-            raise BundleError(
-                f"token_ids and attention_mask must be of one shape [batch, length], got {ids.shape} and {mask.shape}"
-            )
+            raise BundleError(f"token_ids and attention_mask must be [batch, length], got {ids.shape} and {mask.shape}")
         if ids.shape[1] > text["max_length"]:
             raise BundleError(f"at most {text['max_length']} tokens a prompt, got {ids.shape[1]}: truncate them")
         largest = text["largest_id"]
@@ -261,7 +261,7 @@ class Bundle:
         for key, output in outputs.items():
             wrong = (output < 0) if key == "model" else (~np.isfinite(output)).any(axis=tuple(range(1, output.ndim)))
             if wrong.any():
-                raise BundleError(f"row {np.flatnonzero(wrong)[0]}: the router gives no finite probability or score")
+                raise NoScoreError(f"row {np.flatnonzero(wrong)[0]}: the router gives no finite probability or score")
         return outputs
 
 
@@ -274,8 +274,7 @@ def _stablehlo(bundle: Bundle) -> Functions:
     needed, got = bundle.description["needs"]["jax"], jax.__version__
     if [int(part) for part in got.split(".")[:2]] < [int(part) for part in needed.split(".")[:2]]:
         raise BundleError(f"this bundle needs jax {needed} or newer, got jax {got}: pip install 'jax>={needed}'")
-    deserialize = _library("jax.export").deserialize
-    weights = {}
+    deserialize, weights = _library("jax.export").deserialize, {}
 
     def function(parts: Any) -> Callable[[Outputs], Outputs]:
         call = jax.jit(deserialize(bytearray(file(parts["file"]).read_bytes())).call)
@@ -300,7 +299,10 @@ def onnx_function(model: str | bytes, threads: int | None = None) -> Callable[[O
     options = onnxruntime.SessionOptions()
     options.log_severity_level, options.intra_op_num_threads = 3, threads or 0  # errors alone; 0 is the default
     options.add_session_config_entry("session.disable_quant_qdq", "1")  # int8 becomes float32 once
-    session = onnxruntime.InferenceSession(model, options, providers=["CPUExecutionProvider"])
+    try:
+        session = onnxruntime.InferenceSession(model, options, providers=["CPUExecutionProvider"])
+    except Exception as error:  # onnxruntime's have no other class in common
+        raise BundleError(f"onnxruntime {onnxruntime.__version__} does not load the model: {error!s:.200}") from error
     names = [output.name for output in session.get_outputs()]
     return lambda query: dict(zip(names, session.run(names, query), strict=True))
 
@@ -359,8 +361,7 @@ def _description(path: Path) -> Any:
         got = f"schema {schema!r:.40} of {format!r:.40}"
         raise BundleError(f"{path}: expected schema {SCHEMA} of {', '.join(ENGINES)}, got {got}: export it again")
     if content.get("content_sha256") != hashlib.sha256(canonical.encode("ascii")).hexdigest():
-        mend = "change the router (by routerjax calibrate) and export it again (routerjax export)"
-        raise BundleError(f"{path} was changed after routerjax wrote it, so its answers may be others: {mend}")
+        raise BundleError(f"{path} was changed after routerjax wrote it: change the router, then routerjax export")
     return content
 
 
@@ -387,8 +388,7 @@ def main() -> None:
             print(json.dumps({"largest_difference": largest, "summary": bundle.summary(largest)}))
             return
         models, columns = bundle.description["models"], bundle.outputs(arguments.prompts)
-        left_out = "scores" if "win_prob" in columns else ""  # of a hundred models
-        columns = {name: column.tolist() for name, column in columns.items() if name != left_out}
+        columns = {name: columns[name].tolist() for name in columns if name != "scores" or "win_prob" not in columns}
         columns |= {"model": [models[column] for column in columns["model"]]} if "model" in columns else {}
         for row, prompt in enumerate(arguments.prompts):  # in ASCII, without control characters of others
             print(json.dumps({"prompt": prompt, **{name: column[row] for name, column in columns.items()}}))

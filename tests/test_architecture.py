@@ -54,7 +54,7 @@ ALLOWED = {
     "runtime": set(),  # a file of every bundle, which needs no routerjax
     "formats": ROUTER | {"runtime"},
     "serving": ROUTER | {"runtime"},
-    "plugins": ROUTER | {"serving"},
+    "plugins": ROUTER | {"runtime", "serving"},
     "pipeline": ROUTER | {"evaluation", "formats", "training"},
     "demo": ROUTER | {"evaluation", "formats", "pipeline", "training"},
     "commands": ROUTER | {"demo", "evaluation", "formats", "pipeline", "runtime", "serving", "training"},

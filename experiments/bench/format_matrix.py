@@ -18,7 +18,15 @@ import jax
 from routerjax import InputError, Router
 from tests.formats.matrix import FAMILIES, cost_aware, differences, make_router
 
-FORMATS = {"stablehlo": {}, "onnx": {}, "onnx, int8": {"weights": "int8"}, "triton": {}, "vector": {}}
+FORMATS = {
+    "stablehlo": {},
+    "onnx": {},
+    "onnx, int8": {"weights": "int8"},
+    "onnx, int8 products": {"weights": "int8", "activations": "int8"},
+    "triton": {},
+    "vector": {},
+}
+OF_COSTS = ("stablehlo", "onnx", "triton")
 
 
 def cell(router: Router, folder: Path, format: str, options: dict[str, str]) -> str:
@@ -49,7 +57,7 @@ def main() -> None:
         for family in FAMILIES:
             router = make_router(family, Path(directory) / family)
             for name, each in ((family, router), (f"{family}, costs", cost_aware(router))):
-                formats = {key: FORMATS[key] for key in (FORMATS if name == family else ("onnx",))}
+                formats = {key: FORMATS[key] for key in (FORMATS if name == family else OF_COSTS)}
                 cells = {
                     key: cell(each, Path(directory) / f"{name}_{key}".replace(", ", "_"), key, options)
                     for key, options in formats.items()

@@ -10,12 +10,11 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from routerjax.data import read_benchmark_table
 from routerjax.errors import require_extra
 from routerjax.features import TextFunction
 from routerjax.formats import onnx_graph
 from routerjax.formats.bundle import BundleFormat, Contents
-from routerjax.formats.onnx_changes import change_of_apgr, changes_of_outputs
+from routerjax.formats.onnx_changes import change_of_apgr, changes_of_outputs, require_gap
 from routerjax.formats.onnx_fusions import fuse
 from routerjax.formats.onnx_int8 import quantize_products, quantize_weights
 from routerjax.formats.scoring_functions import input_shapes
@@ -53,7 +52,7 @@ class Onnx(BundleFormat):
             require_extra("onnx", package, f"the format {self.name}")
         super().require_form(router)
         if self.benchmark is not None:  # a table that is none is refused before the work
-            read_benchmark_table(self.benchmark, strong=router.strong, weak=router.weak)
+            require_gap(router, self.benchmark)
 
     def unmet(self, router: Router) -> Iterator[str]:
         """Yield each reason."""

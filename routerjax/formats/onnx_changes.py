@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
 
 from routerjax.data import read_benchmark_table
+from routerjax.errors import InputError
 from routerjax.features import TextFunction
 from routerjax.metrics import apgr, cost_quality_curve
 from routerjax.router import Router
@@ -29,8 +30,8 @@ class Changes:
     """
 
     bound: float
-    settings: Mapping[str, object] = field(default_factory=dict)
-    notes: Sequence[str] = ()
+    settings: Mapping[str, object]
+    notes: Sequence[str]
 
 
 def changes_of_outputs(
@@ -58,6 +59,22 @@ def changes_of_outputs(
     return Changes(bound, {**measured, "bound": bound}, [*notes, f"bound that is stated for int8: {bound:.1e}"])
 
 
+def require_gap(router: Router, benchmark: str) -> None:
+    """Refuse a table on which the router's strong model is not better than the weak one.
+
+    Raises:
+        InputError: such a table, one that cannot be read, or one without the scores of both models.
+    """
+    try:
+        table = read_benchmark_table(benchmark, strong=router.strong, weak=router.weak)
+        strong, weak = (float(table.quality[model].mean()) for model in (router.strong, router.weak))
+        if not strong > weak:
+            got = f"the strong model's mean score is {strong:g}, and the weak one's {weak:g}"
+            raise InputError(f"APGR needs a strong model that is better: {got}: give another table")
+    except (InputError, OSError) as error:
+        raise InputError(f"benchmark={benchmark!r}: {error}") from error
+
+
 def change_of_apgr(router: Router, text: TextFunction, model: Any, benchmark: str) -> tuple[dict[str, object], str]:
     """Compare APGR of a model and of its router on a benchmark.
 
@@ -75,8 +92,8 @@ def change_of_apgr(router: Router, text: TextFunction, model: Any, benchmark: st
     """
     table = read_benchmark_table(benchmark, strong=router.strong, weak=router.weak, progress=True)
     compute, rounded = onnx_function(model.SerializeToString()), np.zeros(len(table), np.float32)
-    for rows, tokens in text.tokenizer.batches(text.tokenizer.read(table.prompts).token_ids):
-        rounded[rows] = compute(tokens)["win_prob"][: len(rows)]
+    for row, ids in enumerate(text.tokenizer.read(table.prompts).token_ids):  # one by one, as the server asks for them
+        (rounded[row],) = compute(dict(text.tokenizer.pad([ids])))["win_prob"]
     exact = router.win_prob(table.prompts, progress=True)
     qualities = table.quality[router.strong], table.quality[router.weak]
     before, after = (apgr(cost_quality_curve(win_prob, *qualities)) for win_prob in (exact, rounded))

@@ -3,13 +3,10 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Iterator, Sequence
-from typing import TYPE_CHECKING, Any
+from collections.abc import Callable, Sequence
+from typing import Any
 
-if TYPE_CHECKING:
-    Model = Any  # onnx.ModelProto, of an extra
-else:
-    Model = object
+from routerjax.formats.onnx_graph import Model, copy_of, remove_unused
 
 # Operations that change the shape of a tensor and no number in it.
 SHAPES = ("Reshape", "Expand", "Unsqueeze", "Identity")
@@ -21,14 +18,13 @@ def fuse(model: Model) -> Model:
     jax2onnx writes them as a dozen operations, with shapes of broadcasts that are computed whenever the model runs,
     which takes as long as the matrix products of a short prompt. What does not look exactly so stays as it is.
     """
-    fused = type(model)()
-    fused.CopyFrom(model)
+    fused = copy_of(model)
     finders: tuple[Finder, ...] = (_gelu, _layer_norm)
     for find in finders:
         graph = _Graph(fused)
         for last, node in [pair for pair in (find(graph, start) for start in graph.nodes) if pair is not None]:
             last.CopyFrom(node)
-        _remove_unused(fused.graph)
+        remove_unused(fused.graph)
     return fused
 
 
@@ -46,6 +42,10 @@ class _Graph:
                 self.takers.setdefault(name, []).append(node)
         self.constants = {tensor.name: numpy_helper.to_array(tensor) for tensor in model.graph.initializer}
         self.outputs = {output.name for output in model.graph.output}
+        described = (*model.graph.input, *model.graph.output, *model.graph.value_info)
+        # Sizes that are known, 0 for those that are not.
+        self.sizes = {each.name: [dim.dim_value for dim in each.type.tensor_type.shape.dim] for each in described}
+        self.sizes |= {name: list(value.shape) for name, value in self.constants.items()}
 
     def number(self, name: str) -> float | None:
         """Value of a constant of one number."""
@@ -72,6 +72,18 @@ class _Graph:
                 return None
             name = takers[0].output[0]
         return None
+
+    def is_over_last(self, node: Any, name: str) -> bool:
+        """Say if a node reduces a tensor over its last axis alone."""
+        axes = self.constants.get(node.input[1]) if len(node.input) > 1 else None
+        return axes is not None and axes.tolist() in ([-1], [len(self.sizes.get(name, ())) - 1])
+
+    def are_alike(self, one: str, other: str) -> bool:
+        """Say if two tensors have as many axes, and no sizes that are known to differ."""
+        sizes, others = self.sizes.get(one), self.sizes.get(other)
+        if sizes is None or others is None or len(sizes) != len(others):
+            return False
+        return all(a == b or not a or not b for a, b in zip(sizes, others, strict=True))
 
     def other(self, node: Any, name: str) -> str:
         """Input of a node of two that is not made of a tensor by operations on shapes alone."""
@@ -104,7 +116,8 @@ def _gelu(graph: _Graph, erf: Any) -> tuple[Any, Any] | None:
         is_bound = below is not None and below.input[0] == x and (graph.number(below.input[1]) or 0.0) <= -6.0
         if not is_bound or graph.number(last.input[1]) != 0.0 or last.input[2] != product.output[0]:
             return None
-    return _replaced(product if last is None else last, "Gelu", [x])
+    last = product if last is None else last
+    return _replaced(last, "Gelu", [x]) if graph.are_alike(x, last.output[0]) else None
 
 
 def _layer_norm(graph: _Graph, square: Any) -> tuple[Any, Any] | None:
@@ -125,23 +138,25 @@ def _layer_norm(graph: _Graph, square: Any) -> tuple[Any, Any] | None:
         return None
     if {_mean_of(graph, again.input[1], x), graph.number(mean_square.input[1])} != {width}:
         return None
-    if graph.number(inverse.input[0]) != 1.0:
+    if graph.number(inverse.input[0]) != 1.0 or not graph.is_over_last(square, x):
         return None
-    scale, bias = (
-        graph.source(graph.other(node, name)) for node, name in ((scaled, inverse.output[0]), (last, product.output[0]))
-    )
-    if [graph.constants[name].shape for name in (scale, bias) if name in graph.constants] != [(width,)] * 2:
+    given = [graph.other(node, name) for node, name in ((scaled, inverse.output[0]), (last, product.output[0]))]
+    scale, bias = map(graph.source, given)
+    if any(graph.sizes.get(name, [0])[-1:] != [width] for name in (*given, scale, bias)):
+        return None
+    if len(graph.sizes[scale]) != 1 or len(graph.sizes[bias]) != 1 or not graph.are_alike(x, last.output[0]):
         return None
     return _replaced(last, "LayerNormalization", [x, scale, bias], axis=-1, epsilon=epsilon)
 
 
 def _mean_of(graph: _Graph, name: str, x: str) -> float | None:
-    """Number of elements over which a tensor is the mean of another one, along one axis; None if it is not."""
+    """Number of elements over which a tensor is the mean of another one, along its last axis; None if it is not."""
     mean = graph.made_by(name, "Div", through_shapes=True)
     if mean is None:
         return None
     total = graph.made_by(mean.input[0], "ReduceSum", through_shapes=True)
-    return graph.number(mean.input[1]) if total is not None and total.input[0] == x else None
+    is_sum = total is not None and total.input[0] == x and graph.is_over_last(total, x)
+    return graph.number(mean.input[1]) if is_sum else None
 
 
 def _is(number: float | None, wanted: float) -> bool:
@@ -152,26 +167,3 @@ def _replaced(last: Any, kind: str, inputs: Sequence[str], **attributes: float) 
     from onnx import helper  # pyright: ignore[reportMissingImports] (an extra)
 
     return last, helper.make_node(kind, list(inputs), list(last.output), **attributes)
-
-
-def _remove_unused(graph: Any) -> None:
-    """Remove nodes and constants that no output needs."""
-    used = {output.name for output in graph.output}
-    kept = []
-    for node in reversed(graph.node):
-        if used & set(node.output):
-            kept.append(node)
-            used.update(_inputs(node))
-    nodes = [type(node).FromString(node.SerializeToString()) for node in reversed(kept)]
-    del graph.node[:]
-    graph.node.extend(nodes)
-    for tensor in [tensor for tensor in graph.initializer if tensor.name not in used]:
-        graph.initializer.remove(tensor)
-
-
-def _inputs(node: Any) -> Iterator[str]:
-    """Names that a node takes, and those that the graphs within it take from around it."""
-    yield from node.input
-    for attribute in node.attribute:
-        for inner in attribute.g.node:
-            yield from _inputs(inner)

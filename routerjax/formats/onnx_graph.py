@@ -80,6 +80,34 @@ def output_names(router: Router) -> list[str]:
     return sorted(shapes)
 
 
+def copy_of(model: Model) -> Model:
+    """Copy a model."""
+    copy = type(model)()
+    copy.CopyFrom(model)
+    return copy
+
+
+def remove_unused(graph: Any) -> None:
+    """Remove nodes and constants that no output needs."""
+    used, kept = {output.name for output in graph.output}, []
+    for node in reversed(graph.node):
+        if used & set(node.output):
+            kept.append(type(node).FromString(node.SerializeToString()))
+            used.update(_inputs(node))
+    del graph.node[:]
+    graph.node.extend(reversed(kept))
+    for tensor in [tensor for tensor in graph.initializer if tensor.name not in used]:
+        graph.initializer.remove(tensor)
+
+
+def _inputs(node: Any) -> Iterator[str]:
+    """Names that a node takes, and those that the graphs within it take from around it."""
+    yield from node.input
+    for attribute in node.attribute:
+        for inner in attribute.g.node:
+            yield from _inputs(inner)
+
+
 def _shape(shape: Sequence[Any], dtype: Any) -> jax.ShapeDtypeStruct:
     return jax.ShapeDtypeStruct(tuple(shape), dtype)
 
@@ -104,7 +132,7 @@ def _convert(function: Callable[..., Any], inputs: Mapping[str, jax.ShapeDtypeSt
                 input_names=list(inputs),
                 output_names=list(outputs),
             )
-        except (AttributeError, NotImplementedError, TypeError, ValueError) as error:  # all that it raises on its own
+        except (AttributeError, NotImplementedError, TypeError, ValueError) as error:  # all that jax2onnx raises itself
             reason = (str(error).splitlines() or ["no message"])[0]
             raise InputError(f"jax2onnx does not convert this router under jax {jax.__version__}: {reason}") from error
 

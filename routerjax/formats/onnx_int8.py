@@ -2,14 +2,11 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import numpy as np
 
-if TYPE_CHECKING:
-    Model = Any  # onnx.ModelProto, of an extra
-else:
-    Model = object
+from routerjax.formats.onnx_graph import Model, copy_of, remove_unused
 
 FEWEST = 256
 """Numbers of the smallest matrix that is kept in int8."""
@@ -24,9 +21,9 @@ def quantize_weights(model: Model) -> Model:
     """
     from onnx import helper, numpy_helper  # pyright: ignore[reportMissingImports] (an extra)
 
-    quantized = _copy(model)
+    quantized = copy_of(model)
     graph = quantized.graph
-    by_row = {node.input[0] for node in graph.node if node.op_type == "Gather"}
+    by_row = {node.input[0] for node in graph.node if node.op_type == "Gather" and not _attribute(node, "axis", 0)}
     by_row |= {node.input[1] for node in graph.node if node.op_type == "Gemm" and _is_transposed(node)}
     nodes = []
     for tensor in list(graph.initializer):
@@ -54,48 +51,39 @@ def quantize_products(model: Model) -> Model:
     """
     from onnx import TensorProto, helper, numpy_helper  # pyright: ignore[reportMissingImports] (an extra)
 
-    quantized = _copy(model)
+    quantized = copy_of(model)
     graph = quantized.graph
     weights = {tensor.name: tensor for tensor in graph.initializer}
     rounded_inputs: dict[str, list[str]] = {}
-    nodes, replaced = [], set()
+    nodes = []
     for node in graph.node:
         if not _is_product(node) or not _is_matrix(weights.get(node.input[1])):
             nodes.append(node)
             continue
         (result,), name = node.output, node.output[0]
         given, weight = node.input[0], numpy_helper.to_array(weights[node.input[1]])
-        replaced.add(node.input[1])
         if node.op_type == "Gemm" and _is_transposed(node):
             weight = np.ascontiguousarray(weight.T)
         rounded, scale = _rounded(weight, 1, LARGEST_FACTOR)
         graph.initializer.append(numpy_helper.from_array(rounded, f"{name}_weight"))
         graph.initializer.append(numpy_helper.from_array(scale, f"{name}_weight_scale"))
         if given not in rounded_inputs:
-            rounded_inputs[given] = [f"{given}_rounded", f"{given}_scale", f"{given}_zero"]
+            rounded_inputs[given] = [f"{given}_given", f"{given}_given_scale", f"{given}_given_zero"]
             nodes.append(helper.make_node("DynamicQuantizeLinear", [given], rounded_inputs[given]))
         integers, factor, zero = rounded_inputs[given]
-        biases = [each for each in node.input[2:] if each and _attribute(node, "beta", 1.0) != 0]
+        biases = [each for each in node.input[2:] if each and _attribute(node, "beta", 1.0)]
         product = f"{name}_product" if biases else result
         nodes += [
             helper.make_node("MatMulInteger", [integers, f"{name}_weight", zero], [f"{name}_sum"]),
             helper.make_node("Cast", [f"{name}_sum"], [f"{name}_float"], to=TensorProto.FLOAT),
-            helper.make_node("Mul", [factor, f"{name}_weight_scale"], [f"{name}_scale"]),
-            helper.make_node("Mul", [f"{name}_float", f"{name}_scale"], [product]),
+            helper.make_node("Mul", [factor, f"{name}_weight_scale"], [f"{name}_sum_scale"]),
+            helper.make_node("Mul", [f"{name}_float", f"{name}_sum_scale"], [product]),
             *(helper.make_node("Add", [product, bias], [result]) for bias in biases),
         ]
     del graph.node[:]
     graph.node.extend(nodes)
-    still_used = {each for node in nodes for each in node.input}
-    for name in replaced - still_used:
-        graph.initializer.remove(weights[name])
+    remove_unused(graph)
     return quantized
-
-
-def _copy(model: Model) -> Model:
-    copy = type(model)()
-    copy.CopyFrom(model)
-    return copy
 
 
 def _rounded(weight: np.ndarray, axis: int, largest: int) -> tuple[np.ndarray, np.ndarray]:
@@ -107,12 +95,17 @@ def _rounded(weight: np.ndarray, axis: int, largest: int) -> tuple[np.ndarray, n
 
 def _is_product(node: Any) -> bool:
     if node.op_type == "Gemm":
-        return not _attribute(node, "transA", 0) and _attribute(node, "alpha", 1.0) == 1
+        factors = _attribute(node, "alpha", 1.0), _attribute(node, "beta", 1.0)
+        return not _attribute(node, "transA", 0) and factors in ((1.0, 1.0), (1.0, 0.0))
     return node.op_type == "MatMul"
 
 
 def _is_matrix(tensor: Any) -> bool:
-    return tensor is not None and len(tensor.dims) == 2 and tensor.data_type == 1 and np.prod(tensor.dims) >= FEWEST
+    from onnx import TensorProto  # pyright: ignore[reportMissingImports] (an extra)
+
+    if tensor is None or tensor.data_type != TensorProto.FLOAT:
+        return False
+    return len(tensor.dims) == 2 and np.prod(tensor.dims) >= FEWEST
 
 
 def _is_transposed(node: Any) -> bool:
@@ -120,4 +113,6 @@ def _is_transposed(node: Any) -> bool:
 
 
 def _attribute(node: Any, name: str, default: float) -> float:
-    return next((each.i if each.type == 2 else each.f for each in node.attribute if each.name == name), default)
+    from onnx import helper  # pyright: ignore[reportMissingImports] (an extra)
+
+    return next((helper.get_attribute_value(each) for each in node.attribute if each.name == name), default)

@@ -37,7 +37,7 @@ class RouterGroups:
         groups: LiteLLM's ``model_name`` for each model of the router that has another name there.
         scored: ``last`` user turn, ``user_turns``, or ``all`` turns of a conversation.
         strip: regular expressions; what they match is not scored.
-        threshold, strong, weak, encoder: see :class:`routerjax.plugins.prompt_router.PromptRouter`.
+        threshold, strong, weak, encoder, threads: see :class:`routerjax.plugins.prompt_router.PromptRouter`.
 
     Attributes:
         choices: groups among which the router chooses.
@@ -58,8 +58,11 @@ class RouterGroups:
         strong: str | None = None,
         weak: str | None = None,
         encoder: str | None = None,
+        threads: int | None = None,
     ) -> None:
-        self._router = PromptRouter(path, threshold=threshold, strong=strong, weak=weak, encoder=encoder)
+        self._router = PromptRouter(
+            path, threshold=threshold, strong=strong, weak=weak, encoder=encoder, threads=threads
+        )
         self._router.require_policy()
         self._conversations = Conversations(scored, strip)
         self._name = router_names(name)

@@ -9,7 +9,8 @@ from typing import cast
 
 from routerjax.errors import InputError
 from routerjax.prompts import valid_text
-from routerjax.serving.text_scoring import Choice, NoScoreError, TextOutputs, open_scorer
+from routerjax.runtime import NoScoreError
+from routerjax.serving.text_scoring import Choice, TextOutputs, open_scorer
 
 
 class PromptRouter:
@@ -43,7 +44,11 @@ class PromptRouter:
         )
         self.choices = self._scorer.choices
         self._thread = concurrent.futures.ThreadPoolExecutor(1, thread_name_prefix="routerjax")
-        self._thread.submit(self._outputs, "warm").result()
+        try:
+            self._thread.submit(self._outputs, "warm").result()
+        except BaseException:
+            self._thread.shutdown()
+            raise
 
     def require_policy(self) -> None:
         """Refuse a router that has no threshold yet.
@@ -59,7 +64,7 @@ class PromptRouter:
         Raises:
             InputError: a prompt that is no text, or a policy without a pair of models.
         """
-        self._scorer.at(0.0)
+        self._scorer.at(0.0)  # refuses a policy without a pair
         return cast(float, self._thread.submit(self._outputs, _text(prompt)).result().win_prob)
 
     def choose(self, prompt: str, threshold: float | None = None) -> Choice:
@@ -72,15 +77,15 @@ class PromptRouter:
         Raises:
             InputError: as :meth:`win_prob`; a threshold out of range, or none at all.
         """
-        self._scorer.at(threshold)
+        policy = self._scorer.at(threshold)
         outputs = self._thread.submit(self._outputs, _text(prompt)).result()
-        return self._scorer.choose(outputs, threshold)
+        return self._scorer.choose(outputs, policy)
 
     async def achoose(self, prompt: str, threshold: float | None = None) -> Choice:
         """Do what :meth:`choose` does, beside an event loop."""
-        self._scorer.at(threshold)
+        policy = self._scorer.at(threshold)
         outputs = await asyncio.wrap_future(self._thread.submit(self._outputs, _text(prompt)))
-        return self._scorer.choose(outputs, threshold)
+        return self._scorer.choose(outputs, policy)
 
     def _outputs(self, text: str) -> TextOutputs:
         try:

@@ -40,6 +40,7 @@ class RouterJAXRouter(Router):
         strong_model, weak_model: pair of the router's models that is compared, which may have other names than those
             that RouteLLM calls; default the router's own.
         encoder: folder of the router's sentence encoder, if it is elsewhere now.
+        threads: of onnxruntime, which computes bundles in ONNX.
 
     Raises:
         InputError: as :class:`routerjax.plugins.prompt_router.PromptRouter`.
@@ -51,8 +52,11 @@ class RouterJAXRouter(Router):
         strong_model: str | None = None,
         weak_model: str | None = None,
         encoder: str | None = None,
+        threads: int | None = None,
     ) -> None:
-        self._router = PromptRouter(checkpoint_path, strong=strong_model, weak=weak_model, encoder=encoder)
+        self._router = PromptRouter(
+            checkpoint_path, strong=strong_model, weak=weak_model, encoder=encoder, threads=threads
+        )
 
     def calculate_strong_win_rate(self, prompt: str) -> float:
         """P(the strong model's answer is better than the weak one's): RouteLLM compares it with its threshold.

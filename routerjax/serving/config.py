@@ -21,7 +21,6 @@ from routerjax.yaml_text import read_yaml
 ROUTER_MODEL = "router"
 """Name under which clients ask for the router's choice; ``router-0.7`` is a choice by that threshold."""
 
-
 Scored = Literal["last", "user_turns", "all"]
 """Part of a conversation that is scored, see :mod:`routerjax.serving.conversation`."""
 
@@ -171,8 +170,11 @@ class ServeConfig:
 
 
 def router_names(name: str) -> re.Pattern[str]:
-    """Names by which clients ask for a router's choice: its own, and with ``-`` and a threshold behind it (group 1)."""
-    return re.compile(rf"{re.escape(name)}(?:-(inf|[0-9]*\.?[0-9]+(?:[eE]-?[0-9]+)?))?")
+    """Names by which clients ask for a router's choice: its own, and with ``-`` and a threshold behind it (group 1).
+
+    Of bounded length, so that a long name takes no time, and no threshold becomes infinite.
+    """
+    return re.compile(re.escape(name) + r"(?:-(inf|[0-9]{0,20}\.?[0-9]{1,40}(?:[eE]-[0-9]{1,3})?))?")
 
 
 def environment_key(variable: str, setting: str) -> str:

@@ -9,12 +9,13 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
 from routerjax.errors import InputError, nearest
+from routerjax.runtime import NoScoreError
 from routerjax.serving.access_log import Record
 from routerjax.serving.api_errors import SERVER, ApiError
 from routerjax.serving.config import ROUTER_MODEL, ServeConfig, router_names
 from routerjax.serving.metrics import Metrics
 from routerjax.serving.micro_batches import MicroBatches, OverloadedError
-from routerjax.serving.text_scoring import NoScoreError, TextOutputs, TextScorer
+from routerjax.serving.text_scoring import TextOutputs, TextScorer
 
 logger = logging.getLogger(__name__)
 
@@ -95,12 +96,13 @@ class Decider:
         """
         match = NAMES.fullmatch(name)
         if match is None:
-            raise self.unknown(name)
+            is_near = name.startswith(f"{ROUTER_MODEL}-")
+            raise self.unknown(name, "; a threshold is a number in [0, 1], or inf" if is_near else "")
         if match[1] is None:
             return None
         threshold = float(match[1])
         if threshold > 1 and threshold != math.inf:
-            raise self.unknown(name, "; a threshold is in [0, 1], or inf")
+            raise self.unknown(name, "; a threshold is a number in [0, 1], or inf")
         if self.scorer.pair is None:
             raise self.unknown(name, "; this router's policy has no pair of models, and no threshold")
         return threshold
@@ -137,7 +139,8 @@ class Decider:
         except Exception as error:
             logger.warning("the router failed on a prompt: %s", type(error).__name__)
             raise ApiError(503, "the router failed on this prompt", SERVER, code="routing_failed") from None
-        decisions = [Decision(*self.scorer.choose(outputs, threshold), outputs.scores, seconds) for outputs in computed]
+        policy = self.scorer.at(threshold)
+        decisions = [Decision(*self.scorer.choose(outputs, policy), outputs.scores, seconds) for outputs in computed]
         for decision in decisions:
             self._metrics.routing.observe(seconds)
             self._metrics.decisions.labels(decision.model, "policy" if threshold is None else "threshold").inc()

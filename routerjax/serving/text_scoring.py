@@ -5,7 +5,6 @@ from __future__ import annotations
 import abc
 import dataclasses
 import functools
-import math
 import os
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
@@ -19,16 +18,15 @@ from routerjax.errors import InputError
 from routerjax.features import TextFunction
 from routerjax.policies import Policy, Threshold, read_policy
 from routerjax.router import Router, load_router, router_folder, warn_of_losses
+from routerjax.runtime import BundleError, NoScoreError
 from routerjax.typing import Array, Query, Variables
 
 # Rows of a batch that is no single text. From this many texts on they are computed together, padded to that: fewer take
 # less time one after the other. A batch has no more tokens than these.
 ROWS, FEWEST_TOGETHER = 4, 3
 MOST_TOKENS = 4096
-
-
-class NoScoreError(Exception):
-    """The router has no finite score of a prompt: its weights are damaged."""
+MOST_THREADS = 256
+OF_ITS_OWN = "{} is computed by jax, which has its own threads: leave threads out"
 
 
 class TextOutputs(NamedTuple):
@@ -68,7 +66,8 @@ class TextScorer(abc.ABC):
         about: family, and what computes it, in a few words.
 
     Attributes:
-        largest_batch: texts that are best computed together.
+        policy, models, about: as given.
+        largest_batch: most texts of one call.
     """
 
     largest_batch: ClassVar[int]
@@ -78,7 +77,7 @@ class TextScorer(abc.ABC):
 
     @abc.abstractmethod
     def warm_up(self) -> Iterator[tuple[int, int]]:
-        """Compute once in all shapes that are compiled for; yield the rows and the length of each, 0 of no tokens."""
+        """Compute once in each shape that is compiled; yield its rows and tokens (0 where there are no tokens)."""
 
     @abc.abstractmethod
     def __call__(self, texts: Sequence[str]) -> list[TextOutputs]:
@@ -113,9 +112,13 @@ class TextScorer(abc.ABC):
             raise InputError(f"the router's policy {self.policy.name} has no pair of models, and so no threshold")
         return dataclasses.replace(self.pair, threshold=threshold)
 
-    def choose(self, outputs: TextOutputs, threshold: float | None = None) -> Choice:
-        """Choose the model that answers a text with these outputs; see :meth:`at`."""
-        policy = self.at(threshold)
+    def choose(self, outputs: TextOutputs, policy: Policy) -> Choice:
+        """Choose the model that answers a text with these outputs.
+
+        Args:
+            outputs: of the text.
+            policy: see :meth:`at`.
+        """
         if not isinstance(policy, Threshold):
             return Choice(cast(str, outputs.model), None, None)
         win_prob = cast(float, outputs.win_prob)
@@ -127,21 +130,16 @@ class TextScorer(abc.ABC):
         Raises:
             NoScoreError: they are not finite.
         """
-        on_host = {name: np.asarray(output)[:rows].tolist() for name, output in outputs.items()}
-        if self.pair is not None:
-            # Rounding alone leaves [0, 1].
-            clipped = [min(max(value, 0.0), 1.0) if math.isfinite(value) else value for value in on_host["win_prob"]]
-            read = [TextOutputs(value, None, None) for value in clipped]
-        else:
-            columns, scores = on_host["model"], on_host["scores"]
-            read = [
-                TextOutputs(None, self.models[column], dict(zip(self.models, row, strict=True)))
-                for column, row in zip(columns, scores, strict=True)
-            ]
-        for win_prob, _, scores in read:
-            if not all(map(math.isfinite, (win_prob or 0.0, *(scores or {}).values()))):
-                raise NoScoreError("the router has no finite score of this prompt: its weights are damaged")
-        return read
+        names = ("win_prob",) if self.pair is not None else ("scores", "model")
+        computed = [np.asarray(outputs[name])[:rows] for name in names]
+        if not np.isfinite(computed[0]).all():
+            raise NoScoreError("the router has no finite score of this prompt: its weights are damaged")
+        if self.pair is not None:  # only rounding errors leave [0, 1]
+            return [TextOutputs(win_prob, None, None) for win_prob in computed[0].clip(0, 1).tolist()]
+        return [
+            TextOutputs(None, self.models[column], dict(zip(self.models, scores, strict=True)))
+            for scores, column in zip(*(each.tolist() for each in computed), strict=True)
+        ]
 
 
 class RouterScorer(TextScorer):
@@ -243,9 +241,9 @@ class BundleScorer(TextScorer):
         self._bundle = bundle
 
     def warm_up(self) -> Iterator[tuple[int, int]]:
-        """Compute for a single text of each length; the tokenizer is read by the first text."""
+        """Read the tokenizer, by a first text; compute a single text of each length, where that is compiled for."""
         self(["warm"])
-        for length in self._bundle.text["lengths"]:
+        for length in self._bundle.text["lengths"] if self._bundle.compiles else ():
             tokens = np.ones((1, length), np.int32)
             self._bundle.outputs(token_ids=tokens, attention_mask=tokens)
             yield 1, length
@@ -254,8 +252,10 @@ class BundleScorer(TextScorer):
         """Compute one text after the other, without padding."""
         try:
             return [self._read(self._bundle.outputs(text), 1)[0] for text in texts]
-        except runtime.BundleError as error:
-            raise NoScoreError(str(error)) from error
+        except NoScoreError:
+            raise
+        except BundleError as error:
+            raise InputError(str(error)) from error
 
 
 def open_scorer(
@@ -280,25 +280,27 @@ def open_scorer(
         InputError: no router there, an unknown model, a router that reads no text, or an option that what is there
             has no use for.
     """
+    if threads is not None and (type(threads) is not int or not 1 <= threads <= MOST_THREADS):
+        raise InputError(f"threads must be an integer in [1, {MOST_THREADS}], got {threads!r:.40}")
     if (Path(path) / runtime.DESCRIPTION).is_file():
         if (strong, weak, encoder) != (None, None, None):
             raise InputError(f"{path} is a bundle, of one pair and with its encoder: export another one")
         try:
             bundle = runtime.load(path, threads=threads)
-        except runtime.BundleError as error:
+        except BundleError as error:
             raise InputError(str(error)) from error
         if threads is not None and bundle.compiles:
-            raise InputError(f"{path} is computed by jax, which has its own threads: leave threads out")
-        scorer: TextScorer = BundleScorer(bundle)
-    else:
-        if threads is not None:
-            raise InputError(f"{path} is computed by jax, which has its own threads: leave threads out")
-        stored = load_router(router_folder(path), encoder=encoder)
-        router = stored.with_pair(strong, weak)
-        warn_of_losses(stored, router if threshold is None else router.with_threshold(threshold))
-        scorer = RouterScorer(router)
-    scorer.policy = scorer.policy if threshold is None else scorer.at(threshold)
-    return scorer
+            raise InputError(OF_ITS_OWN.format(path))
+        scorer = BundleScorer(bundle)
+        scorer.policy = scorer.policy if threshold is None else scorer.at(threshold)
+        return scorer
+    if threads is not None:
+        raise InputError(OF_ITS_OWN.format(path))
+    stored = load_router(router_folder(path), encoder=encoder)
+    router = stored.with_pair(strong, weak)
+    router = router if threshold is None else router.with_threshold(threshold)
+    warn_of_losses(stored, router)
+    return RouterScorer(router)
 
 
 def _parts(rows: int, *, most: int) -> Iterator[slice]:

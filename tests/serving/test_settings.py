@@ -15,7 +15,7 @@ from routerjax.features import load_encoder
 from routerjax.policies import CostAware
 from routerjax.router import load_router, save_router
 from routerjax.serving.app import Server
-from routerjax.serving.config import Scored, TimeLimits, read_config
+from routerjax.serving.config import Scored, TimeLimits, read_config, router_names
 from routerjax.serving.conversation import Conversations
 from routerjax.serving.text_scoring import RouterScorer
 from tests.encoders import save_tiny_encoder
@@ -80,6 +80,13 @@ def test_the_guide_and_the_readme_show_what_is_read(tmp_path: Path) -> None:
         config.require_upstreams(router.models, (router.strong, router.weak))
         assert config.seconds == TimeLimits()
         assert config.models["gpt-4-1106-preview"].url == "https://api.openai.com/v1/chat/completions"
+
+
+def test_a_long_name_takes_no_time_to_read() -> None:
+    names = router_names("router")
+    assert names.fullmatch("router-" + "1" * 10**7 + "x") is None  # in hours, by a pattern that goes back and forth
+    texts = ("router-0.7", "router-.5", "router-1", "router-1e-3", "router-inf", "router")
+    assert [match[1] for match in map(names.fullmatch, texts) if match] == ["0.7", ".5", "1", "1e-3", "inf", None]
 
 
 def test_a_key_of_yaml_that_is_there_twice_is_refused(tmp_path: Path) -> None:

@@ -13,9 +13,10 @@ import pytest
 from routerjax import InputError, Router, formats
 from routerjax.policies import CostAware
 from routerjax.router import save_router
+from routerjax.runtime import NoScoreError
 from routerjax.serving.app import Server
 from routerjax.serving.config import read_config
-from routerjax.serving.text_scoring import BundleScorer, NoScoreError, RouterScorer, open_scorer
+from routerjax.serving.text_scoring import BundleScorer, RouterScorer, open_scorer
 from tests.routers import NAMES
 from tests.serving.servers import Running, serving, settings
 from tests.serving.upstream import Upstream
@@ -39,9 +40,9 @@ def test_a_bundle_scores_as_its_router(small_router: Router, bundle: Path) -> No
     for scorer in (ours, other):
         outputs = scorer(TEXTS)
         np.testing.assert_allclose([each.win_prob for each in outputs], expected, atol=1e-5)
-        assert [scorer.choose(each).model for each in outputs] == small_router.route(TEXTS)
-        assert scorer.choose(outputs[0], 0.0).model == "big"
-        assert scorer.choose(outputs[0], math.inf)[::2] == ("small", math.inf)
+        assert [scorer.choose(each, scorer.policy).model for each in outputs] == small_router.route(TEXTS)
+        assert scorer.choose(outputs[0], scorer.at(0.0)).model == "big"
+        assert scorer.choose(outputs[0], scorer.at(math.inf))[::2] == ("small", math.inf)
 
 
 def test_a_bundle_of_many_models_chooses_as_its_router(small_router: Router, tmp_path: Path) -> None:
@@ -51,7 +52,7 @@ def test_a_bundle_of_many_models_chooses_as_its_router(small_router: Router, tmp
     expected = router.scores(TEXTS)
     for scorer in (RouterScorer(router), open_scorer(tmp_path / "bundle")):
         outputs = scorer(TEXTS)
-        assert [scorer.choose(each).model for each in outputs] == router.route(TEXTS)
+        assert [scorer.choose(each, scorer.at(None)).model for each in outputs] == router.route(TEXTS)
         assert scorer.choices == NAMES
         np.testing.assert_allclose([list((each.scores or {}).values()) for each in outputs], expected, atol=1e-5)
         with pytest.raises(InputError, match="cost_aware has no pair of models, and so no threshold"):
@@ -84,6 +85,7 @@ def test_options_that_nothing_uses_are_refused(small_router: Router, bundle: Pat
         (bundle, {"threads": 2}, "is computed by jax, which has its own threads: leave threads out"),
         (tmp_path / "router", {"threads": 2}, "is computed by jax, which has its own threads: leave threads out"),
         (tmp_path / "vector", {}, "takes embeddings, not text: "),
+        *((bundle, {"threads": threads}, "threads must be an integer in") for threads in (0, -1, True, 1.5, 10**12)),
         (bundle, {"threshold": 2.0}, "the threshold must lie in"),
     ):
         with pytest.raises(InputError, match=message):
