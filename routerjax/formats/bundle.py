@@ -32,6 +32,7 @@ from routerjax.router import Router
 from routerjax.sealing import seal
 
 CARD = "README.md"
+OUTPUTS = ("model", "scores", "win_prob")
 HEADER = '# /// script\n# requires-python = ">=3.11"\n# dependencies = {}\n# ///\n'
 
 
@@ -54,7 +55,7 @@ class Contents:
     functions: Mapping[str, Mapping[str, object]]
     tolerance: Mapping[str, float]
     needs: Mapping[str, object] = field(default_factory=dict)
-    outputs: tuple[str, ...] = ("model", "scores", "win_prob")
+    outputs: tuple[str, ...] = OUTPUTS
     settings: Mapping[str, object] = field(default_factory=dict)
     notes: tuple[str, ...] = ()
 
@@ -103,7 +104,7 @@ class BundleFormat(WritableFormat):
         contents = self.contents(router, text, golden)
         if router.policy.chooses:
             golden["model"] = golden_models(router, query, max(contents.tolerance.values()))
-        outputs = sorted({*_OUTPUTS} & set(golden) & set(contents.outputs))
+        outputs = sorted({*OUTPUTS} & set(golden) & set(contents.outputs))
         description = {
             "format": self.name,
             "schema": runtime.SCHEMA,
@@ -126,7 +127,7 @@ class BundleFormat(WritableFormat):
         script = HEADER.format(json.dumps(list(self.requirements))) + Path(runtime.__file__).read_text(encoding="utf-8")
         files |= {
             **contents.files,
-            runtime.GOLDEN: _npz({name: golden[name] for name in golden if name not in _OUTPUTS or name in outputs}),
+            runtime.GOLDEN: _npz({name: golden[name] for name in golden if name not in OUTPUTS or name in outputs}),
             runtime.RUNTIME: script.encode(),
             CARD: model_card(description, router.provenance, contents.notes, self.requirements).encode(),
         }
@@ -155,9 +156,6 @@ class BundleFormat(WritableFormat):
         """The command that scores a prompt."""
         prompt = ' "A prompt"' if router.featurizer.text_function() is not None and self.reads_text else " --verify"
         return f"try: python {path / runtime.RUNTIME}{prompt}"
-
-
-_OUTPUTS = ("model", "scores", "win_prob")
 
 
 def _score_columns(router: Router) -> list[str]:

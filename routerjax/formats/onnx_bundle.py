@@ -34,7 +34,7 @@ class Onnx(BundleFormat):
 
     Attributes:
         weights: ``int8`` keeps matrices in 8 bits, with a float32 scale for each output; arithmetic stays float32.
-        activations: ``int8``, beside weights of int8, multiplies integers, which takes a CPU about half the time; what
+        activations: ``int8``, beside weights of int8, multiplies integers, which takes a CPU less time; what
             is multiplied is rounded as it comes. The card tells by how much either changes the outputs.
         benchmark: table of scores on which the card tells by how much int8 changes APGR.
     """

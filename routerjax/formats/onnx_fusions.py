@@ -85,6 +85,10 @@ class _Graph:
             return False
         return all(a == b or not a or not b for a, b in zip(sizes, others, strict=True))
 
+    def is_column(self, name: str, other: str) -> bool:
+        """Say if a tensor has one number for each row of another one, which has as many axes."""
+        return self.sizes.get(name, [0])[-1:] == [1] and len(self.sizes[name]) == len(self.sizes.get(other, ()))
+
     def other(self, node: Any, name: str) -> str:
         """Input of a node of two that is not made of a tensor by operations on shapes alone."""
         first, second = node.input
@@ -139,6 +143,9 @@ def _layer_norm(graph: _Graph, square: Any) -> tuple[Any, Any] | None:
     if {_mean_of(graph, again.input[1], x), graph.number(mean_square.input[1])} != {width}:
         return None
     if graph.number(inverse.input[0]) != 1.0 or not graph.is_over_last(square, x):
+        return None
+    inverses = graph.other(scaled, graph.other(scaled, inverse.output[0]))
+    if not all(graph.is_column(name, x) for name in (centred.input[1], again.input[1], inverses)):
         return None
     given = [graph.other(node, name) for node, name in ((scaled, inverse.output[0]), (last, product.output[0]))]
     scale, bias = map(graph.source, given)

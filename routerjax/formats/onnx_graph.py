@@ -132,7 +132,7 @@ def _convert(function: Callable[..., Any], inputs: Mapping[str, jax.ShapeDtypeSt
                 input_names=list(inputs),
                 output_names=list(outputs),
             )
-        except (AttributeError, NotImplementedError, TypeError, ValueError) as error:  # all that jax2onnx raises itself
+        except (AttributeError, NotImplementedError, TypeError, ValueError) as error:  # jax2onnx's: all else is traced
             reason = (str(error).splitlines() or ["no message"])[0]
             raise InputError(f"jax2onnx does not convert this router under jax {jax.__version__}: {reason}") from error
 

@@ -10,7 +10,7 @@ import collections
 import itertools
 import os
 from collections.abc import Iterator, Mapping, Sequence
-from typing import Any
+from typing import Any, Unpack
 
 from litellm.exceptions import BadRequestError  # pyright: ignore[reportMissingImports]
 from litellm.integrations.custom_logger import CustomLogger  # pyright: ignore[reportMissingImports]
@@ -22,7 +22,7 @@ from routerjax.serving.api_errors import ApiError
 from routerjax.serving.config import ROUTER_MODEL, Scored, router_names
 from routerjax.serving.conversation import Conversations
 from routerjax.serving.headers import decision_headers
-from routerjax.serving.text_scoring import Choice
+from routerjax.serving.text_scoring import Choice, ScorerOptions
 
 METADATA = "routerjax"
 """Key of the decision in the metadata of a request, by which LiteLLM's logs and callbacks have it."""
@@ -37,7 +37,7 @@ class RouterGroups:
         groups: LiteLLM's ``model_name`` for each model of the router that has another name there.
         scored: ``last`` user turn, ``user_turns``, or ``all`` turns of a conversation.
         strip: regular expressions; what they match is not scored.
-        threshold, strong, weak, encoder, threads: see :class:`routerjax.plugins.prompt_router.PromptRouter`.
+        options: see :class:`routerjax.serving.text_scoring.ScorerOptions`.
 
     Attributes:
         choices: groups among which the router chooses.
@@ -54,15 +54,9 @@ class RouterGroups:
         groups: Mapping[str, str] | None = None,
         scored: Scored = "last",
         strip: Sequence[str] = (),
-        threshold: float | None = None,
-        strong: str | None = None,
-        weak: str | None = None,
-        encoder: str | None = None,
-        threads: int | None = None,
+        **options: Unpack[ScorerOptions],
     ) -> None:
-        self._router = PromptRouter(
-            path, threshold=threshold, strong=strong, weak=weak, encoder=encoder, threads=threads
-        )
+        self._router = PromptRouter(path, **options)
         self._router.require_policy()
         self._conversations = Conversations(scored, strip)
         self._name = router_names(name)

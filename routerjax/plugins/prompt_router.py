@@ -5,12 +5,12 @@ from __future__ import annotations
 import asyncio
 import concurrent.futures
 import os
-from typing import cast
+from typing import Unpack, cast
 
 from routerjax.errors import InputError
 from routerjax.prompts import valid_text
 from routerjax.runtime import NoScoreError
-from routerjax.serving.text_scoring import Choice, TextOutputs, open_scorer
+from routerjax.serving.text_scoring import Choice, ScorerOptions, TextOutputs, open_scorer
 
 
 class PromptRouter:
@@ -20,7 +20,7 @@ class PromptRouter:
 
     Args:
         path: of a router folder, of a run, or of an exported bundle.
-        threshold, strong, weak, encoder, threads: see :func:`routerjax.serving.text_scoring.open_scorer`.
+        options: see :class:`routerjax.serving.text_scoring.ScorerOptions`.
 
     Attributes:
         choices: models among which the router chooses.
@@ -29,19 +29,8 @@ class PromptRouter:
         InputError: as :func:`routerjax.serving.text_scoring.open_scorer`.
     """
 
-    def __init__(
-        self,
-        path: str | os.PathLike[str],
-        *,
-        threshold: float | None = None,
-        strong: str | None = None,
-        weak: str | None = None,
-        encoder: str | None = None,
-        threads: int | None = None,
-    ) -> None:
-        self._scorer = open_scorer(
-            path, threshold=threshold, strong=strong, weak=weak, encoder=encoder, threads=threads
-        )
+    def __init__(self, path: str | os.PathLike[str], **options: Unpack[ScorerOptions]) -> None:
+        self._scorer = open_scorer(path, **options)
         self.choices = self._scorer.choices
         self._thread = concurrent.futures.ThreadPoolExecutor(1, thread_name_prefix="routerjax")
         try:

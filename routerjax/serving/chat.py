@@ -20,6 +20,7 @@ from routerjax.serving.headers import Headers, decision_headers, header_text
 from routerjax.serving.metrics import Metrics
 from routerjax.serving.preferences import PreferenceLog
 from routerjax.serving.requests import ChatRequest, read_chat_request
+from routerjax.serving.text_scoring import Choice
 from routerjax.serving.upstreams import Answer, NoAnswerError, Upstreams
 from routerjax.serving.usage import Usage
 
@@ -83,7 +84,7 @@ class Chat:
         record.text = text = self._conversations.text(wanted.fields.get("messages"))
         (decision,) = await self._decider([text], threshold)
         decision.note_in(record)
-        return self._config.order(decision.model, self._decider.scorer.choices), decision
+        return self._config.order(decision.choice.model, self._decider.scorer.choices), decision
 
     async def _events(self, model: str, stream: AnswerStream, record: Record) -> AsyncGenerator[bytes]:
         """Events of a stream; where it breaks, its last event is an error."""
@@ -140,8 +141,8 @@ class PassedOnStream(Response):
 
 def routing_headers(decision: Decision | None, answer: Answer) -> Headers:
     """Headers that say which model answers, and why."""
-    of_pair = (None, None) if decision is None else (decision.win_prob, decision.threshold)
-    headers = decision_headers(answer.model, *of_pair)
+    choice = Choice(answer.model, None, None) if decision is None else decision.choice
+    headers = decision_headers(*choice._replace(model=answer.model))
     if answer.failures:
         failed = ", ".join(f"{failure.model}: {failure.reason}" for failure in answer.failures)
         headers.append((b"x-routerjax-fallback", header_text(failed)))

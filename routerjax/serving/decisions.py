@@ -15,7 +15,7 @@ from routerjax.serving.api_errors import SERVER, ApiError
 from routerjax.serving.config import ROUTER_MODEL, ServeConfig, router_names
 from routerjax.serving.metrics import Metrics
 from routerjax.serving.micro_batches import MicroBatches, OverloadedError
-from routerjax.serving.text_scoring import TextOutputs, TextScorer
+from routerjax.serving.text_scoring import Choice, TextOutputs, TextScorer
 
 logger = logging.getLogger(__name__)
 
@@ -27,28 +27,24 @@ class Decision:
     """Model that answers, and why.
 
     Attributes:
-        model: of the router.
-        win_prob: P(the strong model's answer is better); None of a policy without a pair.
-        threshold: that it was compared with; None of a policy without a pair.
+        choice: of the model.
         scores: of all models, in nats; None of a policy with a pair.
         seconds: from the request to the decision, waiting included.
     """
 
-    model: str
-    win_prob: float | None
-    threshold: float | None
+    choice: Choice
     scores: Mapping[str, float] | None
     seconds: float
 
     def described(self) -> dict[str, object]:
         """Return the decision as JSON holds it."""
-        threshold = "inf" if self.threshold == math.inf else self.threshold
-        of_pair = {"win_prob": self.win_prob, "threshold": threshold}
-        return {"model": self.model, **(of_pair if self.scores is None else {"scores": self.scores})}
+        model, win_prob, threshold = self.choice
+        of_pair = {"win_prob": win_prob, "threshold": "inf" if threshold == math.inf else threshold}
+        return {"model": model, **(of_pair if self.scores is None else {"scores": self.scores})}
 
     def note_in(self, record: Record) -> None:
         """Note the decision in the record of its request."""
-        record.chosen, record.win_prob, record.threshold = self.model, self.win_prob, self.threshold
+        record.chosen, record.win_prob, record.threshold = self.choice
         record.routing_seconds = self.seconds
 
 
@@ -140,12 +136,12 @@ class Decider:
             logger.warning("the router failed on a prompt: %s", type(error).__name__)
             raise ApiError(503, "the router failed on this prompt", SERVER, code="routing_failed") from None
         policy = self.scorer.at(threshold)
-        decisions = [Decision(*self.scorer.choose(outputs, policy), outputs.scores, seconds) for outputs in computed]
-        for decision in decisions:
+        decisions = [Decision(self.scorer.choose(outputs, policy), outputs.scores, seconds) for outputs in computed]
+        for model, win_prob, _ in (decision.choice for decision in decisions):
             self._metrics.routing.observe(seconds)
-            self._metrics.decisions.labels(decision.model, "policy" if threshold is None else "threshold").inc()
-            if decision.win_prob is not None:
-                self._metrics.observe_win_prob(decision.win_prob)
+            self._metrics.decisions.labels(model, "policy" if threshold is None else "threshold").inc()
+            if win_prob is not None:
+                self._metrics.observe_win_prob(win_prob)
         return decisions
 
 

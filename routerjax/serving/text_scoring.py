@@ -8,13 +8,13 @@ import functools
 import os
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
-from typing import Any, ClassVar, NamedTuple, cast
+from typing import Any, ClassVar, NamedTuple, TypedDict, Unpack, cast
 
 import jax
 import numpy as np
 
 from routerjax import runtime
-from routerjax.errors import InputError
+from routerjax.errors import InputError, choose
 from routerjax.features import TextFunction
 from routerjax.policies import Policy, Threshold, read_policy
 from routerjax.router import Router, load_router, router_folder, warn_of_losses
@@ -258,28 +258,38 @@ class BundleScorer(TextScorer):
             raise InputError(str(error)) from error
 
 
-def open_scorer(
-    path: str | os.PathLike[str],
-    *,
-    threshold: float | None = None,
-    strong: str | None = None,
-    weak: str | None = None,
-    encoder: str | None = None,
-    threads: int | None = None,
-) -> TextScorer:
-    """Load a router that scores texts.
+class ScorerOptions(TypedDict, total=False):
+    """Options of a router that scores texts.
 
-    Args:
-        path: of a router folder, of a run, or of an exported bundle.
+    Attributes:
         threshold: in the place of the stored one, in [0, 1] or inf.
         strong, weak: other models of the router's than its own pair; a bundle has one.
         encoder: folder of the router's sentence encoder, if it is elsewhere now; a bundle holds its own.
         threads: of onnxruntime, which computes bundles in ONNX; default as many as there are cores.
+    """
+
+    threshold: float | None
+    strong: str | None
+    weak: str | None
+    encoder: str | None
+    threads: int | None
+
+
+def open_scorer(path: str | os.PathLike[str], **options: Unpack[ScorerOptions]) -> TextScorer:
+    """Load a router that scores texts.
+
+    Args:
+        path: of a router folder, of a run, or of an exported bundle.
+        options: see :class:`ScorerOptions`.
 
     Raises:
-        InputError: no router there, an unknown model, a router that reads no text, or an option that what is there
-            has no use for.
+        InputError: no such option, no router there, an unknown model, a router that reads no text, or an option that
+            what is there has no use for.
     """
+    for name in options:
+        choose(name, ScorerOptions.__annotations__, "the option")
+    threshold, threads, encoder = options.get("threshold"), options.get("threads"), options.get("encoder")
+    strong, weak = options.get("strong"), options.get("weak")
     if threads is not None and (type(threads) is not int or not 1 <= threads <= MOST_THREADS):
         raise InputError(f"threads must be an integer in [1, {MOST_THREADS}], got {threads!r:.40}")
     if (Path(path) / runtime.DESCRIPTION).is_file():

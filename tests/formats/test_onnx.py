@@ -160,18 +160,21 @@ def graph_of(nodes: list, constants: dict[str, np.ndarray], shape: tuple[int, ..
     return onnx.shape_inference.infer_shapes(model)
 
 
-def layer_norm_graph(*, mean: int = 2, again: int = 2, square: int = 2, scale: tuple[int, ...] = (8,)) -> Any:
+def layer_norm_graph(
+    *, mean: int = 2, again: int = 2, square: int = 2, scale: tuple[int, ...] = (8,), root: tuple[int, ...] = (8, 8, 1)
+) -> Any:
     rng = np.random.default_rng(1)
     axes = {name: np.array([axis]) for name, axis in (("mean", mean), ("again", again), ("square", square))}
     numbers = {"n": np.float32(8), "eps": np.float32(1e-5), "one": np.float32(1), "last": np.array([2])}
     weights = {"scale": rng.standard_normal(8).astype(np.float32), "bias": rng.standard_normal(8).astype(np.float32)}
-    constants = {**axes, **numbers, **weights, "shape": np.array(scale)}
+    constants = {**axes, **numbers, **weights, "shape": np.array(scale), "root_shape": np.array(root)}
     nodes = [
         ("ReduceSum", ["x", "mean"], ["sum_0"]), ("Div", ["sum_0", "n"], ["mean_0"]),
         ("ReduceSum", ["x", "again"], ["sum_1"]), ("Div", ["sum_1", "n"], ["mean_1"]),
         ("Sub", ["x", "mean_0"], ["centred_0"]), ("Sub", ["x", "mean_1"], ["centred_1"]),
         ("ReduceSumSquare", ["centred_0", "square"], ["squares"]), ("Div", ["squares", "n"], ["variance"]),
-        ("Add", ["variance", "eps"], ["stable"]), ("Sqrt", ["stable"], ["root"]), ("Div", ["one", "root"], ["inverse"]),
+        ("Add", ["variance", "eps"], ["stable"]), ("Sqrt", ["stable"], ["root"]),
+        ("Reshape", ["root", "root_shape"], ["root_shaped"]), ("Div", ["one", "root_shaped"], ["inverse"]),
         ("Reshape", ["scale", "shape"], ["scale_shaped"]), ("Mul", ["inverse", "scale_shaped"], ["scaled"]),
         ("Mul", ["centred_1", "scaled"], ["product"]), ("Add", ["product", "bias"], ["y"]),
     ]  # fmt: skip
@@ -180,7 +183,14 @@ def layer_norm_graph(*, mean: int = 2, again: int = 2, square: int = 2, scale: t
 
 @pytest.mark.parametrize(
     ("changes", "is_fused"),
-    [({}, True), ({"mean": 1}, False), ({"again": 1}, False), ({"square": 1}, False), ({"scale": (8, 1)}, False)],
+    [
+        ({}, True),
+        ({"mean": 1}, False),
+        ({"again": 1}, False),
+        ({"square": 1}, False),
+        ({"scale": (8, 1)}, False),
+        ({"root": (8, 1, 8)}, False),
+    ],
 )
 def test_what_is_nearly_a_layer_normalisation_stays(changes: dict[str, Any], is_fused: bool) -> None:
     model = layer_norm_graph(**changes)

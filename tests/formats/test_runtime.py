@@ -183,10 +183,13 @@ def test_weights_are_put_on_the_device_once(program: ModuleType, bundle: Path, m
     monkeypatch.setattr(
         jax, "jit", lambda function: lambda *arguments: given.append(arguments) or jit(function)(*arguments)
     )
-    program.Bundle(bundle).win_prob(["a prompt"])
-    weights = jax.tree.leaves([argument for argument in given[0] if isinstance(argument, dict)])
+    opened = program.Bundle(bundle)
+    for prompt in ("a prompt", "another"):
+        opened.win_prob([prompt])
+    weights, again = (jax.tree.leaves([each for each in call if isinstance(each, dict)]) for call in given)
     assert weights
     assert all(isinstance(leaf, jax.Array) for leaf in weights)  # numpy's would be copied by each call
+    assert all(leaf is other for leaf, other in zip(weights, again, strict=True))
 
 
 def test_threads_share_a_bundle(program: ModuleType, bundle: Path) -> None:

@@ -10,7 +10,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from routerjax import InputError, Router, formats
+from routerjax import InputError, Router, formats, runtime
 from routerjax.policies import CostAware
 from routerjax.router import save_router
 from routerjax.runtime import NoScoreError
@@ -59,19 +59,16 @@ def test_a_bundle_of_many_models_chooses_as_its_router(small_router: Router, tmp
             scorer.at(0.5)
 
 
-def test_scores_that_are_not_finite_are_none(small_router: Router, tmp_path: Path) -> None:
+def test_scores_that_are_not_finite_are_none(
+    small_router: Router, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     broken = jax.tree.map(lambda leaf: jnp.full_like(leaf, jnp.nan), small_router.variables)
     with pytest.raises(NoScoreError, match="no finite score of this prompt"):
         RouterScorer(dataclasses.replace(small_router, variables=broken))(TEXTS)
     formats.export(small_router, tmp_path / "bundle", "stablehlo")
+    nothing = {"win_prob": np.full(1, np.nan, np.float32), "scores": np.zeros((1, 3)), "model": np.zeros(1, np.int32)}
+    monkeypatch.setitem(runtime.ENGINES, "stablehlo", lambda bundle: {"from_token_ids": lambda query: nothing})
     scorer = open_scorer(tmp_path / "bundle")
-    scorer._bundle._functions = {  # pyright: ignore[reportAttributeAccessIssue]
-        "from_token_ids": lambda query: {
-            "win_prob": np.full(len(query["token_ids"]), np.nan, np.float32),
-            "scores": np.zeros((len(query["token_ids"]), 3), np.float32),
-            "model": np.zeros(len(query["token_ids"]), np.int32),
-        }
-    }
     with pytest.raises(NoScoreError, match="no finite probability"):
         scorer(TEXTS[:1])
 
@@ -87,6 +84,7 @@ def test_options_that_nothing_uses_are_refused(small_router: Router, bundle: Pat
         (tmp_path / "vector", {}, "takes embeddings, not text: "),
         *((bundle, {"threads": threads}, "threads must be an integer in") for threads in (0, -1, True, 1.5, 10**12)),
         (bundle, {"threshold": 2.0}, "the threshold must lie in"),
+        (bundle, {"treshold": 0.5}, "the option.*did you mean 'threshold'"),
     ):
         with pytest.raises(InputError, match=message):
             open_scorer(path, **options)
