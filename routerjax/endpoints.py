@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
+import datetime
+import email.utils
 import json
+import math
 import urllib.parse
 from collections.abc import Mapping
 
@@ -67,12 +70,30 @@ def without_key(content: bytes, key: str | None) -> bytes:
 
 
 def retry_after(headers: Mapping[str, str]) -> float | None:
-    """Seconds that an endpoint asks to wait for, where it does so in a number."""
+    """Seconds that an endpoint asks to wait for, in a number or up to a date (RFC 9110, 10.2.3).
+
+    Example:
+        >>> retry_after({"Retry-After": "2"})
+        2.0
+    """
     for name, scale in (("retry-after-ms", 1e-3), ("Retry-After", 1.0)):
         try:
             seconds = float(headers[name]) * scale
-        except (KeyError, ValueError):
+        except KeyError:
             continue
+        except ValueError:
+            seconds = _seconds_until(headers[name])
         if 0 <= seconds < 1e6:
             return seconds
     return None
+
+
+def _seconds_until(date: str) -> float:
+    """Seconds until a date of a header, 0 if it is past; NaN of what is no date."""
+    try:
+        moment = email.utils.parsedate_to_datetime(date)
+    except (ValueError, OverflowError):
+        return math.nan
+    if moment.tzinfo is None:  # "-0000": in Greenwich, as all dates of headers are
+        moment = moment.replace(tzinfo=datetime.UTC)
+    return max(0.0, (moment - datetime.datetime.now(datetime.UTC)).total_seconds())

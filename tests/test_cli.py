@@ -199,8 +199,8 @@ def test_a_run_killed_in_the_middle_resumes_bit_for_bit(
         process.send_signal(signal.SIGKILL)
     assert process.returncode == -signal.SIGKILL
     assert sorted(os.listdir(killed)) == ["run.json", "training"]
-    (killed / ".router.abc.tmp").mkdir()
-    (killed / "training" / ".metrics.jsonl.1.tmp").touch()
+    (killed / ".router.0123456789abcdef.tmp").mkdir()
+    (killed / "training" / ".metrics.jsonl.0123456789abcdef.tmp").touch()
     assert main([*train, str(killed), "--resume"]) == 0
     assert main([*train, str(whole)]) == 0
     assert sorted(os.listdir(killed)) == sorted(os.listdir(whole)) == ["knn", "router", "run.json", "training"]

@@ -7,11 +7,10 @@ so that the steps of an agent go to one model. A conversation without a user tur
 
 from __future__ import annotations
 
-import re
 from collections.abc import Mapping, Sequence
 from typing import Any, get_args
 
-from routerjax.errors import InputError
+from routerjax.errors import InputError, require_extra
 from routerjax.prompts import valid_text
 from routerjax.serving.api_errors import ApiError
 from routerjax.serving.config import Scored
@@ -25,11 +24,12 @@ class Conversations:
 
     Args:
         scored: part that is scored.
-        strip: regular expressions; what they match is left out of each turn: the scaffolding of agents, such as
-            ``(?s)<environment>.*?</environment>``.
+        strip: regular expressions in RE2's syntax; what they match is left out of each turn: the scaffolding of agents,
+            such as ``(?s)<environment>.*?</environment>``. RE2 searches a text in time that grows with its length
+            alone: by Python's ``re`` a client's text could hold up the server for minutes.
 
     Raises:
-        InputError: a part that there is not, or a pattern that is no regular expression.
+        InputError: a part that there is not, a pattern that is no regular expression, or google-re2 is missing.
     """
 
     def __init__(self, scored: Scored = "last", strip: Sequence[str] = ()) -> None:
@@ -57,16 +57,23 @@ class Conversations:
 
     def stripped(self, text: str) -> str:
         """Text as it is scored: without what the patterns match, and as valid Unicode."""
+        text = valid_text(text)
         for pattern in self._strip:
             text = pattern.sub("", text)
-        return valid_text(text.strip() if self._strip else text)
+        return text.strip() if self._strip else text
 
 
-def _pattern(pattern: str) -> re.Pattern[str]:
+def _pattern(pattern: str) -> Any:
+    require_extra("serve", "re2", "--strip")
+    import re2
+
+    options = re2.Options()
+    options.log_errors = False  # the message below has them
     try:
-        return re.compile(pattern)
-    except (re.error, RecursionError, OverflowError) as error:
-        raise InputError(f"--strip must be a regular expression, got {pattern!r}: {error}") from error
+        return re2.compile(pattern, options)
+    except (re2.error, UnicodeEncodeError) as error:
+        reason = error.args[0].decode(errors="replace") if isinstance(error, re2.error) else "it is no valid Unicode"
+        raise InputError(f"--strip must be a regular expression in RE2's syntax, got {pattern!r}: {reason}") from error
 
 
 def _objects(messages: Sequence[object]) -> list[tuple[int, Mapping[str, Any]]]:

@@ -103,7 +103,11 @@ def test_the_command_refuses_in_one_line(
     command = ["serve", str(tmp_path / "router"), "--config", str(tmp_path / "serve.yaml"), "--port", "0"]
     for options, message in (
         ([], "this router has no threshold yet: find one by calibrate (--strong-share P --output DIR), or give one"),
-        (["--threshold", "0.5", "--strip", "("], "--strip must be a regular expression, got '('"),
+        (
+            ["--threshold", "0.5", "--strip", "("],
+            "--strip must be a regular expression in RE2's syntax, got '(': missing )",
+        ),
+        (["--threshold", "0.5", "--strip", "(?=a)"], "got '(?=a)': invalid perl operator: (?="),
         (["--port", "70000"], "--port must be in [0, 65535], got 70000"),
         (["--threshold", "2"], "the threshold must lie in [0, 1]"),
     ):
@@ -196,6 +200,14 @@ def test_text_that_is_scored(scored: str, text: str) -> None:
     assert Conversations(scored, ["(?s)<x>.*?</x>"]).text(TALK) == text  # pyright: ignore[reportArgumentType]
 
 
+@pytest.mark.parametrize(
+    ("pattern", "text"), [("(?s)<x>.*?</x>", "<x>" * 1_000_000), ("(a|aa)+$", "a" * 1_000_000 + "b")]
+)
+def test_no_text_of_a_client_makes_a_pattern_slow(pattern: str, text: str) -> None:
+    # By Python's re the first takes hours, and the second does not end.
+    assert Conversations("last", [pattern]).text([{"role": "user", "content": text}]) == text
+
+
 def test_parts_that_can_be_scored_are_those_of_the_command() -> None:
     assert get_args(Scored) == SCORED
     with pytest.raises(InputError, match="scored must be one of last, user_turns, all, got 'user'"):
@@ -207,4 +219,5 @@ def test_text_of_conversations_without_any() -> None:
     assert read([{"role": "user", "content": [IMAGE]}]) == ""
     assert read([{"role": "system", "content": "only"}]) == "only"
     assert read([{"role": "user", "content": "half \ud83d"}]) == "half \ufffd"
+    assert Conversations("last", ["l"]).text([{"role": "user", "content": "half \ud83d"}]) == "haf \ufffd"
     assert read([{"role": "user", "content": " as it is\n"}]) == " as it is\n"
