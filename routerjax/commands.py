@@ -141,7 +141,7 @@ def calibrate(arguments: argparse.Namespace) -> None:
         score = functools.partial(router.win_prob, exclude_own_battles=True)
         win_prob = np.concatenate(list(score_chunks(score, table, progress=True)))
         threshold, attained = threshold_for_share(win_prob, arguments.strong_share)
-        _say(f"threshold {threshold!r} sends {attained:.4f} of these {table.rows} prompts to {router.strong}")
+        _say(f"threshold {threshold!r} sends {attained:.4f} of the {table.rows} rows to {router.strong}")
         if arguments.strong_share - attained > LARGEST_SHORTFALL:
             together = int((win_prob == win_prob[win_prob < threshold].max()).sum())
             logger.warning(
@@ -163,8 +163,8 @@ def score(arguments: argparse.Namespace) -> None:
     from routerjax.tables import require_writable
 
     # All that can be refused is refused before the prompts are encoded.
-    require_writable(arguments.output)
     require_part(arguments.output, resume=arguments.resume)
+    require_writable(arguments.output)
     folder = router_folder(arguments.router)
     stored = load_router(folder, encoder=arguments.encoder)
     router = stored.with_pair(arguments.strong, arguments.weak)

@@ -177,9 +177,9 @@ class Bundle:
         """Path of a regular file that bundle.json names; links lead out of the folder in Hugging Face's cache alone."""
         if name != DESCRIPTION and not (PLAIN_NAME.fullmatch(name) and name in self.description["sha256"]):
             raise BundleError(f"{name!r} is no file of this bundle")
-        path, root = self.folder / name, self.folder.resolve()
+        path, root, hint = self.folder / name, self.folder.resolve(), "; export makes it" * (name == DESCRIPTION)
         if not path.is_file():
-            raise BundleError(f"{path} is missing, or is not a regular file")
+            raise BundleError(f"{path} is missing, or no regular file{hint}")
         real = path.resolve()
         blobs = [place.parents[1] / "blobs" for place in (root, *root.parents) if place.parent.name == "snapshots"]
         if not real.is_relative_to(root) and real.parent not in blobs:

@@ -76,20 +76,20 @@ def test_what_a_killed_writer_left_is_removed_by_the_next(tmp_path: Path, make: 
 
 
 def test_what_is_being_written_is_not_removed(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    flock, found = fcntl.flock, []
+    flock, first = fcntl.flock, []
 
     def too_late(descriptor: int, operation: int) -> None:
         """Another writer of the same name comes between the first folder's making and its lock."""
-        if not found:
-            found.append(os.readlink(f"/proc/self/fd/{descriptor}"))
+        if not first:
+            first.append(os.readlink(f"/proc/self/fd/{descriptor}"))
             remove_left(target)
-            assert not os.path.exists(found[0])
+            assert not os.path.exists(first[0])
         flock(descriptor, operation)
 
     target = tmp_path / "router"
     monkeypatch.setattr(fcntl, "flock", too_late)
     with new_directory(target) as folder:
-        assert str(folder) != found[0]
+        assert str(folder) != first[0]
         remove_left(target)
         (folder / "a").write_text("1")
     assert os.listdir(tmp_path) == ["router"]

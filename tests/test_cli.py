@@ -68,7 +68,7 @@ def test_calibrate_keeps_the_threshold(arena: Path, capsys: pytest.CaptureFixtur
     assert abs(share - 0.3) < 0.05
     battles = str(arena / "battles.parquet")
     assert main(["calibrate", str(arena / "run"), "--prompts", battles, "--strong-share", "0.3"]) == 0
-    printed = f"threshold {calibrated.threshold!r} sends {share:.4f} of these 320 prompts to sim-large\n"
+    printed = f"threshold {calibrated.threshold!r} sends {share:.4f} of the 320 rows to sim-large\n"
     assert capsys.readouterr().out == printed
 
 
@@ -129,7 +129,7 @@ def test_a_share_that_is_not_attained_is_said(
     write_table(pa.table({"prompt": ["one and the same"] * 10}), str(tmp_path / "in.csv"))
     share = ["calibrate", str(arena / "run"), "--prompts", str(tmp_path / "in.csv"), "--strong-share"]
     assert main([*share, "0.5"]) == 0
-    assert "sends 0.0000 of these 10 prompts" in capsys.readouterr().out
+    assert "sends 0.0000 of the 10 rows" in capsys.readouterr().out
     assert "0.5 of them were wanted: the next 10 share one win probability, and go to one model together" in caplog.text
     caplog.clear()
     assert main([*share, "1"]) == 0

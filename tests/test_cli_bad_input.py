@@ -249,7 +249,9 @@ def test_benchmarks(arena: Path, tmp_path: Path, refused: Refused) -> None:
     refused("question 1 needs 2 grades of gpt-4-1106-preview", *evaluate, "mt_bench")
 
     table = arena / "benchmark.parquet"
-    refused("has no usual pair .*--strong, --weak.*; it has sim-large, sim-small", *evaluate, table)
+    refused(
+        "names no strong and no weak model.*--strong, --weak.*; its models are sim-large, sim-small", *evaluate, table
+    )
     refused(
         r"'sim-lrge' is not one of the 2 models \(did you mean 'sim-large'\?\)",
         *evaluate,

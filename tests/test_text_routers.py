@@ -15,8 +15,7 @@ from routerjax.cli import main
 from routerjax.config import ExperimentConfig, override
 from routerjax.families import pretrained_params
 from routerjax.pipeline import load_config, train_router
-from routerjax.router.outputs import jitted
-from routerjax.scoring import pair_win_prob
+from routerjax.router.outputs import jitted_module
 from tests.encoders import TEXTS, save_tiny_encoder
 from tests.routers import tiny_router, tiny_text_router
 
@@ -83,23 +82,23 @@ def test_compilations_are_bounded_and_one_prompt_is_one_row(tmp_path: Path, monk
     router = tiny_text_router(tmp_path)
     rng = np.random.default_rng(0)
     prompts = [" ".join(rng.choice(["poem", "prove", "what"], length)) for length in rng.integers(1, 80, 400)]
-    jitted.cache_clear()
+    jitted_module.cache_clear()
     for start in (0, 7, 250):
         router.win_prob(prompts[start:])
-    compiled = jitted(router.module, pair_win_prob, 0, 2, router.likelihood)
+    compiled = jitted_module(router.module)
     lengths = router.featurizer.tokenizer.lengths
     most = sum((features.tokenizer.TOKENS_ON_CPU // length).bit_length() for length in lengths)
     assert 2 <= compiled._cache_size() <= most
     shapes = []
 
-    def seen(*_: object) -> Callable:
+    def seen(_: object) -> Callable:
         def score(variables: dict, query: dict) -> jax.Array:
             shapes.append(query["token_ids"].shape)
             return compiled(variables, query)
 
         return score
 
-    monkeypatch.setattr("routerjax.router.router.jitted", seen)
+    monkeypatch.setattr("routerjax.router.outputs.jitted_module", seen)
     router.win_prob(["poem"])
     router.win_prob(["poem " * 60])
     assert shapes == [(1, lengths[0]), (1, lengths[-1])]

@@ -150,5 +150,6 @@ def require_both_outcomes(battles: Preferences) -> None:
     if np.ptp(first) == 0 and np.ptp(second) == 0:
         raise InputError(
             f"one class only: every battle of {battles.models[first[0]]} against {battles.models[second[0]]} has the "
-            f"label {float(label[0])}; a router needs prompts on which they differ"
+            f"label {float(label[0])} (1 where the first wins, 0 where the second does); a router needs prompts on "
+            "which they differ"
         )

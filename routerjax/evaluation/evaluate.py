@@ -143,8 +143,8 @@ def find_pair(benchmark: Benchmark, strong: str | None, weak: str | None) -> tup
     strong, weak = strong or benchmark.strong, weak or benchmark.weak
     if strong is None or weak is None:
         raise InputError(
-            f"benchmark {benchmark.name} has no usual pair of models: name the strong and the weak one "
-            f"(--strong, --weak); it has {', '.join(benchmark.quality)}"
+            f"the benchmark {benchmark.name} names no strong and no weak model: give both (--strong, --weak); "
+            f"its models are {', '.join(benchmark.quality)}"
         )
     for model in (strong, weak):
         model_index(tuple(benchmark.quality), model)

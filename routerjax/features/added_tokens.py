@@ -92,7 +92,10 @@ def cls_token(featurizer: TokenFeaturizer) -> str:
     token = featurizer.tokenizer_config.get("cls_token")
     token = token.get("content") if isinstance(token, dict) else token
     if not isinstance(token, str) or not token:
-        raise InputError(f"{featurizer.source}: tokenizer_config.json must name a cls_token, which ends each text")
+        raise InputError(
+            f"{featurizer.source}: tokenizer_config.json must name a cls_token, which ends each text, or train with "
+            "features.cls_token='<|cls|>', which adds one"
+        )
     return token
 
 

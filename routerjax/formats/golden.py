@@ -19,7 +19,6 @@ from routerjax.features import Embeddings, TokenFeaturizer
 from routerjax.models import describe_encoder
 from routerjax.policies import Policy, WinProb
 from routerjax.router import Router
-from routerjax.scoring import apply_module
 from routerjax.typing import Array
 
 logger = logging.getLogger(__name__)
@@ -65,10 +64,8 @@ def golden_models(router: Router, query: Sequence[str] | Embeddings, tolerance: 
 
     It is -1 where a difference that is within the tolerance, of a score or a win probability, would change it.
     """
-    is_embedded = isinstance(query, Embeddings)
-    arrays = {"embedding": query.embedding} if is_embedded else router.featurizer.query(list(query))
-    scores = apply_module(router.module, router.variables, jax.tree.map(jnp.asarray, arrays))
-    return np.asarray(router.choose(router.variables, scores, _Settled(router.policy, tolerance)))
+    choose = functools.partial(router.choose, policy=_Settled(router.policy, tolerance))
+    return router.map_scores(jax.jit(choose), query).astype(np.int32)
 
 
 def compare_scores(router: Router, written: Router, prompts: Sequence[str], *, is_reversed: bool = False) -> float:

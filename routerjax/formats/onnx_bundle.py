@@ -49,7 +49,7 @@ class Onnx(BundleFormat):
     def require_form(self, router: Router) -> None:
         """Refuse a router that the format cannot hold, and to work without what converts it."""
         for package in ("jax2onnx", "onnxruntime"):
-            require_extra("onnx", package, f"the format {self.name}")
+            require_extra("onnx", package, f"the format {self.name}, in an environment of its own (README says which),")
         super().require_form(router)
         if self.benchmark is not None:  # a table that is none is refused before the work
             require_gap(router, self.benchmark)

@@ -96,7 +96,10 @@ def read_chat_template(
 
     def read(loaded: Any) -> ChatTemplate:
         if loaded.chat_template is None:
-            raise InputError(f"{folder}: its tokenizer has no chat template (chat_template in tokenizer_config.json)")
+            raise InputError(
+                f"{folder}: its tokenizer has no chat template (chat_template in tokenizer_config.json): give "
+                "the text around a prompt, such as features.template='Question: {prompt}'"
+            )
 
         def render(prompt: str) -> str:
             filled = [{**turn, "content": turn["content"].replace(PROMPT, prompt)} for turn in turns]

@@ -23,6 +23,9 @@ from routerjax.typing import Array, ScoreFn, Variables
 Batches = Iterator[tuple[Int[np.ndarray, "rows"], dict[str, np.ndarray]]]
 """Rows of prompts and their padded queries, see :meth:`routerjax.features.Featurizer.batches`."""
 
+ReadFn = Callable[[Variables, Array], Array]
+"""Pure ``(variables, scores of the module) -> output`` of a batch."""
+
 # A sum of probabilities in float32 is above 1 by less than this.
 ROUNDING = 1e-6
 
@@ -48,9 +51,15 @@ def require_values(is_good: np.ndarray, values: np.ndarray, what: str, prompts: 
 
 
 @functools.lru_cache(maxsize=64)
-def jitted(module: nn.Module, read: Callable[..., Array], *static: Hashable) -> ScoreFn:
-    """Jit ``(variables, query) -> read(variables, scores of the module, *static)``, once for equal routers."""
-    return jax.jit(lambda variables, query: read(variables, apply_module(module, variables, query), *static))
+def jitted_module(module: nn.Module) -> ScoreFn:
+    """Jit ``(variables, query) -> scores``, once for equal routers, whatever is read from the scores."""
+    return jax.jit(functools.partial(apply_module, module))
+
+
+@functools.lru_cache(maxsize=256)
+def jitted(read: Callable[..., Array], *static: Hashable) -> ReadFn:
+    """Jit ``(variables, scores of the module) -> read(variables, scores, *static)``, once for equal arguments."""
+    return jax.jit(lambda variables, scores: read(variables, scores, *static))
 
 
 def module_scores(variables: Variables, scores: Array) -> Array:
@@ -111,14 +120,22 @@ def _with_prompt_id(batches: Batches, ids: UInt32[np.ndarray, "prompts 2"]) -> B
 
 
 def run(
-    compiled: ScoreFn, variables: Variables, row_of: Int[np.ndarray, "prompts"], batches: Batches, *, progress: bool
+    module: nn.Module,
+    read: ReadFn,
+    variables: Variables,
+    row_of: Int[np.ndarray, "prompts"],
+    batches: Batches,
+    *,
+    progress: bool,
 ) -> np.ndarray:
-    """Apply a jitted function to each different prompt once, in batches of a few static shapes."""
+    """Read from the scores of each different prompt, computed once, in batches of a few static shapes."""
     count, outputs = int(row_of.max()) + 1, np.zeros(0, np.float32)
+    # A calibration comes and goes with the pair: the module, which does not read it, is compiled once for all pairs.
+    of_module = {name: leaf for name, leaf in variables.items() if name != "calibration"}
     with tqdm.tqdm(total=count, unit="prompt", disable=not progress, delay=2) as bar:
         for rows, query in batches:
-            on_device = {name: jnp.asarray(leaf) for name, leaf in query.items()}
-            computed = np.asarray(compiled(variables, on_device), np.float32)[: len(rows)]
+            scores = jitted_module(module)(of_module, {name: jnp.asarray(leaf) for name, leaf in query.items()})
+            computed = np.asarray(read(variables, scores), np.float32)[: len(rows)]
             if not outputs.size:
                 outputs = np.zeros((count, *computed.shape[1:]), np.float32)
             outputs[rows] = computed

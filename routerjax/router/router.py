@@ -21,16 +21,18 @@ from routerjax.features import EmbeddingCache, Embeddings, Featurizer
 from routerjax.likelihoods import BRADLEY_TERRY, Likelihood
 from routerjax.policies import Policy, Threshold
 from routerjax.router.outputs import (
+    ReadFn,
     batches_of,
     checked_probability,
     jitted,
+    jitted_module,
     module_scores,
     pair_outcome_prob,
     require_values,
     run,
 )
 from routerjax.scoring import apply_module, pair_win_prob
-from routerjax.typing import Array, Query, ScoreFn, Variables
+from routerjax.typing import Array, Query, Variables
 
 
 @dataclass(frozen=True, eq=False, kw_only=True)
@@ -166,11 +168,8 @@ class Router:
         return jnp.where(jnp.isfinite(scores).all(axis=-1), column, -1).astype(jnp.int32)
 
     @functools.cached_property
-    def _jit_choice(self) -> ScoreFn:
-        def choose(variables: Variables, query: Query) -> Array:
-            return self.choose(variables, apply_module(self.module, variables, query))
-
-        return jax.jit(choose)
+    def _jit_choose(self) -> ReadFn:
+        return jax.jit(self.choose)
 
     def route(
         self, prompts: Sequence[str] | Embeddings, *, cache: EmbeddingCache | None = None, progress: bool = False
@@ -181,7 +180,7 @@ class Router:
             InputError: as :meth:`scores`, or the policy has no threshold yet.
         """
         self.policy.require_choice()
-        columns = self._run(self._jit_choice, self.variables, prompts, False, cache, progress)
+        columns = self.map_scores(self._jit_choose, prompts, cache=cache, progress=progress)
         is_model = (columns >= 0) & (columns < len(self.models))
         require_values(is_model, columns, "choice must be a column of its models", prompts)
         return [self.models[int(column)] for column in columns]
@@ -216,8 +215,7 @@ class Router:
         A tie's score, as of ``three_outcome``, is left out here; the columns of ``three_labels`` are win, tie and loss
         of ``models[0]`` against ``models[1]``.
         """
-        compiled = jitted(self.module, module_scores)
-        scores = self._run(compiled, self.variables, prompts, exclude_own_battles, cache, progress)
+        scores = self.map_scores(module_scores, prompts, exclude_own_battles, cache, progress)
         require_values(np.isfinite(scores), scores, "score must be finite", prompts)
         return cast(np.ndarray, self.likelihood.model_scores(cast(Array, scores)))
 
@@ -251,8 +249,8 @@ class Router:
         """
         router = self.with_pair(strong, weak)
         columns = self.column(router.strong), self.column(router.weak)
-        compiled = jitted(self.module, pair_win_prob, *columns, self.likelihood)
-        win_prob = self._run(compiled, router.variables, prompts, exclude_own_battles, cache, progress)
+        read = jitted(pair_win_prob, *columns, self.likelihood)
+        win_prob = router.map_scores(read, prompts, exclude_own_battles, cache, progress)
         return checked_probability(win_prob, "win probability", prompts)
 
     def outcome_prob(
@@ -274,24 +272,28 @@ class Router:
         strong = self.strong if strong is None else strong
         weak = self.weak if weak is None else weak
         columns = self.column(strong), self.column(weak)
-        compiled = jitted(self.module, pair_outcome_prob, *columns, self.likelihood)
-        prob = self._run(compiled, self.variables, prompts, exclude_own_battles, cache, progress)
+        read = jitted(pair_outcome_prob, *columns, self.likelihood)
+        prob = self.map_scores(read, prompts, exclude_own_battles, cache, progress)
         return checked_probability(prob, "probability of an outcome", prompts)
 
-    def _run(
+    def map_scores(
         self,
-        compiled: ScoreFn,
-        variables: Variables,
+        read: ReadFn,
         prompts: Sequence[str] | Embeddings,
-        exclude_own_battles: bool,
-        cache: EmbeddingCache | None,
-        progress: bool,
-    ) -> np.ndarray:
-        """See :func:`routerjax.router.outputs.run`."""
+        exclude_own_battles: bool = False,
+        cache: EmbeddingCache | None = None,
+        progress: bool = False,
+    ) -> Float32[np.ndarray, "prompts *output"]:
+        """Read from what the module computes for each prompt; see :meth:`win_prob` for the arguments.
+
+        Args:
+            read: ``(variables, scores of the module) -> output`` of a batch, which may be jitted.
+        """
         if isinstance(prompts, Embeddings):
             self.featurizer.require_same(prompts.fingerprint, prompts.embedding.shape[1])
         excludes = exclude_own_battles and "prompt_id" in self.variables.get("memory", {})
         row_of, batches = batches_of(prompts, self.featurizer, has_prompt_id=excludes, cache=cache)
-        if not len(row_of):
-            return np.zeros((0, *jax.eval_shape(compiled, variables, self.featurizer.example()).shape[1:]), np.float32)
-        return run(compiled, variables, row_of, batches, progress=progress)
+        if len(row_of):
+            return run(self.module, read, self.variables, row_of, batches, progress=progress)
+        scores = jax.eval_shape(jitted_module(self.module), self.variables, self.featurizer.example())
+        return np.zeros((0, *jax.eval_shape(read, self.variables, scores).shape[1:]), np.float32)

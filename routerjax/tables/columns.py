@@ -53,7 +53,8 @@ def require_columns(present: Iterable[str], wanted: Iterable[str], where: object
     missing = [name for name in wanted if name not in present]
     if missing:
         named = ", ".join(f"{name!r}{nearest(name, present)}" for name in missing)
-        raise InputError(f"{where} lacks the column {named}; it has {', '.join(present) or 'none'}")
+        noun = "column" if len(missing) == 1 else "columns"
+        raise InputError(f"{where} lacks the {noun} {named}; it has {', '.join(present) or 'none'}")
 
 
 def first_appearance(

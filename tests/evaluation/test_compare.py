@@ -132,8 +132,8 @@ def test_what_is_refused_is_refused_before_any_prompt_is_scored(
     both = [benchmark_file(tmp_path), str(other)]
     for arguments, message in (
         ({"benchmarks": both, **pair}, "the same mean quality"),
-        ({"benchmarks": both[:1]}, "no usual pair of models"),
-        ({"benchmarks": both[:1], "strong": "big"}, "no usual pair of models"),
+        ({"benchmarks": both[:1]}, "names no strong and no weak model"),
+        ({"benchmarks": both[:1], "strong": "big"}, "names no strong and no weak model"),
         ({"benchmarks": [both[0], both[0]], **pair}, f"{both[0]} is named twice"),
         ({"benchmarks": [both[0], f"{tmp_path}/in/{Path(both[0]).name}"], **pair}, "is the name of two benchmarks"),
         ({"benchmarks": both[:1], "score_files": [scores, scores], **pair}, "outside.csv is named twice"),

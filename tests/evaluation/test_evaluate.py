@@ -184,7 +184,7 @@ def test_bad_input() -> None:
     with pytest.raises(InputError, match=r"'bigg' is not one of the 2 models \(did you mean 'big'\?\)"):
         evaluation.evaluate(win_probs(), BENCHMARK, strong="bigg")
     nameless = data.Benchmark(name="n", prompts=BENCHMARK.prompts, quality=BENCHMARK.quality)
-    with pytest.raises(InputError, match="has no usual pair of models"):
+    with pytest.raises(InputError, match="names no strong and no weak model"):
         evaluation.evaluate(win_probs(), nameless)
 
 

@@ -116,12 +116,12 @@ def test_files_are_regular_ones_of_the_bundle(program: ModuleType, bundle: Path,
     forge(bundle, sha256=hashes)
     tokenizer = bundle / "tokenizer.json"
     tokenizer.rename(tmp_path / "tokenizer.json")
-    refuse(program, bundle, "tokenizer.json is missing, or is not a regular file")
+    refuse(program, bundle, "tokenizer.json is missing, or no regular file")
     tokenizer.symlink_to(tmp_path / "tokenizer.json")
     refuse(program, bundle, "tokenizer.json is a link to a file outside of the bundle")
     tokenizer.unlink()
     os.mkfifo(tokenizer)
-    refuse(program, bundle, "tokenizer.json is missing, or is not a regular file")
+    refuse(program, bundle, "tokenizer.json is missing, or no regular file")
 
 
 def test_a_snapshot_in_hugging_faces_cache_is_links(exported: Path, tmp_path: Path) -> None:

@@ -76,7 +76,7 @@ def test_other_outputs_are_refused(bundle: Path, capsys: pytest.CaptureFixture[s
 
 
 def test_what_is_no_bundle_is_refused(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    assert "bundle.json is missing, or is not a regular file" in refusal(tmp_path, capsys)
+    assert "bundle.json is missing, or no regular file; export makes it" in refusal(tmp_path, capsys)
     (tmp_path / "file").touch()
     for name in (str(tmp_path / "none"), str(tmp_path / "file")):
         assert main(["verify", name]) == 2
