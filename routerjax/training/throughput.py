@@ -216,10 +216,9 @@ class Workload:
         if row["input_wait_share"]:
             parts.append(f"{row['input_wait_share']:.1%} of that time waiting for batches")
         if self.peak is not None:
-            parts.append(
-                f"model FLOPs {row['model_flops_utilization']:.1%} of {self.peak.flops / 1e12:.3g} T/s "
-                f"({self.peak.source})"
-            )
+            share = row["model_flops_utilization"]
+            too_low = ", which was too low" if share > 1 else ""
+            parts.append(f"model FLOPs {share:.1%} of {self.peak.flops / 1e12:.3g} T/s ({self.peak.source}{too_low})")
         for name, where in (("peak_device_bytes", "a device"), ("peak_host_bytes", "the process")):
             if name in row:
                 parts.append(f"at most {row[name] / 1e9:.2f} GB of {where}")

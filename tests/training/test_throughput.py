@@ -12,7 +12,7 @@ from hypothesis import strategies as st
 from routerjax import training
 from routerjax.config import OptimizerConfig, TrainingConfig
 from routerjax.models import MatrixFactorization
-from routerjax.training.throughput import PEAK_FLOPS, StepTimes, peak_of
+from routerjax.training.throughput import PEAK_FLOPS, Peak, StepTimes, Workload, peak_of
 from tests.training.battles import NUM_MODELS, WIDTH, random_battles
 
 
@@ -51,3 +51,12 @@ def test_a_row_divides_the_work_of_an_epoch_by_its_time() -> None:
     assert row["model_flops_utilization"] == pytest.approx(row["model_flops_per_second"] / peak)
     assert row["peak_host_bytes"] > 1e8
     assert 0 < row["step_seconds_p50"] <= row["step_seconds_p90"] <= row["step_seconds_p99"]
+
+
+@pytest.mark.parametrize(
+    ("flops", "text"), [(5e11, "50.0% of 1 T/s (measured)"), (4e12, "(measured, which was too low)")]
+)
+def test_a_rate_above_the_peak_says_that_the_peak_is_too_low(flops: float, text: str) -> None:
+    work = Workload(battles=10, flops=flops, peak=Peak(1e12, "measured"))
+    row = {"loss": 0.5, "input_wait_share": 0.0, "compile_seconds": 0.0, **work.figures(1.0, StepTimes())}
+    assert text in work.describe(row)
