@@ -66,7 +66,8 @@ def main(folder: Path) -> None:
     quality = arena.benchmark.quality
     win_prob = router.win_prob(arena.benchmark.prompts)
     curve = metrics.cost_quality_curve(win_prob, quality["sim-large"], quality["sim-small"])
-    print(f"validation loss {result.best_loss:.4f} (win, tie and loss at equal odds: 1.0986), APGR {metrics.apgr(curve):.3f}")
+    loss = f"validation loss {result.best_loss:.4f} (win, tie and loss at equal odds: 1.0986)"
+    print(f"{loss}, APGR {metrics.apgr(curve):.3f}")
     save_router(router, folder / "router")
     print("exported:", formats.export(router, folder / "bundle", "stablehlo"))
 
