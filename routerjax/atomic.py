@@ -7,11 +7,10 @@ import errno
 import fcntl
 import logging
 import os
-import re
 import secrets
 import shutil
 import stat
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from pathlib import Path
 
 from routerjax.errors import InputError
@@ -37,25 +36,29 @@ def atomic_file(path: str | os.PathLike[str]) -> Iterator[Path]:
 
     It is made exclusively, so never through a link that somebody else left, under a name that no other thread or
     process uses, and with the permissions that the umask leaves. If the body raises, or the process dies, ``path``
-    keeps what it held before. The body writes into the file, and puts no other in its place. The next writer of the
-    same path removes what a killed process left.
+    keeps what it held before.
 
     Raises:
         InputError: the parent folder does not exist.
     """
     path = Path(path)
     require_folder(path)
-    with _temporary(path, lambda temporary: temporary.touch(exist_ok=False)) as temporary:
+    temporary = _unused_name(path)
+    os.close(os.open(temporary, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o666))
+    try:
         yield temporary
         _flush(temporary)
         os.replace(temporary, path)
+        _flush(path.parent)
+    except OSError as error:
+        raise _naming(path, error) from error
+    finally:
+        temporary.unlink(missing_ok=True)
 
 
 @contextlib.contextmanager
 def new_directory(path: str | os.PathLike[str]) -> Iterator[Path]:
     """Yield a temporary folder beside ``path``; on success rename it to ``path``, permissions as the umask has them.
-
-    The next writer of the same path removes what a killed process left.
 
     Raises:
         InputError: ``path`` exists already: nothing is ever overwritten.
@@ -63,7 +66,9 @@ def new_directory(path: str | os.PathLike[str]) -> Iterator[Path]:
     path = Path(path)
     refuse_existing(path)
     path.parent.mkdir(parents=True, exist_ok=True)
-    with _temporary(path, Path.mkdir) as temporary:
+    temporary = _unused_name(path)
+    temporary.mkdir()
+    try:
         yield temporary
         for child in temporary.rglob("*"):
             if child.is_file() or child.is_dir():
@@ -71,44 +76,11 @@ def new_directory(path: str | os.PathLike[str]) -> Iterator[Path]:
         _flush(temporary)
         refuse_existing(path)
         os.rename(temporary, path)
-
-
-@contextlib.contextmanager
-def _temporary(path: Path, make: Callable[[Path], object]) -> Iterator[Path]:
-    """Yield a new file or folder beside ``path`` that is locked until the body ends, which renames it to ``path``."""
-    remove_left(path)
-    temporary, descriptor = _make_and_lock(path, make)
-    try:
-        yield temporary
         _flush(path.parent)
     except OSError as error:
         raise _naming(path, error) from error
     finally:
-        _remove(temporary)
-        os.close(descriptor)
-
-
-def remove_left(path: Path) -> None:
-    """Remove temporary files and folders of a path that no process holds: those that wrote them were killed."""
-    try:
-        beside = list(path.parent.iterdir())
-    except PermissionError:  # one may write into the folder, and not list it
-        return
-    for left in beside:
-        if not re.fullmatch(rf"\.{re.escape(path.name)}\.[0-9a-f]{{16}}\.tmp", left.name):
-            continue
-        try:
-            descriptor = os.open(left, os.O_RDONLY | os.O_NOFOLLOW | os.O_NONBLOCK)
-        except OSError:  # removed meanwhile, or not this user's
-            continue
-        try:
-            fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
-            logger.info("removing %s, which a killed process left half-written", left)
-            _remove(left)
-        except OSError:  # it is being written, or that cannot be known
-            pass
-        finally:
-            os.close(descriptor)
+        shutil.rmtree(temporary, ignore_errors=True)
 
 
 def open_log(path: Path, access: int) -> int:
@@ -162,41 +134,8 @@ def locked(descriptor: int, path: Path, use: str) -> Iterator[None]:
     yield
 
 
-def _make_and_lock(path: Path, make: Callable[[Path], object]) -> tuple[Path, int]:
-    while True:  # another writer may find what is made before it is locked, and remove it
-        temporary = path.with_name(f".{path.name}.{secrets.token_hex(8)}.tmp")
-        make(temporary)
-        descriptor = _lock_if_there(temporary)
-        if descriptor is not None:
-            return temporary, descriptor
-
-
-def _lock_if_there(temporary: Path) -> int | None:
-    """Descriptor of a file or folder, locked where its file system has locks; None if another process removed it."""
-    try:
-        descriptor = os.open(temporary, os.O_RDONLY)
-    except FileNotFoundError:
-        return None
-    try:
-        fcntl.flock(descriptor, fcntl.LOCK_EX)
-        if os.path.samestat(os.fstat(descriptor), temporary.lstat()):
-            return descriptor
-    except FileNotFoundError:
-        pass
-    except OSError as error:
-        if error.errno in CANNOT_LOCK:
-            return descriptor
-        os.close(descriptor)
-        raise
-    os.close(descriptor)
-    return None
-
-
-def _remove(temporary: Path) -> None:
-    if temporary.is_dir():
-        shutil.rmtree(temporary, ignore_errors=True)
-    else:
-        temporary.unlink(missing_ok=True)
+def _unused_name(path: Path) -> Path:
+    return path.with_name(f".{path.name}.{secrets.token_hex(8)}.tmp")
 
 
 def _naming(path: Path, error: OSError) -> OSError:

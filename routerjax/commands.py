@@ -163,8 +163,8 @@ def score(arguments: argparse.Namespace) -> None:
     from routerjax.tables import require_writable
 
     # All that can be refused is refused before the prompts are encoded.
-    require_part(arguments.output, resume=arguments.resume)
     require_writable(arguments.output)
+    require_part(arguments.output, resume=arguments.resume)
     folder = router_folder(arguments.router)
     stored = load_router(folder, encoder=arguments.encoder)
     router = stored.with_pair(arguments.strong, arguments.weak)
@@ -228,7 +228,7 @@ def serve(arguments: argparse.Namespace) -> None:
     """Serve a router's models behind OpenAI's API."""
     from routerjax.errors import require_extra
 
-    for package in ("starlette", "uvicorn", "prometheus_client"):
+    for package in ("starlette", "uvicorn", "prometheus_client", "re2"):
         require_extra("serve", package, "routerjax serve")
 
     import contextlib
@@ -237,6 +237,7 @@ def serve(arguments: argparse.Namespace) -> None:
     from routerjax.atomic import open_log
     from routerjax.serving.app import Server
     from routerjax.serving.config import read_config
+    from routerjax.serving.conversation import Conversations
     from routerjax.serving.preferences import PreferenceLog
     from routerjax.serving.run import listen
     from routerjax.serving.run import serve as run_server
@@ -247,6 +248,7 @@ def serve(arguments: argparse.Namespace) -> None:
     if not 0 <= arguments.grace < math.inf:
         raise InputError(f"--grace must be a number of seconds, got {arguments.grace}")
     config = read_config(arguments.config)
+    Conversations(arguments.scored, arguments.strip)  # a pattern that is none is refused before the router is loaded
     scorer = open_scorer(
         arguments.router,
         threshold=arguments.threshold,

@@ -89,11 +89,11 @@ def retry_after(headers: Mapping[str, str]) -> float | None:
 
 
 def _seconds_until(date: str) -> float:
-    """Seconds until a date of a header, 0 if it is past; NaN of what is no date."""
+    """Seconds until a date of a header, negative if it is past; NaN of what is no date."""
     try:
         moment = email.utils.parsedate_to_datetime(date)
     except (ValueError, OverflowError):
         return math.nan
     if moment.tzinfo is None:  # "-0000": in Greenwich, as all dates of headers are
         moment = moment.replace(tzinfo=datetime.UTC)
-    return max(0.0, (moment - datetime.datetime.now(datetime.UTC)).total_seconds())
+    return (moment - datetime.datetime.now(datetime.UTC)).total_seconds()

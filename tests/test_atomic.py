@@ -1,5 +1,3 @@
-import errno
-import fcntl
 import os
 import secrets
 import signal
@@ -10,7 +8,7 @@ from pathlib import Path
 
 import pytest
 
-from routerjax.atomic import atomic_file, new_directory, refuse_existing, remove_left
+from routerjax.atomic import atomic_file, new_directory, refuse_existing
 from routerjax.errors import InputError
 
 
@@ -55,56 +53,15 @@ def test_folder_appears_whole_and_never_overwrites(tmp_path: Path) -> None:
     assert (empty / "a").read_text() == "2"
 
 
-@pytest.mark.parametrize("make", ["atomic_file", "new_directory"])
-def test_what_a_killed_writer_left_is_removed_by_the_next(tmp_path: Path, make: str) -> None:
+def test_killed_writer_leaves_no_folder(tmp_path: Path) -> None:
     program = (
-        f"import os, signal, sys; from routerjax.atomic import {make}\n"
-        f"with {make}(sys.argv[1]) as path:\n"
-        "    (path / 'half' if path.is_dir() else path).write_text('x'); os.kill(os.getpid(), signal.SIGKILL)"
+        "import os, signal, sys; from routerjax.atomic import new_directory\n"
+        "with new_directory(sys.argv[1]) as folder:\n"
+        "    (folder / 'half').write_text('x'); os.kill(os.getpid(), signal.SIGKILL)"
     )
     finished = subprocess.run([sys.executable, "-c", program, str(tmp_path / "router")], check=False)
     assert finished.returncode == -signal.SIGKILL
-    (left,) = os.listdir(tmp_path)
-    assert left.startswith(".router.")
-    assert left.endswith(".tmp")
-    others = [".router.kept.tmp", ".other.0123456789abcdef.tmp"]
-    for name in others:
-        (tmp_path / name).touch()
-    with new_directory(tmp_path / "router"), atomic_file(tmp_path / "router.json"):
-        assert left not in os.listdir(tmp_path)
-    assert sorted(os.listdir(tmp_path)) == sorted([*others, "router", "router.json"])
-
-
-def test_what_is_being_written_is_not_removed(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    flock, first = fcntl.flock, []
-
-    def too_late(descriptor: int, operation: int) -> None:
-        """Another writer of the same name comes between the first folder's making and its lock."""
-        if not first:
-            first.append(os.readlink(f"/proc/self/fd/{descriptor}"))
-            remove_left(target)
-            assert not os.path.exists(first[0])
-        flock(descriptor, operation)
-
-    target = tmp_path / "router"
-    monkeypatch.setattr(fcntl, "flock", too_late)
-    with new_directory(target) as folder:
-        assert str(folder) != first[0]
-        remove_left(target)
-        (folder / "a").write_text("1")
-    assert os.listdir(tmp_path) == ["router"]
-    assert (target / "a").read_text() == "1"
-
-
-def test_a_file_system_without_locks_keeps_what_was_left(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    def no_locks(descriptor: int, operation: int) -> None:
-        raise OSError(errno.ENOLCK, os.strerror(errno.ENOLCK))
-
-    monkeypatch.setattr(fcntl, "flock", no_locks)
-    (tmp_path / ".file.0123456789abcdef.tmp").touch()
-    with atomic_file(tmp_path / "file") as file:
-        file.write_text("x")
-    assert sorted(os.listdir(tmp_path)) == [".file.0123456789abcdef.tmp", "file"]
+    assert not (tmp_path / "router").exists()
 
 
 @pytest.mark.parametrize("umask", [0o022, 0o077, 0o002])

@@ -167,9 +167,10 @@ def test_export(
         "from_token_ids",
         "from_text",
     ]
-    # The user gave no prompt, so that none of which it is said that it was cut.
-    (golden,) = [text for text in caplog.messages if "exporting, and" in text or "cut at" in text]
+    # Before the warning that prompts were cut, of which the user gave none.
+    golden, cut = [text for text in caplog.messages if "exporting, and" in text or "prompts were cut" in text]
     assert golden.startswith("exporting, and comparing with the router on 49 prompts of its own, a long")
+    assert re.match(r"\d+ of 49 prompts were cut", cut)
     description = json.loads((tmp_path / "b" / "bundle.json").read_text())
     assert description["policy"]["threshold"] == load_router(arena / "calibrated").threshold
 
@@ -198,8 +199,8 @@ def test_a_run_killed_in_the_middle_resumes_bit_for_bit(
         process.send_signal(signal.SIGKILL)
     assert process.returncode == -signal.SIGKILL
     assert sorted(os.listdir(killed)) == ["run.json", "training"]
-    (killed / ".router.0123456789abcdef.tmp").mkdir()
-    (killed / "training" / ".metrics.jsonl.0123456789abcdef.tmp").touch()
+    (killed / ".router.abc.tmp").mkdir()
+    (killed / "training" / ".metrics.jsonl.1.tmp").touch()
     assert main([*train, str(killed), "--resume"]) == 0
     assert main([*train, str(whole)]) == 0
     assert sorted(os.listdir(killed)) == sorted(os.listdir(whole)) == ["knn", "router", "run.json", "training"]

@@ -178,7 +178,7 @@ def test_what_a_killed_run_left_before_it_wrote_anything_is_no_obstacle(
 ) -> None:
     run = tmp_path / "run"
     run.mkdir()
-    (run / ".run.json.0123456789abcdef.tmp").touch()
+    (run / ".run.json.abc.tmp").touch()
     train_router(override(config, ["router.family=knn", "router.attributes={'k': 5}"]), run)
     assert sorted(os.listdir(run)) == ["router", "run.json"]
 

@@ -109,9 +109,6 @@ def test_what_a_kill_leaves_is_refused_or_resumed(
         assert re.search(message, line), line
 
     refused(r"nothing to resume: there is no .*out\.csv\.part; run without --resume", "--resume")
-    (folder / "out.csv").touch()
-    refused(r"nothing to resume: .*out\.csv is there, and finished", "--resume")
-    (folder / "out.csv").unlink()
     assert main(["score", str(folder / "router"), "--input", str(folder / "in.csv"), "--resume"]) == 2
     assert "--resume is of an output that is a file: give --output" in capsys.readouterr().err
     killed_after(monkeypatch, 1, lambda: main(command(folder)))

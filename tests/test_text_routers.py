@@ -1,5 +1,6 @@
 """Routers that read text themselves: trained, stored, scored and exported as every other router is."""
 
+import dataclasses
 import json
 import re
 import shutil
@@ -88,7 +89,14 @@ def test_compilations_are_bounded_and_one_prompt_is_one_row(tmp_path: Path, monk
     compiled = jitted_module(router.module)
     lengths = router.featurizer.tokenizer.lengths
     most = sum((features.tokenizer.TOKENS_ON_CPU // length).bit_length() for length in lengths)
-    assert 2 <= compiled._cache_size() <= most
+    assert 2 <= (size := compiled._cache_size()) <= most
+    router.scores(prompts)
+    router.outcome_prob(prompts)
+    router.win_prob(prompts, router.weak, router.strong)
+    router.with_threshold(0.5).route(prompts)
+    calibration = {"slope": np.float32(2.0), "intercept": np.float32(0.5)}
+    dataclasses.replace(router, variables={**router.variables, "calibration": calibration}).win_prob(prompts)
+    assert compiled._cache_size() == size  # whatever is read from the scores
     shapes = []
 
     def seen(_: object) -> Callable:

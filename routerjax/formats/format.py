@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import abc
-import contextlib
 import dataclasses
 import itertools
 import logging
@@ -193,15 +192,12 @@ def export(
             message.
     """
     # Imported here, so that the command line lists formats without starting JAX.
-    from routerjax.features import CutReport
     from routerjax.formats.golden import artefact_precision, golden_query
 
     path, chosen = Path(path), find_format(format, WritableFormat, options)
     refuse_existing(path)
     chosen.require_form(router)
-    # That the long one of the format's own prompts is cut is no news; cuts of given prompts are.
-    reports = contextlib.nullcontext() if prompts is not None else CutReport().collecting()
-    with artefact_precision(), reports:
+    with artefact_precision():
         query = golden_query(router, prompts)
         is_text = isinstance(query, Sequence)
         default = f"{len(query)} prompts of its own, a long one among them" if is_text else "embeddings"

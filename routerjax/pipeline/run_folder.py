@@ -1,15 +1,22 @@
-"""The output folder of a run, locked while the run goes on."""
+"""The output folder of a run: locked while the run goes on, and cleared of what a killed one left half-written."""
 
 from __future__ import annotations
 
 import contextlib
+import logging
 import os
+import shutil
 from collections.abc import Iterator
 from pathlib import Path
 
-from routerjax.atomic import locked, refuse_existing, remove_left
+from routerjax.atomic import locked, refuse_existing
 from routerjax.errors import InputError
 from routerjax.router import require_router
+
+logger = logging.getLogger(__name__)
+
+# What routerjax.atomic writes under a temporary name; only a killed run leaves one of them behind.
+TEMPORARY = (".run.json.*.tmp", ".router.*.tmp", ".knn.*.tmp", "training/.metrics.jsonl.*.tmp")
 
 
 @contextlib.contextmanager
@@ -32,8 +39,10 @@ def run_folder(path: Path, *, resume: bool) -> Iterator[None]:
     path.mkdir(parents=True, exist_ok=True)
     try:
         with _locked(path):
+            for left in [left for pattern in TEMPORARY for left in path.glob(pattern)]:
+                logger.info("removing %s, which a killed run left half-written", left)
+                shutil.rmtree(left) if left.is_dir() and not left.is_symlink() else left.unlink()
             if not resume:
-                remove_left(path / "run.json")  # which a run writes first
                 refuse_existing(path)
             yield
     finally:

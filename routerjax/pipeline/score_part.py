@@ -40,8 +40,6 @@ def require_part(output: str, *, resume: bool) -> None:
         return
     path = part_path(output)
     if resume and not path.is_file():
-        if Path(output).exists():
-            raise InputError(f"nothing to resume: {output} is there, and finished")
         raise InputError(f"nothing to resume: there is no {path}; run without --resume")
     if not resume and path.exists():
         raise InputError(f"{path} holds the results of an unfinished run: go on with --resume, or remove it")

@@ -36,7 +36,7 @@ class RouterGroups:
         name: model for which clients ask to be routed; with ``-`` and a number behind it, by that threshold.
         groups: LiteLLM's ``model_name`` for each model of the router that has another name there.
         scored: ``last`` user turn, ``user_turns``, or ``all`` turns of a conversation.
-        strip: regular expressions in RE2's syntax; what they match is not scored.
+        strip: regular expressions in RE2's syntax; what they match is not scored (google-re2, of the extra `serve`).
         options: see :class:`routerjax.serving.text_scoring.ScorerOptions`.
 
     Attributes:

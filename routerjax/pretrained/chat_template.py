@@ -98,7 +98,7 @@ def read_chat_template(
         if loaded.chat_template is None:
             raise InputError(
                 f"{folder}: its tokenizer has no chat template (chat_template in tokenizer_config.json): give "
-                "the text around a prompt, such as features.template='Question: {prompt}'"
+                "features.template=TEXT with {prompt} in it, after a line break"
             )
 
         def render(prompt: str) -> str:

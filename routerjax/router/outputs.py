@@ -130,7 +130,7 @@ def run(
 ) -> np.ndarray:
     """Read from the scores of each different prompt, computed once, in batches of a few static shapes."""
     count, outputs = int(row_of.max()) + 1, np.zeros(0, np.float32)
-    # A calibration comes and goes with the pair: the module, which does not read it, is compiled once for all pairs.
+    # A calibration comes and goes with the pair. It is none of the module's, which is compiled once for all pairs.
     of_module = {name: leaf for name, leaf in variables.items() if name != "calibration"}
     with tqdm.tqdm(total=count, unit="prompt", disable=not progress, delay=2) as bar:
         for rows, query in batches:

@@ -25,8 +25,9 @@ class Conversations:
     Args:
         scored: part that is scored.
         strip: regular expressions in RE2's syntax; what they match is left out of each turn: the scaffolding of agents,
-            such as ``(?s)<environment>.*?</environment>``. RE2 searches a text in time that grows with its length
-            alone: by Python's ``re`` a client's text could hold up the server for minutes.
+            such as ``(?s)<environment>.*?</environment>``. RE2 searches in time linear in the text's length, where
+            that pattern of Python's ``re`` could take minutes. There is a search for each match: a pattern that reads
+            on and then matches less, such as ``<x>(.*</x>)?``, is slow on many matches still.
 
     Raises:
         InputError: a part that there is not, a pattern that is no regular expression, or google-re2 is missing.
@@ -64,7 +65,7 @@ class Conversations:
 
 
 def _pattern(pattern: str) -> Any:
-    require_extra("serve", "re2", "--strip")
+    require_extra("serve", "re2", "a pattern that strips")
     import re2
 
     options = re2.Options()
